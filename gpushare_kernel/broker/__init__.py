@@ -1,0 +1,1 @@
+"""The part that runs: an asyncio daemon that carries out the core's instructions."""

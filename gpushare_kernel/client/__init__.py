@@ -1,0 +1,1 @@
+"""Inside each kernel: session, lanes, boundaries."""

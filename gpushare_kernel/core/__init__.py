@@ -1,0 +1,1 @@
+"""The part that decides: events in, instructions out. Pure and deterministic (I10)."""

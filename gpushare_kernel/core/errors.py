@@ -1,0 +1,101 @@
+"""What can go wrong, and whose fault it is.
+
+GpushareError
+├── UserError               the declaration or the request; shown in a notebook as its message only
+│   ├── BadSize             a size that cannot be read or makes no sense
+│   ├── BadDeclaration      options that contradict each other
+│   ├── Refused             can never fit this device
+│   ├── WaitEnded           --wait SECONDS is over; the cell has not run
+│   └── NotYours            a request about somebody else's session
+├── BrokerUnavailable       nobody answers
+│   ├── NoBroker            none runs and none may be started
+│   └── VersionMismatch     it speaks none of our protocol versions
+├── PeerError               the other side broke the protocol
+│   ├── FrameTooLong
+│   ├── BadFrame
+│   └── BadToken
+├── DeviceError             the device or its driver
+└── InternalError           our own bug: please report it
+    ├── InvalidTransition
+    └── InvariantBroken
+
+A message names the rule, the value seen and the next step.
+"""
+
+from __future__ import annotations
+
+
+class GpushareError(Exception):
+    """Base of every error gpushare raises."""
+
+
+class UserError(GpushareError):
+    """Something the user can mend. Front ends show the message, never our frames."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks this before it prints a traceback."""
+        return [f"gpushare: {self}"]
+
+
+class BadSize(UserError):
+    """A size that cannot be read or makes no sense."""
+
+
+class BadDeclaration(UserError):
+    """Options that contradict each other."""
+
+
+class Refused(UserError):
+    """The job can never fit this device."""
+
+
+class WaitEnded(UserError):
+    """The time given with --wait is over; the cell has not run."""
+
+
+class NotYours(UserError):
+    """A request acts on the caller's own sessions, unless the caller is an administrator (I9)."""
+
+
+class BrokerUnavailable(GpushareError):
+    """Nobody answers."""
+
+
+class NoBroker(BrokerUnavailable):
+    """None runs and none may be started."""
+
+
+class VersionMismatch(BrokerUnavailable):
+    """The other side speaks none of our protocol versions."""
+
+
+class PeerError(GpushareError):
+    """The other side broke the protocol."""
+
+
+class FrameTooLong(PeerError):
+    """A frame over the limit of its direction."""
+
+
+class BadFrame(PeerError):
+    """Bytes that are not one of our messages."""
+
+
+class BadToken(PeerError):
+    """A token that belongs to no session, or to another one."""
+
+
+class DeviceError(GpushareError):
+    """The device or its driver failed."""
+
+
+class InternalError(GpushareError):
+    """A bug of ours. Please report it with the text."""
+
+
+class InvalidTransition(InternalError):
+    """A state change that the tables in `core/states.py` do not know."""
+
+
+class InvariantBroken(InternalError):
+    """`core/validate.py` found a rule broken."""

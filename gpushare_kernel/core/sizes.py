@@ -1,0 +1,97 @@
+"""Sizes as people write them: `512MiB`, `2G`, `1.5 GB`, `25%`."""
+
+from __future__ import annotations
+
+import re
+
+from gpushare_kernel.core.errors import BadSize
+from gpushare_kernel.core.values import LARGEST_SIZE
+
+_UNITS = {
+    "b": 1,
+    **{u: 2 ** (10 * n) for n, us in enumerate(("k ki kib", "m mi mib", "g gi gib", "t ti tib"), 1) for u in us.split()},
+    **{u: 10 ** (3 * n) for n, u in enumerate(("kb", "mb", "gb", "tb"), 1)},
+}
+_SHAPE = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]+|%)?\s*")
+
+
+def parse_size(text: str, *, whole: int | None = None) -> int:
+    """Return the bytes that `text` names.
+
+    `K M G T` and `KiB MiB GiB TiB` are powers of 1024, `KB MB GB TB` powers of 1000.
+    `25%` is a share of `whole` (the device's capacity in bytes).
+
+    Raises
+    ------
+    BadSize
+        Where the text is no size, has no unit, is zero, or is absurdly large.
+    """
+    match = _SHAPE.fullmatch(text)
+    if match is None:
+        raise BadSize(_not_a_size(text))
+    number, unit = float(match["number"]), match["unit"]
+    if unit is None:
+        msg = f"size {text.strip()!r} has no unit. Write {_plain(number)}GiB or {_plain(number)}MiB."
+        raise BadSize(msg)
+    size = _percent(text, number, whole) if unit == "%" else _absolute(text, number, unit)
+    if size <= 0:
+        msg = f"size {text.strip()!r} is zero. Leave it out, or name what the cell may hold: 512MiB."
+        raise BadSize(msg)
+    if size >= LARGEST_SIZE:
+        msg = f"size {text.strip()!r} is over {LARGEST_SIZE // 2**40} TiB. Did you mean a smaller unit?"
+        raise BadSize(msg)
+    return size
+
+
+def format_size(size: int) -> str:
+    """Return `size` bytes as people read it: `6.0 GiB`, `512 MiB`, `0 B`."""
+    sign, size = ("-", -size) if size < 0 else ("", size)
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30)):
+        if size >= factor:
+            return f"{sign}{size / factor:.1f} {unit}"
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{sign}{size / factor:.0f} {unit}"
+    return f"{sign}{size} B"
+
+
+def pasteable_size(size: int) -> str:
+    """Return a size of at least `size` bytes that can be pasted behind `%%gpulane`: `6GiB`, `640MiB`."""
+    gib = 2**30
+    if size > 4 * gib:
+        return f"{-(-size // gib)}GiB"
+    if size > gib:
+        halves = -(-size * 2 // gib)
+        return f"{halves // 2}GiB" if halves % 2 == 0 else f"{halves / 2:.1f}GiB"
+    step = 64 * 2**20
+    return f"{max(1, -(-size // step)) * 64}MiB"
+
+
+def _absolute(text: str, number: float, unit: str) -> int:
+    factor = _UNITS.get(unit.lower())
+    if factor is None:
+        raise BadSize(_not_a_size(text))
+    return round(number * factor)
+
+
+def _percent(text: str, number: float, whole: int | None) -> int:
+    if not 0 < number <= 100:  # noqa: PLR2004
+        msg = f"size {text.strip()!r} must be over 0% and at most 100% of the device."
+        raise BadSize(msg)
+    if whole is None:
+        msg = f"size {text.strip()!r} needs a device to be a share of, and none is known here. Write bytes: 2GiB."
+        raise BadSize(msg)
+    return int(whole * number / 100)
+
+
+def _not_a_size(text: str) -> str:
+    seen = text.strip()
+    if "," in seen and _SHAPE.fullmatch(seen.replace(",", ".")):
+        return f"size {seen!r} has a comma. Write {seen.replace(',', '.').replace(' ', '')}."
+    if seen.startswith("-"):
+        return f"size {seen!r} is negative. Write what the cell may hold: 512MiB."
+    return f"{seen!r} is not a size. Write a number with a unit: 512MiB, 2G, 1.5 GB or 25%."
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}"

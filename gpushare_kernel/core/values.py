@@ -1,0 +1,132 @@
+"""The values every room speaks in: identifiers, states, reasons, sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+SessionId = NewType("SessionId", str)
+JobId = NewType("JobId", str)
+UserId = NewType("UserId", str)
+DeviceId = NewType("DeviceId", str)
+LaneId = NewType("LaneId", int)
+
+KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
+LARGEST_SIZE = 2**50
+"""No declared size may reach a pebibyte; larger numbers are typing errors."""
+
+
+class Presence(StrEnum):
+    """How much of a session is there."""
+
+    OPENED = "opened"
+    ATTACHED = "attached"
+    BARE = "bare"
+    ORPHANED = "orphaned"
+    CLOSED = "closed"
+
+
+class Activity(StrEnum):
+    """What a session does with its device."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    PARKED = "parked"
+    RESTORING = "restoring"
+
+
+class JobState(StrEnum):
+    """The life of one declared (or seen) piece of device work."""
+
+    SUBMITTED = "submitted"
+    QUEUED = "queued"
+    ADMITTED = "admitted"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DONE = "done"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class Mode(StrEnum):
+    """How a busy session shares its device at the moment."""
+
+    ALONE = "alone"
+    CO_RUN = "co-run"
+    EXCLUSIVE = "exclusive"
+
+
+class WaitReason(StrEnum):
+    """Why a job waits. A closed list: `wire/texts.py` has the sentence for each."""
+
+    MEMORY = "memory"
+    OCCUPANCY = "occupancy"
+    TURN = "turn"
+    GRACE = "grace"
+
+
+class PauseReason(StrEnum):
+    """Why a session is paused from outside."""
+
+    TURN_ENDED = "turn-ended"
+    RESTOPPED = "continued-by-somebody-else"
+
+
+class PauseStatus(StrEnum):
+    """What came of asking a device to pause a session."""
+
+    PAUSED = "paused"
+    BUSY = "busy"  # limit reached while work drained; the target runs on unharmed (NOT_READY)
+    NOTHING = "nothing"  # no context: nothing to pause (NOT_INITIALIZED)
+    UNSUPPORTED = "unsupported"  # CUPTI, MPS: co-run it and charge it (NOT_SUPPORTED)
+    FORBIDDEN = "forbidden"  # another uid's process (OPERATING_SYSTEM)
+    STOPPED = "stopped"  # stopped by its own user (Ctrl-Z, debugger): not ours to continue
+    BROKEN = "broken"  # the target's context is lost (ASSERT, ILLEGAL_ADDRESS)
+    GONE = "gone"  # the process has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job asks for: the session's persistent total, and this job's ephemeral bytes."""
+
+    persistent: int
+    ephemeral: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Somebody who holds memory a waiter asks for; `own` marks the waiter's own sessions."""
+
+    name: str
+    size: int
+    idle: float | None
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job waits, with the numbers its sentence needs (bytes, seconds)."""
+
+    reason: WaitReason
+    needs: int
+    free: int
+    ahead: int
+    holders: tuple[Holder, ...] = ()
+    eta: float | None = None
+    longest_today: float | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One sample of a session's tree. Cumulative seconds; `wanted` adds time spent ready to run.
+
+    `wanted >= device_time`: where the device is overloaded, the difference is demand not met.
+    `memory` is in bytes, or None where it was not read this time.
+    """
+
+    device_time: float
+    wanted: float
+    memory: int | None = None

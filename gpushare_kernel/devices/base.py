@@ -1,0 +1,98 @@
+"""What a device can do for the broker: say what it is, measure, pause and resume.
+
+Who calls: the broker's loop, one call at a time per target. Nothing here may block the loop: a call
+that can take longer than a millisecond awaits (a worker process, a thread). Sizes are bytes, times
+seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpushare_kernel.core.values import DeviceId, PauseStatus, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessKey:
+    """One process for ever: a pid alone is reused, with its start time (clock ticks since boot) it is not."""
+
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A session as a device sees it: its root process; sub-trees in `without` are sessions of their own."""
+
+    root: ProcessKey
+    without: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this device cannot do is said here, not found out later."""
+
+    can_pause: bool
+    can_park: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the device is. `compute` is how much it can run at once (cores; 1.0 for a GPU), `reserve`
+    the estimate of one context before it is measured, `capacity` what was free when we started."""
+
+    id: DeviceId
+    kind: str
+    name: str
+    capacity: int
+    compute: float
+    reserve: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseOutcome:
+    """What came of a pause: `drain` is the time from asking until it stood still."""
+
+    status: PauseStatus
+    drain: float = 0.0
+
+
+class Intents(Protocol):
+    """Where intent is on record *before* each pause (I4); the guardian reads it when the broker dies."""
+
+    def add(self, key: ProcessKey) -> None:
+        """Record that `key` is about to be paused."""
+
+    def remove(self, key: ProcessKey) -> None:
+        """`key` runs again, or is gone."""
+
+    def held(self) -> Sequence[ProcessKey]:
+        """Every process on record."""
+
+
+class Device(Protocol):
+    """One device."""
+
+    inventory: Inventory
+    capabilities: Capabilities
+
+    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+        """Cumulative device time and demand of the session's tree; None once its root is gone."""
+
+    def foreign(self, managed: int) -> int:
+        """Bytes in use beyond `managed` and beyond what was in use when we started (may shrink to 0)."""
+
+    async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
+        """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped."""
+
+    async def resume(self, target: Target) -> PauseOutcome:
+        """Let run again whatever *we* paused of this session; status PAUSED never comes back from here."""
+
+    def paused(self, target: Target) -> Collection[ProcessKey]:
+        """What of this session stands still on our account."""
+
+    def close(self) -> None:
+        """Resume everything and give all handles back."""

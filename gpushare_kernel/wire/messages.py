@@ -1,0 +1,345 @@
+"""Every message between a broker and its peers, protocol version 1.
+
+A connection opens with `Hello` and its reply `Welcome` (or `Failure`), sent on the raw socket because
+file descriptors travel with them. What follows are frames `[kind, id, body]`, full duplex: a request
+has an id that is not 0 and gets exactly one reply with that id; a notice has id 0 and gets none.
+Fields may be added with a default; none is renamed or retyped within a version.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from msgspec import Struct, field
+
+from gpushare_kernel.core.values import JobId, SessionId, Wait
+from gpushare_kernel.wire.snapshot import Snapshot
+
+VERSION = 1
+SPOKEN = (1,)
+"""Versions this build understands, newest first: N and N-1 (there is no 0)."""
+
+TO_BROKER_LIMIT = 64 * 2**10
+FROM_BROKER_LIMIT = 4 * 2**20
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    REQUEST = 0
+    REPLY = 1
+    NOTICE = 2
+
+
+class _Message(Struct, frozen=True, tag=True, omit_defaults=True):
+    """Base: a tagged, immutable message."""
+
+
+# --- The handshake: the first frame of a connection, and its answer --------------------------------
+
+
+class Open(_Message, frozen=True):
+    """A provisioner is about to start a kernel. Reply: `Opened`, with the session's page as fd."""
+
+    name: str
+    kernel_id: str = ""
+    language: str = "python"
+    weight: float = 1.0
+
+
+class Restart(_Message, frozen=True):
+    """The kernel of `session` starts anew: its jobs end, its memory is free, the token changes. Reply: `Opened` + page fd."""
+
+    session: SessionId
+    token: str
+
+
+class Bind(_Message, frozen=True):
+    """The kernel's process, as a pidfd beside the frame. No pid is believed from a message. Reply: `Ok`."""
+
+    session: SessionId
+    token: str
+
+
+class Close(_Message, frozen=True):
+    """The kernel is gone for good (or was never launched). Idempotent. Reply: `Ok`."""
+
+    session: SessionId
+    token: str
+
+
+class Exempt(_Message, frozen=True):
+    """Resume the session now and do not pause it for `seconds`: a signal or a shutdown is coming. Reply: `Ok` once resumed."""
+
+    session: SessionId
+    token: str
+    seconds: float
+
+
+class HeldJob(Struct, frozen=True):
+    """A job that ran on while its broker was gone."""
+
+    job: JobId
+    name: str
+    persistent: int
+    ephemeral: int
+    lane: int
+    slot: int
+    running: bool
+
+
+class Attach(_Message, frozen=True):
+    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd. The connection stays."""
+
+    token: str
+    held: tuple[HeldJob, ...] = ()
+    persistent: int = 0
+
+
+class Observe(_Message, frozen=True):
+    """A command line or a view: reads snapshots, acts for its uid. Reply: `Ok`. The connection stays."""
+
+
+class Hello(Struct, frozen=True):
+    """The first frame of every connection."""
+
+    versions: tuple[int, ...]
+    agent: str
+    body: Open | Restart | Bind | Close | Exempt | Attach | Observe
+
+
+class Opened(_Message, frozen=True):
+    """A session exists. `token` goes to the kernel's environment."""
+
+    session: SessionId
+    token: str
+
+
+class Attached(_Message, frozen=True):
+    """The client is known. Sizes in bytes; `device` is a device id, `kind` its kind (host, cuda, model)."""
+
+    session: SessionId
+    device: str
+    kind: str
+    device_name: str
+    capacity: int
+    plain_grace: float
+
+
+class Ok(_Message, frozen=True):
+    """Done."""
+
+
+class Failure(_Message, frozen=True):
+    """Not done. `code` names a class of `core/errors.py`; `message` has the rule, the value and the next step."""
+
+    code: str
+    message: str
+
+
+class Welcome(Struct, frozen=True):
+    """The answer to `Hello`. `version` is the one to speak from here on."""
+
+    version: int
+    broker_pid: int
+    broker_version: str
+    body: Opened | Attached | Ok | Failure
+
+
+# --- Requests of an attached client ------------------------------------------------------------------
+
+
+class Submit(_Message, frozen=True):
+    """A declared job. Either `size` (the most this notebook may hold while it runs; the broker splits it)
+    or `persistent` (the session's total) and `ephemeral`. Reply: `Granted` when it may run, or `Failure`.
+    Until then `Waiting` notices say why. `job` is chosen by the client (unique)."""
+
+    job: JobId
+    name: str
+    size: int | None = None
+    persistent: int | None = None
+    ephemeral: int | None = None
+    weight: float = 1.0
+    cooperative: bool = False
+    dry_run: bool = False
+
+
+class Cancel(_Message, frozen=True):
+    """Leave the queue. The submit's own reply is then `Failure("Cancelled")`, or `Granted` where that was faster. Reply: `Ok`."""
+
+    job: JobId
+
+
+class Yield(_Message, frozen=True):
+    """The job met a boundary at which the broker wanted something; it waits. Reply: `Granted` when it may go on.
+
+    `trimmed` says that its ephemeral memory is given back; `persistent` is what the session holds now, in bytes.
+    """
+
+    job: JobId
+    trimmed: bool
+    persistent: int
+    peak: int
+    boundaries: int
+    interval: float
+
+
+class End(_Message, frozen=True):
+    """The job is over. `persistent` and `peak` are bytes the session holds now and held at most. Reply: `Report`."""
+
+    job: JobId
+    persistent: int
+    peak: int
+    boundaries: int
+
+
+class Release(_Message, frozen=True):
+    """Give back what a session of mine declared and does not use. `notebook` is a name or session id; None is the caller's own. Reply: `Released`."""
+
+    notebook: str | None = None
+
+
+class GetSnapshot(_Message, frozen=True):
+    """Reply: `SnapshotReply`, filtered for the caller (I9)."""
+
+
+class SetWeight(_Message, frozen=True):
+    """Set the weight of the caller's session among the caller's own. Reply: `Ok`."""
+
+    weight: float
+
+
+class SetPolicy(_Message, frozen=True):
+    """Administrators: switch the policy of a device (`fifo`, `fair`). Reply: `Ok`."""
+
+    policy: str
+    device: str = ""
+
+
+class Stop(_Message, frozen=True):
+    """The broker's owner or root: resume everybody and exit. Reply: `Ok`."""
+
+
+# --- Notices of an attached client (no reply) ---------------------------------------------------------
+
+
+class CellStarted(_Message, frozen=True):
+    """A plain cell begins. The broker watches whether it uses the device."""
+
+    cell: int
+
+
+class CellEnded(_Message, frozen=True):
+    """The outermost plain cell is over. `persistent` is what the session holds now, in bytes."""
+
+    cell: int
+    persistent: int
+
+
+# --- Replies ------------------------------------------------------------------------------------------
+
+
+class Granted(_Message, frozen=True):
+    """The job may run. `slot` is its word in the session's page; times in seconds, sizes in bytes.
+
+    `persistent` and `ephemeral` are what it was admitted with (the split of a single size included).
+    """
+
+    job: JobId
+    lane: int
+    slot: int
+    waited: float
+    persistent: int
+    ephemeral: int
+
+
+class DryRun(_Message, frozen=True):
+    """What a submit would do now: `fits`, with the wait it would have where it does not."""
+
+    fits: bool
+    persistent: int
+    ephemeral: int
+    free: int
+    wait: Wait | None = None
+
+
+class Report(_Message, frozen=True):
+    """What became of a job. Times in seconds, sizes in bytes, `share` is device time / (time wanted x device)."""
+
+    job: JobId
+    waited: float
+    ran: float
+    device_time: float
+    share: float
+    persistent_declared: int
+    persistent_measured: int
+    ephemeral_declared: int
+    ephemeral_measured: int
+    boundaries: int
+    turns: int
+
+
+class ReleasedNow(_Message, frozen=True):
+    """What `Release` gave back, in bytes, by notebook name."""
+
+    freed: int
+    names: tuple[str, ...]
+
+
+class SnapshotReply(_Message, frozen=True):
+    """The state of the broker as the caller may see it."""
+
+    snapshot: Snapshot
+
+
+# --- Notices of the broker ------------------------------------------------------------------------------
+
+
+class Waiting(_Message, frozen=True):
+    """The job waits: why, and in which place."""
+
+    job: JobId
+    wait: Wait
+
+
+class Slowed(_Message, frozen=True):
+    """The session has shared its device for a while (`people` others, `fraction` of it ours), or was paused for `paused` seconds."""
+
+    people: int
+    fraction: float
+    paused: float = 0.0
+    reason: str = ""
+
+
+class Announce(_Message, frozen=True):
+    """A line for the user."""
+
+    text: str
+
+
+class Closing(_Message, frozen=True):
+    """The broker goes away on purpose."""
+
+    reason: str
+
+
+Request = Submit | Cancel | Yield | End | Release | GetSnapshot | SetWeight | SetPolicy | Stop
+ClientNotice = CellStarted | CellEnded
+Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply
+BrokerNotice = Waiting | Slowed | Announce | Closing
+
+
+class ToBroker(Struct, frozen=True, array_like=True):
+    """A frame to the broker."""
+
+    kind: Kind
+    id: int
+    body: Request | ClientNotice
+
+
+class FromBroker(Struct, frozen=True, array_like=True):
+    """A frame from the broker."""
+
+    kind: Kind
+    id: int
+    body: Reply | BrokerNotice = field(default_factory=Ok)

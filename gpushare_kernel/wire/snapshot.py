@@ -1,0 +1,94 @@
+"""The documented snapshot: what `jupyter gpushare status --json` prints. Keys are added, never renamed or retyped.
+
+Sizes in bytes, times in seconds. To others than its owner a session has no name, no pid and no sizes (I9).
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+SCHEMA = 1
+
+
+class BrokerView(Struct, frozen=True):
+    """The broker's process."""
+
+    pid: int
+    version: str
+    uptime: float
+    system: bool = False
+    longest_wait_today: float | None = None
+
+
+class LaneView(Struct, frozen=True):
+    """A budget of ephemeral memory; `occupant` and `members` are job ids."""
+
+    id: int
+    size: int
+    occupant: str | None
+    members: tuple[str, ...]
+
+
+class DeviceView(Struct, frozen=True):
+    """A device and its lanes. `reserve`, `persistent`: sums over sessions; `compute`: cores (host) or 1."""
+
+    id: str
+    kind: str
+    name: str
+    capacity: int
+    reserve: int
+    persistent: int
+    lanes: tuple[LaneView, ...]
+    policy: str = "fair"
+    compute: float = 1.0
+    free: int = 0
+
+
+class SessionView(Struct, frozen=True):
+    """A kernel. `state` is its presence or activity, `mode` how it shares the device now (None when idle)."""
+
+    id: str
+    user: str
+    name: str | None
+    pid: int | None
+    state: str
+    mode: str | None
+    p: int | None
+    device_time: float
+    device: str = ""
+    own: bool = False
+    jobs: tuple[str, ...] = ()
+    demand: float | None = None
+    turns: int = 0
+    children: int = 0
+
+
+class QueueView(Struct, frozen=True):
+    """A waiting job. `eta` is None where it is not known."""
+
+    job: str
+    session: str
+    reason: str
+    ahead: int
+    eta: float | None
+    needs: int = 0
+    waited: float = 0.0
+
+
+class UserView(Struct, frozen=True):
+    """A user's account."""
+
+    name: str
+    weight: float
+    device_time: float
+
+
+class Snapshot(Struct, frozen=True):
+    """The whole."""
+
+    schema: int
+    broker: BrokerView | None
+    devices: tuple[DeviceView, ...] = ()
+    sessions: tuple[SessionView, ...] = ()
+    queue: tuple[QueueView, ...] = ()
+    users: tuple[UserView, ...] = ()
