@@ -120,6 +120,14 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessKey:
+    """One process for ever: a pid alone is reused, with its start time (clock ticks since boot) it is not."""
+
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """One sample of a session's tree. Cumulative seconds; `wanted` adds time spent ready to run.
 

@@ -11,15 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpushare_kernel.core.values import DeviceId, PauseStatus, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessKey:
-    """One process for ever: a pid alone is reused, with its start time (clock ticks since boot) it is not."""
-
-    pid: int
-    start_time: int
+from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
 
 
 @dataclass(frozen=True, slots=True)
