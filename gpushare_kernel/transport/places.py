@@ -1,0 +1,153 @@
+"""Where a broker lives: its folder, its socket, its locks, its ledger, its log."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpushare_kernel.core.errors import BrokerUnavailable
+
+SYSTEM_RUNTIME = Path("/run/gpushare")
+SYSTEM_MARK = Path("/etc/gpushare")
+SYSTEM_STATE = Path("/var/lib/gpushare")
+SYSTEM_LOGS = Path("/var/log/gpushare")
+LONGEST_SOCKET_PATH = 107
+"""`sun_path` has 108 bytes, the last one is NUL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The paths of one broker. `named` is set where GPUSHARE_RUNTIME_DIR gave the folder: then all is in it."""
+
+    runtime: Path
+    system: bool
+    named: bool = False
+
+    @property
+    def socket(self) -> Path:
+        """Where clients connect."""
+        return self.runtime / "broker.sock"
+
+    @property
+    def broker_lock(self) -> Path:
+        """Held (flock) by the living broker."""
+        return self.runtime / "broker.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held (flock) by whoever starts a broker, and by one that exits for idleness."""
+        return self.runtime / "start.lock"
+
+    @property
+    def intents(self) -> Path:
+        """The table of processes that are paused, or about to be."""
+        return self.runtime / "intents"
+
+    @property
+    def ledger(self) -> Path:
+        """The database of sessions and accounts."""
+        folder = SYSTEM_STATE if self.system and not self.named else self.runtime
+        return folder / "ledger.sqlite"
+
+    @property
+    def log(self) -> Path:
+        """The broker's log, JSON lines."""
+        if self.named:
+            return self.runtime / "broker.log"
+        return (SYSTEM_LOGS if self.system else _user_state()) / "broker.log"
+
+
+def places() -> Places:
+    """Return where this process finds its broker. Creates nothing.
+
+    `GPUSHARE_RUNTIME_DIR` names the folder; else a system broker (or a system installation) wins;
+    else it is the user's own runtime folder.
+    """
+    is_root = os.geteuid() == 0
+    named = os.environ.get("GPUSHARE_RUNTIME_DIR")
+    if named:
+        return Places(Path(named).absolute(), system=is_root, named=True)
+    if is_root or (SYSTEM_RUNTIME / "broker.sock").exists() or SYSTEM_MARK.exists():
+        return Places(SYSTEM_RUNTIME, system=True)
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    if own and Path(own).is_absolute():
+        return Places(Path(own) / "gpushare", system=False)
+    return Places(Path(f"/tmp/gpushare-{os.geteuid()}"), system=False)  # noqa: S108  prepare() refuses planted folders
+
+
+def may_start(places: Places) -> bool:
+    """Say whether this user may start a broker there: never a user broker beside a system installation."""
+    if os.geteuid() == 0:
+        return True
+    return places.named or not places.system
+
+
+def prepare(places: Places) -> None:
+    """Create the broker's folders, safely: what somebody else may have planted is refused.
+
+    Raises
+    ------
+    BrokerUnavailable
+        Where the folder is a link, another user's, writable for others, cannot be made,
+        or makes the socket's path longer than the kernel takes.
+    """
+    check_socket_path(places.socket)
+    _own_folder(places.runtime, 0o755 if places.system else 0o700)
+    for folder in {places.ledger.parent, places.log.parent} - {places.runtime}:
+        # An administrator may have made these with a group of their own, so only making them is ours.
+        try:
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as problem:
+            raise _unusable(folder, problem.strerror or str(problem)) from problem
+
+
+def check_socket_path(path: Path) -> None:
+    """Refuse a path that does not fit a socket address, with the numbers."""
+    length = len(os.fsencode(path))
+    if length > LONGEST_SOCKET_PATH:
+        msg = (
+            f"a socket path may have {LONGEST_SOCKET_PATH} bytes, this one has {length}: {path}. "
+            "Set GPUSHARE_RUNTIME_DIR (or XDG_RUNTIME_DIR) to a shorter folder."
+        )
+        raise BrokerUnavailable(msg)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that somebody other than us or root could have made or can write to."""
+    found, own = folder.lstat(), os.geteuid()
+    if stat.S_ISLNK(found.st_mode):
+        raise _unusable(folder, f"it is a link (to {folder.readlink()})")
+    if not stat.S_ISDIR(found.st_mode):
+        raise _unusable(folder, "it is not a folder")
+    if found.st_uid != own:
+        raise _unusable(folder, f"it belongs to uid {found.st_uid}, and you are uid {own}")
+    if found.st_mode & 0o022:
+        raise _unusable(folder, f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
+
+
+def _own_folder(folder: Path, mode: int) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        check_folder(folder)
+    except OSError as problem:
+        raise _unusable(folder, problem.strerror or str(problem)) from problem
+    if stat.S_IMODE(folder.stat().st_mode) != mode:
+        folder.chmod(mode)  # the umask of whoever starts us, or a mode an older version left
+
+
+def _unusable(folder: Path, why: str) -> BrokerUnavailable:
+    return BrokerUnavailable(
+        f"the broker's folder {folder} must be a folder that only you can write to, but {why}. "
+        "Remove it, or set GPUSHARE_RUNTIME_DIR to a folder of yours."
+    )
+
+
+def _user_state() -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "gpushare"
+    return Path.home() / ".local/state/gpushare"
