@@ -25,7 +25,7 @@ def receive(sock: socket.socket, size: int, fds: list[int]) -> bytes:
     return data
 
 
-def send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
+def send(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
     """Send what the socket takes of `data`, with `fds` beside the first byte; return how much it took."""
     if not fds:
         return sock.send(data, socket.MSG_NOSIGNAL)

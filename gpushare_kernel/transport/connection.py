@@ -1,0 +1,164 @@
+"""One connected peer, seen from the broker: frames in, frames out, neither of them without bound."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Protocol, cast
+
+from gpushare_kernel.core.errors import GpushareError
+from gpushare_kernel.transport.frames import FrameBuffer, pack
+from gpushare_kernel.transport.peers import Peer
+from gpushare_kernel.wire.codec import encode, failure_from
+from gpushare_kernel.wire.messages import FROM_BROKER_LIMIT, TO_BROKER_LIMIT, FromBroker, Kind
+
+MOST_BUFFERED = 8 * 2**20
+"""A peer that leaves more than this unread is cut off, in bytes."""
+FRAMES_PER_TURN = 32
+"""A peer that sends more at once waits its turn, so that the others get theirs."""
+_FLUSH_SECONDS = 5.0
+_logger = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """What the broker does with a connection."""
+
+    def on_frame(self, payload: bytes, /) -> None:
+        """Take one payload. A GpushareError raised here is sent to the peer, and the connection ends."""
+
+    def on_closed(self) -> None:
+        """The connection is over: called once, nothing comes after it."""
+
+
+class Connection(asyncio.Protocol):
+    """A peer behind its handshake.
+
+    Parameters
+    ----------
+    peer
+        Who it is, as the kernel said.
+    factory
+        Makes the handler as soon as frames can be sent to the peer.
+    when_closed
+        Called once, after the handler's `on_closed`.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_deadline",
+        "_factory",
+        "_frames",
+        "_handler",
+        "_open",
+        "_transport",
+        "_when_closed",
+        "peer",
+    )
+
+    def __init__(
+        self, peer: Peer, factory: Callable[[Connection], Handler], when_closed: Callable[[], None]
+    ) -> None:
+        self.peer = peer
+        self._factory = factory
+        self._when_closed = when_closed
+        self._buffer = FrameBuffer(TO_BROKER_LIMIT)
+        self._frames: Iterator[bytes] | None = None
+        self._handler: Handler | None = None
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._open = False
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes the peer has yet to read from us, beyond what the kernel holds."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def send(self, payload: bytes) -> None:
+        """Send one frame; at once where the socket takes it. Does nothing once the connection is over."""
+        if not self._open or self._transport is None:
+            return
+        self._transport.write(pack(payload, FROM_BROKER_LIMIT))
+        if self._transport.get_write_buffer_size() > MOST_BUFFERED:
+            _logger.warning(
+                "cut off a peer that does not read",
+                extra={"pid": self.peer.pid, "uid": self.peer.uid},
+            )
+            self._open = False
+            self._transport.abort()
+
+    def close(self) -> None:
+        """End the connection; what was sent still goes out, within 5 s. `on_closed` follows."""
+        if self._open and self._transport is not None:
+            self._open = False
+            self._transport.close()
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(_FLUSH_SECONDS, self._transport.abort)
+
+    def refuse(self, error: GpushareError) -> None:
+        """Say what was wrong, as a failure of no request (id 0), and end the connection."""
+        self.send(encode(FromBroker(Kind.REPLY, 0, failure_from(error))))
+        self.close()
+
+    # --- asyncio's side -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio: the socket is ours."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._open = True
+        try:
+            self._handler = self._factory(self)
+        except Exception:
+            _logger.exception("a connection could not be taken over")
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio: bytes came in."""
+        frames = self._buffer.feed(data)
+        if self._frames is None:
+            self._frames = frames
+            self._work_off()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Asyncio: the socket is gone."""
+        if exc is not None:
+            _logger.info("a connection broke: %r", exc, extra={"pid": self.peer.pid})
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._open = False
+        self._frames = None
+        handler, self._handler = self._handler, None
+        try:
+            if handler is not None:
+                handler.on_closed()
+        finally:
+            self._when_closed()
+
+    def _work_off(self) -> None:
+        """Hand over some frames; the rest after everybody else had a turn of the loop."""
+        if self._frames is None or self._transport is None or self._handler is None:
+            return
+        try:
+            for _ in range(FRAMES_PER_TURN):
+                frame = next(self._frames, None)
+                if frame is None or not self._open:
+                    self._frames = None
+                    self._resume()
+                    return
+                self._handler.on_frame(frame)
+        except GpushareError as error:
+            self._frames = None
+            self.refuse(error)
+        except Exception:
+            self._frames = None
+            _logger.exception(
+                "a frame's handler failed: its connection ends", extra={"pid": self.peer.pid}
+            )
+            self.close()
+        else:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._work_off)
+
+    def _resume(self) -> None:
+        if self._open and self._transport is not None and not self._transport.is_reading():
+            self._transport.resume_reading()

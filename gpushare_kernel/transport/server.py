@@ -1,0 +1,202 @@
+"""The broker's socket, on asyncio. Nobody who connects can hold up the loop or take all descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import socket
+from collections import Counter
+from pathlib import Path
+
+from gpushare_kernel.transport.connection import Connection, Handler
+from gpushare_kernel.transport.handshake import HandlerFactory, OnHello, greet
+from gpushare_kernel.transport.peers import Peer, peer_of
+from gpushare_kernel.transport.places import check_socket_path
+
+__all__ = ["Connection", "Handler", "HandlerFactory", "Listener", "OnHello", "serve"]
+
+HANDSHAKES_PER_USER = 64
+_BACKLOG = 512
+_ACCEPTS_PER_TURN = 64
+_logger = logging.getLogger(__name__)
+
+
+class Listener:
+    """A bound, listening Unix socket. Make one only while holding broker.lock: it replaces what is at `path`.
+
+    Parameters
+    ----------
+    path
+        Where to listen.
+    mode
+        The socket's permissions: 0o666 lets every user connect, 0o600 only the owner and root.
+    release
+        Our own version, told to peers whose hello is refused.
+    """
+
+    def __init__(self, path: Path, mode: int, *, release: str = "") -> None:
+        check_socket_path(path)
+        self.path = path
+        self._mode = mode
+        self._release = release
+        self._on_hello: OnHello | None = None
+        self._closed = asyncio.Event()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._greeting: Counter[int] = Counter()
+        self._connected: Counter[int] = Counter()
+        self.sock = self._bind()
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    @property
+    def handshakes(self) -> int:
+        """How many peers have connected and have no answer yet."""
+        return len(self._handshakes)
+
+    def start(self, on_hello: OnHello) -> None:
+        """Take connections from now on, on the running loop."""
+        self._on_hello = on_hello
+        self._watch()
+
+    async def wait_closed(self) -> None:
+        """Wait until `close` was called, or `try_retire` succeeded."""
+        await self._closed.wait()
+
+    def close(self) -> None:
+        """Stop listening and end the handshakes; connections that are up stay."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._stop_watching()
+        self.path.unlink(
+            missing_ok=True
+        )  # before the close: nobody finds a path that nobody listens at
+        self.sock.close()
+        os.close(self._spare)
+        for task in self._handshakes:
+            task.cancel()
+
+    def try_retire(self) -> bool:
+        """Stop listening, unless somebody is just connecting. The caller holds start.lock.
+
+        True: closed, the path is free and nobody is left waiting. False: it listens on, and whoever was pending
+        is being greeted. A connect during the call is refused by the kernel: its client then waits for
+        start.lock, and finds either us again or nobody.
+        """
+        if self._accept(_BACKLOG) or self._handshakes:
+            return False
+        # A shut down listener queues nobody, not even one who has looked up the path before it vanished.
+        self.sock.shutdown(socket.SHUT_RD)
+        if not self._accept(_BACKLOG):
+            self.close()
+            return True
+        self._stop_watching()
+        self.sock.close()
+        self.sock = self._bind()
+        self._watch()
+        return False
+
+    def _bind(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(0)
+            self.path.unlink(missing_ok=True)
+            sock.bind(str(self.path))
+            self.path.chmod(
+                self._mode
+            )  # before listen: until then nobody can connect, whatever the umask
+            sock.listen(_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _watch(self) -> None:
+        if self._on_hello is not None:
+            asyncio.get_running_loop().add_reader(self.sock, self._accept, _ACCEPTS_PER_TURN)
+
+    def _stop_watching(self) -> None:
+        if self._on_hello is not None:
+            asyncio.get_running_loop().remove_reader(self.sock)
+
+    def _accept(self, most: int) -> int:
+        """Take at most `most` pending connections; return how many there were."""
+        for taken in range(most):
+            try:
+                sock, _ = self.sock.accept()
+            except OSError as problem:
+                if problem.errno in (errno.EMFILE, errno.ENFILE):
+                    self._turn_away()
+                    return taken + 1
+                # EAGAIN: nobody. EINVAL: shut down and nobody. ECONNABORTED: somebody who has gone again.
+                return taken
+            self._take(sock)
+        return most
+
+    def _turn_away(self) -> None:
+        """Out of descriptors: take one connection with the spare one and drop it, else the loop would spin."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self.sock.accept()[0].close()
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+        _logger.error("out of file descriptors: turned a connection away")
+
+    def _take(self, sock: socket.socket) -> None:
+        peer = peer_of(sock)
+        # Half of the descriptors at most for one user: the others can always connect.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        busy = self._greeting[peer.uid] >= HANDSHAKES_PER_USER or self._connected[peer.uid] >= most
+        if self._on_hello is None or busy:
+            _logger.warning(
+                "turned a connection away: one user has too many", extra={"uid": peer.uid}
+            )
+            sock.close()
+            return
+        sock.settimeout(0)
+        self._greeting[peer.uid] += 1
+        task = asyncio.get_running_loop().create_task(self._welcome(sock, peer, self._on_hello))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _welcome(self, sock: socket.socket, peer: Peer, on_hello: OnHello) -> None:
+        try:
+            factory = await greet(sock, peer, on_hello, self._release)
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            self._greeting -= Counter({peer.uid: 1})
+        if factory is None:
+            sock.close()
+            return
+        self._connected[peer.uid] += 1
+        connection = Connection(peer, factory, lambda: self._leave(peer))
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+
+    def _leave(self, peer: Peer) -> None:
+        self._connected -= Counter({peer.uid: 1})
+
+
+async def serve(listener: Listener, on_hello: OnHello) -> None:
+    """Take connections until the listener is closed or retired.
+
+    Parameters
+    ----------
+    listener
+        What to accept from; closed at the end, also by cancelling.
+    on_hello
+        Called with the first payload, the descriptors beside it (those it keeps it takes out of the list,
+        the rest is closed) and the peer. Returns the answer, the descriptors to send with it (they stay its own)
+        and a function that makes the connection's handler; None ends the connection. A GpushareError it
+        raises becomes the answer. What must be undone when the peer goes belongs into that function:
+        a peer may leave before it has its answer, and then no `on_closed` follows.
+    """
+    listener.start(on_hello)
+    try:
+        await listener.wait_closed()
+    finally:
+        listener.close()
+        await asyncio.gather(*listener._handshakes, return_exceptions=True)
