@@ -58,8 +58,13 @@ def decode_to_broker(payload: bytes) -> ToBroker:
 
 
 def decode_from_broker(payload: bytes) -> FromBroker:
-    """Return a frame sent by the broker: a reply with the request's id, or a notice without."""
+    """Return a frame sent by the broker: a reply with the request's id, or a notice without.
+
+    A `Failure` with id 0 answers no request: it says why the broker ends the connection.
+    """
     frame = _decoded(_from_broker, payload)
+    if frame.kind is Kind.REPLY and frame.id == 0 and isinstance(frame.body, Failure):
+        return frame
     notice = isinstance(frame.body, _BROKER_NOTICES)
     _check_kind(frame.kind, frame.id, Kind.NOTICE if notice else Kind.REPLY, frame.body)
     return frame
