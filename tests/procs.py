@@ -16,7 +16,7 @@ from gpushare_kernel.core.values import ProcessKey
 
 PRELUDE = """
 import os, signal, subprocess, sys, threading, time
-def say(*words): print(*words, flush=True)
+def say(*words): print(*(str(word).strip() for word in words), flush=True)
 def wait(): sys.stdin.readline()
 def spin(seconds):
     end = time.thread_time() + seconds

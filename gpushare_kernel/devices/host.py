@@ -1,0 +1,230 @@
+"""The CPU as a device: CPU seconds for device time, private memory for device memory, SIGSTOP for a pause.
+
+It has no context (reserve 0) and cannot park: what a stopped process holds stays where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.devices.base import Capabilities, Intents, Inventory, PauseOutcome, Target
+from gpushare_kernel.devices.machine import Machine
+from gpushare_kernel.devices.meter import TreeMeter
+
+_STOPPED = frozenset("Tt")
+_ENDED = frozenset("ZX")
+_STILL = _STOPPED | {"D"}
+"""D counts as standing still: it uses no CPU, and stops before it runs user code again. A parent inside
+vfork stays D for as long as its child is stopped."""
+
+_EAGER_ROUNDS = 5
+_LONGEST_NAP = 0.005
+
+
+@dataclass(slots=True)
+class _Session:
+    """What we know of one session's tree."""
+
+    meter: TreeMeter = field(default_factory=TreeMeter)
+    members: dict[ProcessKey, None] = field(default_factory=dict)  # of the last walk, root excluded
+    stopped: dict[ProcessKey, None] = field(default_factory=dict)  # by us, in this order
+
+
+class HostDevice:
+    """The host's CPU as a `Device`.
+
+    Parameters
+    ----------
+    intents
+        Where each process is put on record before it is stopped.
+    capacity
+        Bytes to share; default is what is available now, within the memory limits of our control groups.
+    compute
+        Cores to share; default is what affinity and CPU quotas leave us.
+    held
+        Bytes that sessions taken over from an earlier broker hold already: part of the capacity.
+    machine
+        Where to read the machine; for tests.
+    """
+
+    def __init__(
+        self,
+        intents: Intents,
+        *,
+        capacity: int | None = None,
+        compute: float | None = None,
+        held: int = 0,
+        machine: Machine | None = None,
+    ) -> None:
+        self._intents = intents
+        self._machine = machine or Machine()
+        self._available = self._machine.available() + held
+        self._sessions: dict[ProcessKey, _Session] = {}
+        self.capabilities = Capabilities(
+            can_pause=True,
+            can_park=False,
+            why="a CPU has no memory apart from the process's own: there is nothing to park",
+        )
+        self.inventory = Inventory(
+            id=DeviceId("host"),
+            kind="host",
+            name=f"{self._machine.cpu_name()} (CPU, no GPU)",
+            capacity=self._available if capacity is None else capacity,
+            compute=self._machine.cores() if compute is None else compute,
+            reserve=0,
+        )
+        if self.inventory.capacity <= 0 or self.inventory.compute <= 0:
+            msg = (
+                "a device needs memory and compute over zero, not "
+                f"{self.inventory.capacity} bytes and {self.inventory.compute:g} cores. "
+                "Free some memory, or give the broker --capacity SIZE."
+            )
+            raise DeviceError(msg)
+
+    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+        """Return the tree's CPU seconds, also of those who ended, and its private bytes if asked."""
+        if not procfs.alive(target.root):
+            self._forget(target.root)
+            return None
+        session = self._sessions.setdefault(target.root, _Session())
+        processes = self._walk(target, session)
+        session.meter.sample(processes, target.without)
+        return Usage(
+            device_time=session.meter.device_time,
+            wanted=session.meter.device_time + session.meter.waited,
+            memory=sum(procfs.private_memory(key.pid) or 0 for key in processes)
+            if memory
+            else None,
+        )
+
+    def foreign(self, managed: int) -> int:
+        """Return what others took of the capacity since we started.
+
+        Where the capacity was set below what was available, the rest is theirs to take first.
+        """
+        spare = max(0, self._available - self.inventory.capacity)
+        return max(0, self._available - self._machine.available() - managed - spare)
+
+    async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
+        """Stop the tree: everybody in it, until a walk finds nobody new and nobody moving."""
+        asked = time.monotonic()
+        state = procfs.state_of(target.root)
+        session = self._sessions.setdefault(target.root, _Session())
+        if state is None or state in _ENDED:
+            self._forget(target.root)
+            return PauseOutcome(PauseStatus.GONE)
+        if state in _STOPPED and target.root not in session.stopped:
+            return PauseOutcome(PauseStatus.STOPPED)
+        try:
+            status = await self._stop(target, session, asked + limit)
+        except BaseException:
+            self._continue(session)  # a cancelled pause leaves nobody behind
+            raise
+        if status is not PauseStatus.PAUSED:
+            self._continue(session)
+        return PauseOutcome(status, time.monotonic() - asked)
+
+    async def resume(self, target: Target) -> PauseOutcome:
+        """Continue whom we stopped, orphans too. NOTHING: nobody stands still on our account any more."""
+        session = self._sessions.get(target.root)
+        if session is not None and not self._continue(session):
+            return PauseOutcome(PauseStatus.FORBIDDEN)
+        if procfs.alive(target.root):
+            return PauseOutcome(PauseStatus.NOTHING)
+        self._forget(target.root)
+        return PauseOutcome(PauseStatus.GONE)
+
+    def paused(self, target: Target) -> Collection[ProcessKey]:
+        """Return whom we stopped and nobody has continued since."""
+        session = self._sessions.get(target.root)
+        keys = () if session is None else session.stopped
+        return [key for key in keys if procfs.state_of(key) in _STILL]
+
+    def close(self) -> None:
+        """Continue everybody whom we stopped."""
+        for session in self._sessions.values():
+            self._continue(session)
+        self._sessions.clear()
+
+    async def _stop(self, target: Target, session: _Session, deadline: float) -> PauseStatus:
+        rounds = 0
+        while not self._stop_round(target, session):
+            if target.root not in session.stopped:
+                gone = not procfs.alive(target.root)
+                return PauseStatus.GONE if gone else PauseStatus.FORBIDDEN
+            if time.monotonic() >= deadline:
+                return PauseStatus.BUSY
+            # Nothing tells a stranger that a process has stopped, so we look: at once (it mostly takes
+            # 50 us), then less and less often.
+            rounds += 1
+            nap = 0.0 if rounds <= _EAGER_ROUNDS else 0.0005 * 2 ** (rounds - _EAGER_ROUNDS)
+            await asyncio.sleep(min(nap, _LONGEST_NAP))
+        return PauseStatus.PAUSED if procfs.alive(target.root) else PauseStatus.GONE
+
+    def _stop_round(self, target: Target, session: _Session) -> bool:
+        """Walk the tree once and stop who moves; tell whether all stood still already."""
+        still = True
+        for key in self._walk(target, session):
+            state = procfs.state_of(key)
+            if state is None or state in _ENDED:
+                continue
+            ours = key in session.stopped
+            if state in (_STILL if ours else _STOPPED):
+                continue  # stopped: by us, or by somebody else, and then not ours to continue
+            if self._stop_one(key, session):
+                still = False
+            elif key == target.root:
+                return False
+        return still and target.root in session.stopped
+
+    def _stop_one(self, key: ProcessKey, session: _Session) -> bool:
+        """Stop one process; False where it is gone or not ours to stop (a child under sudo, say)."""
+        self._intents.add(key)
+        try:
+            sent = procfs.send(key, signal.SIGSTOP)
+        except PermissionError:
+            sent = False
+        if sent:
+            session.stopped[key] = None
+        elif key not in session.stopped:
+            self._intents.remove(key)
+        return sent
+
+    def _continue(self, session: _Session) -> bool:
+        """Continue all we stopped, the last one first; tell whether we could."""
+        for key in reversed(list(session.stopped)):
+            try:
+                procfs.send(key, signal.SIGCONT)
+            except PermissionError:
+                continue  # it became somebody else's; it stays on record
+            del session.stopped[key]
+            self._intents.remove(key)
+        return not session.stopped
+
+    def _walk(self, target: Target, session: _Session) -> list[ProcessKey]:
+        """Return the living tree, with members whose parent ended (and who belong to init now)."""
+        root, without = target.root, target.without
+        if not session.members and not procfs.children(root.pid):
+            return [root]  # most kernels, most of the time: half the cost
+        found = dict.fromkeys(procfs.tree(root.pid, without) if procfs.alive(root) else ())
+        for key in session.members:
+            if key not in found and procfs.alive(key) and not _below(key.pid, without):
+                found.update(dict.fromkeys(procfs.tree(key.pid, without)))
+        session.members = {key: None for key in found if key != root}
+        return list(found)
+
+    def _forget(self, root: ProcessKey) -> None:
+        session = self._sessions.get(root)
+        if session is not None and not session.stopped:
+            del self._sessions[root]
+
+
+def _below(pid: int, roots: Collection[int]) -> bool:
+    return any(procfs.is_descendant(pid, root) for root in roots)

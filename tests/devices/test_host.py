@@ -1,0 +1,540 @@
+"""The CPU as a device, with real process trees."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import PauseStatus, ProcessKey
+from gpushare_kernel.devices.base import Device, PauseOutcome, Target
+from gpushare_kernel.devices.host import HostDevice
+from gpushare_kernel.devices.machine import Machine
+from tests.procs import Program, eventually
+
+SPIN = "say('up')\nwhile True: pass"
+PARENT_OF_SPINNERS = """
+kids = [subprocess.Popen([sys.executable, '-S', '-c', 'while True: pass']) for _ in range(2)]
+say(*[k.pid for k in kids])
+while True: pass
+"""
+NURSERY = """
+say('up')
+while True:
+    pid = os.fork()
+    if not pid: time.sleep(0.002); os._exit(0)
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+    except ChildProcessError: pass
+"""
+ORPHAN = """
+inner = "import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'while True: pass'], stdout=subprocess.DEVNULL); print(p.pid, flush=True); sys.stdin.read()"
+middle = subprocess.Popen([sys.executable, '-S', '-c', inner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+say(middle.stdout.readline()); wait(); middle.stdin.close(); middle.wait(); say('orphaned')
+while True: pass
+"""
+
+
+class Record:
+    """Intents in a list; removing one that is not on record fails."""
+
+    def __init__(self) -> None:
+        self.keys: list[ProcessKey] = []
+
+    def add(self, key: ProcessKey) -> None:
+        if key not in self.keys:
+            self.keys.append(key)
+
+    def remove(self, key: ProcessKey) -> None:
+        self.keys.remove(key)
+
+    def held(self) -> Sequence[ProcessKey]:
+        return self.keys
+
+
+@pytest.fixture
+def record() -> Record:
+    """Empty intents."""
+    return Record()
+
+
+@pytest.fixture
+def host(record: Record) -> Iterator[HostDevice]:
+    """A device on this machine."""
+    device = HostDevice(record)
+    yield device
+    device.close()
+    assert record.keys == []
+
+
+def pause(device: HostDevice, target: Target, limit: float = 20.0) -> PauseOutcome:
+    return asyncio.run(device.pause(target, limit=limit))
+
+
+def resume(device: HostDevice, target: Target) -> PauseOutcome:
+    return asyncio.run(device.resume(target))
+
+
+def elsewhere() -> None:
+    """Let another process use 20 ms of CPU: time in which a running one would be seen to run."""
+    with Program("spin(0.02); say('done')") as other:
+        other.said()
+
+
+def used(device: HostDevice, target: Target) -> float:
+    usage = device.usage(target)
+    assert usage is not None
+    return usage.device_time
+
+
+def test_it_is_a_device_and_says_that_it_is_no_gpu(host: HostDevice) -> None:
+    """The CPU never pretends, and says why it cannot park."""
+    device: Device = host
+    assert device.inventory.kind == "host"
+    assert device.inventory.name.endswith("(CPU, no GPU)")
+    assert device.inventory.reserve == 0
+    assert 0 < device.inventory.compute <= len(os.sched_getaffinity(0))
+    assert device.inventory.capacity > 0
+    assert device.capabilities.can_pause
+    assert not device.capabilities.can_park
+    assert "park" in device.capabilities.why
+
+
+def test_a_device_without_memory_or_cores_is_refused(record: Record) -> None:
+    """The message has the numbers and what to do."""
+    with pytest.raises(DeviceError, match=r"not 0 bytes and 2 cores.*--capacity"):
+        HostDevice(record, capacity=0, compute=2)
+
+
+def test_pausing_stops_the_whole_tree_and_resuming_lets_it_run(
+    host: HostDevice, record: Record
+) -> None:
+    """Parent and both children stand still, use nothing, and run on afterwards."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        target = Target(program.key)
+        pids = {program.pid, *program.said_pids()}
+        outcome = pause(host, target)
+        assert outcome.status is PauseStatus.PAUSED
+        assert outcome.drain > 0
+        assert {key.pid for key in host.paused(target)} == pids == {k.pid for k in record.keys}
+        before = used(host, target)
+        elsewhere()
+        assert used(host, target) == before
+        assert resume(host, target).status is PauseStatus.NOTHING
+        assert not host.paused(target)
+        assert record.keys == []
+        eventually(lambda: used(host, target) > before + 0.02)
+
+
+def test_intent_is_on_record_before_each_stop_and_until_after_each_continue(
+    host: HostDevice, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I4: at the moment of each signal the process is on record."""
+    send = procfs.send
+    sent: list[int] = []
+
+    def checked(key: ProcessKey, signum: int) -> bool:
+        assert key in record.keys
+        sent.append(signum)
+        return send(key, signum)
+
+    with Program(PARENT_OF_SPINNERS) as program:
+        program.said_pids()
+        with monkeypatch.context() as patch:
+            patch.setattr(procfs, "send", checked)
+            pause(host, Target(program.key))
+            resume(host, Target(program.key))
+        assert sent.count(signal.SIGSTOP) >= 3
+        assert sent.count(signal.SIGCONT) == 3
+
+
+def test_a_tree_that_forks_in_a_loop_is_stopped_for_good(host: HostDevice) -> None:
+    """Children born during the walk are found; afterwards nobody is born and nobody runs."""
+    with Program(NURSERY) as program:
+        target = Target(program.key)
+        program.said()
+        for _ in range(20):
+            assert pause(host, target).status is PauseStatus.PAUSED
+            family = procfs.tree(program.pid)
+            before = used(host, target)
+            elsewhere()
+            assert procfs.tree(program.pid) == family
+            assert {procfs.state_of(key) for key in family} <= {"T", "Z", "D"}
+            assert used(host, target) == before
+            resume(host, target)
+
+
+def test_a_grandchild_that_lost_its_parent_is_still_paused_charged_and_resumed(
+    host: HostDevice,
+) -> None:
+    """Once seen, a member stays one, though it belongs to init now."""
+    with Program(ORPHAN) as program:
+        target = Target(program.key)
+        (orphan,) = program.said_pids()
+        host.usage(target)
+        program.tell()
+        program.said()
+        assert not procfs.is_descendant(orphan, program.pid)
+        assert pause(host, target).status is PauseStatus.PAUSED
+        assert orphan in {key.pid for key in host.paused(target)}
+        before = used(host, target)
+        elsewhere()
+        assert used(host, target) == before
+        resume(host, target)
+        assert procfs.state(orphan) != "T"
+        cpu = procfs.cpu_seconds(orphan) or 0.0
+        eventually(lambda: (procfs.cpu_seconds(orphan) or 0.0) > cpu + 0.01)
+
+
+def test_a_parent_that_dies_while_paused_leaves_nobody_stopped(
+    host: HostDevice, record: Record
+) -> None:
+    """The children of a killed kernel are resumed although it is gone."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        target = Target(program.key)
+        children = program.said_pids()
+        pause(host, target)
+        program.process.kill()
+        program.process.wait()
+        assert host.usage(target) is None
+        assert {key.pid for key in host.paused(target)} == set(children)
+        assert resume(host, target).status is PauseStatus.GONE
+        assert all(procfs.state(pid) != "T" for pid in children)
+        assert record.keys == []
+
+
+def test_a_sub_tree_that_is_another_session_runs_on(host: HostDevice) -> None:
+    """A kernel inside a kernel is paused and charged on its own account only."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        other, ours = program.said_pids()
+        target = Target(program.key, frozenset({other}))
+        pause(host, target)
+        assert {key.pid for key in host.paused(target)} == {program.pid, ours}
+        assert procfs.state(other) != "T"
+        before = used(host, target)
+        elsewhere()
+        assert used(host, target) == before
+
+
+def test_members_below_another_session_are_no_orphans(host: HostDevice) -> None:
+    """Seen before their parent became a session, they are let go with it."""
+    code = """
+inner = "import subprocess, sys; p = subprocess.Popen(['sleep', '1000'], stdout=subprocess.DEVNULL); print(p.pid, flush=True); sys.stdin.read()"
+middle = subprocess.Popen([sys.executable, '-S', '-c', inner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+say(middle.pid, middle.stdout.readline()); wait()
+"""
+    with Program(code) as program:
+        nested, helper = program.said_pids()
+        host.usage(Target(program.key))
+        target = Target(program.key, frozenset({nested}))
+        pause(host, target)
+        assert [key.pid for key in host.paused(target)] == [program.pid]
+        assert procfs.state(helper) == "S"
+
+
+def test_somebody_else_s_stop_is_kept(host: HostDevice) -> None:
+    """A child that its user stopped is not ours to continue."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        target = Target(program.key)
+        theirs, ours = program.said_pids()
+        os.kill(theirs, signal.SIGSTOP)
+        eventually(lambda: procfs.state(theirs) == "T")
+        assert pause(host, target).status is PauseStatus.PAUSED
+        assert {key.pid for key in host.paused(target)} == {program.pid, ours}
+        resume(host, target)
+        assert procfs.state(theirs) == "T"
+        assert procfs.state(ours) != "T"
+
+
+def test_a_root_stopped_by_its_user_is_left_alone(host: HostDevice, record: Record) -> None:
+    """Ctrl-Z or a debugger: nothing is paused, nothing is continued."""
+    with Program(SPIN) as program:
+        target = Target(program.key)
+        program.said()
+        os.kill(program.pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(program.pid) == "T")
+        assert pause(host, target).status is PauseStatus.STOPPED
+        assert resume(host, target).status is PauseStatus.NOTHING
+        assert procfs.state(program.pid) == "T"
+        assert record.keys == []
+
+
+def test_one_continued_by_somebody_else_is_seen_and_stopped_again(host: HostDevice) -> None:
+    """SIGCONT from the user's terminal ends a pause only until the next look."""
+    with Program(SPIN) as program:
+        target = Target(program.key)
+        program.said()
+        pause(host, target)
+        os.kill(program.pid, signal.SIGCONT)
+        eventually(lambda: not host.paused(target))
+        assert pause(host, target).status is PauseStatus.PAUSED
+        assert [key.pid for key in host.paused(target)] == [program.pid]
+        resume(host, target)
+        assert procfs.state(program.pid) != "T"
+
+
+def test_killed_while_paused_is_gone(host: HostDevice) -> None:
+    """SIGKILL reaches a stopped process; pause, resume and usage then say that it is gone."""
+    with Program(SPIN) as program:
+        target = Target(program.key)
+        program.said()
+        pause(host, target)
+        program.process.kill()
+        program.process.wait()
+        assert resume(host, target).status is PauseStatus.GONE
+        assert pause(host, target).status is PauseStatus.GONE
+        assert host.usage(target) is None
+        assert not host.paused(target)
+
+
+def test_a_zombie_is_gone(host: HostDevice) -> None:
+    """A kernel that ended but is not waited for yet is not paused."""
+    with Program("") as program:
+        eventually(lambda: procfs.state(program.pid) == "Z")
+        assert pause(host, Target(program.key)).status is PauseStatus.GONE
+        assert host.usage(Target(program.key)) is None
+
+
+def test_resume_twice_and_without_pause_does_nothing(host: HostDevice, record: Record) -> None:
+    """Resuming is idempotent."""
+    with Program(SPIN) as program:
+        target = Target(program.key)
+        program.said()
+        assert resume(host, target).status is PauseStatus.NOTHING
+        pause(host, target)
+        for _ in range(2):
+            assert resume(host, target).status is PauseStatus.NOTHING
+        assert procfs.state(program.pid) != "T"
+        assert record.keys == []
+
+
+def test_pausing_twice_stops_once(host: HostDevice, record: Record) -> None:
+    """A second pause finds everybody still; one resume is enough."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        target = Target(program.key)
+        program.said_pids()
+        pause(host, target)
+        assert pause(host, target).status is PauseStatus.PAUSED
+        assert len(record.keys) == 3
+        resume(host, target)
+        assert record.keys == []
+
+
+def test_a_pause_that_cannot_end_in_time_is_undone(
+    host: HostDevice, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BUSY: past the limit everybody runs on."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        target = Target(program.key)
+        children = program.said_pids()
+        look = procfs.state_of
+        stubborn = children[-1]
+        monkeypatch.setattr(
+            procfs, "state_of", lambda key: "R" if key.pid == stubborn else look(key)
+        )
+        assert pause(host, target, limit=0.05).status is PauseStatus.BUSY
+        assert record.keys == []
+        assert all(procfs.state(pid) != "T" for pid in (program.pid, *children))
+
+
+def test_a_cancelled_pause_leaves_nobody_stopped(
+    host: HostDevice, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker shuts down in the middle of a pause."""
+
+    async def cancel_in_the_middle(target: Target) -> None:
+        task = asyncio.create_task(host.pause(target, limit=60))
+        await asyncio.wait({task}, timeout=0.01)
+        assert record.keys
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with Program(SPIN) as program:
+        program.said()
+        monkeypatch.setattr(procfs, "state_of", lambda key: "R")
+        asyncio.run(cancel_in_the_middle(Target(program.key)))
+        assert record.keys == []
+        assert procfs.state(program.pid) != "T"
+
+
+def test_close_continues_everybody(record: Record) -> None:
+    """No pause outlives its device."""
+    device = HostDevice(record)
+    with Program(PARENT_OF_SPINNERS) as one, Program(SPIN) as two:
+        children = one.said_pids()
+        two.said()
+        pause(device, Target(one.key))
+        pause(device, Target(two.key))
+        device.close()
+        assert all(procfs.state(pid) != "T" for pid in (one.pid, two.pid, *children))
+        assert record.keys == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another uid")
+def test_another_user_s_process_is_forbidden_and_left_running() -> None:
+    """A user's broker may not stop another user's kernel: FORBIDDEN, no intent left behind."""
+    with Program(SPIN) as program:
+        program.said()
+        code = f"""
+import asyncio; sys.path[:0] = {[str(Path.cwd()), *sys.path]!r}
+from gpushare_kernel import procfs
+from gpushare_kernel.devices.base import Target
+from gpushare_kernel.devices.host import HostDevice
+class Intents(set): held = None
+intents = Intents(); target = Target(procfs.process_key({program.pid})); device = HostDevice(intents)
+os.setuid(4242)
+say(asyncio.run(device.pause(target, limit=5)).status, len(intents), *device.paused(target))
+"""
+        with Program(code) as other:
+            assert other.said() == ["forbidden", "0"]
+        assert procfs.state(program.pid) != "T"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make a process of another uid")
+def test_a_child_that_is_not_ours_to_stop_does_not_save_its_tree() -> None:
+    """A `sudo` child runs on; the kernel that started it is paused all the same."""
+    code = f"""
+import asyncio; sys.path[:0] = {[str(Path.cwd()), *sys.path]!r}
+from gpushare_kernel import procfs
+from gpushare_kernel.devices.base import Target
+from gpushare_kernel.devices.host import HostDevice
+class Intents(set): held = None
+kernel = subprocess.Popen([sys.executable, '-S', '-c',
+    "import os, subprocess; p = subprocess.Popen(['sleep', '1000']); os.setuid(4242); print(p.pid, flush=True); os.wait()"],
+    stdout=subprocess.PIPE, text=True)
+child = int(kernel.stdout.readline())
+os.setuid(4242)
+intents = Intents(); target = Target(procfs.process_key(kernel.pid)); device = HostDevice(intents)
+say(asyncio.run(device.pause(target, limit=5)).status, procfs.state(kernel.pid), procfs.state(child), len(intents))
+device.close(); say(len(intents), procfs.state(kernel.pid) == 'T', child); wait()
+"""
+    with Program(code) as program:
+        assert program.said() == ["paused", "T", "S", "1"]
+        words = program.said()
+        os.kill(int(words.pop()), signal.SIGKILL)
+        assert words == ["0", "False"]
+
+
+def test_usage_never_falls_when_children_end(host: HostDevice) -> None:
+    """The kernel's children burn CPU, end, are waited for: the sum keeps growing and loses nothing."""
+    code = """
+say('up'); wait()
+for _ in range(3):
+    child = subprocess.Popen([sys.executable, '-S', '-c', 'import time\\nwhile time.process_time() < 0.1: pass'])
+    say('started'); child.wait()
+say('done'); wait()
+"""
+    with Program(code) as program:
+        target = Target(program.key)
+        program.said()
+        seen = [used(host, target)]
+        program.tell()
+        while program.said() != ["done"]:
+            seen += [used(host, target) for _ in range(20)]
+        seen.append(used(host, target))
+        assert seen == sorted(seen)
+        own = procfs.cpu_seconds(program.pid)
+        assert own is not None
+        assert seen[-1] >= own + 0.27, "three children of 100 ms, in 10 ms ticks"
+        assert seen[-1] <= own + procfs.reaped_seconds(program.pid) + 0.05
+
+
+def test_wanted_grows_over_device_time_where_cores_are_short(host: HostDevice) -> None:
+    """Two spinners on one core want twice what they get."""
+    cpu = min(os.sched_getaffinity(0))
+    code = f"os.sched_setaffinity(0, {{{cpu}}}); say('up'); spin(0.2); say('spun'); wait()"
+    with Program(code) as one, Program(code) as two:
+        for program in (one, two, one, two):
+            program.said()
+        usages = [host.usage(Target(program.key)) for program in (one, two)]
+        unmet = [usage.wanted - usage.device_time for usage in usages if usage is not None]
+        assert len(unmet) == 2
+        assert min(unmet) >= 0
+        assert sum(unmet) > 0.05
+
+
+def test_memory_is_the_tree_s_and_read_only_when_asked_for(host: HostDevice) -> None:
+    """A child's 64 MiB are its session's."""
+    code = """
+say('up'); wait()
+p = subprocess.Popen([sys.executable, '-S', '-c', "b = b'x' * 2**26; print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+p.stdout.readline(); say('grown'); wait()
+"""
+    with Program(code) as program:
+        target = Target(program.key)
+        program.said()
+        before = host.usage(target, memory=True)
+        program.tell()
+        program.said()
+        after = host.usage(target, memory=True)
+        lean = host.usage(target)
+        assert before is not None
+        assert before.memory is not None
+        assert after is not None
+        assert after.memory is not None
+        assert 2**26 <= after.memory - before.memory < 2**27
+        assert lean is not None
+        assert lean.memory is None
+
+
+class Scales(Machine):
+    """A machine whose available bytes the test sets."""
+
+    bytes = 10_000
+
+    def available(self) -> int:
+        """Return what the test says."""
+        return self.bytes
+
+
+def test_foreign_is_what_others_took_since_the_start(record: Record) -> None:
+    """Use that is ours is not foreign, and what others give back is never negative."""
+    machine = Scales()
+    device = HostDevice(record, machine=machine)
+    assert device.inventory.capacity == 10_000
+    machine.bytes = 4_000
+    assert device.foreign(managed=1_000) == 5_000
+    assert device.foreign(managed=7_000) == 0
+    machine.bytes = 20_000
+    assert device.foreign(managed=0) == 0
+
+
+def test_what_was_not_offered_is_for_others_first(record: Record) -> None:
+    """With a capacity below what is available, foreign use counts only where it cuts into it."""
+    machine = Scales()
+    device = HostDevice(record, capacity=6_000, machine=machine)
+    machine.bytes = 6_000
+    assert device.foreign(managed=0) == 0
+    machine.bytes = 5_000
+    assert device.foreign(managed=0) == 1_000
+
+
+def test_memory_of_sessions_taken_over_is_capacity_not_foreign(record: Record) -> None:
+    """After a broker restart the kernels' memory is in use already, and it is theirs."""
+    machine = Scales()
+    device = HostDevice(record, held=3_000, machine=machine)
+    assert device.inventory.capacity == 13_000
+    assert device.foreign(managed=3_000) == 0
+    machine.bytes = 9_500
+    assert device.foreign(managed=3_000) == 500
+
+
+def test_sessions_that_ended_are_forgotten(host: HostDevice) -> None:
+    """A broker that runs for months keeps nothing of kernels long gone."""
+    with Program(SPIN) as program:
+        program.said()
+        target = Target(program.key)
+        pause(host, target)
+        program.process.kill()
+        program.process.wait()
+        resume(host, target)
+        host.usage(target)
+        assert host._sessions == {}
