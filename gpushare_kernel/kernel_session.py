@@ -1,0 +1,199 @@
+"""What whoever starts a kernel says to the broker: open, restart, bind, exempt, close.
+
+One connection per exchange, blocking, with a timeout: a provisioner's methods run in several event
+loops and threads, so nothing of a connection may outlive a call. What is kept are plain values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpushare_kernel import __version__, procfs
+from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, NoBroker
+from gpushare_kernel.core.values import ProcessKey, SessionId
+from gpushare_kernel.transport.channel import connect, handshake
+from gpushare_kernel.transport.peers import check_broker, peer_of
+from gpushare_kernel.transport.places import Places, may_start
+from gpushare_kernel.transport.words import PAUSED
+from gpushare_kernel.wire.messages import (
+    SPOKEN,
+    Bind,
+    Close,
+    Exempt,
+    Hello,
+    Open,
+    Opened,
+    Restart,
+    Welcome,
+)
+
+EXCHANGE_TIMEOUT = 10.0
+"""Seconds for an exchange a kernel's start waits for."""
+SIGNAL_TIMEOUT = 0.5
+"""Seconds for each half (connect, answer) of an exchange that goes before a signal: no interrupt is late because of us."""
+
+TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
+STARTER = "GPUSHARE_STARTER"
+"""The pid of the provisioner's process: our launcher below it leaves the session to it."""
+KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
+_AGENT = f"gpushare-kernel {__version__} (Python {sys.version_info.major}.{sys.version_info.minor})"
+
+
+class Page:
+    """The session's shared page, as a file descriptor that is closed once, at the latest with its owner."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._closing = weakref.finalize(self, os.close, fd)
+
+    def says_paused(self) -> bool:
+        """Say whether the broker paused the session, or was about to."""
+        if not self._closing.alive:
+            return False
+        word = os.pread(self._fd, 4, 0)
+        return bool(int.from_bytes(word, sys.byteorder) & PAUSED)
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        self._closing()
+
+
+@dataclass(slots=True)
+class KernelSession:
+    """A session as its starter knows it: plain values. `broker` is the process that answered last."""
+
+    places: Places
+    session: SessionId
+    token: str
+    page: Page | None = None
+    broker: ProcessKey | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return what the kernel's process needs to find its session."""
+        return {
+            TOKEN: self.token,
+            SESSION: self.session,
+            SOCKET: str(self.places.socket),
+            STARTER: str(os.getpid()),
+        }
+
+    def bind(self, pid: int) -> None:
+        """Tell the broker which process is the kernel. Raises ProcessLookupError where it is gone already."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            _exchange(self.places, Bind(self.session, self.token), EXCHANGE_TIMEOUT, (pidfd,))
+        finally:
+            os.close(pidfd)
+
+    def exempt(self, seconds: float) -> None:
+        """Have the session resumed, and not paused for `seconds`."""
+        _exchange(self.places, Exempt(self.session, self.token, seconds), SIGNAL_TIMEOUT)
+
+    def close(self) -> None:
+        """End the session at the broker (best said early; the broker finds out by itself too) and its page here."""
+        if self.page is not None:
+            self.page.close()
+        with contextlib.suppress(BadToken):  # closed before
+            _exchange(self.places, Close(self.session, self.token), SIGNAL_TIMEOUT)
+
+    def broker_is_gone(self) -> bool:
+        """Say whether nobody listens any more. Never blocks; a living broker does not notice the question."""
+        if self.broker is not None and procfs.alive(self.broker):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.connect(str(self.places.socket))
+            except BlockingIOError:  # its backlog is full: it is there, and busy
+                return False
+            except OSError:
+                return True
+            self.broker = procfs.process_key(peer_of(sock).pid)
+        return False
+
+    def resume(self, pid: int) -> bool:
+        """Continue the kernel's tree where the broker had it paused; for when broker and guardian are gone."""
+        if self.page is None or not self.page.says_paused():
+            return False
+        for key in procfs.tree(pid):
+            with contextlib.suppress(PermissionError):  # a child that runs as somebody else
+                procfs.send(key, signal.SIGCONT)
+        return True
+
+
+def open_session(
+    places: Places, name: str, *, kernel_id: str, language: str, weight: float
+) -> KernelSession:
+    """Open a session for a kernel that is about to start."""
+    return _opened(places, Open(name=name, kernel_id=kernel_id, language=language, weight=weight))
+
+
+def restart_session(old: KernelSession) -> KernelSession:
+    """Say that the kernel starts anew; the session's id, weight and charge stay, its token does not.
+
+    Raises
+    ------
+    BadToken
+        Where the broker does not know the session any more.
+    """
+    new = _opened(old.places, Restart(old.session, old.token))
+    if old.page is not None:
+        old.page.close()
+    return new
+
+
+def find_broker(places: Places, *, start: bool) -> None:
+    """Make sure a broker answers at `places`; start one where that is allowed and wanted.
+
+    Raises
+    ------
+    NoBroker
+        Where none runs and none may be started.
+    """
+    if start and may_start(places):
+        ensure_broker(places, timeout=EXCHANGE_TIMEOUT)
+        return
+    try:
+        connect(places.socket, EXCHANGE_TIMEOUT).close()
+    except BrokerUnavailable as problem:
+        why = (
+            "this host has a system installation"
+            if not may_start(places)
+            else "starting one is switched off"
+        )
+        msg = f"no broker answers at {places.socket}, and {why}. Ask whoever runs it, or start it: jupyter gpushare start"
+        raise NoBroker(msg) from problem
+
+
+def without_session(env: Mapping[str, str]) -> dict[str, str]:
+    """Return `env` without what names a session: a nested kernel must not pass for its parent."""
+    return {name: value for name, value in env.items() if name not in KERNEL_VARIABLES}
+
+
+def _opened(places: Places, body: Open | Restart) -> KernelSession:
+    welcome, fds, broker = _exchange(places, body, EXCHANGE_TIMEOUT)
+    pages = [Page(fd) for fd in fds]  # owned at once: whatever fails from here on, none stays open
+    if not isinstance(welcome.body, Opened) or len(pages) != 1:
+        answer = f"{type(welcome.body).__name__} and {len(pages)} descriptors"
+        msg = f"{type(body).__name__} must be answered by Opened and one descriptor, but was by {answer}."
+        raise BadFrame(msg)
+    return KernelSession(places, welcome.body.session, welcome.body.token, pages[0], broker)
+
+
+def _exchange(
+    places: Places,
+    body: Open | Restart | Bind | Close | Exempt,
+    timeout: float,
+    fds: tuple[int, ...] = (),
+) -> tuple[Welcome, list[int], ProcessKey | None]:
+    with connect(places.socket, timeout) as sock:
+        check_broker(sock, places)
+        welcome, received = handshake(sock, Hello(versions=SPOKEN, agent=_AGENT, body=body), fds)
+        return welcome, received, procfs.process_key(peer_of(sock).pid)

@@ -1,0 +1,284 @@
+"""The kernel provisioner `gpushare`: a local kernel that is a session of this host's broker.
+
+Jupyter calls these methods in several event loops and threads, inside the server's process. So nothing
+here blocks a loop (the broker is asked in a thread, with timeouts), nothing of a connection is kept
+between calls, and only `cleanup` decides that a kernel is gone: `kill` cannot tell an end from a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from traitlets import Enum, Float
+
+from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.core.errors import BadToken, BrokerUnavailable, GpushareError, UserError
+from gpushare_kernel.core.values import SessionId
+from gpushare_kernel.interpreters import has_package
+from gpushare_kernel.kernel_session import (
+    EXCHANGE_TIMEOUT,
+    KernelSession,
+    find_broker,
+    open_session,
+    restart_session,
+    without_session,
+)
+from gpushare_kernel.transport.places import Places, may_start, places
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+DEFAULT_PROVISIONER = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+_INTERRUPT_EXEMPTION = 3.0
+_SHUTDOWN_EXEMPTION = 15.0
+"""Seconds; longer than jupyter_client waits for a kernel to shut down by itself."""
+_LOOK_EVERY = 2.0
+
+
+class GpuShareProvisioner(LocalProvisioner):
+    """Starts kernels on this host that share its device through the broker."""
+
+    on_missing_broker = Enum(
+        ["start", "degrade", "fail"],
+        default_value=None,
+        allow_none=True,
+        config=True,
+        help="""What a kernel's start does where no broker answers: start one (the default of a user),
+        degrade to a kernel that shares nothing (the default where a system installation is marked),
+        or fail. What cannot be started degrades, with one line in the log.""",
+    )
+    weight = Float(1.0, config=True, help="This kernel's weight among its user's own.")
+
+    _session: KernelSession | None = None
+    _launched = False
+    _warned = False
+    _looked = 0.0
+    _reviving: threading.Thread | None = None
+
+    # --- Starting ---------------------------------------------------------------------------------
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Open (or restart) the kernel's session, then prepare the launch. Called before every start."""
+        session = await self._open(kwargs.get("env"))
+        try:
+            kwargs = await super().pre_launch(**kwargs)
+            kwargs["env"] = await self._kernel_environment(kwargs["env"], session)
+        except BaseException:
+            await self._undo()
+            raise
+        return kwargs
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel and tell the broker which process it is."""
+        session = self._session
+        try:
+            info = await super().launch_kernel(cmd, **kwargs)
+            if session is not None and self.pid is not None:
+                await self._bind(session, self.pid)
+        except BaseException:
+            await self._end_process()
+            await self._undo()
+            raise
+        self._launched = True
+        return info
+
+    async def _open(self, env: dict[str, str] | None) -> KernelSession | None:
+        opening = asyncio.ensure_future(off_loop(self._open_blocking, self._name(env)))
+        try:
+            self._session = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on; a session that nobody waits for would stay open.
+            self._session = await opening
+            await self._close()
+            raise
+        except BrokerUnavailable as problem:
+            if self._policy(places()) == "fail":
+                raise
+            self._warn_once(f"this kernel shares nothing: {problem}")
+            self._drop()
+        return self._session
+
+    def _open_blocking(self, name: str) -> KernelSession:
+        old = self._session
+        where = places() if old is None else old.places
+        find_broker(where, start=self._policy(where) == "start")
+        if old is not None:
+            with contextlib.suppress(BadToken):  # forgotten, so it is a first start again
+                return restart_session(old)
+        language = self.kernel_spec.language or "python"
+        return open_session(
+            where, name, kernel_id=self.kernel_id, language=language, weight=self.weight
+        )
+
+    async def _bind(self, session: KernelSession, pid: int) -> None:
+        try:
+            await off_loop(session.bind, pid)
+        except ProcessLookupError:
+            pass  # the kernel ended at once: jupyter_client's poll will say so
+        except BrokerUnavailable as problem:
+            if self._policy(session.places) == "fail":
+                raise
+            self._warn_once(f"the broker went away while this kernel started: {problem}")
+
+    async def _kernel_environment(
+        self, env: dict[str, str], session: KernelSession | None
+    ) -> dict[str, str]:
+        env = without_session(env)
+        if session is not None:
+            env |= session.environment()
+        program = self.kernel_spec.argv[0]
+        # A nested nbconvert in an environment without us could not find its provisioner.
+        if DEFAULT_PROVISIONER in env and not await off_loop(has_package, program, env.get("PATH")):
+            del env[DEFAULT_PROVISIONER]
+        return env
+
+    def _name(self, env: dict[str, str] | None) -> str:
+        notebook = Path((env or {}).get("JPY_SESSION_NAME", "")).name
+        return notebook or str(getattr(self.parent, "kernel_name", "")) or "kernel"
+
+    def _policy(self, where: Places) -> str:
+        chosen = self.on_missing_broker
+        return str(chosen) if chosen else "start" if may_start(where) else "degrade"
+
+    def _warn_once(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self.log.warning("gpushare: %s", text)
+
+    # --- Undoing: jupyter_client does not call cleanup for a start that failed ------------------------
+
+    async def _end_process(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(OSError):
+                await super().send_signal(signal.SIGKILL)
+            await super().wait()
+
+    async def _undo(self) -> None:
+        await self._close()
+        if self.ports_cached and not self._launched:
+            # After a first launch they belong to the connection file that clients still read.
+            await super().cleanup(restart=False)
+            self.ports_cached = False
+            if self.parent is not None:
+                self.parent.cleanup_connection_file()
+
+    async def _close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                await off_loop(session.close)
+            except (
+                GpushareError,
+                OSError,
+            ) as problem:  # the broker's pidfd, or its absence, says the same
+                self.log.debug("gpushare: session %s not closed: %s", session.session, problem)
+
+    def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None and session.page is not None:
+            session.page.close()
+
+    # --- Signals and the end ----------------------------------------------------------------------
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal the kernel's process group; a paused kernel runs again first, or it would not notice."""
+        if signum != 0 and self.process is not None:
+            await self._exempt(
+                _INTERRUPT_EXEMPTION if signum == signal.SIGINT else _SHUTDOWN_EXEMPTION
+            )
+        await super().send_signal(signum)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  jupyter_client's signature
+        """A shutdown message was sent; a paused kernel could not read it."""
+        await self._exempt(_SHUTDOWN_EXEMPTION)
+        await super().shutdown_requested(restart=restart)
+
+    async def cleanup(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  jupyter_client's signature
+        """The kernel is gone: for good, or to come again with `restart`. Idempotent.
+
+        Voila calls this while a kernel lives. Then the session stays; the broker sees its end.
+        """
+        if not restart and (self.process is None or self.process.poll() is not None):
+            await self._close()
+        await super().cleanup(restart=restart)
+
+    async def _exempt(self, seconds: float) -> None:
+        """Never raises: whatever is wrong with the broker, the signal goes out."""
+        session = self._session
+        if session is None:
+            return
+        try:
+            await off_loop(session.exempt, seconds)
+        except (GpushareError, OSError) as problem:
+            self.log.debug("gpushare: not exempted: %s", problem)
+            if isinstance(problem, UserError):
+                return
+            self._resume(session)
+
+    # --- Looking after the kernel --------------------------------------------------------------------
+
+    async def poll(self) -> int | None:
+        """Return the exit code, or None while the kernel runs. Called every few seconds, so also the last resort (I4)."""
+        code = await super().poll()
+        now = time.monotonic()
+        if code is None and self._session is not None and now - self._looked >= _LOOK_EVERY:
+            self._looked = now
+            self._look_after(self._session)
+        return code
+
+    def _look_after(self, session: KernelSession) -> None:
+        """Broker and guardian gone: let the kernel run, and get a broker."""
+        if not session.broker_is_gone():
+            return
+        self._resume(session)
+        busy = self._reviving is not None and self._reviving.is_alive()
+        if not busy and self._policy(session.places) == "start" and may_start(session.places):
+            self._reviving = threading.Thread(
+                target=self._revive, args=(session.places,), name="gpushare-revive", daemon=True
+            )
+            self._reviving.start()
+
+    def _resume(self, session: KernelSession) -> None:
+        if self.pid is not None and self.process is not None and session.resume(self.pid):
+            self.log.warning("gpushare: the broker is gone; resumed kernel %s.", self.kernel_id)
+
+    def _revive(self, where: Places) -> None:
+        try:
+            ensure_broker(where, timeout=EXCHANGE_TIMEOUT)
+        except GpushareError as problem:
+            self._warn_once(f"no broker could be started: {problem}")
+
+    # --- Handing the kernel over to another server process ------------------------------------------------
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """Return what another server process needs to take this kernel over."""
+        info = cast("dict[str, Any]", await super().get_provisioner_info())
+        if self._session is not None:
+            info["gpushare"] = {"session": self._session.session, "token": self._session.token}
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Take a kernel over. Its page stays behind: descriptors do not travel."""
+        await super().load_provisioner_info(provisioner_info)
+        kept = provisioner_info.get("gpushare")
+        if kept:
+            self._session = KernelSession(places(), SessionId(kept["session"]), kept["token"])
+
+
+async def off_loop(function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Run a blocking call in a thread, or here where the interpreter ends and starts no threads any more.
+
+    Clients such as nbclient shut their kernels down in atexit hooks; those kernels must end, too.
+    """
+    if threading.main_thread().is_alive():
+        return await asyncio.to_thread(function, *args, **kwargs)
+    return function(*args, **kwargs)
