@@ -7,9 +7,13 @@ import re
 from gpushare_kernel.core.errors import BadSize
 from gpushare_kernel.core.values import LARGEST_SIZE
 
-_UNITS = {
+_UNITS: dict[str, int] = {
     "b": 1,
-    **{u: 2 ** (10 * n) for n, us in enumerate(("k ki kib", "m mi mib", "g gi gib", "t ti tib"), 1) for u in us.split()},
+    **{
+        u: 2 ** (10 * n)
+        for n, us in enumerate(("k ki kib", "m mi mib", "g gi gib", "t ti tib"), 1)
+        for u in us.split()
+    },
     **{u: 10 ** (3 * n) for n, u in enumerate(("kb", "mb", "gb", "tb"), 1)},
 }
 _SHAPE = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]+|%)?\s*")
@@ -31,11 +35,15 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         raise BadSize(_not_a_size(text))
     number, unit = float(match["number"]), match["unit"]
     if unit is None:
-        msg = f"size {text.strip()!r} has no unit. Write {_plain(number)}GiB or {_plain(number)}MiB."
+        msg = (
+            f"size {text.strip()!r} has no unit. Write {_plain(number)}GiB or {_plain(number)}MiB."
+        )
         raise BadSize(msg)
     size = _percent(text, number, whole) if unit == "%" else _absolute(text, number, unit)
     if size <= 0:
-        msg = f"size {text.strip()!r} is zero. Leave it out, or name what the cell may hold: 512MiB."
+        msg = (
+            f"size {text.strip()!r} is zero. Leave it out, or name what the cell may hold: 512MiB."
+        )
         raise BadSize(msg)
     if size >= LARGEST_SIZE:
         msg = f"size {text.strip()!r} is over {LARGEST_SIZE // 2**40} TiB. Did you mean a smaller unit?"

@@ -1,0 +1,142 @@
+"""The memory side of one device: what sessions are charged, where their jobs' lanes are, who waits for room (I1, I2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpushare_kernel.core.admission import AdmissionQueue
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import InvariantBroken
+from gpushare_kernel.core.lanes import Lane, LaneTable, Placement
+from gpushare_kernel.core.records import Job, Session
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.values import Need, SessionId
+
+
+class MemoryBook:
+    """Capacity, lanes and queue. Grants never exceed capacity; measurements may, and then nothing is granted."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.table = LaneTable(config.capacity)
+        self.queue = AdmissionQueue()
+        #: Whether a measurement, a plain cell or foreign use (never a grant) has put the sum over capacity.
+        self.deficit = False
+
+    # --- what sessions are charged ---------------------------------------------------------------------
+
+    def charge(
+        self, session: Session, *, declared: int | None = None, measured: int | None = None
+    ) -> None:
+        """Change what `session` declared or is seen to hold."""
+        before = session.charged
+        if declared is not None:
+            session.declared = declared
+        if measured is not None:
+            session.measured = measured
+        self.table.persistent += session.charged - before
+        self._note_deficit()
+
+    def context(self, session: Session, size: int) -> None:
+        """`session`'s context takes `size` bytes (0: it has none)."""
+        self.table.reserve += size - session.context
+        session.context = size
+        self._note_deficit()
+
+    def capacity(self, capacity: int) -> None:
+        """The device has another size for us now."""
+        self.table.capacity = capacity
+        self._note_deficit()
+
+    def _note_deficit(self) -> None:
+        self.deficit = self.table.free < 0
+
+    # --- what a job needs --------------------------------------------------------------------------------
+
+    def need(
+        self, session: Session, *, size: int | None, persistent: int | None, ephemeral: int | None
+    ) -> Need:
+        """Return the need of a declaration: `size` is split by what the session holds; neither given means default needs."""
+        held = session.charged
+        if size is not None:
+            return Need(held, max(0, size - held))
+        if persistent is None and ephemeral is None:
+            return Need(self.config.plain_persistent, self.config.plain_ephemeral)
+        return Need(held if persistent is None else persistent, ephemeral or 0)
+
+    def added(self, session: Session, need: Need) -> int:
+        """Bytes of P that `need` adds to what `session` is charged, its own context included."""
+        context = self.config.reserve if session.context == 0 else 0
+        return max(0, need.persistent - session.charged) + context
+
+    def never_fits(self, session: Session, need: Need) -> str | None:
+        """Return why `need` could not be met by an empty device, or None."""
+        context = session.context or self.config.reserve
+        whole = max(need.persistent, session.measured) + need.ephemeral + context
+        if whole <= self.config.capacity:
+            return None
+        parts = (
+            f"{format_size(need.persistent)} persistent + {format_size(need.ephemeral)} ephemeral"
+        )
+        if context:
+            parts += f" + {format_size(context)} context"
+        return (
+            f"this can never fit: it asks for {format_size(whole)} ({parts}) and the device has "
+            f"{format_size(self.config.capacity)} in all. Ask for {format_size(max(0, self.config.capacity - context))} or less."
+        )
+
+    # --- placing and leaving -------------------------------------------------------------------------------
+
+    def place(self, session: Session, job: Job, at: float) -> Lane | None:
+        """Grant `job` its memory if Algorithm 1 finds a lane (I1); None where it has to wait."""
+        added = self.added(session, job.need)
+        found = self.table.find(added, job.need.ephemeral)
+        if found is None:
+            return None
+        lane = self._put(session, job, found, at)
+        if self.table.free < 0:
+            msg = f"granting {job.id} left {self.table.free} bytes"
+            raise InvariantBroken(msg)
+        return lane
+
+    def force(self, session: Session, job: Job, at: float, *, beside: Lane | None = None) -> Lane:
+        """Take what runs already (a plain cell, a job confirmed after a restart) as it is; it may make a deficit."""
+        lane = self._put(
+            session,
+            job,
+            Placement(beside.id if beside else None, job.need.ephemeral),
+            at,
+            private=job.plain,
+        )
+        self._note_deficit()
+        return lane
+
+    def _put(
+        self, session: Session, job: Job, found: Placement, at: float, *, private: bool = False
+    ) -> Lane:
+        if session.context == 0 and self.config.reserve:
+            self.context(session, self.config.reserve)
+        if job.size is None:
+            self.charge(session, declared=max(session.declared, job.need.persistent))
+        return self.table.place(job, found, at, private=private)
+
+    def leave(self, job: Job) -> Lane | None:
+        """`job` is over or dropped: out of its lane or the queue. Return the lane while others are in it."""
+        self.queue.remove(job)
+        lane = self.table.leave(job)
+        self._note_deficit()
+        return lane
+
+    def resplit(self, session: Session, job: Job) -> None:
+        """A single SIZE covers P and E: what turned out to persist is no longer ephemeral."""
+        if job.size is None or job.lane is None:
+            return
+        job.need = Need(session.charged, max(0, job.size - session.charged))
+        self.table.refit(self.table.lanes[job.lane])
+        self._note_deficit()
+
+    def admit(self, sessions: dict[SessionId, Session], at: float) -> Iterator[Job]:
+        """Yield the queued jobs that fit now, placed."""
+        if self.table.free < 0 or not len(self.queue):
+            return iter(())
+        return self.queue.admit(lambda job: self.place(sessions[job.session], job, at) is not None)

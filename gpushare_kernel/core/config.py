@@ -1,0 +1,36 @@
+"""What one device's scheduler is told at its start. Times in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpushare_kernel.core.values import MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one device's scheduler."""
+
+    capacity: int
+    #: How much can run at once: cores of a host, 1.0 for a GPU.
+    compute: float
+    #: Estimate of one context before it is measured.
+    reserve: int = 0
+    policy: str = "fair"
+    #: Length of a turn while others wait.
+    turn: float = 0.1
+    #: How long a cooperative job may take to its boundary before it is paused from outside.
+    boundary_grace: float = 0.025
+    #: How long the occupant of a lane keeps it while lane mates wait.
+    lane_turn: float = 1.0
+    #: A pause is given up after this long; the device says what it allows.
+    pause_limit: float = 0.5
+    #: Device seconds after which a plain cell is a job.
+    plain_grace: float = 0.05
+    plain_persistent: int = 64 * MiB
+    plain_ephemeral: int = 64 * MiB
+    #: Users are told that they share after this long, or that they were paused for this long.
+    tell_shared: float = 20.0
+    tell_paused: float = 5.0
+    #: After a broker's restart: no pauses, no admissions, until its sessions have confirmed what they hold.
+    orphan_grace: float = 5.0

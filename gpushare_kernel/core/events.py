@@ -1,0 +1,179 @@
+"""What happens: the only way into the core. Every event carries its time; sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage, UserId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base. `at` is monotonic and never falls."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened(Event):
+    """A provisioner is about to start a kernel; or a broker that came back knows it from its ledger (`orphaned`)."""
+
+    session: SessionId
+    user: UserId
+    weight: float = 1.0
+    user_weight: float = 1.0
+    persistent: int = 0
+    orphaned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionReady(Event):
+    """Its process is known. `bare`: without our client. `context` is what one context costs, measured."""
+
+    session: SessionId
+    bare: bool
+    context: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRestarted(Event):
+    """The kernel starts anew: jobs end, P and E are free; id, user and weight stay."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed(Event):
+    """The process is gone."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSubmitted(Event):
+    """A declared job: either `size`, or `persistent` (the session's total) and `ephemeral`, or neither (default needs)."""
+
+    job: JobId
+    session: SessionId
+    size: int | None = None
+    persistent: int | None = None
+    ephemeral: int | None = None
+    weight: float = 1.0
+    cooperative: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfirmed(Event):
+    """A job that ran on while the broker was gone. Jobs with the same `group` shared a lane."""
+
+    job: JobId
+    session: SessionId
+    persistent: int
+    ephemeral: int
+    group: int
+    running: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCancelled(Event):
+    """Its user gave up the place."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundaryReached(Event):
+    """The job waits inside our client; `trimmed`: its E is given back; `interval` is its usual time between boundaries."""
+
+    job: JobId
+    trimmed: bool
+    persistent: int
+    interval: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEnded(Event):
+    """The job is over; `persistent` is what the session holds now, `usage` what it has used so far."""
+
+    job: JobId
+    persistent: int
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellStarted(Event):
+    """A plain cell begins; whether it uses the device is seen later. `usage` is what the session has used so far."""
+
+    session: SessionId
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellEnded(Event):
+    """The plain cell is over; `persistent` is what the session holds now (None: not known)."""
+
+    session: SessionId
+    persistent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(Event):
+    """The answer to `Wake`: what sessions have used so far. Due deadlines are met with it."""
+
+    used: Mapping[SessionId, Usage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(Event):
+    """What came of a `Pause`."""
+
+    session: SessionId
+    ticket: int
+    status: PauseStatus
+    drain: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exempted(Event):
+    """A signal or shutdown is coming: resume the session, do not pause it before `until`."""
+
+    session: SessionId
+    until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityChanged(Event):
+    """What the device has for us now: free at start minus foreign use since."""
+
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLost(Event):
+    """The device is unusable: resume everything, admit nothing."""
+
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChanged(Event):
+    """An administrator chose another policy."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightChanged(Event):
+    """The session's weight among its user's own."""
+
+    session: SessionId
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released(Event):
+    """Give back what the session declared and does not use; `persistent` is what it holds in fact (None: as last measured)."""
+
+    session: SessionId
+    persistent: int | None = None

@@ -1,0 +1,91 @@
+"""What the core wants done: the only way out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpushare_kernel.core.values import JobId, LaneId, Need, PauseReason, SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """Base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant(Instruction):
+    """The job waits inside our client; let it go on."""
+
+    job: JobId
+    session: SessionId
+    lane: LaneId
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class Queue(Instruction):
+    """Tell the job's user why it waits (see `Scheduler.why`)."""
+
+    job: JobId
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Instruction):
+    """The job can never fit; `message` has the numbers."""
+
+    job: JobId
+    session: SessionId
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Instruction):
+    """The job is over without having been granted (cancelled, or its session ended)."""
+
+    job: JobId
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Instruction):
+    """Set the job's word: give up the turn, and the lane too (trimmed), at the next boundary."""
+
+    job: JobId
+    session: SessionId
+    turn: bool
+    lane: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Instruction):
+    """Stop the session from outside within `limit` seconds; answer with `Paused` and the same ticket."""
+
+    session: SessionId
+    reason: PauseReason
+    limit: float
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Instruction):
+    """Let the session run again (after a pause that is still under way)."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Slow(Instruction):
+    """Tell the session's user that it shares the device with `people` others at `fraction` of its speed, or was paused."""
+
+    session: SessionId
+    people: int
+    fraction: float
+    paused: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wake(Instruction):
+    """At `at`, sample `Scheduler.watched()` and answer with `Sampled`. The latest Wake counts; None: no need."""
+
+    at: float | None

@@ -1,0 +1,57 @@
+"""Why a job waits, with numbers: computed when somebody reads it, not per event."""
+
+from __future__ import annotations
+
+from gpushare_kernel.core.records import Job
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.values import Holder, JobState, SessionId, Wait, WaitReason
+
+_HOLDERS = 3
+
+
+def why(scheduler: Scheduler, job: Job) -> Wait:
+    """Return why `job` waits. Holders are named by session id; the broker knows what they may be called."""
+    session = scheduler.sessions[job.session]
+    if job.state is JobState.QUEUED:
+        book = scheduler.book
+        needs = book.added(session, job.need) + job.need.ephemeral
+        until = scheduler.turns.free_until
+        reason = WaitReason.GRACE if scheduler.at < until else WaitReason.MEMORY
+        return Wait(
+            reason=reason,
+            needs=needs,
+            free=max(0, book.table.free),
+            ahead=book.queue.ahead(job.id),
+            holders=_holders(scheduler, job),
+            until=until if reason is WaitReason.GRACE else None,
+        )
+    lane = scheduler.book.table.lanes[job.lane] if job.lane is not None else None
+    if lane is not None and lane.occupant is not job:
+        before = next((n for n, other in enumerate(lane.waiters) if other is job), 0)
+        occupant = lane.occupant
+        holders = (
+            () if occupant is None else (_holder(scheduler, job, occupant.session, lane.size),)
+        )
+        return Wait(WaitReason.OCCUPANCY, job.need.ephemeral, 0, before, holders)
+    ahead = len(scheduler.turns.using)
+    return Wait(WaitReason.TURN, 0, 0, ahead)
+
+
+def _holders(scheduler: Scheduler, job: Job) -> tuple[Holder, ...]:
+    """Who holds memory: the waiter's own other sessions first, then the largest; idle ones before busy ones."""
+    found = []
+    for session in scheduler.sessions.values():
+        size = session.charged + sum(
+            other.need.ephemeral for other in session.jobs.values() if other.lane is not None
+        )
+        if size and session.id != job.session:
+            found.append(_holder(scheduler, job, session.id, size))
+    found.sort(key=lambda holder: (not holder.own, holder.idle is None, -holder.size, holder.name))
+    return tuple(found[:_HOLDERS])
+
+
+def _holder(scheduler: Scheduler, job: Job, session: SessionId, size: int) -> Holder:
+    other = scheduler.sessions[session]
+    own = other.user is scheduler.sessions[job.session].user
+    idle = None if other.jobs else scheduler.at - other.idle_since
+    return Holder(other.id, size, idle, own)

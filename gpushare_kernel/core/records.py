@@ -1,0 +1,142 @@
+"""What the core keeps about users, sessions and jobs. Mutable; only the core changes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gpushare_kernel.core.states import JOB, PRESENCE, Phase, checked
+from gpushare_kernel.core.values import (
+    Activity,
+    JobId,
+    JobState,
+    LaneId,
+    Need,
+    PauseReason,
+    Presence,
+    SessionId,
+    UserId,
+)
+
+
+@dataclass(slots=True, eq=False)
+class User:
+    """Who owns sessions, with the account that I6 divides by."""
+
+    id: UserId
+    weight: float = 1.0
+    #: Weighted device seconds used while somebody else wanted the device; equal among those who compete.
+    vtime: float = 0.0
+    #: The least virtual time among its own sessions that compete, and what one turn is worth to that one.
+    floor: float = 0.0
+    floor_turn: float = 0.0
+    #: Device seconds in all, for people to read.
+    device_time: float = 0.0
+    sessions: set[SessionId] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One declared (or seen) piece of device work."""
+
+    id: JobId
+    session: SessionId
+    order: int
+    need: Need
+    #: The single SIZE it was declared with: P and E together never exceed it, the split is measured.
+    size: int | None
+    submitted: float
+    plain: bool = False
+    #: A plain job that no cell announced (bare kernels, background threads): it ends when it falls quiet.
+    background: bool = False
+    cooperative: bool = False
+    state: JobState = JobState.SUBMITTED
+    lane: LaneId | None = None
+    #: It waits inside our client: before its first line or at a boundary.
+    waits: bool = True
+    #: The last boundary gave its E back.
+    trimmed: bool = True
+    asked: bool = False
+    interval: float | None = None
+    overtaken: int = 0
+    granted: float | None = None
+    device_time_before: float = 0.0
+    turns: int = 0
+
+    def become(self, state: JobState) -> None:
+        """Change state, as the table allows."""
+        self.state = checked(JOB, self.state, state, f"job {self.id}")
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One kernel's presence."""
+
+    id: SessionId
+    user: User
+    order: int
+    weight: float = 1.0
+    #: Its weight between jobs that declare one of their own.
+    usual_weight: float = 1.0
+    presence: Presence = Presence.OPENED
+    #: Bytes of P: the largest total declared since it was last released, and what it was last seen to hold.
+    declared: int = 0
+    measured: int = 0
+    #: Bytes of its context, once it has one.
+    context: int = 0
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+
+    phase: Phase = Phase.OFF
+    #: We paused its process (or a pause or resume is under way): the reason and since when.
+    stopped: PauseReason | None = None
+    stopped_at: float = 0.0
+    pausing: bool = False
+    ticket: int = 0
+    pausable: bool = True
+    exempt_until: float = 0.0
+    leave_by: float = 0.0
+
+    vtime: float = 0.0
+    #: Its key among its user's waiting sessions, fixed while it waits.
+    rank: tuple[float, int] = (0.0, 0)
+    #: What its demand counts for while it wants a turn (cores).
+    counted: float = 0.0
+    #: How much of the device it can use (cores); None until measured: then it counts as the whole device.
+    demand: float | None = None
+    used: float | None = None
+    wanted: float = 0.0
+    device_time: float = 0.0
+    #: Seconds with a turn since the last sample, and since when it has one now.
+    held: float = 0.0
+    on_since: float = 0.0
+    waiting_since: float = 0.0
+    turns: int = 0
+    #: The open plain cell: since when, device time used before it, and the next look at it.
+    cell_since: float | None = None
+    cell_used: float | None = None
+    cell_wait: float = 0.0
+    quiet: float = 0.0
+    sampled_at: float = 0.0
+    idle_since: float = 0.0
+    #: Since when it shares the device without a break, with its device time then; what it was told.
+    shared_since: float | None = None
+    shared_used: float = 0.0
+    shared_told: bool = False
+
+    @property
+    def charged(self) -> int:
+        """P charged: what was declared or what is measured, whichever is more."""
+        return max(self.declared, self.measured)
+
+    @property
+    def activity(self) -> Activity:
+        """Whether it has work on the device."""
+        return Activity.BUSY if self.jobs else Activity.IDLE
+
+    @property
+    def plain_job(self) -> Job | None:
+        """The job that its plain cell became."""
+        return next((job for job in self.jobs.values() if job.plain), None)
+
+    def become(self, presence: Presence) -> None:
+        """Change presence, as the table allows."""
+        self.presence = checked(PRESENCE, self.presence, presence, f"session {self.id}")

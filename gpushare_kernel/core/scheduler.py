@@ -1,0 +1,499 @@
+"""The scheduler of one device: `handle(event)` returns the instructions that follow. Nothing else changes its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.book import MemoryBook
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import InternalError, UserError
+from gpushare_kernel.core.lanes import Lane
+from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.probe import Probe, Seen
+from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.turns import Turns
+from gpushare_kernel.core.values import (
+    JobId,
+    JobState,
+    LaneId,
+    Need,
+    Presence,
+    SessionId,
+    Usage,
+    UserId,
+)
+
+MONITOR_ALONE = 1.0
+MONITOR_SHARED = 0.25
+"""How often those who run freely are looked at, in seconds."""
+
+
+class Scheduler:
+    """Lanes, queue, turns and accounts of one device."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.at = 0.0
+        self.users: dict[UserId, User] = {}
+        self.sessions: dict[SessionId, Session] = {}
+        self.jobs: dict[JobId, Job] = {}
+        self.book = MemoryBook(config)
+        self.turns = Turns(
+            config, self._emit, self._leave_timer, self._grant_waiting, self._crowded_lane
+        )
+        self.probe = Probe(config)
+        self.lost = False
+        #: Confirmed jobs of one former lane meet again: former lane -> lane.
+        self._groups: dict[int, LaneId] = {}
+        self._order = count(1)
+        self._out: list[do.Instruction] = []
+        self._timers: list[tuple[float, int, Callable[[float], None]]] = []
+        self._wake: float | None = None
+        self._monitor: float | None = None
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.SessionOpened: self._session_opened,
+            ev.SessionReady: self._session_ready,
+            ev.SessionRestarted: self._session_restarted,
+            ev.SessionClosed: self._session_closed,
+            ev.JobSubmitted: self._job_submitted,
+            ev.JobConfirmed: self._job_confirmed,
+            ev.JobCancelled: self._job_cancelled,
+            ev.BoundaryReached: self._boundary_reached,
+            ev.JobEnded: self._job_ended,
+            ev.CellStarted: self._cell_started,
+            ev.CellEnded: self._cell_ended,
+            ev.Sampled: self._sampled,
+            ev.Paused: self._paused,
+            ev.Exempted: self._exempted,
+            ev.CapacityChanged: self._capacity_changed,
+            ev.DeviceLost: self._device_lost,
+            ev.PolicyChanged: self._policy_changed,
+            ev.WeightChanged: self._weight_changed,
+            ev.Released: self._released,
+        }
+
+    def handle(self, event: ev.Event) -> list[do.Instruction]:
+        """Take in `event` and return what is to be done, in order.
+
+        Raises
+        ------
+        InternalError
+            Where time runs backwards or a state table is violated: a bug of ours.
+        UserError
+            Where the event asks for something that cannot be (an unknown policy, a weight of zero); nothing has changed then.
+        """
+        if event.at < self.at:
+            msg = f"time fell from {self.at} to {event.at} at {event}"
+            raise InternalError(msg)
+        self.at = event.at
+        self._out = []
+        self._handlers[type(event)](event)
+        self.turns.settle(self.at)
+        self._set_wake()
+        return self._out
+
+    def watched(self, at: float) -> set[SessionId]:
+        """The sessions whose use a `Sampled` at `at` should tell: who runs, who was just paused, whose cell is looked at."""
+        watched = {*self.turns.using, *self.probe.due(at)}
+        watched.update(
+            s.id for s in self.turns.wanting.values() if s.stopped is not None or s.held > 0
+        )
+        return watched
+
+    # --- sessions ---------------------------------------------------------------------------------------
+
+    def _session_opened(self, event: ev.SessionOpened) -> None:
+        user = self.users.get(event.user)
+        if user is None:
+            user = self.users[event.user] = User(event.user)
+        user.weight = _weight(event.user_weight)
+        session = Session(event.session, user, next(self._order), idle_since=event.at)
+        session.weight = session.usual_weight = _weight(event.weight)
+        self.sessions[session.id] = session
+        user.sessions.add(session.id)
+        if event.orphaned:
+            session.become(Presence.ORPHANED)
+            self.book.charge(session, declared=event.persistent)
+            until = event.at + self.config.orphan_grace
+            if until > self.turns.free_until:
+                self.turns.free_until = until
+                self._at(until, self._admit)
+
+    def _session_ready(self, event: ev.SessionReady) -> None:
+        session = self.sessions[event.session]
+        session.become(Presence.BARE if event.bare else Presence.ATTACHED)
+        if event.context is not None:
+            self.book.context(session, event.context)
+
+    def _session_restarted(self, event: ev.SessionRestarted) -> None:
+        session = self.sessions[event.session]
+        self._empty(session)
+        session.become(Presence.OPENED)
+        session.demand = session.used = None
+        session.pausable, session.exempt_until = True, 0.0
+        self._admit(event.at)
+
+    def _session_closed(self, event: ev.SessionClosed) -> None:
+        session = self.sessions.pop(event.session, None)
+        if session is None:
+            return
+        self._empty(session)
+        session.become(Presence.CLOSED)
+        session.user.sessions.discard(session.id)
+        self._admit(event.at)
+
+    def _empty(self, session: Session) -> None:
+        """End all jobs of `session` and free what it holds."""
+        self.probe.forget(session)
+        for job in [*session.jobs.values()]:
+            if job.waits and not job.plain:
+                self._emit(do.Drop(job.id, session.id))
+            self._over(session, job, JobState.LOST)
+        self.turns.free(session)
+        self.book.charge(session, declared=0, measured=0)
+        self.book.context(session, 0)
+
+    # --- jobs -------------------------------------------------------------------------------------------
+
+    def _job_submitted(self, event: ev.JobSubmitted) -> None:
+        session = self.sessions[event.session]
+        need = self.book.need(
+            session, size=event.size, persistent=event.persistent, ephemeral=event.ephemeral
+        )
+        job = Job(
+            event.job,
+            session.id,
+            next(self._order),
+            need,
+            event.size,
+            event.at,
+            cooperative=event.cooperative,
+        )
+        refusal = self.book.never_fits(session, need)
+        if refusal is not None:
+            job.become(JobState.REFUSED)
+            self._emit(do.Refuse(job.id, session.id, refusal))
+            return
+        self._enlist(session, job)
+        session.weight = _weight(event.weight)
+        job.become(JobState.QUEUED)
+        self.book.queue.push(job)
+        self._admit(event.at)
+        if job.state is JobState.QUEUED:
+            self._emit(do.Queue(job.id, session.id))
+
+    def _job_confirmed(self, event: ev.JobConfirmed) -> None:
+        session = self.sessions[event.session]
+        need = Need(event.persistent, event.ephemeral)
+        job = Job(event.job, session.id, next(self._order), need, None, event.at, cooperative=True)
+        self._enlist(session, job)
+        lane = self.book.table.lanes.get(self._groups.get(event.group, LaneId(-1)))
+        taken = lane is not None and lane.occupant is not None and event.running
+        lane = self.book.force(session, job, event.at, beside=None if taken else lane)
+        self._groups[event.group] = lane.id
+        job.become(JobState.ADMITTED)
+        if event.running:
+            job.become(JobState.RUNNING)
+            job.waits, job.trimmed, job.granted = False, False, event.at
+        self._seek(lane, session, event.at)
+
+    def _job_cancelled(self, event: ev.JobCancelled) -> None:
+        job = self.jobs.get(event.job)
+        if job is None or not job.waits or job.granted is not None:
+            return
+        session = self.sessions[job.session]
+        self._emit(do.Drop(job.id, session.id))
+        self._over(session, job, JobState.CANCELLED)
+        self._admit(event.at)
+
+    def _boundary_reached(self, event: ev.BoundaryReached) -> None:
+        job = self.jobs.get(event.job)
+        if job is None or job.state is not JobState.RUNNING:
+            return
+        session = self.sessions[job.session]
+        job.become(JobState.ADMITTED)
+        job.waits, job.trimmed, job.asked, job.interval = True, event.trimmed, False, event.interval
+        if event.trimmed:
+            self.book.charge(session, measured=event.persistent)
+            self.book.resplit(session, job)
+        lane = self._lane(job)
+        if event.trimmed and lane is not None and lane.waiters and lane.occupant is job:
+            self._pass(lane, event.at)
+        self.turns.at_boundary(session, event.at)
+        if session.phase is Phase.ON:
+            self._grant_waiting(session, event.at)
+        self._admit(event.at)
+
+    def _job_ended(self, event: ev.JobEnded) -> None:
+        job = self.jobs.get(event.job)
+        if job is None:
+            return
+        if job.granted is None:
+            self._job_cancelled(ev.JobCancelled(at=event.at, job=job.id))
+            return
+        session = self.sessions[job.session]
+        if event.usage is not None:
+            self._take(session, event.usage, event.at)
+        self.book.charge(session, measured=event.persistent)
+        self._over(session, job, JobState.DONE)
+        self._admit(event.at)
+
+    def _enlist(self, session: Session, job: Job) -> None:
+        self.jobs[job.id] = session.jobs[job.id] = job
+
+    def _over(self, session: Session, job: Job, state: JobState) -> None:
+        """`job` is out: its lane passes on, its session may have nothing left to do."""
+        job.become(state)
+        del self.jobs[job.id], session.jobs[job.id]
+        lane = self.book.leave(job)
+        if lane is not None and lane.occupant is None:
+            self._pass(lane, self.at)
+        self._wants(session, self.at)
+        if not session.jobs:
+            session.idle_since = self.at
+            session.weight = session.usual_weight
+
+    # --- memory and lanes ---------------------------------------------------------------------------------
+
+    def _admit(self, at: float) -> None:
+        """Let in from the queue what fits now."""
+        if self.lost or at < self.turns.free_until:
+            return
+        for job in self.book.admit(self.sessions, at):
+            job.become(JobState.ADMITTED)
+            lane = self._lane(job)
+            if lane is not None:
+                self._seek(lane, self.sessions[job.session], at)
+                if lane.occupant is not job:
+                    self._emit(do.Queue(job.id, job.session))
+
+    def _lane(self, job: Job) -> Lane | None:
+        return None if job.lane is None else self.book.table.lanes[job.lane]
+
+    def _crowded_lane(self, job: Job) -> bool:
+        lane = self._lane(job)
+        return lane is not None and len(lane.members) > 1
+
+    def _seek(self, lane: Lane, session: Session, at: float) -> None:
+        """A job of `session` is new in `lane`: it wants a turn if it is the occupant, else the lane is asked for."""
+        self._wants(session, at)
+        self._await_lane(lane, at)
+
+    def _await_lane(self, lane: Lane, at: float) -> None:
+        if lane.waiters:
+            self._at(
+                max(at, lane.since + self.config.lane_turn), lambda now: self._ask_lane(lane, now)
+            )
+
+    def _ask_lane(self, lane: Lane, at: float) -> None:
+        """Lane mates have waited a lane's turn: ask the occupant to give it up, trimmed, at its next boundary."""
+        job = lane.occupant
+        if job is None or not lane.waiters or not self.turns.accounts.policy.rotates:
+            return
+        if at < lane.since + self.config.lane_turn:
+            self._at(lane.since + self.config.lane_turn, lambda now: self._ask_lane(lane, now))
+            return
+        job.asked = True
+        leaving = self.sessions[job.session].phase is Phase.LEAVING
+        self._emit(do.Ask(job.id, job.session, turn=leaving, lane=True))
+
+    def _pass(self, lane: Lane, at: float) -> None:
+        """`lane` is free: the waiting member whose user and session deserve it most gets it."""
+        former = lane.occupant
+        heir = min(lane.waiters, key=self._lane_rank)
+        self.book.table.occupy(lane, heir, at)
+        if former is not None:
+            self._wants(self.sessions[former.session], at)
+        self._seek(lane, self.sessions[heir.session], at)
+        session = self.sessions[heir.session]
+        if session.phase is Phase.ON:
+            self._grant_waiting(session, at)
+
+    def _lane_rank(self, job: Job) -> tuple[float, float, int]:
+        if not self.turns.accounts.policy.rotates:
+            return (0.0, 0.0, job.order)
+        session = self.sessions[job.session]
+        return (session.user.vtime, session.vtime, job.order)
+
+    # --- turns ----------------------------------------------------------------------------------------------
+
+    def _wants(self, session: Session, at: float) -> None:
+        """A session wants turns as long as one of its jobs occupies its lane."""
+        if any(self._occupies(job) for job in session.jobs.values()):
+            self.turns.want(session, at)
+            if session.phase is Phase.ON:
+                self._grant_waiting(session, at)
+        else:
+            self.turns.unwant(session, at)
+
+    def _occupies(self, job: Job) -> bool:
+        lane = self._lane(job)
+        return lane is not None and lane.occupant is job
+
+    def _grant_waiting(self, session: Session, at: float) -> None:
+        """`session` has the turn: let its jobs go on that wait for nothing else."""
+        for job in session.jobs.values():
+            if job.waits and job.state is JobState.ADMITTED and self._occupies(job):
+                job.become(JobState.RUNNING)
+                job.waits, job.trimmed = False, False
+                job.turns += 1
+                if job.granted is None:
+                    job.granted, job.device_time_before = at, session.device_time
+                self._emit(do.Grant(job.id, session.id, job.lane or LaneId(0), job.need))
+
+    def _paused(self, event: ev.Paused) -> None:
+        session = self.sessions.get(event.session)
+        if session is not None:
+            self.turns.paused(session, event.ticket, event.status, event.at)
+
+    def _exempted(self, event: ev.Exempted) -> None:
+        self.turns.exempt(self.sessions[event.session], event.until, event.at)
+
+    # --- use --------------------------------------------------------------------------------------------------
+
+    def _cell_started(self, event: ev.CellStarted) -> None:
+        session = self.sessions[event.session]
+        if event.usage is not None:
+            self._take(session, event.usage, event.at)
+        self.probe.start(session, event.at)
+
+    def _cell_ended(self, event: ev.CellEnded) -> None:
+        session = self.sessions[event.session]
+        self.probe.forget(session)
+        job = session.plain_job
+        if event.persistent is not None and (
+            job is not None or event.persistent < session.measured
+        ):
+            self.book.charge(session, measured=event.persistent)
+        if job is not None:
+            self._over(session, job, JobState.DONE)
+        self._admit(event.at)
+
+    def _sampled(self, event: ev.Sampled) -> None:
+        for name, usage in event.used.items():
+            session = self.sessions.get(name)
+            if session is None:
+                continue
+            seen = self._take(session, usage, event.at)
+            if seen.cheated:
+                self.turns.restop(session)
+            job = session.plain_job
+            if seen.begins:
+                self._plain_begins(session, event.at, background=session.cell_since is None)
+                self.probe.forget(session)
+            elif seen.quiet and job is not None and job.background:
+                self._over(session, job, JobState.DONE)
+        while self._timers and self._timers[0][0] <= event.at:
+            heappop(self._timers)[2](event.at)
+        if self._monitor is not None and self._monitor <= event.at:
+            self._monitor = None
+        self._admit(event.at)
+
+    def _take(self, session: Session, usage: Usage, at: float) -> Seen:
+        """Put what a sample says on the accounts."""
+        seen = self.probe.sample(session, usage, at)
+        session.user.device_time += seen.used
+        if seen.used and self.turns.crowded(at):
+            self.turns.accounts.charge(session, seen.used)
+        if seen.demand is not None:
+            self.turns.measure(session, seen.demand)
+        if usage.memory is not None and all(job.plain for job in session.jobs.values()):
+            self.book.charge(session, measured=usage.memory)
+        return seen
+
+    def _plain_begins(self, session: Session, at: float, *, background: bool) -> None:
+        """A plain cell was seen using the device: it is a job now, with default needs, in a lane of its own."""
+        need = self.book.need(session, size=None, persistent=None, ephemeral=None)
+        job = Job(
+            JobId(f"{session.id}/plain"),
+            session.id,
+            next(self._order),
+            need,
+            None,
+            at,
+            plain=True,
+            background=background,
+        )
+        job.granted, job.device_time_before, job.waits, job.trimmed = (
+            at,
+            session.device_time,
+            False,
+            False,
+        )
+        self._enlist(session, job)
+        self.book.force(session, job, at)
+        job.become(JobState.ADMITTED)
+        job.become(JobState.RUNNING)
+        self._wants(session, at)
+
+    # --- the device and its administrators -----------------------------------------------------------------------
+
+    def _capacity_changed(self, event: ev.CapacityChanged) -> None:
+        self.book.capacity(event.capacity)
+        self._admit(event.at)
+
+    def _device_lost(self, event: ev.DeviceLost) -> None:
+        self.lost = self.turns.lost = event.lost
+        self._admit(event.at)
+
+    def _policy_changed(self, event: ev.PolicyChanged) -> None:
+        policy = policy_named(event.policy)
+        self.turns.accounts.follow(policy, self.users.values(), self.sessions.values())
+        for lane in self.book.table.lanes.values():
+            self._await_lane(lane, event.at)
+
+    def _weight_changed(self, event: ev.WeightChanged) -> None:
+        session = self.sessions[event.session]
+        session.weight = session.usual_weight = _weight(event.weight)
+
+    def _released(self, event: ev.Released) -> None:
+        session = self.sessions[event.session]
+        if not session.jobs:
+            self.book.charge(session, declared=0, measured=event.persistent)
+            self._admit(event.at)
+
+    # --- deadlines --------------------------------------------------------------------------------------------------
+
+    def _emit(self, instruction: do.Instruction) -> None:
+        self._out.append(instruction)
+
+    def _at(self, at: float, then: Callable[[float], None]) -> None:
+        heappush(self._timers, (at, next(self._order), then))
+
+    def _leave_timer(self, at: float, session: Session) -> None:
+        self._at(at, lambda now: self.turns.late(session, now))
+
+    def _set_wake(self) -> None:
+        """Say when we want to hear the next `Sampled`: a deadline, the frame's end, a look at those who run freely."""
+        turns = self.turns
+        deadlines = [] if not self._timers else [self._timers[0][0]]
+        if turns.frame_end is not None and turns.crowded(self.at) and turns.accounts.policy.rotates:
+            deadlines.append(turns.frame_end)
+        elif turns.wanting:
+            if self._monitor is None:
+                self._monitor = self.at + (
+                    MONITOR_SHARED if len(turns.wanting) > 1 else MONITOR_ALONE
+                )
+            deadlines.append(self._monitor)
+        look = self.probe.next_look()
+        if look is not None:
+            deadlines.append(look)
+        wake = min(deadlines, default=None)
+        if wake is not None:
+            wake = max(wake, self.at)
+        if wake != self._wake:
+            self._wake = wake
+            self._emit(do.Wake(wake))
+
+
+def _weight(weight: float) -> float:
+    if not 0.01 <= weight <= 100:  # noqa: PLR2004
+        msg = f"weight {weight} must be between 0.01 and 100."
+        raise UserError(msg)
+    return weight

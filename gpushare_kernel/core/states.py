@@ -1,0 +1,75 @@
+"""The states of the architecture as data: what may follow what. The diagrams in docs/ are made from these tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TypeVar
+
+from gpushare_kernel.core.errors import InvalidTransition
+from gpushare_kernel.core.values import JobState, Presence
+
+
+class Phase(StrEnum):
+    """Where a session stands with its turn. `LEAVING` still uses the device: it was asked, or is being paused."""
+
+    OFF = "off"  # wants nothing
+    WAITING = "waiting"  # wants a turn; its process waits inside our client, or is stopped
+    ON = "on"  # holds a turn
+    LEAVING = "leaving"  # its turn is over; it has not stopped yet
+
+
+P, J = Presence, JobState
+S = TypeVar("S", Presence, JobState)
+
+PRESENCE: Mapping[Presence, frozenset[Presence]] = MappingProxyType(
+    {
+        P.OPENED: frozenset({P.ATTACHED, P.BARE, P.ORPHANED, P.CLOSED}),
+        P.BARE: frozenset({P.OPENED, P.ATTACHED, P.ORPHANED, P.CLOSED}),
+        P.ATTACHED: frozenset({P.OPENED, P.BARE, P.ORPHANED, P.CLOSED}),
+        P.ORPHANED: frozenset({P.OPENED, P.ATTACHED, P.BARE, P.CLOSED}),
+        P.CLOSED: frozenset(),
+    }
+)
+
+JOB: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
+    {
+        J.SUBMITTED: frozenset({J.QUEUED, J.ADMITTED, J.REFUSED}),
+        J.QUEUED: frozenset({J.ADMITTED, J.CANCELLED, J.REFUSED, J.LOST}),
+        J.ADMITTED: frozenset({J.RUNNING, J.CANCELLED, J.DONE, J.LOST}),
+        J.RUNNING: frozenset({J.PAUSED, J.ADMITTED, J.DONE, J.LOST}),
+        J.PAUSED: frozenset({J.RUNNING, J.DONE, J.LOST}),
+        J.DONE: frozenset(),
+        J.REFUSED: frozenset(),
+        J.CANCELLED: frozenset(),
+        J.LOST: frozenset(),
+    }
+)
+"""A job at a boundary is ADMITTED again: it keeps its lane, and its next line waits for the broker."""
+
+
+def checked(table: Mapping[S, frozenset[S]], now: S, then: S, who: str) -> S:
+    """Return `then` where `table` allows it after `now` (staying is always allowed).
+
+    Raises
+    ------
+    InvalidTransition
+        With the name of what was asked to change.
+    """
+    if then != now and then not in table[now]:
+        msg = f"{who}: {now} cannot become {then}; allowed: {', '.join(sorted(table[now])) or 'nothing'}"
+        raise InvalidTransition(msg)
+    return then
+
+
+def diagram(
+    table: Mapping[Presence, frozenset[Presence]] | Mapping[JobState, frozenset[JobState]],
+) -> str:
+    """Return the Mermaid state diagram of `table`, as docs/states.md shows it."""
+    lines = ["stateDiagram-v2"]
+    for now, nexts in table.items():
+        if not nexts:
+            lines.append(f"    {now} --> [*]")
+        lines += [f"    {now} --> {then}" for then in sorted(nexts)]
+    return "\n".join(lines)
