@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -130,13 +131,13 @@ def check_folder(folder: Path) -> None:
 def _own_folder(folder: Path, mode: int) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
         check_folder(folder)
+        if stat.S_IMODE(folder.stat().st_mode) != mode:
+            folder.chmod(mode)  # the umask of whoever starts us, or a mode an older version left
     except OSError as problem:
         raise _unusable(folder, problem.strerror or str(problem)) from problem
-    if stat.S_IMODE(folder.stat().st_mode) != mode:
-        folder.chmod(mode)  # the umask of whoever starts us, or a mode an older version left
 
 
 def _unusable(folder: Path, why: str) -> BrokerUnavailable:

@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from gpushare_kernel.transport.connection import Connection, Handler
@@ -45,7 +46,7 @@ class Listener:
         self._release = release
         self._on_hello: OnHello | None = None
         self._closed = asyncio.Event()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[bool]] = set()
         self._greeting: Counter[int] = Counter()
         self._connected: Counter[int] = Counter()
         self.sock = self._bind()
@@ -159,22 +160,29 @@ class Listener:
         self._greeting[peer.uid] += 1
         task = asyncio.get_running_loop().create_task(self._welcome(sock, peer, self._on_hello))
         self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+        task.add_done_callback(partial(self._welcomed, sock, peer))
 
-    async def _welcome(self, sock: socket.socket, peer: Peer, on_hello: OnHello) -> None:
-        try:
-            factory = await greet(sock, peer, on_hello, self._release)
-        except BaseException:
-            sock.close()
-            raise
-        finally:
-            self._greeting -= Counter({peer.uid: 1})
+    async def _welcome(self, sock: socket.socket, peer: Peer, on_hello: OnHello) -> bool:
+        """Greet a peer; return whether its socket has become a connection."""
+        factory = await greet(sock, peer, on_hello, self._release)
         if factory is None:
-            sock.close()
-            return
+            return False
         self._connected[peer.uid] += 1
-        connection = Connection(peer, factory, lambda: self._leave(peer))
+        connection = Connection(peer, factory, partial(self._leave, peer))
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        return True
+
+    def _welcomed(self, sock: socket.socket, peer: Peer, task: asyncio.Task[bool]) -> None:
+        # Not in a `finally` of the task: one that is cancelled before its first step runs none.
+        self._handshakes.discard(task)
+        self._greeting -= Counter({peer.uid: 1})
+        if task.cancelled():
+            sock.close()
+        elif task.exception() is not None:
+            _logger.error("a handshake failed", exc_info=task.exception())
+            sock.close()
+        elif not task.result():
+            sock.close()
 
     def _leave(self, peer: Peer) -> None:
         self._connected -= Counter({peer.uid: 1})
