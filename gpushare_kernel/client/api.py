@@ -1,0 +1,175 @@
+"""What notebooks and scripts call: `gpushare.lane` and `gpushare.current_lane`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from gpushare_kernel.client.lanes import Lane, current_lane, new_job_id
+from gpushare_kernel.client.session import Session
+from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.sizes import parse_size
+from gpushare_kernel.core.values import TiB
+from gpushare_kernel.transport.places import places
+from gpushare_kernel.wire.messages import Submit
+
+__all__ = ["current_lane", "get_session", "lane", "make_lane", "session_name"]
+
+_making = threading.Lock()
+_session: Session | None = None
+
+
+def get_session() -> Session | None:
+    """Return this process's session, attaching in the background; None where the environment names none."""
+    global _session  # noqa: PLW0603 - a process has one
+    token = os.environ.get("GPUSHARE_TOKEN")
+    if not token:
+        return _session
+    with _making:
+        if _session is None:
+            named = os.environ.get("GPUSHARE_SOCKET")
+            _session = Session(token, Path(named) if named else places().socket)
+        _session.start()
+    return _session
+
+
+def session_name() -> str:
+    """Return the notebook's name as Jupyter tells it, or a plain word."""
+    return Path(os.environ.get("JPY_SESSION_NAME") or "python").name
+
+
+def lane(
+    persistent: int | str | None = None,
+    ephemeral: int | str | None = None,
+    *,
+    size: int | str | None = None,
+    name: str | None = None,
+    weight: float = 1.0,
+    wait: float | None = None,
+) -> Lane:
+    """Declare what the code below needs, and wait until it may run.
+
+    Parameters
+    ----------
+    persistent
+        What the notebook keeps in all, in bytes or as text (`"2GiB"`, `"25%"`).
+    ephemeral
+        What this block holds beyond that while it runs, empty between its iterations.
+    size
+        Instead of both: the most the notebook may hold while the block runs.
+    name
+        What the job is called in status lists; the notebook's name otherwise.
+    weight
+        How this work counts among your own.
+    wait
+        Seconds to wait at most.
+
+    Returns
+    -------
+    Lane
+        A context manager. `step()` meets a boundary, `steps(loader)` one per round, `report` says afterwards what became of it.
+
+    Raises
+    ------
+    BadSize, BadDeclaration
+        Where the declaration makes no sense.
+    Refused
+        On entering, where it can never fit the device.
+    WaitEnded
+        On entering, where `wait` is over.
+    """
+    return make_lane(
+        size=size,
+        persistent=persistent,
+        ephemeral=ephemeral,
+        name=name,
+        weight=weight,
+        wait=wait,
+        cooperative=True,
+    )
+
+
+def make_lane(
+    *,
+    size: int | str | None = None,
+    persistent: int | str | None = None,
+    ephemeral: int | str | None = None,
+    name: str | None = None,
+    weight: float = 1.0,
+    wait: float | None = None,
+    cooperative: bool = False,
+) -> Lane:
+    """Check a declaration and return its lane, not entered yet."""
+    session = get_session()
+    return Lane(
+        session,
+        submission(
+            session,
+            size=size,
+            persistent=persistent,
+            ephemeral=ephemeral,
+            name=name,
+            weight=weight,
+            wait=wait,
+            cooperative=cooperative,
+        ),
+        wait=wait,
+    )
+
+
+def submission(
+    session: Session | None,
+    *,
+    size: int | str | None,
+    persistent: int | str | None,
+    ephemeral: int | str | None,
+    name: str | None,
+    weight: float,
+    wait: float | None,
+    cooperative: bool = False,
+    dry_run: bool = False,
+) -> Submit:
+    """Return a checked declaration as the broker takes it."""
+    if size is not None and (persistent is not None or ephemeral is not None):
+        msg = "one size and its parts exclude each other. Give the size (6GiB), or -p and -e."
+        raise BadDeclaration(msg)
+    _check_weight(weight)
+    if wait is not None and not 0 <= wait < float("inf"):
+        msg = f"the time to wait must be 0 seconds or more, not {wait:g}. Leave it out to wait without limit."
+        raise BadDeclaration(msg)
+    parts = [
+        None if given is None else _bytes(given, session) for given in (size, persistent, ephemeral)
+    ]
+    if size is None and (persistent is None) is not (ephemeral is None):
+        parts = [None, parts[1] or 0, parts[2] or 0]  # the part that is not named is not needed
+    return Submit(
+        job=new_job_id(),
+        name=name or session_name(),
+        size=parts[0],
+        persistent=parts[1],
+        ephemeral=parts[2],
+        weight=float(weight),
+        cooperative=cooperative,
+        dry_run=dry_run,
+    )
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 < weight < float("inf"):
+        msg = f"a weight must be a number over 0, not {weight:g}. 1 is everybody's; 2 counts twice among your own work."
+        raise BadDeclaration(msg)
+
+
+def _bytes(given: int | str, session: Session | None) -> int:
+    if isinstance(given, str):
+        return parse_size(given, whole=_capacity(session) if "%" in given else None)
+    if isinstance(given, bool) or not isinstance(given, int):
+        msg = f"a size is a number of bytes or a text such as '2GiB', not {given!r}."
+        raise BadDeclaration(msg)
+    return parse_size(f"{given}B")
+
+
+def _capacity(session: Session | None) -> int:
+    """Return the device's capacity; without a broker nothing is shared, and any whole will do."""
+    return TiB if session is None else session.wait_attached().capacity

@@ -1,0 +1,90 @@
+"""How a waiting job is shown. The front end's package sets how; without one, lines go to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from gpushare_kernel.core.values import Wait
+from gpushare_kernel.wire import texts
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.session import Session
+
+INTERVAL = 1.0
+"""Seconds between two updates of a waiting line."""
+
+
+class Shown(Protocol):
+    """One job's waiting, as the user sees it. Called on the waiting thread."""
+
+    def wait(self, wait: Wait | None) -> float | None:
+        """Show why it waits (None: the broker is away). Return when to be called again, in seconds."""
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+
+    def done(self, waited: float | None) -> None:
+        """The waiting is over: after `waited` seconds, or in vain (None)."""
+
+
+Factory = Callable[["Session"], Shown]
+
+
+class Line:
+    """Shows the waiting as one line, at most once a second; subclasses say where it goes."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._shown: str | None = None
+        self._at = 0.0
+
+    def wait(self, wait: Wait | None) -> float | None:
+        """Show why it waits, unless the line is as fresh as a second."""
+        text = texts.BROKER_SILENT if wait is None else texts.wait_text(wait, self._session.noun)
+        if text == self._shown:
+            return None
+        now = time.monotonic()
+        due = self._at + INTERVAL - now
+        if self._shown is not None and due > 0:
+            return due
+        self._update(text)
+        self._shown, self._at = text, now
+        return None
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        self._write(text)
+
+    def done(self, waited: float | None) -> None:
+        """Replace the line by how long it took; nothing is said where nothing was shown."""
+        if self._shown is None:
+            return
+        noun = self._session.noun
+        self._update("" if waited is None else texts.waited_text(waited, noun))
+        self._shown = None
+
+    def _update(self, text: str) -> None:
+        """Put `text` where the waiting line is; empty text takes it away."""
+        if text:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        """Write a line that stays."""
+        sys.stderr.write(f"gpushare: {text}\n")
+
+
+def default(session: Session) -> Shown:
+    """Return the display in use."""
+    return _factory(session)
+
+
+def use(factory: Factory | None) -> None:
+    """Show waiting through `factory` from now on; None goes back to lines on stderr."""
+    global _factory  # noqa: PLW0603 - one front end per process
+    _factory = Line if factory is None else factory
+
+
+_factory: Factory = Line

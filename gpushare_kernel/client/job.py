@@ -1,0 +1,184 @@
+"""A job that runs: its word, its boundaries, its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.client.calls import Call, interruptible
+from gpushare_kernel.client.link import LinkDown
+from gpushare_kernel.transport.words import LANE, TURN, WordView
+from gpushare_kernel.wire.messages import End, Granted, HeldJob, Report, Yield
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.session import Session
+
+_WEIGHT = 0.5
+"""How much the latest stretch counts in the average interval between boundaries."""
+_REPORT = 5.0
+INNER = TURN
+OUTER = TURN | LANE
+"""What a boundary can answer to."""
+
+
+class Job:
+    """One declared piece of work, from its grant to its end. One thread at a time meets its boundaries.
+
+    A boundary is `job.boundaries += 1` and `if job.read(job.slot): job.meet(...)`: what reads the word
+    is an attribute, so that the common case is one call.
+    """
+
+    __slots__ = (
+        "_counted",
+        "_pending",
+        "_session",
+        "_since",
+        "_view",
+        "boundaries",
+        "ephemeral",
+        "id",
+        "interval",
+        "lane",
+        "name",
+        "persistent",
+        "read",
+        "slot",
+        "waited",
+    )
+
+    def __init__(self, session: Session, name: str, granted: Granted, waited: float) -> None:
+        self._session = session
+        self.id = granted.job
+        self.name = name
+        self.lane = granted.lane
+        self.slot = granted.slot
+        self.persistent = granted.persistent
+        self.ephemeral = granted.ephemeral
+        self.waited = waited
+        self.boundaries = 0
+        self.interval = 0.0
+        self._counted = 0
+        self._since = time.monotonic()
+        self._pending: Call | None = None
+        self._view: WordView | None = None
+        self.read: Callable[[int], int] = _silence
+
+    def watch(self, view: WordView) -> None:
+        """Read the job's word from this page from now on."""
+        self._view = view
+        if self._pending is None:
+            self.read = view.read
+
+    def detach(self) -> None:
+        """Run on without a word: the job is over, or belongs to the process that forked us."""
+        self._view = None
+        self.read = _silence
+
+    def held(self) -> HeldJob:
+        """Return what a broker that just came back must know."""
+        return HeldJob(
+            job=self.id,
+            name=self.name,
+            persistent=self.persistent,
+            ephemeral=self.ephemeral,
+            lane=self.lane,
+            slot=self.slot,
+            running=True,
+        )
+
+    def end(self) -> Report | None:
+        """End the job; returns what became of it, or None where the broker is away."""
+        session, pending = self._session, self._pending
+        self.detach()
+        if pending is not None:
+            self._pending = None
+            session.leave(pending)
+        session.ended(self)
+        if not session.up:
+            return None
+        memory = session.memory
+        peak = memory.peak()
+        end = End(self.id, memory.last, peak, self.boundaries)
+        try:
+            call = session.call(end)
+        except LinkDown:
+            return None
+        with interruptible():
+            reply = session.answer(call, _REPORT)
+        return reply if isinstance(reply, Report) else None
+
+    def meet(self, mask: int) -> None:
+        """Do what the word asks for, and go on when the broker says so. A broker that is away is not waited for.
+
+        With `INNER` only the turn may pass: a block inside the job cannot empty the memory around it.
+        """
+        session = self._session
+        if self._pending is None:
+            asked = self.read(self.slot) & mask
+            if not asked or not session.up:
+                return
+            self._average()
+            try:
+                self._pending = session.call(self._yield(trimmed=bool(asked & LANE)))
+            except LinkDown:
+                return
+        self._await_grant(self._pending)
+
+    def _await_grant(self, call: Call) -> None:
+        # An interrupt leaves the call pending, and every later boundary comes back here: the code may
+        # go on after the exception, the turn is still not ours.
+        self.read = _still_waiting
+        with interruptible():
+            reply = call.wait_reply(None)
+        self._pending = None
+        self.read = self._view.read if self._view is not None else _silence
+        self._since = time.monotonic()
+        if isinstance(reply, Granted):
+            self.lane, self.slot = reply.lane, reply.slot
+
+    def _yield(self, *, trimmed: bool) -> Yield:
+        memory = self._session.memory
+        if trimmed:
+            memory.trim()
+        return Yield(
+            job=self.id,
+            trimmed=trimmed,
+            persistent=memory.now() if trimmed else memory.last,
+            peak=memory.peak() if trimmed else memory.highest,
+            boundaries=self.boundaries,
+            interval=self.interval,
+        )
+
+    def _average(self) -> None:
+        met = self.boundaries - self._counted
+        if met > 0:
+            latest = (time.monotonic() - self._since) / met
+            old = self.interval
+            self.interval = latest if not old else (1 - _WEIGHT) * old + _WEIGHT * latest
+            self._counted = self.boundaries
+
+
+class Unshared:
+    """Stands for a job where no broker takes part: boundaries are counted, nothing else happens."""
+
+    __slots__ = ("boundaries", "read", "slot")
+
+    def __init__(self) -> None:
+        self.boundaries = 0
+        self.slot = 0
+        self.read: Callable[[int], int] = _silence
+
+    def meet(self, mask: int) -> None:
+        """Never asked for anything."""
+
+    def end(self) -> None:
+        """Nobody has to know."""
+
+
+def _silence(_slot: int) -> int:
+    return 0
+
+
+def _still_waiting(_slot: int) -> int:
+    return TURN

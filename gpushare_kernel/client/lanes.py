@@ -1,0 +1,207 @@
+"""`with gpushare.lane(...)`: a declared piece of work, its boundaries, and what became of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sized
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from gpushare_kernel.client import display
+from gpushare_kernel.client.job import INNER, OUTER, Job, Unshared
+from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable, GpushareError
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.values import JobId
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import Report, Submit
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.session import Session
+
+_Item = TypeVar("_Item")
+
+_innermost: ContextVar[Lane | None] = ContextVar("gpushare_lane", default=None)
+
+
+class Lane:
+    """A declared piece of work. Made by `gpushare.lane` and by `%%gpulane`; entered once.
+
+    Attributes
+    ----------
+    name
+        What the job is called in status lists.
+    waited
+        Seconds it waited to begin.
+    report
+        What became of it, after its end; None where no broker said so.
+    """
+
+    def __init__(
+        self,
+        session: Session | None,
+        submit: Submit,
+        *,
+        wait: float | None = None,
+        show: display.Factory | None = None,
+    ) -> None:
+        self.name = submit.name
+        self.waited = 0.0
+        self.report: Report | None = None
+        self._session = session
+        self._submit = submit
+        self._wait = wait
+        self._show = show
+        self._outer: Lane | None = None
+        self._job: Job | Unshared = Unshared()
+        self._mask = OUTER
+        self._before = 0
+        self._pid = 0
+
+    @property
+    def shared(self) -> bool:
+        """Say whether a broker takes part; without one the work runs as it is."""
+        return isinstance(self._job, Job)
+
+    @property
+    def boundaries(self) -> int:
+        """How many boundaries it met, those of lanes inside it included."""
+        return self._job.boundaries - self._before
+
+    @property
+    def open(self) -> bool:
+        """Say whether the lane is entered and not left, in this process."""
+        return self._pid == os.getpid()
+
+    @property
+    def persistent(self) -> int | None:
+        """Bytes the notebook may keep, as admitted."""
+        return self._job.persistent if isinstance(self._job, Job) else self._submit.persistent
+
+    @property
+    def ephemeral(self) -> int | None:
+        """Bytes the work may hold beyond that while it runs, as admitted."""
+        return self._job.ephemeral if isinstance(self._job, Job) else self._submit.ephemeral
+
+    def __enter__(self) -> Self:
+        if self._pid:
+            msg = "a lane is entered once. Make another one: gpushare.lane(...)."
+            raise BadDeclaration(msg)
+        outer = current_lane()
+        if outer is not None and isinstance(outer._job, Job):
+            _check_fits(self._submit, outer._job)
+            self._outer, self._job, self._mask = outer, outer._job, INNER
+            self._before = self._job.boundaries
+        else:
+            self._begin()
+        self._pid = os.getpid()
+        _innermost.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the lane; a second time it does nothing, and neither does it in a forked child."""
+        if not self.open:
+            return
+        self._pid = -1
+        if _innermost.get() is self:
+            _innermost.set(self._outer)
+        if self._outer is None:
+            self.report = self._job.end()
+
+    def step(self) -> None:
+        """Meet a boundary: say that the ephemeral memory is empty, or may be emptied.
+
+        Call it between iterations. It costs a read of one word; only where somebody waits does it
+        give back unused memory, pass the turn on, and return when it is this job's turn again.
+        """
+        job = self._job
+        job.boundaries += 1
+        if job.read(job.slot):
+            job.meet(self._mask)
+
+    def steps(self, iterable: Iterable[_Item]) -> Steps[_Item]:
+        """Iterate, with a boundary after each round: `for batch in lane.steps(loader)`.
+
+        The length, where `iterable` knows it, is kept for progress bars.
+        """
+        return _SizedSteps(self, iterable) if isinstance(iterable, Sized) else Steps(self, iterable)
+
+    def _begin(self) -> None:
+        session = self._session
+        if session is None:
+            return
+        shown = (self._show or display.default)(session)
+        began: float | None = None
+        try:
+            self._job = session.submit(
+                self._submit, wait=self._wait, on_wait=shown.wait, say=shown.say
+            )
+            began = self.waited = self._job.waited
+        except GpushareError as problem:
+            if not (isinstance(problem, BrokerUnavailable) or problem is session.refusal):
+                raise
+            shown.say(f"{problem} {texts.RUNS_UNSHARED}")
+        finally:
+            shown.done(began)
+
+    def __repr__(self) -> str:
+        state = "open" if self.open else "left" if self._pid else "not entered"
+        return f"<gpushare lane {self.name!r}, {state}, {self.boundaries} boundaries>"
+
+
+class Steps(Generic[_Item]):
+    """The rounds of a loop, a boundary after each."""
+
+    def __init__(self, lane: Lane, iterable: Iterable[_Item]) -> None:
+        self._lane = lane
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[_Item]:
+        step = self._lane.step
+        for item in self._iterable:
+            yield item
+            step()
+
+
+class _SizedSteps(Steps[_Item]):
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]  # only made of sized ones
+
+
+def current_lane() -> Lane | None:
+    """Return the innermost lane that is open in this thread and context, or None.
+
+    A context may outlive the lanes entered in it (an event loop's tasks): those are passed over.
+    """
+    lane = _innermost.get()
+    while lane is not None and not lane.open:
+        lane = lane._outer
+    return lane
+
+
+def new_job_id() -> JobId:
+    """Return an id no other job has."""
+    return JobId(os.urandom(8).hex())
+
+
+def _check_fits(inner: Submit, job: Job) -> None:
+    whole = job.persistent + job.ephemeral
+    for what, asked, has in (
+        ("in all", inner.size, whole),
+        ("to keep (persistent)", inner.persistent, job.persistent),
+        ("while it runs (ephemeral)", inner.ephemeral, job.ephemeral),
+    ):
+        if asked is not None and asked > has:
+            msg = (
+                f"a lane inside a lane must fit into it, but asks for {format_size(asked)} {what}, where "
+                f"{job.name!r} around it has {format_size(has)}. Declare more outside, or less inside."
+            )
+            raise BadDeclaration(msg)

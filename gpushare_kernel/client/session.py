@@ -1,0 +1,408 @@
+"""This process's presence at the broker: one connection, its jobs, its cells.
+
+A kernel has one `Session`; a child process (fork, spawn, a script it starts) has one of its own that
+attaches to the same session by the inherited token, when it first asks for something.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from gpushare_kernel.client.calls import Call, Calls, Lost, expect, interruptible
+from gpushare_kernel.client.job import Job
+from gpushare_kernel.client.link import Link, LinkDown
+from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError
+from gpushare_kernel.core.values import JobId
+from gpushare_kernel.transport.words import WordView
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import (
+    Announce,
+    Attach,
+    Attached,
+    Cancel,
+    CellEnded,
+    CellStarted,
+    DryRun,
+    End,
+    FromBroker,
+    GetSnapshot,
+    Granted,
+    Kind,
+    Ok,
+    Release,
+    ReleasedNow,
+    Reply,
+    Request,
+    SetWeight,
+    Slowed,
+    SnapshotReply,
+    Submit,
+    ToBroker,
+    Waiting,
+    Welcome,
+)
+from gpushare_kernel.wire.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.hostmem import HostMemory
+    from gpushare_kernel.client.queueing import OnWait
+
+_Reply = TypeVar("_Reply")
+
+ANSWER = 5.0
+"""Seconds a question may take. Waits in the queue have no limit, questions do."""
+
+Listener = Callable[[Slowed | Announce], None]
+"""Called on the reader thread with what the broker says unasked."""
+
+
+class Session:
+    """One process's connection to its session.
+
+    Parameters
+    ----------
+    token
+        What proves that this process belongs to the session.
+    path
+        The broker's socket.
+    """
+
+    def __init__(self, token: str, path: Path) -> None:
+        self._token = token
+        self._path = path
+        self._listeners: list[Listener] = []
+        self._memory: HostMemory | None = None
+        self._quiet = False
+        self._reset()
+        _sessions.add(self)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._calls = Calls()
+        self._jobs: dict[JobId, Job] = {}
+        self._confirming: tuple[JobId, ...] = ()
+        self._cells: list[int] = []
+        self._view: WordView | None = None
+        self._link: Link | None = None
+        self.up = False
+        self.attached: Attached | None = None
+        self.refusal: GpushareError | None = None
+
+    # --- Being there ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to attach, in the background. Nothing waits for it here."""
+        with self._changed:
+            if self._link is None:
+                self._link = Link(self._path, self)
+                atexit.register(self.close)
+                self._link.start()
+
+    def close(self) -> None:
+        """Leave. The broker learns of the process's end by itself; this only ends our own thread."""
+        atexit.unregister(self.close)
+        with self._changed:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self._set_up(up=False)
+        self._calls.lose_all()
+        # The page is not unmapped by hand: another thread may be reading its word at this moment.
+        for job in list(self._jobs.values()):
+            job.detach()
+
+    def wait_attached(self, timeout: float = ANSWER) -> Attached:
+        """Return what the broker said of this session and its device.
+
+        Raises
+        ------
+        BrokerUnavailable
+            Where it does not answer within `timeout`.
+        GpushareError
+            Where it will not have us.
+        """
+        self.start()
+        with interruptible(), self._changed:
+            self._changed.wait_for(lambda: self.up or self.refusal is not None, timeout)
+            if self.refusal is not None:
+                raise self.refusal
+            if not self.up or self.attached is None:
+                msg = f"no gpushare broker answers at {self._path}. jupyter gpushare doctor says more."
+                raise BrokerUnavailable(msg)
+            return self.attached
+
+    @property
+    def noun(self) -> str:
+        """What the memory of this session's device is called."""
+        return texts.memory_noun(self.attached.kind if self.attached else "")
+
+    @property
+    def memory(self) -> HostMemory:
+        """What measures this session's memory."""
+        if self._memory is None:
+            from gpushare_kernel.client.roots import session_memory  # noqa: PLC0415 - not at kernel start
+
+            self._memory = session_memory()
+        return self._memory
+
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` called with what the broker says unasked."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Undo `listen`."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    # --- Jobs ------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        submit: Submit,
+        *,
+        wait: float | None = None,
+        on_wait: OnWait | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> Job:
+        """Queue a job and return it once it may run.
+
+        Parameters
+        ----------
+        submit
+            The job.
+        wait
+            Seconds after which to give up; None waits for ever.
+        on_wait
+            Called with why it waits.
+        say
+            Called with a line for the user (the place in the queue was lost).
+
+        Raises
+        ------
+        WaitEnded
+            Where `wait` is over. The job has not run.
+        UserError
+            Where the broker refuses the job, with the numbers.
+        BrokerUnavailable
+            Where no broker came back in time.
+        KeyboardInterrupt
+            At once; the place in the queue is given up.
+        """
+        from gpushare_kernel.client.queueing import queue  # noqa: PLC0415 - not at kernel start
+
+        began = time.monotonic()
+        granted = queue(self, submit, wait=wait, on_wait=on_wait, say=say)
+        job = Job(self, submit.name, granted, time.monotonic() - began)
+        with self._changed:
+            self._jobs[job.id] = job
+            if self._view is not None:
+                job.watch(self._view)
+            alone = len(self._jobs) == 1
+        if alone:  # the peak is the process's: with two jobs at once it cannot be told apart
+            self.memory.start_peak()
+        return job
+
+    def ended(self, job: Job) -> None:
+        """Forget a job: it holds nothing any more."""
+        with self._changed:
+            self._jobs.pop(job.id, None)
+
+    def leave(self, call: Call) -> None:
+        """Stop waiting for a reply: give up the place, or what was granted in the same moment. Waits for nothing."""
+        reply = self._calls.abandon(call)
+        if isinstance(reply, Granted) and call.job is not None:
+            self._give_back(reply)
+        elif reply is None and call.job is not None:
+            self.post(Cancel(call.job))
+
+    # --- Cells -----------------------------------------------------------------------------------------
+
+    def cell_started(self, cell: int) -> None:
+        """Say that a plain cell begins. Never waits, never fails."""
+        self._cells.append(cell)
+        self._notice(CellStarted(cell))
+
+    def cell_ended(self, cell: int) -> None:
+        """Say that it is over."""
+        if cell in self._cells:
+            self._cells.remove(cell)
+        if self.up:
+            self._notice(CellEnded(cell, self.memory.recent()))
+
+    # --- Questions ---------------------------------------------------------------------------------------
+
+    def dry_run(self, submit: Submit) -> DryRun:
+        """Return what submitting this job would do now."""
+        return self.request(submit, DryRun)
+
+    def release(self, notebook: str | None = None) -> ReleasedNow:
+        """Give back what a notebook of mine declared and does not use."""
+        return self.request(Release(notebook), ReleasedNow)
+
+    def snapshot(self) -> Snapshot:
+        """Return the broker's state as we may see it."""
+        return self.request(GetSnapshot(), SnapshotReply).snapshot
+
+    def set_weight(self, weight: float) -> None:
+        """Set this session's weight among the user's own."""
+        self.request(SetWeight(weight), Ok)
+
+    def request(self, body: Request, expected: type[_Reply], timeout: float = ANSWER) -> _Reply:
+        """Ask the broker and return its answer; its `Failure` is raised as the error it names."""
+        self.wait_attached(timeout)
+        try:
+            reply = self.answer(self.call(body), timeout)
+        except LinkDown as problem:
+            raise BrokerUnavailable(_UNANSWERED) from problem
+        if reply is None:
+            raise BrokerUnavailable(_UNANSWERED)
+        return expect(reply, expected)
+
+    def new_call(self, job: JobId | None = None) -> Call:
+        """Return a call for a request about to be sent."""
+        return self._calls.new(job)
+
+    def send(self, body: Request, call: Call) -> None:
+        """Send a request whose reply comes to `call`. Raises LinkDown."""
+        link = self._link
+        if link is None:
+            msg = "the session is closed"
+            raise LinkDown(msg)
+        link.send(ToBroker(Kind.REQUEST, call.id, body))
+
+    def call(self, body: Request) -> Call:
+        """Send a request and return the call to wait on. Raises LinkDown."""
+        call = self._calls.new()
+        try:
+            self.send(body, call)
+        except BaseException:
+            self._calls.abandon(call)
+            raise
+        return call
+
+    def answer(self, call: Call, timeout: float) -> Reply | Lost | None:
+        """Wait for a reply that is not about the queue; None where it takes too long."""
+        with interruptible():
+            return call.wait_reply(timeout)
+
+    def post(self, body: Request) -> None:
+        """Send a request whose reply nobody reads; what cannot be sent is dropped."""
+        self._send_quietly(Kind.REQUEST, self._calls.number(), body)
+
+    # --- What the link tells us (reader thread) --------------------------------------------------------
+
+    def attach(self) -> Attach:
+        """Return the first message of a new connection, with what ran on meanwhile."""
+        with self._changed:
+            held = tuple(job.held() for job in self._jobs.values())
+            self._confirming = tuple(self._jobs)
+        return Attach(self._token, held, self.memory.now() if held else 0)
+
+    def came_up(self, welcome: Welcome, fds: list[int]) -> None:
+        """Take over the session's page."""
+        try:
+            if len(fds) != 1 or not isinstance(welcome.body, Attached):
+                msg = f"an attach is answered with one page, but {type(welcome.body).__name__} and {len(fds)} descriptors came."
+                raise BadFrame(msg)
+            view = WordView(fds.pop())
+        finally:
+            for fd in fds:
+                os.close(fd)
+        with self._changed:
+            self.attached = welcome.body
+            self._view = view
+            for job in self._jobs.values():
+                job.watch(view)
+
+    def went_up(self) -> None:
+        """Let everybody go on, and say what changed during the handshake."""
+        self._set_up(up=True)
+        for job in self._confirming:
+            if job not in self._jobs:
+                self.post(End(job, self.memory.recent(), 0, 0))
+        for cell in list(self._cells):
+            self._notice(CellStarted(cell))
+
+    def went_down(self) -> None:
+        """Wake everybody who waits for an answer; jobs run on."""
+        self._set_up(up=False)
+        self._calls.lose_all()
+        self._tell(Announce(texts.BROKER_AWAY))
+
+    def refused(self, error: GpushareError) -> None:
+        """The broker will not have us: those who wait get its error."""
+        with self._changed:
+            self.refusal = error
+            self._changed.notify_all()
+
+    def frame(self, frame: FromBroker) -> None:
+        """Deliver one message."""
+        body = frame.body
+        if frame.kind is Kind.REPLY:
+            left = self._calls.resolve(frame.id, cast("Reply", body))  # the codec checked the kind
+            if left is not None and left.job is not None and isinstance(body, Granted):
+                self._give_back(body)
+        elif isinstance(body, Waiting):
+            self._calls.waiting(body.job, body.wait)
+        elif isinstance(body, Slowed | Announce):
+            self._tell(body)
+
+    # --- Inside ----------------------------------------------------------------------------------------
+
+    def _notice(self, body: CellStarted | CellEnded) -> None:
+        self._send_quietly(Kind.NOTICE, 0, body)
+
+    def _send_quietly(
+        self, kind: Kind, number: int, body: Request | CellStarted | CellEnded
+    ) -> None:
+        link = self._link
+        if link is not None and self.up:
+            try:
+                link.send(ToBroker(kind, number, body))
+            except LinkDown:
+                return
+
+    def _give_back(self, granted: Granted) -> None:
+        self.post(End(granted.job, self.memory.recent(), 0, 0))
+
+    def _set_up(self, *, up: bool) -> None:
+        with self._changed:
+            self.up = up
+            self._changed.notify_all()
+
+    def _tell(self, notice: Slowed | Announce) -> None:
+        if isinstance(notice, Announce) and not self._listeners and not self._quiet:
+            sys.stderr.write(f"gpushare: {notice.text}\n")
+        for listener in list(self._listeners):
+            listener(notice)
+
+    def forget(self) -> None:
+        """In a forked child: drop what is the parent's; attach anew when something is asked for."""
+        if self._link is not None:
+            atexit.unregister(self.close)
+            self._link.abandon()
+        for job in self._jobs.values():
+            job.detach()
+        self._listeners.clear()
+        self._quiet = True  # the parent says it
+        self._reset()
+
+
+_UNANSWERED = "the gpushare broker did not answer. jupyter gpushare doctor says more."
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,196 @@
+"""What people read. Every sentence is here, and tested as a string.
+
+The words are *memory, waiting, ahead of you, shared with n people*; lanes, occupants and boundaries
+are for the documentation. The noun follows the device: on a host it is "memory", because nothing
+pretends to be a GPU.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from gpushare_kernel.core.sizes import format_size, pasteable_size
+from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
+from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_NAMED_HOLDERS = 2
+_FINE_FRACTION = 4
+
+NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
+BROKER_AWAY = (
+    "The gpushare broker is away: this notebook runs on, and shares again when it is back."
+)
+PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
+RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
+LEFT_QUEUE = "Left the queue. The cell has not run."
+BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."
+
+
+def memory_noun(kind: str) -> str:
+    """Return what the memory of a device of this kind is called."""
+    return "GPU memory" if kind == "cuda" else "memory"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as people say it: `12 s`, `6 min`, `1 h 5 min`."""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s" if 0 < seconds < 1 else f"{seconds:.0f} s"
+    if seconds < _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    if seconds < _DAY:
+        minutes = round(seconds % _HOUR / _MINUTE)
+        hours = int(seconds // _HOUR) + minutes // _MINUTE
+        return f"{hours} h {minutes % _MINUTE} min" if minutes % _MINUTE else f"{hours} h"
+    return f"{seconds / _DAY:.0f} d"
+
+
+def wait_text(wait: Wait, noun: str = "GPU memory") -> str:
+    """Return the line of a job that waits: why, who holds it, the place, how long, what one can do."""
+    parts = [_reason(wait, noun), *_holders(wait.holders), *_place(wait)]
+    return " ".join([*parts, "Interrupt gives up your place."])
+
+
+def waited_text(seconds: float, noun: str = "GPU memory") -> str:
+    """Return what replaces the waiting line once the job runs."""
+    return f"Waited {format_duration(seconds)} for {noun}."
+
+
+def wait_ended_text(seconds: float, wait: Wait | None, noun: str = "GPU memory") -> str:
+    """Return the error of a job whose `--wait` is over."""
+    why = "" if wait is None else f" {_numbers(wait)}"
+    return (
+        f"still no {noun} after {format_duration(seconds)}, as long as --wait says; the cell has not run."
+        f"{why} Run it again later, or without --wait."
+    )
+
+
+def used_text(report: Report, line: str) -> str:
+    """Return the line after a declared cell; `line` is the magic to paste next time."""
+    used = report.persistent_measured + report.ephemeral_measured
+    return f"used {format_size(used)}; next time: {line}"
+
+
+def next_size(report: Report) -> str:
+    """Return the one size to declare next time."""
+    return pasteable_size(report.persistent_measured + report.ephemeral_measured)
+
+
+def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
+    """Return what a submit would do now."""
+    needs = answer.persistent + answer.ephemeral
+    split = (
+        f"{format_size(answer.persistent)} to keep, {format_size(answer.ephemeral)} while it runs"
+    )
+    if answer.fits:
+        return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
+    if answer.wait is None:
+        return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
+    parts = [_reason(answer.wait, noun), *_holders(answer.wait.holders), *_place(answer.wait)]
+    return " ".join(["It would wait.", *parts])
+
+
+def slowed_text(notice: Slowed) -> str:
+    """Return the line of a cell that is slowed by others, or stood still for a while."""
+    if notice.paused:
+        return f"Paused for {format_duration(notice.paused)}: {_pause_reason(notice.reason)}"
+    whom = "your own other notebooks" if notice.people <= 0 else _people(notice.people)
+    return f"Shared with {whom}: about {_fraction(notice.fraction)} speed"
+
+
+def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
+    """Return what a release gave back."""
+    if not released.names:
+        return "No notebook of yours by that name. %gpushare status lists them."
+    names = ", ".join(released.names)
+    if not released.freed:
+        return f"Nothing to release: {names} uses all it holds, or holds no {noun}."
+    return f"Released {format_size(released.freed)} of {noun}: {names}."
+
+
+def _reason(wait: Wait, noun: str) -> str:
+    if wait.reason is WaitReason.MEMORY:
+        return f"Waiting for {noun}: {_needs(wait)}."
+    if wait.reason is WaitReason.OCCUPANCY:
+        return (
+            f"Waiting for {noun} that another cell is using: {_needs(wait)}. "
+            "It is yours when that cell reaches its next step or ends."
+        )
+    if wait.reason is WaitReason.TURN:
+        return "Waiting for a turn: others are running now, and everybody gets an equal share."
+    until = "" if wait.until is None else f" in {format_duration(wait.until)} at most"
+    return f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on{until or ' soon'}."
+
+
+def _needs(wait: Wait) -> str:
+    return f"needs {format_size(wait.needs)}, {_free(wait.free, wait.needs)} free"
+
+
+def _numbers(wait: Wait) -> str:
+    return f"It needs {format_size(wait.needs)}, {_free(wait.free, wait.needs)} free."
+
+
+def _free(free: int, beside: int) -> str:
+    """Return a size without its unit where it stands beside one of the same unit."""
+    text, unit = format_size(max(free, 0)), format_size(beside).split()[1]
+    number, own = text.split()
+    return number if own == unit else text
+
+
+def _holders(holders: tuple[Holder, ...]) -> list[str]:
+    """Return own notebooks first: those one can do something about."""
+    own = sorted((h for h in holders if h.own), key=lambda h: -h.size)
+    others = sorted((h for h in holders if not h.own), key=lambda h: -h.size)
+    said = [
+        f"Your own {h.name} holds {format_size(h.size)}{_idle(h)}: %gpushare release {_stem(h.name)}."
+        for h in own[:_NAMED_HOLDERS]
+    ]
+    if others:
+        named = [f"{h.name} ({format_size(h.size)})" for h in others[:_NAMED_HOLDERS]]
+        more = len(others) - len(named)
+        said.append(f"In use by {', '.join(named)}{f' and {more} more' if more else ''}.")
+    return said
+
+
+def _idle(holder: Holder) -> str:
+    return (
+        "" if holder.idle is None or holder.idle < 1 else f", idle {format_duration(holder.idle)}"
+    )
+
+
+def _stem(name: str) -> str:
+    stem = name.removesuffix(".ipynb")
+    return f"'{stem}'" if " " in stem else stem
+
+
+def _place(wait: Wait) -> list[str]:
+    if wait.reason in (WaitReason.TURN, WaitReason.GRACE):
+        return []
+    said = [f"{wait.ahead} ahead of you." if wait.ahead else "You are next."]
+    if wait.eta is not None:
+        said.append(f"About {format_duration(wait.eta)} to go.")
+    elif wait.longest_today is not None:
+        said.append(f"Longest wait today {format_duration(wait.longest_today)}.")
+    return said
+
+
+def _pause_reason(reason: str) -> str:
+    if reason in ("", PauseReason.TURN_ENDED):
+        return "others have their turn. It goes on by itself when they had an equal share."
+    if reason == PauseReason.RESTOPPED:
+        return "somebody continued it out of turn. It goes on by itself at its next turn."
+    return f"{reason.rstrip('.')}. It goes on by itself."
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"
+
+
+def _fraction(fraction: float) -> str:
+    """Return a speed as a fraction one can picture: 1/4, 2/3."""
+    if fraction <= 0:
+        return "no"
+    if fraction < 1 / _FINE_FRACTION:
+        return f"1/{round(1 / fraction)}"
+    near = Fraction(fraction).limit_denominator(_FINE_FRACTION)
+    return "full" if near >= 1 else f"{near.numerator}/{near.denominator}"
