@@ -1,0 +1,78 @@
+"""What the CUDA driver answers, and what that means for a pause: one table for the real and the model GPU.
+
+Measured meanings; names as `CUresult` has them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from gpushare_kernel.core.values import PauseStatus
+
+SUCCESS = "CUDA_SUCCESS"
+NOT_READY = "CUDA_ERROR_NOT_READY"
+NOT_INITIALIZED = "CUDA_ERROR_NOT_INITIALIZED"
+NOT_SUPPORTED = "CUDA_ERROR_NOT_SUPPORTED"
+OPERATING_SYSTEM = "CUDA_ERROR_OPERATING_SYSTEM"
+ILLEGAL_STATE = "CUDA_ERROR_ILLEGAL_STATE"
+OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+ASSERT = "CUDA_ERROR_ASSERT"
+
+
+class ProcessState(StrEnum):
+    """`CUprocessState` in words; NONE is a process without a context."""
+
+    NONE = "none"
+    RUNNING = "running"
+    LOCKED = "locked"
+    CHECKPOINTED = "checkpointed"
+    FAILED = "failed"
+
+
+_STATUS_OF = {
+    SUCCESS: PauseStatus.PAUSED,
+    NOT_READY: PauseStatus.BUSY,
+    NOT_INITIALIZED: PauseStatus.NOTHING,
+    NOT_SUPPORTED: PauseStatus.UNSUPPORTED,
+    OPERATING_SYSTEM: PauseStatus.FORBIDDEN,
+}
+
+_SICK_DRIVER = frozenset(
+    {
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+        "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
+        "CUDA_ERROR_SYSTEM_NOT_READY",
+        "CUDA_ERROR_NO_DEVICE",
+    }
+)
+"""The driver fails us, not the target: we cannot pause, and the target runs on."""
+
+
+def lock_status(answer: str, state: ProcessState) -> PauseStatus:
+    """Return what the answer to a lock means; `state` is the process's afterwards.
+
+    ILLEGAL_STATE says that it was not RUNNING: locked by a broker before us it stands still, as asked.
+    Any other error is one of the target's context (an assert, an illegal address), which is lost.
+    """
+    if answer == ILLEGAL_STATE:
+        still = state in (ProcessState.LOCKED, ProcessState.CHECKPOINTED)
+        return PauseStatus.PAUSED if still else PauseStatus.BROKEN
+    if answer in _SICK_DRIVER:
+        return PauseStatus.UNSUPPORTED
+    return _STATUS_OF.get(answer, PauseStatus.BROKEN)
+
+
+def unlock_status(answer: str, state: ProcessState) -> PauseStatus:
+    """Return what the answer to an unlock means: NOTHING where nothing holds the process any more.
+
+    ILLEGAL_STATE of a running process is a second unlock, and harmless.
+    """
+    if answer in (SUCCESS, NOT_INITIALIZED):
+        return PauseStatus.NOTHING
+    if answer == ILLEGAL_STATE:
+        return {
+            ProcessState.RUNNING: PauseStatus.NOTHING,
+            ProcessState.NONE: PauseStatus.NOTHING,
+            ProcessState.CHECKPOINTED: PauseStatus.UNSUPPORTED,  # it must be restored first
+        }.get(state, PauseStatus.BROKEN)
+    return lock_status(answer, state)

@@ -1,0 +1,137 @@
+"""A fake GPU as a `Device`: deterministic, for property tests, examples and replays.
+
+The asynchronous methods never wait: a pause answers at once with the drain it would have taken, and
+the drain itself passes in the next `advance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import DeviceId, GiB, MiB, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.devices import answers
+from gpushare_kernel.devices.answers import ProcessState
+from gpushare_kernel.devices.base import Capabilities, Intents, Inventory, PauseOutcome, Target
+from gpushare_kernel.devices.model_gpu import ModelGpu, ModelProcess
+
+__all__ = ["ModelDevice", "ModelProcess"]
+
+_RESERVE = 520 * MiB
+"""The context of a torch process."""
+
+
+class ModelDevice(ModelGpu):
+    """A model GPU behind the device protocol; its script is inherited from `ModelGpu`.
+
+    Parameters
+    ----------
+    intents
+        Where a process is put on record before it is locked; None keeps no record.
+    capacity
+        Bytes free at the start.
+    compute
+        How much can run at once: 1.0 is one GPU.
+    reserve
+        Bytes of each process's context.
+    uid
+        Whose broker this is: root may lock anybody, a user their own.
+    """
+
+    def __init__(
+        self,
+        intents: Intents | None = None,
+        *,
+        capacity: int = 16 * GiB,
+        compute: float = 1.0,
+        reserve: int = _RESERVE,
+        uid: int = 0,
+    ) -> None:
+        super().__init__(size=capacity, reserve=reserve, compute=compute, uid=uid)
+        self._intents = intents
+        self._paused: dict[ProcessKey, None] = {}
+        self.inventory = Inventory(
+            id=DeviceId("model"),
+            kind="model",
+            name="model GPU (simulated)",
+            capacity=capacity,
+            compute=compute,
+            reserve=reserve,
+        )
+        self.capabilities = Capabilities(can_pause=True, can_park=True)
+
+    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+        """Return what the process used; None where it has ended, or nobody can measure any more."""
+        if self.nvml_gone or self.lost or target.root in self._ended:
+            return None
+        process = self.process(target)
+        resident = process.resident if memory else None
+        return Usage(process.device_time, process.wanted, resident)
+
+    def foreign(self, managed: int) -> int:
+        """Return the bytes in use beyond `managed`.
+
+        Raises
+        ------
+        DeviceError
+            Where the device is lost: nothing about its memory is true any more.
+        """
+        if self.lost:
+            msg = "the model GPU is lost (fell off the bus). Restart the machine, then the broker."
+            raise DeviceError(msg)
+        return max(0, self.used_memory - managed)
+
+    async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
+        """Lock the process; its memory stays. The drain passes in the next `advance`."""
+        if target.root in self._ended:
+            return PauseOutcome(PauseStatus.GONE)
+        process = self.process(target)
+        if process.stopped:
+            # The driver would hang far beyond the limit; whoever asks finds out when it is over.
+            return PauseOutcome(PauseStatus.STOPPED, limit)
+        if self._intents is not None:
+            self._intents.add(target.root)
+        answer, took = self.lock(target, limit=limit)
+        status = answers.lock_status(answer, process.state)
+        if status is PauseStatus.PAUSED:
+            self._paused[target.root] = None
+        else:
+            self._forget(target.root)
+        return PauseOutcome(status, took)
+
+    async def resume(self, target: Target) -> PauseOutcome:
+        """Unlock the process. NOTHING: nothing holds it any more."""
+        if target.root in self._ended:
+            return PauseOutcome(PauseStatus.GONE)
+        process = self.process(target)
+        if process.stopped and process.state is ProcessState.LOCKED:
+            return PauseOutcome(PauseStatus.STOPPED)  # the driver answers only after SIGCONT
+        status = answers.unlock_status(self.unlock(target), process.state)
+        if status in (PauseStatus.NOTHING, PauseStatus.BROKEN):
+            self._forget(target.root)
+        return PauseOutcome(status)
+
+    def paused(self, target: Target) -> Collection[ProcessKey]:
+        """Return the process where we locked it and it has not unlocked itself."""
+        if target.root in self._paused and self.process(target).state in (
+            ProcessState.LOCKED,
+            ProcessState.CHECKPOINTED,
+        ):
+            return [target.root]
+        return []
+
+    def kill(self, target: Target) -> None:
+        """SIGKILL: at once, also while locked; the memory is freed."""
+        super().kill(target)
+        self._forget(target.root)
+
+    def close(self) -> None:
+        """Unlock everybody whom we locked. Who is checkpointed needs room first, and stays so."""
+        for key in list(self._paused):
+            self.unlock(Target(key))
+            self._forget(key)
+
+    def _forget(self, key: ProcessKey) -> None:
+        self._paused.pop(key, None)
+        if self._intents is not None and key in self._intents.held():
+            self._intents.remove(key)
