@@ -1,0 +1,131 @@
+"""Wait for the broker's death, resume what it had paused, and start it again (I4).
+
+`python -P -m gpushare_kernel.broker.guardian`, exec'ed by the broker (which starts another when this one
+dies). It holds the broker by a pidfd and its table of intents by an inherited descriptor, imports
+little, owns no thread and sleeps in one poll: what can fail here is as little as possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpushare_kernel.broker import logs
+from gpushare_kernel.broker.intents import RESTARTS, IntentTable, resume_all
+from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.transport.launch import environment, free, launch, locked
+from gpushare_kernel.transport.places import Places
+
+CRASH_LOOP_SECONDS = 60.0
+"""More than 5 starts in this time are a crash loop; then the guardian gives up."""
+START_SECONDS = 30.0
+_logger = logging.getLogger(__name__)
+
+
+def spawn_guardian(
+    table: IntentTable, places: Places, command: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """Start the guardian of this process and return it; the caller watches it and starts another if it dies.
+
+    Parameters
+    ----------
+    table
+        This broker's table. On a clean exit, `mark_clean_exit` it: the guardian then just goes.
+    places
+        Where the broker lives (for its locks and its log).
+    command
+        How to start the broker again, without `--ready-fd`.
+    """
+    broker = os.pidfd_open(os.getpid())
+    try:
+        return subprocess.Popen(  # noqa: S603  the command is ours
+            [
+                *(sys.executable, "-P", "-m", "gpushare_kernel.broker.guardian"),
+                *("--broker-fd", str(broker), "--table-fd", str(table.fd)),
+                *("--runtime", str(places.runtime), "--log", str(places.log), "--", *command),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[broker, table.fd],
+            cwd="/",
+            env=environment(os.environ),
+            start_new_session=True,
+        )
+    finally:
+        os.close(broker)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Guard one broker until it is gone, and do what its death asks for."""
+    # A group or service manager that ends us before the broker would leave stopped kernels to nobody.
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="gpushare-guardian")
+    parser.add_argument("--broker-fd", type=int, required=True)
+    parser.add_argument("--table-fd", type=int, required=True)
+    parser.add_argument("--runtime", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("command", nargs="+")
+    given = parser.parse_args(arguments)
+    table = IntentTable.from_fd(given.table_fd)
+    if table is None:
+        parser.error("--table-fd is no table of this boot")
+    _wait_for_end(given.broker_fd)
+    # First of all, and also after a clean exit (which leaves nothing): nobody else will.
+    resumed = resume_all(table)
+    if table.clean_exit and not resumed:
+        return 0
+    logs.set_up(given.log)
+    _logger.warning(
+        "the broker is gone: resumed %d processes",
+        len(resumed),
+        extra={"pids": [key.pid for key in resumed]},
+    )
+    return (
+        0
+        if table.clean_exit
+        else _restart(table, Places(given.runtime, system=False), given.command)
+    )
+
+
+def _wait_for_end(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    os.close(pidfd)
+
+
+def _restart(table: IntentTable, places: Places, command: Sequence[str]) -> int:
+    now = time.monotonic()
+    if sum(now - start < CRASH_LOOP_SECONDS for start in table.restarts) >= RESTARTS:
+        _logger.error(
+            "the broker died %d times in %g s: it is not started again",
+            RESTARTS + 1,
+            CRASH_LOOP_SECONDS,
+        )
+        return 1
+    try:
+        with locked(places.start_lock, START_SECONDS):
+            if not free(places.broker_lock):
+                _logger.info("another broker already lives here")
+                return 0
+            table.note_restart(now)
+            launch(command, START_SECONDS)
+    except (BrokerUnavailable, OSError) as problem:
+        _logger.error("the broker could not be started again: %s", problem)  # noqa: TRY400  the text says it all
+        return 1
+    _logger.info("the broker was started again")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

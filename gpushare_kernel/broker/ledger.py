@@ -1,0 +1,284 @@
+"""What must outlive a broker: its sessions of this boot, and what each user has used.
+
+The loop only notes changes; a thread of the ledger's own writes them, the newest per row, in one
+transaction. Sessions are written at once, device times at most once a second. A disk that is full or
+read-only is logged once: the broker goes on, and what it noted is written when that works again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.values import ProcessKey, SessionId, UserId
+
+SCHEMA = 1
+_LAZY_SECONDS = 1.0
+_TABLES = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS meta (schema INTEGER NOT NULL);
+INSERT INTO meta SELECT 1 WHERE NOT EXISTS (SELECT * FROM meta);
+CREATE TABLE IF NOT EXISTS users (
+    user TEXT PRIMARY KEY, device_time REAL NOT NULL DEFAULT 0, weight REAL NOT NULL DEFAULT 1
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sessions (
+    id TEXT NOT NULL, boot TEXT NOT NULL, user TEXT NOT NULL, uid INTEGER NOT NULL, name TEXT NOT NULL,
+    pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
+    opened_at REAL NOT NULL, device_time REAL NOT NULL, PRIMARY KEY (boot, id)
+) WITHOUT ROWID;
+COMMIT;
+"""
+_SESSION = (
+    "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
+    " opened_at, device_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
+_DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
+_WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
+_LOAD = (
+    "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time"
+    " FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+)
+_USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
+# SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
+_DAMAGED = (1, 11, 26)
+_Change = tuple[str, tuple[object, ...]]
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session as it is kept. `opened_at` is wall clock seconds; `process` is None until it is bound."""
+
+    id: SessionId
+    user: UserId
+    uid: int
+    name: str
+    process: ProcessKey | None
+    token_hash: str
+    weight: float
+    persistent: int
+    opened_at: float
+    device_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A user's account: device seconds in all, and the weight an administrator gave."""
+
+    device_time: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a ledger holds: the sessions of this boot, and every user."""
+
+    sessions: tuple[SessionRow, ...] = ()
+    users: tuple[tuple[UserId, UserRow], ...] = ()
+
+
+def token_hash(token: str) -> str:
+    """Return what is kept of a token: enough to know it again, not enough to use it."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Ledger:
+    """The ledger at `path`. Methods return at once and never raise for what the disk does; `close` flushes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._boot = procfs.boot_id()
+        self._changed = threading.Condition()
+        #: The newest change per row that is not on disk yet, in the order they came.
+        self._pending: dict[tuple[str, str], _Change] = {}
+        self._urgent = False
+        self._closing = False
+        self._writing = False
+        self._failing = False
+        self._thread = threading.Thread(target=self._work, name="gpushare-ledger", daemon=True)
+        self._thread.start()
+
+    def load(self) -> Loaded:
+        """Return what is on disk; blocks. Rows of another boot do not count: their processes are gone."""
+        sessions: list[SessionRow] = []
+        users: list[tuple[UserId, UserRow]] = []
+        with self._reporting(), closing(_opened(self._path)) as database:
+            for id_, user, uid, name, pid, start, *rest in database.execute(_LOAD, (self._boot,)):
+                process = _key(pid, start)
+                sessions.append(SessionRow(SessionId(id_), UserId(user), uid, name, process, *rest))
+            for user, used, weight in database.execute(_USERS):
+                users.append((UserId(user), UserRow(used, weight)))
+        return Loaded(tuple(sessions), tuple(users))
+
+    def session_saved(self, row: SessionRow) -> None:
+        """Keep a session as it is now."""
+        key = row.process
+        process = (key.pid, key.start_time) if key else (None, None)
+        kept = (row.token_hash, row.weight, row.persistent, row.opened_at, row.device_time)
+        self._note(
+            ("session", row.id),
+            (_SESSION, (row.id, self._boot, row.user, row.uid, row.name, *process, *kept)),
+            urgent=True,
+        )
+
+    def session_closed(self, session: SessionId) -> None:
+        """Forget a session."""
+        self._note(("session", session), (_CLOSED, (session, self._boot)), urgent=True)
+
+    def device_time(self, user: UserId, total: float) -> None:
+        """Keep what a user has used in all, in device seconds."""
+        self._note(("device_time", user), (_DEVICE_TIME, (user, total)))
+
+    def user_weight(self, user: UserId, weight: float) -> None:
+        """Keep a user's weight."""
+        self._note(("weight", user), (_WEIGHT, (user, weight)), urgent=True)
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Write what is noted now; return whether all of it is on disk. Blocks."""
+        with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._urgent and not self._writing, timeout)
+            return not self._pending
+
+    def close(self) -> None:
+        """Write what is noted and end the thread. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _note(self, row: tuple[str, str], change: _Change, *, urgent: bool = False) -> None:
+        with self._changed:
+            self._pending.pop(row, None)  # the newest change of a row goes to the end
+            self._pending[row] = change
+            if urgent or len(self._pending) == 1:
+                self._urgent |= urgent
+                self._changed.notify_all()
+
+    def _work(self) -> None:
+        database: sqlite3.Connection | None = None
+        last = False
+        while not last:
+            changes, last = self._take()
+            done = not changes
+            with self._reporting():
+                if changes:
+                    database = database or self._first_open()
+                    _write(database, changes.values())
+                    done = True
+            if not done and database is not None:
+                database.close()
+                database = None
+            self._give_back({} if done else changes)
+        if database is not None:
+            database.close()
+
+    def _take(self) -> tuple[dict[tuple[str, str], _Change], bool]:
+        """Wait until there is something to write; return it, and whether it is the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._urgent or self._closing)
+            if not self._urgent and not self._closing:
+                self._changed.wait_for(lambda: self._urgent or self._closing, _LAZY_SECONDS)
+            changes, self._pending = self._pending, {}
+            self._urgent, self._writing = False, True
+            return changes, self._closing
+
+    def _give_back(self, changes: dict[tuple[str, str], _Change]) -> None:
+        """Note again what could not be written, behind nothing newer; the next try is a second away."""
+        with self._changed:
+            self._pending = {**changes, **self._pending}
+            self._writing = False
+            self._changed.notify_all()
+
+    def _first_open(self) -> sqlite3.Connection:
+        database = _opened(self._path)
+        database.execute("DELETE FROM sessions WHERE boot <> ?", (self._boot,))
+        return database
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Log the first of a row of failures, and the end of the row; raise nothing."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as problem:
+            self._failed(problem)
+        else:
+            if self._failing:
+                self._failing = False
+                _logger.warning("the ledger %s is written again", self._path)
+
+    def _failed(self, problem: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            _logger.error(
+                "the ledger %s is not written, it is kept in memory: %s", self._path, problem
+            )
+
+
+def _opened(path: Path, *, fresh: bool = False) -> sqlite3.Connection:
+    """Return the database, made where there is none; a damaged one is moved aside first."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    database = sqlite3.connect(path, isolation_level=None)
+    try:
+        damage = _prepared(database)
+    except sqlite3.Error as problem:
+        database.close()
+        if fresh or getattr(problem, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+            raise
+        damage = str(problem)
+    if not damage:
+        return database
+    database.close()
+    _move_aside(path, damage)
+    return _opened(path, fresh=True)
+
+
+def _prepared(database: sqlite3.Connection) -> str:
+    """Check the database and make its tables; return what is wrong with it, if anything."""
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
+    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        return str(verdict)
+    database.executescript(_TABLES)
+    (schema,) = database.execute("SELECT schema FROM meta").fetchone()
+    if schema != SCHEMA:
+        return f"it has schema {schema}, and this version knows {SCHEMA}"
+    database.execute(_LOAD, ("",))
+    return ""
+
+
+def _move_aside(path: Path, damage: str) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm"):  # its log belongs to it: together they may still be read
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    _logger.error(
+        "the ledger %s cannot be used (%s): it is now %s, and a new one is begun",
+        path,
+        damage,
+        aside.name,
+    )
+
+
+def _write(database: sqlite3.Connection, changes: Iterable[_Change]) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    for statement, values in changes:
+        database.execute(statement, values)
+    database.execute("COMMIT")
+
+
+def _key(pid: int | None, start: int | None) -> ProcessKey | None:
+    return None if pid is None or start is None else ProcessKey(pid, start)

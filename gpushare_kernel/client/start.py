@@ -1,0 +1,96 @@
+"""A broker for whoever needs one: find it, or start it, once, however many ask at the same time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
+from gpushare_kernel.transport.channel import connect
+from gpushare_kernel.transport.launch import launch, locked
+from gpushare_kernel.transport.peers import check_broker
+from gpushare_kernel.transport.places import Places, may_start, prepare
+
+COMMAND = (sys.executable, "-P", "-m", "gpushare_kernel.broker")
+_LOG_LINES = 5
+
+
+def ensure_broker(
+    places: Places,
+    timeout: float = 10.0,
+    args: Sequence[str] = (),
+    *,
+    command: Sequence[str] = COMMAND,
+) -> None:
+    """Return once a broker answers at `places`; start one where none does.
+
+    Parameters
+    ----------
+    places
+        Where it lives.
+    timeout
+        Seconds for all of it.
+    args
+        Further arguments for a broker that is started here.
+    command
+        The program that is the broker.
+
+    Raises
+    ------
+    NoBroker
+        Where none runs and this user may start none.
+    BrokerUnavailable
+        Where it cannot be reached or does not start; with the last lines of its log.
+    """
+    deadline = time.monotonic() + timeout
+    if answers(places, timeout):
+        return
+    if not may_start(places):
+        msg = (
+            f"no gpushare broker runs at {places.socket}, and on this machine only its administrator may start one. "
+            "Ask them for: systemctl start gpushare (or, as root, jupyter gpushare start)."
+        )
+        raise NoBroker(msg)
+    prepare(places)
+    with locked(places.start_lock, timeout):
+        left = max(0.1, deadline - time.monotonic())
+        if answers(places, left):
+            return
+        try:
+            launch([*command, *args], left)
+        except BrokerUnavailable as problem:
+            msg = f"{problem}{_last_words(places.log)}"
+            raise BrokerUnavailable(msg) from problem
+
+
+def answers(places: Places, timeout: float) -> bool:
+    """Say whether a broker that may be trusted listens at `places`. `BrokerUnavailable` where one may not."""
+    try:
+        sock = connect(places.socket, timeout)
+    except NoBroker:
+        return False
+    with sock:
+        check_broker(sock, places)
+    return True
+
+
+def _last_words(log: Path) -> str:
+    """Return the end of the log for people to read, or where it would be."""
+    try:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            last = deque(lines, maxlen=_LOG_LINES)
+    except OSError:
+        return f"\nThere is no log at {log}."
+    return "\n".join(["", f"The end of its log {log}:", *(f"  {_readable(line)}" for line in last)])
+
+
+def _readable(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        return f"{entry['time']} {entry['level']}: {entry['message']}"
+    except (ValueError, KeyError, TypeError):
+        return line.rstrip()
