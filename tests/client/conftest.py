@@ -11,6 +11,7 @@ from gpushare_kernel.client import api, display
 from gpushare_kernel.client.session import Session
 from tests.client.scripted_broker import ScriptedBroker
 
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[ScriptedBroker]:
     """A broker played by the test."""

@@ -95,11 +95,11 @@ class Peer:
         assert isinstance(frame.body, body), f"expected {body.__name__}, got {frame.body}"
         return frame.id, frame.body
 
-    def reply(self, number: int, body: Any) -> None:  # noqa: ANN401 - any reply
+    def reply(self, number: int, body: Any) -> None:
         """Answer a request."""
         self._send(FromBroker(Kind.REPLY, number, body))
 
-    def notice(self, body: Any) -> None:  # noqa: ANN401 - any notice
+    def notice(self, body: Any) -> None:
         """Say something unasked."""
         self._send(FromBroker(Kind.NOTICE, 0, body))
 
@@ -210,8 +210,12 @@ def granted(submit: Submit, *, slot: int = 1, waited: float = 0.0) -> Granted:
         lane=1,
         slot=slot,
         waited=waited,
-        persistent=submit.persistent if submit.persistent is not None else (submit.size or 64 * MiB) // 2,
-        ephemeral=submit.ephemeral if submit.ephemeral is not None else (submit.size or 64 * MiB) // 2,
+        persistent=submit.persistent
+        if submit.persistent is not None
+        else (submit.size or 64 * MiB) // 2,
+        ephemeral=submit.ephemeral
+        if submit.ephemeral is not None
+        else (submit.size or 64 * MiB) // 2,
     )
 
 

@@ -154,7 +154,9 @@ def test_importing_gpushare_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_kernel_is_marked_once(environment: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_is_marked_once(
+    environment: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first process of a session claims it; a child sees the claim; a nested kernel makes its own."""
     assert roots.claim()
     assert roots.claim()

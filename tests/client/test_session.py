@@ -14,7 +14,7 @@ import pytest
 from gpushare_kernel.client.lanes import new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadToken, BrokerUnavailable, Refused, WaitEnded
-from gpushare_kernel.core.values import GiB, Holder, Wait, WaitReason
+from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
     Announce,
@@ -303,7 +303,7 @@ def test_questions(broker: ScriptedBroker, new_session: New) -> None:
         (lambda: session.release("hw2"), Release, ReleasedNow(GiB, ("hw2",)), None),
         (session.snapshot, GetSnapshot, SnapshotReply(view), view),
         (lambda: session.set_weight(2.0), SetWeight, Ok(), ...),
-        (lambda: session.dry_run(submit(dry_run=True)), Submit, DryRun(True, 1, 2, 3), None),  # noqa: FBT003
+        (lambda: session.dry_run(submit(dry_run=True)), Submit, DryRun(True, 1, 2, 3), None),
     ]
     session.start()
     peer = broker.accept()
@@ -384,5 +384,3 @@ def _switches(tid: int | None) -> int:
     with open(f"/proc/self/task/{tid}/status", encoding="ascii") as status:  # noqa: PTH123
         lines = dict(line.split(":", 1) for line in status)
     return int(lines["voluntary_ctxt_switches"]) + int(lines["nonvoluntary_ctxt_switches"])
-
-

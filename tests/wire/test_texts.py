@@ -1,0 +1,151 @@
+"""Every sentence people read, as a string."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
+
+OWN = Holder("hw2.ipynb", int(4.8 * GiB), 40 * 60.0, own=True)
+ANN = Holder("A.B.", 2 * GiB, None, own=False)
+BOB = Holder("B.C.", 3 * GiB, 600.0, own=False)
+CYD = Holder("C.D.", GiB, None, own=False)
+
+
+def wait(reason: WaitReason = WaitReason.MEMORY, **changes: object) -> Wait:
+    """Return a wait for 6 GiB where 2.1 are free."""
+    numbers: dict[str, object] = {"needs": 6 * GiB, "free": int(2.1 * GiB), "ahead": 2}
+    return Wait(reason, **(numbers | changes))  # type: ignore[arg-type]
+
+
+MEMORY = "Waiting for GPU memory: needs 6.0 GiB, 2.1 free."
+END = "Interrupt gives up your place."
+
+
+@pytest.mark.parametrize(
+    ("waiting", "text"),
+    [
+        (wait(holders=(OWN,)), f"{MEMORY} Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. 2 ahead of you. {END}"),
+        (wait(), f"{MEMORY} 2 ahead of you. {END}"),
+        (wait(ahead=0), f"{MEMORY} You are next. {END}"),
+        (wait(eta=180.0, longest_today=360.0), f"{MEMORY} 2 ahead of you. About 3 min to go. {END}"),
+        (wait(longest_today=360.0), f"{MEMORY} 2 ahead of you. Longest wait today 6 min. {END}"),
+        (wait(free=512 * MiB), f"Waiting for GPU memory: needs 6.0 GiB, 512 MiB free. 2 ahead of you. {END}"),
+        (wait(free=-GiB), f"Waiting for GPU memory: needs 6.0 GiB, 0 B free. 2 ahead of you. {END}"),
+        (wait(holders=(ANN, OWN)), f"{MEMORY} Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. In use by A.B. (2.0 GiB). 2 ahead of you. {END}"),
+        (wait(holders=(ANN, CYD, BOB)), f"{MEMORY} In use by B.C. (3.0 GiB), A.B. (2.0 GiB) and 1 more. 2 ahead of you. {END}"),
+        (wait(holders=(Holder("my work.ipynb", GiB, None, own=True),)), f"{MEMORY} Your own my work.ipynb holds 1.0 GiB: %gpushare release 'my work'. 2 ahead of you. {END}"),
+        (wait(WaitReason.OCCUPANCY), f"Waiting for GPU memory that another cell is using: needs 6.0 GiB, 2.1 free. It is yours when that cell reaches its next step or ends. 2 ahead of you. {END}"),
+        (wait(WaitReason.TURN), f"Waiting for a turn: others are running now, and everybody gets an equal share. {END}"),
+        (wait(WaitReason.GRACE, until=4.6), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on in 5 s at most. {END}"),
+        (wait(WaitReason.GRACE), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on soon. {END}"),
+    ],
+)  # fmt: skip
+def test_waiting(waiting: Wait, text: str) -> None:
+    """Why, who (own notebooks first), the place, how long, what one can do."""
+    assert texts.wait_text(waiting) == text
+
+
+def test_every_reason_has_a_sentence() -> None:
+    """The list of reasons is closed: a new one without its sentence fails here."""
+    said = {texts.wait_text(wait(reason)) for reason in WaitReason}
+    assert len(said) == len(WaitReason)
+
+
+def test_nothing_pretends_to_be_a_gpu() -> None:
+    """The noun follows the device's kind."""
+    assert texts.wait_text(wait(), texts.memory_noun("host")).startswith("Waiting for memory: needs")
+    assert [texts.memory_noun(k) for k in ("cuda", "host", "model")] == ["GPU memory", "memory", "memory"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.25, "0.2 s"), (12.4, "12 s"), (59.9, "60 s"), (60, "1 min"), (2400, "40 min"), (3600, "1 h"), (3900, "1 h 5 min"), (7195, "2 h"), (200_000, "2 d")],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    """Times are said in the unit one would use."""
+    assert texts.format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("notice", "text"),
+    [
+        (Slowed(people=3, fraction=0.25), "Shared with 3 people: about 1/4 speed"),
+        (Slowed(people=1, fraction=0.51), "Shared with 1 person: about 1/2 speed"),
+        (Slowed(people=1, fraction=0.66), "Shared with 1 person: about 2/3 speed"),
+        (Slowed(people=9, fraction=0.1), "Shared with 9 people: about 1/10 speed"),
+        (Slowed(people=0, fraction=0.5), "Shared with your own other notebooks: about 1/2 speed"),
+        (Slowed(people=2, fraction=0.0), "Shared with 2 people: about no speed"),
+        (Slowed(people=2, fraction=0.97), "Shared with 2 people: about full speed"),
+        (Slowed(1, 0.0, 8.0, PauseReason.TURN_ENDED), "Paused for 8 s: others have their turn. It goes on by itself when they had an equal share."),
+        (Slowed(1, 0.0, 8.0, PauseReason.RESTOPPED), "Paused for 8 s: somebody continued it out of turn. It goes on by itself at its next turn."),
+        (Slowed(1, 0.0, 90.0, "a deadline job runs."), "Paused for 2 min: a deadline job runs. It goes on by itself."),
+    ],
+)  # fmt: skip
+def test_slowed(notice: Slowed, text: str) -> None:
+    """Who shares, how fast it still is; or why it stands still and what ends that."""
+    assert texts.slowed_text(notice) == text
+
+
+def report(persistent: int, ephemeral: int) -> Report:
+    """Return a report of a job that used this much."""
+    return Report(JobId("j"), 0, 1, 1, 1, 0, persistent, 0, ephemeral, 0, 1)
+
+
+def test_line_after_a_cell() -> None:
+    """One line, ready to paste: never less than was used."""
+    used = report(5 * GiB, int(0.2 * GiB))
+    assert texts.used_text(used, f"%%gpulane {texts.next_size(used)}") == (
+        "used 5.2 GiB; next time: %%gpulane 6GiB"
+    )
+    small = report(0, 70 * MiB)
+    assert texts.used_text(small, f"%%gpulane {texts.next_size(small)}") == (
+        "used 70 MiB; next time: %%gpulane 128MiB"
+    )
+
+
+def test_other_lines() -> None:
+    """What is said once the waiting is over, or was in vain."""
+    assert texts.waited_text(12.2) == "Waited 12 s for GPU memory."
+    assert texts.wait_ended_text(30, wait()) == (
+        "still no GPU memory after 30 s, as long as --wait says; the cell has not run. "
+        "It needs 6.0 GiB, 2.1 free. Run it again later, or without --wait."
+    )
+    assert texts.wait_ended_text(30, None, "memory") == (
+        "still no memory after 30 s, as long as --wait says; the cell has not run. "
+        "Run it again later, or without --wait."
+    )
+    assert texts.LEFT_QUEUE == "Left the queue. The cell has not run."
+    assert texts.PLACE_LOST == "The gpushare broker restarted and your place in the queue is lost: waiting again."  # fmt: skip
+    assert texts.BROKER_AWAY == "The gpushare broker is away: this notebook runs on, and shares again when it is back."  # fmt: skip
+    assert texts.BROKER_SILENT == "Waiting for the gpushare broker to come back. Interrupt gives up."  # fmt: skip
+    assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
+
+
+def test_dry_run() -> None:
+    """What would happen, with the split and why it would wait."""
+    assert texts.dry_run_text(DryRun(fits=True, persistent=4 * GiB, ephemeral=2 * GiB, free=7 * GiB)) == (
+        "It would run at once: needs 6.0 GiB of GPU memory (4.0 GiB to keep, 2.0 GiB while it runs), 7.0 free."
+    )  # fmt: skip
+    assert texts.dry_run_text(DryRun(False, 4 * GiB, 2 * GiB, GiB, wait(holders=(OWN,)))) == (
+        "It would wait. Waiting for GPU memory: needs 6.0 GiB, 2.1 free. "
+        "Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. 2 ahead of you."
+    )
+    assert texts.dry_run_text(DryRun(False, 4 * GiB, 2 * GiB, GiB), "memory") == (
+        "It would wait: needs 6.0 GiB of memory (4.0 GiB to keep, 2.0 GiB while it runs), 1.0 free."
+    )
+
+
+def test_released() -> None:
+    """What came back, from which notebook; or why nothing did."""
+    assert texts.released_text(ReleasedNow(int(4.8 * GiB), ("hw2.ipynb",))) == (
+        "Released 4.8 GiB of GPU memory: hw2.ipynb."
+    )
+    assert texts.released_text(ReleasedNow(0, ("hw2.ipynb",)), "memory") == (
+        "Nothing to release: hw2.ipynb uses all it holds, or holds no memory."
+    )
+    assert texts.released_text(ReleasedNow(0, ())) == (
+        "No notebook of yours by that name. %gpushare status lists them."
+    )
