@@ -147,8 +147,8 @@ class Ledger:
         with self._changed:
             self._urgent = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._urgent and not self._writing, timeout)
-            return not self._pending
+            tried = self._changed.wait_for(lambda: not (self._urgent or self._writing), timeout)
+            return tried and not self._pending
 
     def close(self) -> None:
         """Write what is noted and end the thread. Idempotent."""
@@ -245,11 +245,14 @@ def _opened(path: Path, *, fresh: bool = False) -> sqlite3.Connection:
 
 def _prepared(database: sqlite3.Connection) -> str:
     """Check the database and make its tables; return what is wrong with it, if anything."""
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = NORMAL")
     (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         return str(verdict)
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    if tables and "meta" not in tables:
+        return f"it is somebody else's, with {', '.join(sorted(tables))}"
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
     database.executescript(_TABLES)
     (schema,) = database.execute("SELECT schema FROM meta").fetchone()
     if schema != SCHEMA:

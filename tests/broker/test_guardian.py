@@ -1,0 +1,275 @@
+"""The guardian, with real processes: a killed broker leaves nobody stopped and is started again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS
+from gpushare_kernel.broker.intents import RESTARTS, IntentTable
+from gpushare_kernel.core.values import ProcessKey
+from tests.procs import eventually
+
+BROKER = '''
+"""Pauses the processes it is told, with a guardian, and waits. As a restart: says so, and is ready."""
+import fcntl, os, signal, sys
+from pathlib import Path
+from gpushare_kernel import procfs
+from gpushare_kernel.broker.guardian import spawn_guardian
+from gpushare_kernel.broker.intents import IntentTable
+from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.transport.launch import report_ready
+from gpushare_kernel.transport.places import Places
+
+mode, runtime, *rest = sys.argv[1:]
+places = Places(Path(runtime), system=False, named=True)
+with (places.runtime / "starts").open("a") as starts:
+    starts.write(f"{mode} {os.getpid()}\\n")
+ready = int(rest[rest.index("--ready-fd") + 1]) if "--ready-fd" in rest else None
+if mode == "restarted":
+    report_ready(ready)
+    sys.exit()
+lock = os.open(places.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+table = IntentTable(places.intents)
+again = "loop" if mode == "loop" else "restarted"
+guardian = spawn_guardian(table, places, [sys.executable, __file__, again, runtime])
+if mode == "loop":
+    if ready is not None:
+        report_ready(ready)
+    os.kill(os.getpid(), signal.SIGKILL)
+print(guardian.pid, flush=True)
+for line in sys.stdin:
+    word, *numbers = line.split()
+    if word == "pause":
+        key = ProcessKey(*map(int, numbers))
+        table.add(key)
+        procfs.send(key, signal.SIGSTOP)
+    elif word == "leave":
+        table.mark_clean_exit()
+        os._exit(0)
+'''
+
+
+class Scene:
+    """A fake broker with a real guardian, and some kernels that it can pause."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.runtime = runtime
+        self.script = runtime / "broker.py"
+        self.script.write_text(BROKER)
+        self.broker = subprocess.Popen(
+            [sys.executable, str(self.script), "first", str(runtime)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.broker.stdout is not None
+        self.guardian = int(self.broker.stdout.readline())
+        self.guardian_fd = os.pidfd_open(self.guardian)
+        self.kernels: list[subprocess.Popen[bytes]] = []
+
+    def tell(self, *words: object) -> None:
+        assert self.broker.stdin is not None
+        print(*words, file=self.broker.stdin, flush=True)
+
+    def kernel(self) -> ProcessKey:
+        self.kernels.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        key = procfs.process_key(self.kernels[-1].pid)
+        assert key is not None
+        return key
+
+    def paused_kernel(self) -> ProcessKey:
+        key = self.kernel()
+        self.tell("pause", key.pid, key.start_time)
+        os.waitid(os.P_PID, key.pid, os.WSTOPPED)
+        return key
+
+    def kill_broker(self) -> None:
+        self.broker.kill()
+        self.broker.wait()
+
+    def guardian_ended(self) -> None:
+        """Wait for the guardian's end."""
+        poll = select.poll()
+        poll.register(self.guardian_fd, select.POLLIN)
+        assert poll.poll(60_000), "the guardian is still there"
+
+    def starts(self) -> list[str]:
+        return [line.split()[0] for line in (self.runtime / "starts").read_text().splitlines()]
+
+    def log(self) -> list[str]:
+        log = self.runtime / "broker.log"
+        return (
+            [json.loads(line)["message"] for line in log.read_text().splitlines()]
+            if log.exists()
+            else []
+        )
+
+    def close(self) -> None:
+        self.broker.kill()
+        self.broker.communicate()
+        self.guardian_ended()
+        os.close(self.guardian_fd)
+        for kernel in self.kernels:
+            kernel.kill()
+            kernel.communicate()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """Set the scene, and end every process of it."""
+    scene = Scene(tmp_path)
+    yield scene
+    scene.close()
+
+
+def continued(key: ProcessKey) -> None:
+    """Wait until somebody continues a child of ours."""
+    result = os.waitid(os.P_PID, key.pid, os.WCONTINUED)
+    assert result is not None
+    assert result.si_status == signal.SIGCONT
+
+
+def test_a_killed_broker_leaves_nobody_stopped_and_comes_back(scene: Scene) -> None:
+    """Every process on record runs again, the broker is started again, and the guardian's work is over."""
+    kernels = [scene.paused_kernel() for _ in range(3)]
+    scene.kill_broker()
+    for key in kernels:
+        continued(key)
+    scene.guardian_ended()
+    assert scene.starts() == ["first", "restarted"]
+    assert scene.log()[0] == "the broker is gone: resumed 3 processes"
+    table = IntentTable.open_existing(scene.runtime / "intents")
+    assert table is not None
+    assert (table.held(), len(table.restarts)) == ((), 1)
+    table.close()
+
+
+def test_a_clean_exit_restarts_nothing(scene: Scene) -> None:
+    """A broker that leaves on purpose is not brought back, and nothing is logged about it."""
+    scene.tell("leave")
+    scene.guardian_ended()
+    assert (scene.starts(), scene.log()) == (["first"], [])
+
+
+def test_a_clean_exit_that_forgot_somebody(scene: Scene) -> None:
+    """Whoever is still on record runs again even then."""
+    key = scene.paused_kernel()
+    scene.tell("leave")
+    continued(key)
+    scene.guardian_ended()
+    assert scene.starts() == ["first"]
+
+
+def test_a_reused_pid_is_never_signalled(scene: Scene) -> None:
+    """A row whose pid now belongs to another process (its start time differs) continues nobody."""
+    key = scene.kernel()
+    os.kill(key.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, key.pid, os.WSTOPPED)
+    scene.tell("pause", key.pid, key.start_time - 1)
+    marker = scene.paused_kernel()  # the row before is on record, too, once this one stands still
+    scene.kill_broker()
+    continued(marker)
+    scene.guardian_ended()
+    assert procfs.state(key.pid) == "T"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_guardian_outlives_signals_to_the_group(scene: Scene, signum: int) -> None:
+    """Who ends both by a polite signal does not leave stopped kernels to nobody."""
+    key = scene.paused_kernel()
+    ready_to_ignore(scene.guardian, signum)
+    os.kill(scene.guardian, signum)
+    scene.kill_broker()
+    continued(key)
+    scene.guardian_ended()
+    assert scene.starts() == ["first", "restarted"]
+
+
+def ready_to_ignore(pid: int, signum: int) -> None:
+    """Wait until a process that has just been started ignores a signal."""
+
+    def ignores() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        mask = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+        return bool(int(mask.split()[1], 16) >> (signum - 1) & 1)
+
+    eventually(ignores)
+
+
+def test_the_guardian_is_in_nobodys_group(scene: Scene) -> None:
+    """It has a session of its own and holds nothing but the two descriptors it needs."""
+    ready_to_ignore(scene.guardian, signal.SIGTERM)
+    assert os.getsid(scene.guardian) == scene.guardian
+    assert Path(f"/proc/{scene.guardian}/cwd").readlink() == Path("/")
+    links = {str(link.readlink()) for link in Path(f"/proc/{scene.guardian}/fd").iterdir()}
+    table = str(scene.runtime / "intents")
+    assert {link for link in links if "pidfd" not in link} == {"/dev/null", table}
+
+
+@pytest.mark.parametrize(("age", "started"), [(1.0, False), (CRASH_LOOP_SECONDS + 1, True)])
+def test_a_crash_loop_ends(scene: Scene, age: float, started: bool) -> None:
+    """After five starts in a minute the guardian resumes, gives up and says so; older starts do not count."""
+    table = IntentTable.open_existing(scene.runtime / "intents")
+    assert table is not None
+    for _ in range(RESTARTS):
+        table.note_restart(time.monotonic() - age)
+    table.close()
+    key = scene.paused_kernel()
+    scene.kill_broker()
+    continued(key)
+    scene.guardian_ended()
+    assert scene.starts() == (["first", "restarted"] if started else ["first"])
+    assert ("it is not started again" in scene.log()[-1]) is not started
+
+
+def test_a_broker_that_always_dies_is_started_five_times(tmp_path: Path) -> None:
+    """The count goes from broker to broker: six deaths in a row, and it stays dead."""
+    script = tmp_path / "broker.py"
+    script.write_text(BROKER)
+    subprocess.run([sys.executable, str(script), "loop", str(tmp_path)], check=False)
+    log = tmp_path / "broker.log"
+    eventually(lambda: log.exists() and "it is not started again" in log.read_text(), 60)
+    starts = [int(line.split()[1]) for line in (tmp_path / "starts").read_text().splitlines()]
+    assert len(starts) == 1 + RESTARTS
+
+
+def test_another_broker_was_faster(scene: Scene) -> None:
+    """Where a client has started a broker meanwhile, the guardian starts none."""
+    key = scene.paused_kernel()
+    start_lock = os.open(scene.runtime / "start.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(start_lock, fcntl.LOCK_EX)
+    scene.kill_broker()
+    continued(key)
+    broker_lock = os.open(scene.runtime / "broker.lock", os.O_RDWR)
+    fcntl.flock(broker_lock, fcntl.LOCK_EX)
+    os.close(start_lock)
+    scene.guardian_ended()
+    os.close(broker_lock)
+    assert scene.starts() == ["first"]
+    assert scene.log()[-1] == "another broker already lives here"
+
+
+def test_the_guardian_imports_little() -> None:
+    """No loop, no codec, no database: what it does not load cannot fail in it."""
+    code = "import sys, gpushare_kernel.broker.guardian\nprint(*sys.modules)"
+    loaded = set(
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
+    assert loaded.isdisjoint(
+        {"asyncio", "msgspec", "sqlite3", "traitlets", "jupyter_client", "IPython"}
+    )

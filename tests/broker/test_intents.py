@@ -1,0 +1,188 @@
+"""The table of intents: what is on record survives every death, and nobody is resumed who was not paused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker import intents
+from gpushare_kernel.broker.intents import ROWS, IntentTable, resume_all
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import ProcessKey
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the table is."""
+    return tmp_path / "intents"
+
+
+@pytest.fixture
+def table(path: Path) -> Iterator[IntentTable]:
+    """Make a table, and close it."""
+    table = IntentTable(path)
+    yield table
+    table.close()
+
+
+@pytest.fixture
+def stopped() -> Iterator[ProcessKey]:
+    """Make a child of this process that stands still."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        key = procfs.process_key(process.pid)
+        assert key is not None
+        yield key
+        process.kill()
+
+
+def on_record(path: Path) -> set[ProcessKey]:
+    """Return what somebody else finds on record."""
+    table = IntentTable.open_existing(path)
+    assert table is not None
+    held = set(table.held())
+    table.close()
+    return held
+
+
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 9), st.integers(0, 2))))
+def test_the_file_always_says_what_is_held(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int, int]]
+) -> None:
+    """After any adds and removes, in any order and repeated, a reader of the file finds exactly what is held."""
+    path = tmp_path_factory.mktemp("intents") / "intents"
+    table, model = IntentTable(path), set()
+    for adds, pid, start in steps:
+        key = ProcessKey(pid, start)
+        if adds:
+            table.add(key)
+            model.add(key)
+        else:
+            table.remove(key)
+            model.discard(key)
+    assert set(table.held()) == model == on_record(path)
+    table.close()
+
+
+def test_a_killed_writer_leaves_its_entries(path: Path) -> None:
+    """What another process had on record when it was killed is there for whoever comes."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from gpushare_kernel.broker.intents import IntentTable\nfrom gpushare_kernel.core.values import ProcessKey\n"
+        "table = IntentTable(Path(sys.argv[1]))\ntable.add(ProcessKey(7, 8))\ntable.add(ProcessKey(2**22, 2**60))\n"
+        "table.note_restart(5.0)\ntable.mark_clean_exit()\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert on_record(path) == {ProcessKey(7, 8), ProcessKey(2**22, 2**60)}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_table_refuses(table: IntentTable) -> None:
+    """Over the limit nothing may be paused, with the number; a row that becomes free is used again."""
+    for pid in range(1, ROWS + 1):
+        table.add(ProcessKey(pid, 1))
+    with pytest.raises(DeviceError, match=f"at most {ROWS} processes"):
+        table.add(ProcessKey(ROWS + 1, 1))
+    table.add(ProcessKey(5, 1))
+    table.remove(ProcessKey(5, 1))
+    table.add(ProcessKey(ROWS + 1, 1))
+    assert len(table.held()) == ROWS
+
+
+def test_each_broker_has_a_file_of_its_own(path: Path, table: IntentTable) -> None:
+    """The guardian of the one before, which holds the old table, does not see what the new broker pauses."""
+    old = IntentTable.open_existing(path)
+    assert old is not None
+    table.note_restart(100.0)
+    table.add(ProcessKey(3, 3))
+    table.mark_clean_exit()
+    new = IntentTable(path)
+    new.add(ProcessKey(4, 4))
+    assert set(old.held()) == set()
+    assert on_record(path) == {ProcessKey(3, 3), ProcessKey(4, 4)}
+    assert (new.restarts, new.clean_exit, old.clean_exit) == ([100.0], False, True)
+    new.close()
+    old.close()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_restarts_are_remembered_newest_first(table: IntentTable) -> None:
+    """The last five starts are kept."""
+    for now in range(1, 8):
+        table.note_restart(now + 0.5)
+    assert table.restarts == [7.5, 6.5, 5.5, 4.5, 3.5]
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(intents._SIZE), b"x" * intents._SIZE])
+def test_what_is_no_table_is_none(path: Path, content: bytes) -> None:
+    """A file of another shape counts as none, and a broker replaces it."""
+    path.write_bytes(content)
+    assert IntentTable.open_existing(path) is None
+    table = IntentTable(path)
+    table.close()
+    assert on_record(path) == set()
+
+
+def test_another_boots_table_is_none(
+    path: Path, table: IntentTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start times mean nothing after a reboot."""
+    table.add(ProcessKey(1, 1))
+    monkeypatch.setattr(procfs, "boot_id", lambda: "11111111-2222-3333-4444-555555555555")
+    assert IntentTable.open_existing(path) is None
+
+
+def test_no_table_and_a_link_are_none(tmp_path: Path, table: IntentTable) -> None:
+    """Nothing at the path is no error, and a link is not followed."""
+    assert IntentTable.open_existing(tmp_path / "nothing") is None
+    (tmp_path / "link").symlink_to(tmp_path / "intents")
+    assert IntentTable.open_existing(tmp_path / "link") is None
+
+
+def test_resume_all_continues_what_stands_still(table: IntentTable, stopped: ProcessKey) -> None:
+    """Whoever is on record runs again and leaves the record; the dead leave it too."""
+    table.add(stopped)
+    table.add(ProcessKey(stopped.pid, stopped.start_time + 1))
+    table.add(ProcessKey(2**22 + 5, 1))
+    assert resume_all(table) == [stopped]
+    os.waitid(os.P_PID, stopped.pid, os.WCONTINUED)
+    assert table.held() == ()
+
+
+def test_resume_all_touches_nobody_who_reuses_a_pid(
+    table: IntentTable, stopped: ProcessKey
+) -> None:
+    """A process with the pid, but not the start time, of one on record stays as it is."""
+    table.add(ProcessKey(stopped.pid, stopped.start_time - 1))
+    assert resume_all(table) == []
+    assert procfs.state(stopped.pid) == "T"
+
+
+def test_resume_all_keeps_what_it_may_not_signal(
+    table: IntentTable, stopped: ProcessKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has become somebody else's stays on record, and does not keep the others from running."""
+    other = ProcessKey(1, 1)
+
+    def send(key: ProcessKey, signum: int) -> bool:
+        if key == other:
+            raise PermissionError
+        return real(key, signum)
+
+    real = procfs.send
+    monkeypatch.setattr(procfs, "send", send)
+    table.add(other)
+    table.add(stopped)
+    assert resume_all(table) == [stopped]
+    assert table.held() == (other,)
