@@ -150,7 +150,7 @@ def submission(
         persistent=parts[1],
         ephemeral=parts[2],
         weight=float(weight),
-        cooperative=cooperative,
+        cooperative=cooperative and (session is None or session.cooperates),
         dry_run=dry_run,
     )
 

@@ -64,11 +64,11 @@ class Job:
         self._view: WordView | None = None
         self.read: Callable[[int], int] = _silence
 
-    def watch(self, view: WordView) -> None:
-        """Read the job's word from this page from now on."""
+    def watch(self, view: WordView | None) -> None:
+        """Read the job's word from this page from now on; None: run past all boundaries."""
         self._view = view
         if self._pending is None:
-            self.read = view.read
+            self.read = _silence if view is None else view.read
 
     def detach(self) -> None:
         """Run on without a word: the job is over, or belongs to the process that forked us."""

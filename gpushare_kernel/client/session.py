@@ -81,6 +81,7 @@ class Session:
         self._listeners: list[Listener] = []
         self._memory: HostMemory | None = None
         self._quiet = False
+        self.cooperates = True
         self._reset()
         _sessions.add(self)
 
@@ -203,12 +204,17 @@ class Session:
         job = Job(self, submit.name, granted, time.monotonic() - began)
         with self._changed:
             self._jobs[job.id] = job
-            if self._view is not None:
-                job.watch(self._view)
+            self._watch()
             alone = len(self._jobs) == 1
         if alone:  # the peak is the process's: with two jobs at once it cannot be told apart
             self.memory.start_peak()
         return job
+
+    def cooperate(self, *, on: bool) -> None:
+        """Meet boundaries, or run past them: a job that does is paused from outside instead."""
+        with self._changed:
+            self.cooperates = on
+            self._watch()
 
     def ended(self, job: Job) -> None:
         """Forget a job: it holds nothing any more."""
@@ -319,8 +325,7 @@ class Session:
         with self._changed:
             self.attached = welcome.body
             self._view = view
-            for job in self._jobs.values():
-                job.watch(view)
+            self._watch()
 
     def went_up(self) -> None:
         """Let everybody go on, and say what changed during the handshake."""
@@ -356,6 +361,10 @@ class Session:
             self._tell(body)
 
     # --- Inside ----------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        for job in self._jobs.values():
+            job.watch(self._view if self.cooperates else None)
 
     def _notice(self, body: CellStarted | CellEnded) -> None:
         self._send_quietly(Kind.NOTICE, 0, body)

@@ -24,6 +24,8 @@ BROKER_AWAY = (
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
 LEFT_QUEUE = "Left the queue. The cell has not run."
+SWITCHED_OFF = "gpushare is silent here, and this notebook no longer cooperates. The device stays shared. %gpushare on undoes it."
+SWITCHED_ON = "gpushare speaks again, and this notebook cooperates."
 BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."
 
 

@@ -1,0 +1,122 @@
+"""What stands behind `%%gpulane`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+from dataclasses import dataclass
+from typing import NoReturn
+
+from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.sizes import parse_size, pasteable_size
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import Report
+
+OPTIONS = {
+    "--persistent": "what the notebook keeps in all",
+    "--ephemeral": "what the cell holds beyond that while it runs",
+    "--weight": "how this cell counts among your own work",
+    "--name": "what it is called in lists",
+    "--wait": "seconds to wait at most",
+    "--dry-run": "say what would happen, run nothing",
+}
+_SHORT = {"-p": "--persistent", "-e": "--ephemeral"}
+_NEGATIVE_SIZE = re.compile(r"-[0-9.]+\s*[A-Za-z%].*")
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A parsed line. Sizes are texts: a percentage needs a device to be of."""
+
+    size: str | None = None
+    persistent: str | None = None
+    ephemeral: str | None = None
+    weight: float = 1.0
+    name: str | None = None
+    wait: float | None = None
+    dry_run: bool = False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        msg = f"{message}. %%gpulane? shows the options."
+        raise BadDeclaration(msg)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="%%gpulane", add_help=False, allow_abbrev=False)
+    parser.add_argument("size", nargs="*", metavar="SIZE")
+    parser.add_argument("-p", "--persistent", nargs="+", metavar="SIZE")
+    parser.add_argument("-e", "--ephemeral", nargs="+", metavar="SIZE")
+    parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument("--name")
+    parser.add_argument("--wait", type=float, metavar="SECONDS")
+    parser.add_argument("--dry-run", action="store_true")
+    return parser
+
+
+def parse(text: str) -> Declaration:
+    """Read the magic's line.
+
+    Raises
+    ------
+    BadDeclaration, BadSize
+        Where it makes no sense, with what to write instead.
+    """
+    words = _words(text)
+    for word in words:
+        if _NEGATIVE_SIZE.fullmatch(word):
+            parse_size(word)
+        _check_known(word)
+    seen = _parser().parse_intermixed_args(words)
+    return Declaration(
+        size=_joined(seen.size),
+        persistent=_joined(seen.persistent),
+        ephemeral=_joined(seen.ephemeral),
+        weight=seen.weight,
+        name=seen.name,
+        wait=seen.wait,
+        dry_run=seen.dry_run,
+    )
+
+
+def next_line(declaration: Declaration, report: Report) -> str:
+    """Return the magic to paste over the cell next time: by what was used, with the options it had."""
+    if declaration.persistent is not None or declaration.ephemeral is not None:
+        persistent = pasteable_size(report.persistent_measured)
+        sizes = f"-p {persistent} -e {pasteable_size(report.ephemeral_measured)}"
+    else:
+        sizes = texts.next_size(report)
+    words = ["%%gpulane", sizes]
+    if declaration.weight != 1.0:
+        words.append(f"--weight {declaration.weight:g}")
+    if declaration.name is not None:
+        words.append(f"--name {shlex.quote(declaration.name)}")
+    if declaration.wait is not None:
+        words.append(f"--wait {declaration.wait:g}")
+    return " ".join(words)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as problem:
+        msg = f"cannot read {text!r}: {str(problem).lower()}. Close the quotation mark."
+        raise BadDeclaration(msg) from None
+
+
+def _check_known(word: str) -> None:
+    name = word.partition("=")[0]
+    if not name.startswith("--") or name in OPTIONS or name == "--":
+        return
+    near = difflib.get_close_matches(name, OPTIONS, 1)
+    hint = f"Did you mean {near[0]}?" if near else "%%gpulane? shows the options."
+    msg = f"%%gpulane has no option {name}. {hint}"
+    raise BadDeclaration(msg)
+
+
+def _joined(words: list[str] | None) -> str | None:
+    """Return a size that may have been written as two words: `6 GiB`."""
+    return " ".join(words) if words else None

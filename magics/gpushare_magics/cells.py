@@ -1,0 +1,107 @@
+"""Cells: which one runs in which thread, and which lanes it entered.
+
+`pre_run_cell` and `post_run_cell` also fire for cells run inside cells (`%%capture`), and at the same
+time in the threads of subshells: a stack for each thread keeps them apart. Handlers of these events
+must not raise: IPython would print it and run the cell anyway.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpushare_magics.transform import arguments_of
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.session import Session
+
+Leave = Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Cell:
+    """One running cell; `number` is set where the broker knows it as a plain one."""
+
+    info: Any
+    number: int | None = None
+    leave: list[Leave] = field(default_factory=list)
+
+
+class Cells:
+    """The running cells of one shell."""
+
+    def __init__(self, session: Callable[[], Session | None]) -> None:
+        self._session = session
+        self._stacks: dict[int, list[_Cell]] = {}
+        self._numbers = itertools.count(1)
+        self._stray: dict[int, list[Leave]] = {}
+
+    @property
+    def running(self) -> bool:
+        """Say whether any cell runs."""
+        return bool(self._stacks)
+
+    def source(self) -> str:
+        """Return the text of this thread's innermost cell."""
+        stack = self._stacks.get(threading.get_ident())
+        return str(stack[-1].info.raw_cell) if stack else ""
+
+    def at_end(self, leave: Leave) -> None:
+        """Have `leave` called when this thread's innermost cell ends, however it ends."""
+        thread = threading.get_ident()
+        stack = self._stacks.get(thread)
+        if stack:
+            stack[-1].leave.append(leave)
+        else:  # a silent execution: no cell event tells of it, only post_execute
+            self._stray.setdefault(thread, []).append(leave)
+
+    def pre_run_cell(self, info: Any) -> None:
+        """A cell begins."""
+        stack = self._stacks.setdefault(threading.get_ident(), [])
+        cell = _Cell(info)
+        if not stack and arguments_of(info.raw_cell) is None:
+            session = self._session()
+            if session is not None:
+                cell.number = next(self._numbers)
+                session.cell_started(cell.number)
+        stack.append(cell)
+
+    def post_run_cell(self, result: Any) -> None:
+        """A cell is over: well, with an error, interrupted, or cancelled (then there is no result)."""
+        thread = threading.get_ident()
+        stack = self._stacks.get(thread)
+        if not stack:
+            return
+        info = None if result is None else result.info
+        depth = next((n for n, cell in enumerate(stack) if cell.info is info), None)
+        if depth is None:
+            if info is not None and (not info.raw_cell or info.raw_cell.isspace()):
+                return  # an empty cell ends without having begun
+            depth = len(stack) - 1
+        ended = stack[depth:]
+        del stack[depth:]
+        if not stack:
+            del self._stacks[thread]
+        for cell in reversed(ended):
+            self._end(cell)
+
+    def post_execute(self) -> None:
+        """A silent execution may be over."""
+        thread = threading.get_ident()
+        if thread not in self._stacks:
+            _leave_all(self._stray.pop(thread, []))
+
+    def _end(self, cell: _Cell) -> None:
+        _leave_all(cell.leave)
+        if cell.number is not None:
+            session = self._session()
+            if session is not None:
+                session.cell_ended(cell.number)
+
+
+def _leave_all(leaves: list[Leave]) -> None:
+    for leave in reversed(leaves):
+        leave()

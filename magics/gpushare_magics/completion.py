@@ -1,0 +1,31 @@
+"""Completion of options behind `%%gpulane` and of words behind `%gpushare`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, context_matcher
+
+if TYPE_CHECKING:
+    from IPython.core.completer import CompletionContext
+
+COMMANDS = ("status", "lanes", "release", "off", "on", "doctor")
+_OPTIONS = ("--persistent", "--ephemeral", "--weight", "--name", "--wait", "--dry-run")
+
+
+def candidates(line: str, token: str) -> list[str]:
+    """Return what may follow on a line of ours; `token` is the word before the cursor."""
+    before = line.removesuffix(token).split()
+    if line.lstrip().startswith("%%gpulane") and token.startswith("-"):
+        return [option for option in _OPTIONS if option.startswith(token) and option not in before]
+    if before == ["%gpushare"]:
+        return [command for command in COMMANDS if command.startswith(token)]
+    return []
+
+
+@context_matcher()
+def complete(context: CompletionContext) -> SimpleMatcherResult:
+    """Called by IPython for every completion."""
+    found = candidates(context.line_with_cursor[: context.cursor_position], context.token)
+    completions = [SimpleCompletion(text, type="param") for text in found]
+    return SimpleMatcherResult(completions=completions, suppress=bool(found))

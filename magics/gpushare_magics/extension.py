@@ -1,0 +1,174 @@
+"""The extension in one shell: what is registered, and what `%%gpulane` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.client import api, display, roots
+from gpushare_kernel.core.errors import GpushareError, UserError
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import Announce, Slowed
+from gpushare_magics import transform
+from gpushare_magics.cells import Cells
+from gpushare_magics.lines import Output, UpdatingLine
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from gpushare_kernel.client.lanes import Lane
+    from gpushare_kernel.client.session import Session
+    from gpushare_magics.args import Declaration
+
+_active: Extension | None = None
+
+
+class Extension:
+    """Everything of ours in one shell."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self.output = Output(shell)
+        self.session: Session | None = api.get_session()
+        # Only the kernel itself speaks of its cells: an IPython started in it has lanes, no cells.
+        is_kernel = self.session is not None and roots.claim()
+        self.cells = Cells(lambda: self.session if is_kernel else None)
+        self._slowed = UpdatingLine(self.output)
+
+    def enter(self, arguments: str) -> None:
+        """Enter a lane for the rest of the running cell."""
+        with plain_errors():
+            declaration, lane = self.entered(arguments)
+        self.cells.at_end(lambda: self.leave(declaration, lane))
+
+    def entered(self, arguments: str) -> tuple[Declaration, Lane]:
+        """Parse, queue and enter."""
+        from gpushare_magics.args import parse  # noqa: PLC0415
+
+        declaration = parse(arguments)
+        lane = api.make_lane(
+            size=declaration.size,
+            persistent=declaration.persistent,
+            ephemeral=declaration.ephemeral,
+            name=declaration.name,
+            weight=declaration.weight,
+            wait=declaration.wait,
+            # A cell that never asks for its lane has no boundaries.
+            cooperative="current_lane" in self.cells.source(),
+        )
+        if self.session is None and not self.output.quiet:
+            self.output.show(texts.NO_BROKER)
+        return declaration, lane.__enter__()
+
+    def leave(self, declaration: Declaration, lane: Lane) -> None:
+        """Leave the lane, and say what to declare next time."""
+        from gpushare_magics.args import next_line  # noqa: PLC0415
+
+        lane.close()
+        if lane.report is not None and not self.output.quiet:
+            self.output.show(texts.used_text(lane.report, next_line(declaration, lane.report)))
+
+    def dry_run(self, arguments: str) -> None:
+        """Say what the cell would do now."""
+        from gpushare_magics.args import parse  # noqa: PLC0415
+
+        with plain_errors():
+            declared = parse(arguments)
+            submit = api.submission(
+                self.session,
+                size=declared.size,
+                persistent=declared.persistent,
+                ephemeral=declared.ephemeral,
+                name=declared.name,
+                weight=declared.weight,
+                wait=declared.wait,
+                dry_run=True,
+            )
+            if self.session is None:
+                self.output.show(texts.NO_BROKER)
+                return
+            self.output.show(texts.dry_run_text(self.session.dry_run(submit), self.session.noun))
+
+    def hear(self, notice: Slowed | Announce) -> None:
+        """Show what the broker says unasked (reader thread)."""
+        if self.output.quiet:
+            return
+        if isinstance(notice, Announce):
+            self.output.show(notice.text)
+        elif self.cells.running:
+            self._slowed.put(texts.slowed_text(notice))
+
+    def new_slowed_line(self, _info: object) -> None:
+        """Each cell has a line of its own about being slowed."""
+        if not self.cells.running:
+            self._slowed = UpdatingLine(self.output)
+
+
+class plain_errors:  # noqa: N801 - reads as a statement
+    """Let errors of ours, and an interrupt in the queue, be shown as one line without our frames."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            _render(error, texts.LEFT_QUEUE)
+        elif isinstance(error, GpushareError) and not isinstance(error, UserError):
+            _render(error, str(error))
+
+
+def _render(error: BaseException, text: str) -> None:
+    # IPython and every front end ask the exception itself how it wants to be shown.
+    error.__dict__["_render_traceback_"] = lambda: [f"gpushare: {text}"]
+
+
+def active() -> Extension:
+    """Return the loaded extension; cells rewritten before an unload still find it."""
+    if _active is None:
+        msg = "gpushare's magics are not loaded here. Run: %load_ext gpushare_magics"
+        raise UserError(msg)
+    return _active
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register everything."""
+    global _active  # noqa: PLW0603 - one shell per process
+    from gpushare_magics.completion import complete  # noqa: PLC0415
+    from gpushare_magics.magics import GpuShareMagics  # noqa: PLC0415
+
+    extension = Extension(shell)
+    shell.input_transformers_cleanup.append(transform.rewrite)
+    shell.register_magics(GpuShareMagics(shell, extension))
+    events = shell.events
+    events.register("pre_run_cell", extension.new_slowed_line)
+    events.register("pre_run_cell", extension.cells.pre_run_cell)
+    events.register("post_run_cell", extension.cells.post_run_cell)
+    events.register("post_execute", extension.cells.post_execute)
+    if shell.Completer is not None:
+        shell.Completer.custom_matchers.append(complete)
+    display.use(extension.output.waiting)
+    if extension.session is not None:
+        extension.session.listen(extension.hear)
+    _active = extension
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Undo `load`. What is shared stays shared."""
+    global _active
+    from gpushare_magics.completion import complete  # noqa: PLC0415
+
+    if _active is None:
+        return
+    extension, _active = _active, None
+    shell.input_transformers_cleanup.remove(transform.rewrite)
+    events = shell.events
+    events.unregister("pre_run_cell", extension.new_slowed_line)
+    events.unregister("pre_run_cell", extension.cells.pre_run_cell)
+    events.unregister("post_run_cell", extension.cells.post_run_cell)
+    events.unregister("post_execute", extension.cells.post_execute)
+    if shell.Completer is not None:
+        shell.Completer.custom_matchers.remove(complete)
+    shell.magics_manager.magics["cell"].pop("gpulane", None)
+    shell.magics_manager.magics["line"].pop("gpushare", None)
+    display.use(None)
+    if extension.session is not None:
+        extension.session.unlisten(extension.hear)

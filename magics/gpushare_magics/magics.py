@@ -1,0 +1,119 @@
+"""The registered magics: `%gpushare`, and `%%gpulane` for help, lists and stacked use."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from typing import TYPE_CHECKING
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+
+from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.wire import texts
+from gpushare_magics.completion import COMMANDS
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from gpushare_kernel.client.session import Session
+    from gpushare_magics.extension import Extension
+
+
+@magics_class
+class GpuShareMagics(Magics):
+    """The magics of one shell."""
+
+    def __init__(self, shell: InteractiveShell, extension: Extension) -> None:
+        super().__init__(shell)
+        self._extension = extension
+
+    @no_var_expand
+    @cell_magic
+    def gpulane(self, line: str, cell: str) -> object:
+        """Run a cell on its share of the device: `%%gpulane 6GiB`.
+
+        %%gpulane [SIZE] [-p SIZE] [-e SIZE] [--weight W] [--name N] [--wait SECONDS] [--dry-run]
+
+        SIZE is the most this notebook may hold while the cell runs: 512MiB, 2G, "1.5 GB", 25%.
+        Without one the host's default is declared. If there is no room, the cell waits, says why,
+        and moves on by itself; interrupt leaves the queue.
+
+        -p, --persistent SIZE  instead of one size: what the notebook keeps in all ...
+        -e, --ephemeral SIZE   ... and what the cell holds beyond that while it runs
+        --weight W             how this cell counts among your own work (1)
+        --name N               what it is called in lists (the notebook's name)
+        --wait SECONDS         wait that long at most; the cell has then not run
+        --dry-run              say what would happen now, and run nothing
+
+        `gpushare.current_lane()` is the lane inside the cell.
+        """
+        from gpushare_magics.extension import plain_errors  # noqa: PLC0415
+        from gpushare_magics.stacked import run  # noqa: PLC0415
+
+        extension = self._extension
+        if "--dry-run" in line.split():
+            extension.dry_run(line)
+            return None
+        with plain_errors():
+            declaration, lane = extension.entered(line)
+        try:
+            return run(extension.shell, cell)
+        finally:
+            extension.leave(declaration, lane)
+
+    @no_var_expand
+    @line_magic
+    def gpushare(self, line: str) -> None:
+        """Look at what is shared, and at your part in it.
+
+        %gpushare status              notebooks, what they hold, who waits
+        %gpushare lanes               the device's memory in detail
+        %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
+        %gpushare off, %gpushare on   no messages and no cooperation here; the device stays shared
+        %gpushare doctor              what this kernel finds, and what is amiss
+        """
+        from gpushare_magics.extension import plain_errors  # noqa: PLC0415
+
+        words = _words(line) or ["status"]
+        command, rest = words[0], words[1:]
+        if command not in COMMANDS or (rest and command != "release"):
+            raise UserError(_unknown(" ".join(words) if command in COMMANDS else command))
+        with plain_errors():
+            self._run(command, " ".join(rest) or None)
+
+    def _run(self, command: str, notebook: str | None) -> None:
+        from gpushare_magics import tables  # noqa: PLC0415
+
+        output, session = self._extension.output, self._extension.session
+        if command in ("off", "on"):
+            self._switch(on=command == "on")
+        elif command == "doctor":
+            output.show(tables.doctor(session))
+        elif session is None:
+            output.show(texts.NO_BROKER)
+        elif command == "release":
+            output.show(texts.released_text(session.release(notebook), session.noun))
+        else:
+            table = tables.status if command == "status" else tables.lanes
+            output.show(table(session.snapshot()))
+
+    def _switch(self, *, on: bool) -> None:
+        extension = self._extension
+        extension.output.quiet = not on
+        session: Session | None = extension.session
+        if session is not None:
+            session.cooperate(on=on)
+        extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
+
+
+def _unknown(command: str) -> str:
+    near = difflib.get_close_matches(command, COMMANDS, 1)
+    hint = f"Did you mean %gpushare {near[0]}?" if near else f"It knows {', '.join(COMMANDS)}."
+    return f"%gpushare does not know {command!r}. {hint}"

@@ -1,0 +1,123 @@
+"""`%gpushare status`, `lanes` and `doctor` as short plain text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpushare_kernel import __version__
+from gpushare_kernel.core.errors import GpushareError
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.session import Session
+
+_STARTUP = Path("etc/ipython/startup/00-gpushare.py")
+
+
+def status(snapshot: Snapshot) -> str:
+    """Return devices, notebooks and the queue, in the words people read."""
+    parts = [_device(device) for device in snapshot.devices]
+    rows = [("notebook", "state", "memory", "device time")]
+    ordered = sorted(snapshot.sessions, key=lambda s: (not s.own, s.name or s.user))
+    rows += [(_who(s), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
+    parts.append(_table(rows) if len(rows) > 1 else "No notebook is connected.")
+    if snapshot.queue:
+        names = {s.id: _who(s) for s in snapshot.sessions}
+        waiting = [("waiting", "for", "needs", "ahead", "since", "about")]
+        waiting += [
+            (
+                names.get(q.session, "somebody"),
+                q.reason,
+                _size(q.needs or None),
+                str(q.ahead),
+                _time(q.waited),
+                "-" if q.eta is None else f"{texts.format_duration(q.eta)} to go",
+            )
+            for q in snapshot.queue
+        ]
+        parts.append(_table(waiting))
+    return "\n\n".join(parts)
+
+
+def lanes(snapshot: Snapshot) -> str:
+    """Return the memory of each device: what is kept, and the lanes."""
+    parts = []
+    for device in snapshot.devices:
+        rows = [("lane", "size", "in use by", "members")]
+        rows += [
+            (str(lane.id), format_size(lane.size), lane.occupant or "-", str(len(lane.members)))
+            for lane in device.lanes
+        ]
+        kept = f"kept {format_size(device.persistent)}, reserved {format_size(device.reserve)}"
+        table = _table(rows) if device.lanes else "No lanes."
+        parts.append(f"{_device(device)}\n{kept}\n{table}")
+    return "\n\n".join(parts) or "No device."
+
+
+def doctor(session: Session | None) -> str:
+    """Return what this kernel finds, one line a check."""
+    startup = Path(sys.prefix) / _STARTUP
+    rows = [
+        ("gpushare", f"{__version__} in {sys.prefix}"),
+        ("startup file", str(startup) if startup.exists() else f"not found: {startup}. Install with: pip install gpushare-kernel (not --user)"),
+        ("session", os.environ.get("GPUSHARE_SESSION") or "none: this kernel was not started by gpushare. jupyter gpushare doctor says why"),
+        ("socket", os.environ.get("GPUSHARE_SOCKET") or "none"),
+    ]  # fmt: skip
+    if session is not None:
+        rows += _connection(session)
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _connection(session: Session) -> list[tuple[str, str]]:
+    try:
+        found = session.wait_attached(2.0)
+        broker = session.snapshot().broker
+    except GpushareError as problem:
+        return [("broker", str(problem))]
+    noun = texts.memory_noun(found.kind)
+    rows = [
+        ("device", f"{found.device} ({found.device_name}), {format_size(found.capacity)} of {noun}")
+    ]
+    if broker is not None:
+        kind = "of this host" if broker.system else "your own"
+        rows.insert(
+            0, ("broker", f"{broker.version}, {kind}, up {texts.format_duration(broker.uptime)}")
+        )
+    rows.append(("memory here", format_size(session.memory.now())))
+    return rows
+
+
+def _device(device: DeviceView) -> str:
+    noun = texts.memory_noun(device.kind)
+    return f"{device.name} ({device.id}): {format_size(device.capacity)} of {noun}, {format_size(device.free)} free"
+
+
+def _who(session: SessionView) -> str:
+    return session.name or session.user
+
+
+def _state(session: SessionView) -> str:
+    shared = {"co-run": ", shared", "exclusive": ", in turns"}
+    return session.state + shared.get(session.mode or "", "")
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else format_size(size)
+
+
+def _time(seconds: float) -> str:
+    return texts.format_duration(seconds)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
