@@ -22,7 +22,7 @@ class SessionOpened(Event):
     session: SessionId
     user: UserId
     weight: float = 1.0
-    user_weight: float = 1.0
+    user_weight: float | None = None
     persistent: int = 0
     orphaned: bool = False
 

@@ -112,9 +112,10 @@ class Scheduler:
         user = self.users.get(event.user)
         if user is None:
             user = self.users[event.user] = User(event.user)
-        user.weight = _weight(event.user_weight)
+        if event.user_weight is not None:
+            user.weight = check_weight(event.user_weight)
         session = Session(event.session, user, next(self._order), idle_since=event.at)
-        session.weight = session.usual_weight = _weight(event.weight)
+        session.weight = session.usual_weight = check_weight(event.weight)
         self.sessions[session.id] = session
         user.sessions.add(session.id)
         if event.orphaned:
@@ -181,7 +182,7 @@ class Scheduler:
             self._emit(do.Refuse(job.id, session.id, refusal))
             return
         self._enlist(session, job)
-        session.weight = _weight(event.weight)
+        session.weight = check_weight(event.weight)
         job.become(JobState.QUEUED)
         self.book.queue.push(job)
         self._admit(event.at)
@@ -450,7 +451,7 @@ class Scheduler:
 
     def _weight_changed(self, event: ev.WeightChanged) -> None:
         session = self.sessions[event.session]
-        session.weight = session.usual_weight = _weight(event.weight)
+        session.weight = session.usual_weight = check_weight(event.weight)
 
     def _released(self, event: ev.Released) -> None:
         session = self.sessions[event.session]
@@ -492,8 +493,9 @@ class Scheduler:
             self._emit(do.Wake(wake))
 
 
-def _weight(weight: float) -> float:
+def check_weight(weight: float) -> float:
+    """Return `weight`, or refuse one that would starve somebody or mean nothing."""
     if not 0.01 <= weight <= 100:  # noqa: PLR2004
-        msg = f"weight {weight} must be between 0.01 and 100."
+        msg = f"a weight must be between 0.01 and 100, and {weight:g} is not."
         raise UserError(msg)
     return weight

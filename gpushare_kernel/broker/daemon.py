@@ -1,0 +1,192 @@
+"""The broker's process from its first line to its last: lock, recovery, listening, housekeeping, a clean exit."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+
+from gpushare_kernel import __version__
+from gpushare_kernel.broker import logs
+from gpushare_kernel.broker.broker import Broker
+from gpushare_kernel.broker.doorway import Doorway
+from gpushare_kernel.broker.housekeeping import Housekeeping
+from gpushare_kernel.broker.intents import IntentTable, resume_all
+from gpushare_kernel.broker.keeper import Keeper
+from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
+from gpushare_kernel.core.policies import POLICIES, policy_named
+from gpushare_kernel.core.sizes import parse_size
+from gpushare_kernel.core.values import UserId
+from gpushare_kernel.devices.host import HostDevice
+from gpushare_kernel.transport.launch import report_ready
+from gpushare_kernel.transport.places import Places, places, prepare
+from gpushare_kernel.transport.server import Listener, serve
+from gpushare_kernel.wire.messages import Closing
+
+IDLE_EXIT = 60.0
+_logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a broker until it is told to stop, or has had nothing to do for a while."""
+    given = parser().parse_args(arguments)
+    where = places()
+    try:
+        prepare(where)
+        lock = _lock(where)
+    except GpushareError as error:
+        print(error, file=sys.stderr)  # noqa: T201  whoever started us reads this from the pipe
+        return 1
+    os.chdir("/")
+    logs.set_up(where.log, stderr=given.foreground)
+    _raise_limits()
+    try:
+        return asyncio.run(_run(given, where))
+    except GpushareError as error:
+        _logger.exception("the broker could not start")
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        os.close(lock)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of a broker."""
+    found = argparse.ArgumentParser(prog="jupyter gpushare broker", description=__doc__)
+    found.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    found.add_argument(
+        "--idle-exit",
+        type=float,
+        metavar="S",
+        help="exit after S seconds without notebooks (0: never)",
+    )
+    found.add_argument(
+        "--capacity", metavar="SIZE", help="memory to share (default: what is free now)"
+    )
+    found.add_argument(
+        "--compute", type=float, metavar="CORES", help="cores to share (default: all we may use)"
+    )
+    found.add_argument(
+        "--turn", type=float, default=0.1, metavar="S", help="length of a turn (default 0.1)"
+    )
+    found.add_argument(
+        "--policy", default="fair", choices=sorted(POLICIES), help="who comes next (default fair)"
+    )
+    found.add_argument("--foreground", action="store_true", help="log to the terminal too")
+    found.add_argument("--version", action="version", version=__version__)
+    return found
+
+
+async def _run(given: argparse.Namespace, where: Places) -> int:
+    loop = asyncio.get_running_loop()
+    left_over = IntentTable.open_existing(where.intents)
+    if left_over is not None:
+        for key in resume_all(left_over):
+            _logger.warning(
+                "resumed a process that a former broker left paused", extra={"pid": key.pid}
+            )
+        left_over.close()
+    table = IntentTable(where.intents)
+    ledger = Ledger(where.ledger)
+    known = ledger.load()
+    device = HostDevice(
+        table,
+        capacity=None if given.capacity is None else parse_size(given.capacity),
+        compute=given.compute,
+    )
+    inventory = device.inventory
+    config = Config(
+        capacity=inventory.capacity,
+        compute=inventory.compute,
+        reserve=inventory.reserve,
+        policy=policy_named(given.policy).name,
+        turn=given.turn,
+        boundary_grace=given.turn / 4,
+    )
+    broker = Broker(config, device, ledger, system=where.system)
+    for user, account in known.users:
+        broker.know_user(UserId(user), account.device_time, account.weight)
+    for row in known.sessions:
+        broker.adopt(row)
+    listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
+    keeper = Keeper(table, where, _command(given))
+    keeper.start(broker.engine.resume_everybody)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
+    idle_exit = (
+        given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
+    )
+    housekeeping = Housekeeping(broker, listener, where, idle_exit)
+    tidying = loop.create_task(housekeeping.run())
+    serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
+    _logger.info(
+        "listening",
+        extra={
+            "socket": str(where.socket),
+            "device": inventory.name,
+            "capacity": inventory.capacity,
+        },
+    )
+    gc.freeze()
+    if given.ready_fd is not None:
+        report_ready(given.ready_fd)
+    await broker.stopping.wait()
+    _logger.info("going away: %s", broker.stop_reason)
+    tidying.cancel()
+    await asyncio.gather(tidying, return_exceptions=True)
+    broker.say(Closing(broker.stop_reason))
+    await broker.engine.close()
+    listener.close()
+    await serving
+    broker.hang_up()
+    broker.save_accounts()
+    await asyncio.sleep(0)  # let what was said last go out
+    await keeper.stop()
+    ledger.close()
+    table.close()
+    return 0
+
+
+def _command(given: argparse.Namespace) -> list[str]:
+    """Return how to start a broker like this one again."""
+    command = [sys.executable, "-P", "-m", "gpushare_kernel.broker"]
+    for name in ("idle_exit", "capacity", "compute", "turn", "policy"):
+        value = getattr(given, name)
+        if value is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    return command
+
+
+def _lock(where: Places) -> int:
+    """Hold broker.lock for as long as this process lives: whoever holds it is the broker.
+
+    Raises
+    ------
+    BrokerUnavailable
+        Where another one lives.
+    """
+    fd = os.open(where.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        msg = f"a gpushare broker already runs in {where.runtime}: one per host. See: jupyter gpushare status."
+        raise BrokerUnavailable(msg) from None
+    return fd
+
+
+def _raise_limits() -> None:
+    """Descriptors: three a session; the usual soft limit of 1,024 would be 300 notebooks."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,301 @@
+"""One attached client (or observer) of the broker: its requests become events, its answers go out when they are due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
+from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.scheduler import check_weight
+from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
+from gpushare_kernel.transport.server import Connection
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.kernels import Kernel
+
+_DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
+
+
+class Desk:
+    """What one connection may ask for. `kernel` is None for observers (command lines, views)."""
+
+    def __init__(self, broker: Broker, connection: Connection, kernel: Kernel | None) -> None:
+        self._broker = broker
+        self._connection = connection
+        self.kernel = kernel
+        self.peer = connection.peer
+        #: Its jobs by the id the client chose, and the requests that wait for a grant.
+        self.jobs: dict[str, JobId] = {}
+        self._waiting: dict[JobId, int] = {}
+        self._told: dict[JobId, Wait] = {}
+        self._does: dict[type[Any], Callable[[int, Any], None]] = {
+            msg.Submit: self._submit,
+            msg.Cancel: self._cancel,
+            msg.Yield: self._yield,
+            msg.End: self._end,
+            msg.Release: self._release,
+            msg.GetSnapshot: self._snapshot,
+            msg.SetWeight: self._set_weight,
+            msg.SetPolicy: self._set_policy,
+            msg.Stop: self._stop,
+            msg.CellStarted: self._cell_started,
+            msg.CellEnded: self._cell_ended,
+        }
+
+    # --- the connection's side ---------------------------------------------------------------------------
+
+    def on_frame(self, payload: bytes) -> None:
+        """Carry out one request; what cannot be done is answered with why."""
+        frame = decode_to_broker(payload)
+        try:
+            self._does[type(frame.body)](frame.id, frame.body)
+        except GpushareError as error:
+            if isinstance(error, BadFrame) or frame.id == 0:
+                raise
+            self._reply(frame.id, failure_from(error))
+
+    def on_closed(self) -> None:
+        """The client is gone, or about to come back."""
+        self._broker.left(self)
+
+    def notify(self, notice: msg.BrokerNotice) -> None:
+        """Send a notice."""
+        self._connection.send(encode(msg.FromBroker(msg.Kind.NOTICE, 0, notice)))
+
+    def hang_up(self) -> None:
+        """End the connection; what was sent still goes out."""
+        self._connection.close()
+
+    def _reply(self, number: int, body: msg.Reply) -> None:
+        self._connection.send(encode(msg.FromBroker(msg.Kind.REPLY, number, body)))
+
+    # --- answers to what waited ------------------------------------------------------------------------------
+
+    def granted(self, job: JobId, body: Callable[[int], msg.Granted]) -> None:
+        """`job` may go on."""
+        number = self._waiting.pop(job, None)
+        self._told.pop(job, None)
+        if number is not None and self.kernel is not None:
+            self._reply(number, body(self.kernel.take_slot(job)))
+
+    def refused(self, job: JobId, failure: msg.Failure) -> None:
+        """`job` will not run."""
+        number = self._waiting.pop(job, None)
+        self._forget(job)
+        if number is not None:
+            self._reply(number, failure)
+
+    def dropped(self, job: JobId) -> None:
+        """`job` left before it was granted."""
+        self.refused(job, _DROPPED)
+
+    def tell_waits(self) -> None:
+        """Tell the client why its jobs wait, where that has changed."""
+        for job in list(self._waiting):
+            self.tell_wait(job)
+
+    def tell_wait(self, job: JobId) -> None:
+        """Tell the client why `job` waits, where that has changed."""
+        record = self._broker.scheduler.jobs.get(job)
+        if record is None or job not in self._waiting:
+            return
+        wait = self._broker.named(why(self._broker.scheduler, record), self.peer.uid)
+        if wait != self._told.get(job):
+            self._told[job] = wait
+            self.notify(msg.Waiting(JobId(self._client_id(job)), wait))
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def _submit(self, number: int, body: msg.Submit) -> None:
+        kernel = self._own()
+        _check_sizes(body)
+        if body.dry_run:
+            self._reply(number, self._broker.dry_run(kernel, body))
+            return
+        if body.job in self.jobs:
+            problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
+            raise BadDeclaration(problem)
+        check_weight(body.weight)
+        job = JobId(f"{kernel.id}/{body.job}")
+        if job in self._broker.scheduler.jobs:
+            problem = f"job id {body.job!r} is taken by a job of this session."
+            raise BadDeclaration(problem)
+        kernel.take_slot(job)
+        self.jobs[body.job] = job
+        self._waiting[job] = number
+        self._broker.jobs[job] = self
+        self._broker.engine.feed(
+            ev.JobSubmitted(
+                at=self._broker.engine.now,
+                job=job,
+                session=kernel.id,
+                size=body.size,
+                persistent=body.persistent,
+                ephemeral=body.ephemeral,
+                weight=body.weight,
+                cooperative=body.cooperative,
+            )
+        )
+
+    def _cancel(self, number: int, body: msg.Cancel) -> None:
+        job = self.jobs.get(body.job)
+        if job is not None:
+            self._broker.engine.feed(ev.JobCancelled(at=self._broker.engine.now, job=job))
+        self._reply(number, msg.Ok())
+
+    def _yield(self, number: int, body: msg.Yield) -> None:
+        job = self._mine(body.job)
+        _check_held(body.persistent, body.peak)
+        self._waiting[job] = number
+        self._broker.boundaries[job] = body.boundaries
+        self._broker.note_peak(job, body.peak)
+        self._broker.engine.feed(
+            ev.BoundaryReached(
+                at=self._broker.engine.now,
+                job=job,
+                trimmed=body.trimmed,
+                persistent=body.persistent,
+                interval=body.interval,
+            )
+        )
+        record = self._broker.scheduler.jobs.get(job)
+        if record is not None and not record.waits and job in self._waiting:
+            # It runs in the scheduler's eyes (it yielded unasked): let it go on.
+            self._broker.answer_granted(record)
+
+    def _end(self, number: int, body: msg.End) -> None:
+        job = self._mine(body.job)
+        _check_held(body.persistent, body.peak)
+        pending = self._waiting.pop(job, None)
+        if pending is not None:
+            self._reply(pending, _DROPPED)
+        self._broker.note_peak(job, body.peak)
+        report = self._broker.end(job, persistent=body.persistent, boundaries=body.boundaries)
+        self._forget(job)
+        self._reply(number, report)
+
+    def abandon(self) -> None:
+        """Its client will not come back: its jobs are over."""
+        for job in list(self.jobs.values()):
+            record = self._broker.scheduler.jobs.get(job)
+            if record is not None:
+                session = self._broker.scheduler.sessions[record.session]
+                self._broker.end(job, persistent=session.measured, boundaries=0)
+            self._forget(job)
+
+    def adopt(self, held: tuple[msg.HeldJob, ...]) -> None:
+        """The client comes back after a broker's restart or a broken line: take its jobs as they are."""
+        kernel = self._own()
+        for one in held:
+            job = JobId(f"{kernel.id}/{one.job}")
+            _check_held(one.persistent, one.ephemeral)
+            self.jobs[one.job] = job
+            self._broker.jobs[job] = self
+            kernel.take_slot(job, one.slot)
+            if job not in self._broker.scheduler.jobs:
+                self._broker.engine.feed(
+                    ev.JobConfirmed(
+                        at=self._broker.engine.now,
+                        job=job,
+                        session=kernel.id,
+                        persistent=one.persistent,
+                        ephemeral=one.ephemeral,
+                        group=one.lane,
+                        running=one.running,
+                    )
+                )
+
+    def _forget(self, job: JobId) -> None:
+        self.jobs.pop(self._client_id(job), None)
+        self._told.pop(job, None)
+        self._broker.forget(job)
+        if self.kernel is not None:
+            self.kernel.free_slot(job)
+
+    def _mine(self, name: str) -> JobId:
+        job = self.jobs.get(name)
+        if job is None:
+            problem = f"there is no job {name!r} of this client; it has {len(self.jobs)}."
+            raise NotYours(problem)
+        return job
+
+    def _own(self) -> Kernel:
+        if self.kernel is None:
+            problem = "only a notebook's kernel can do this, and this connection is a command line."
+            raise NotYours(problem)
+        return self.kernel
+
+    @staticmethod
+    def _client_id(job: JobId) -> str:
+        return job.split("/", 1)[1]
+
+    # --- cells -----------------------------------------------------------------------------------------------------
+
+    def _cell_started(self, _number: int, _body: msg.CellStarted) -> None:
+        kernel = self._own()
+        engine = self._broker.engine
+        engine.feed(ev.CellStarted(at=engine.now, session=kernel.id, usage=engine.usage(kernel)))
+
+    def _cell_ended(self, _number: int, body: msg.CellEnded) -> None:
+        kernel = self._own()
+        _check_held(body.persistent, 0)
+        engine = self._broker.engine
+        engine.feed(ev.CellEnded(at=engine.now, session=kernel.id, persistent=body.persistent))
+
+    # --- everything else ---------------------------------------------------------------------------------------------
+
+    def _release(self, number: int, body: msg.Release) -> None:
+        self._reply(number, self._broker.release(self, body.notebook))
+
+    def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
+        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
+
+    def _set_weight(self, number: int, body: msg.SetWeight) -> None:
+        kernel = self._own()
+        weight = check_weight(body.weight)
+        self._broker.engine.feed(
+            ev.WeightChanged(at=self._broker.engine.now, session=kernel.id, weight=weight)
+        )
+        self._reply(number, msg.Ok())
+
+    def _set_policy(self, number: int, body: msg.SetPolicy) -> None:
+        self._administrator("switch the policy")
+        policy_named(body.policy)
+        self._broker.engine.feed(ev.PolicyChanged(at=self._broker.engine.now, policy=body.policy))
+        self._reply(number, msg.Ok())
+
+    def _stop(self, number: int, _body: msg.Stop) -> None:
+        self._administrator("stop the broker")
+        self._reply(number, msg.Ok())
+        self._broker.stop("stopped by its administrator")
+
+    def _administrator(self, what: str) -> None:
+        if not self._broker.administers(self.peer.uid):
+            problem = (
+                f"only the broker's owner or root may {what}, and you are uid {self.peer.uid}."
+            )
+            raise NotYours(problem)
+
+
+def _check_sizes(body: msg.Submit) -> None:
+    named = {"size": body.size, "persistent": body.persistent, "ephemeral": body.ephemeral}
+    for name, value in named.items():
+        if value is not None and not 0 <= value < LARGEST_SIZE:
+            problem = f"{name} must be from 0 to under {LARGEST_SIZE} bytes, and {value} is not."
+            raise UserError(problem)
+    if body.size is not None and (body.persistent is not None or body.ephemeral is not None):
+        problem = "give one size, or -p and -e, not both."
+        raise BadDeclaration(problem)
+
+
+def _check_held(*sizes: int) -> None:
+    for size in sizes:
+        if not 0 <= size < LARGEST_SIZE:
+            problem = f"what a session holds must be from 0 to under {LARGEST_SIZE} bytes, and {size} is not."
+            raise BadFrame(problem)

@@ -1,0 +1,173 @@
+"""Who comes in: the first frame of a connection decides what it is, and whether it may."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from gpushare_kernel import __version__, procfs
+from gpushare_kernel.broker.desk import Desk
+from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadFrame, BadToken, UserError, VersionMismatch
+from gpushare_kernel.core.scheduler import check_weight
+from gpushare_kernel.transport import pidfds
+from gpushare_kernel.transport.peers import Peer
+from gpushare_kernel.transport.server import Connection
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.codec import choose_version, decode_hello, encode
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+
+LONGEST_NAME = 200
+BIND_WAIT = 5.0
+"""A kernel's client may be faster than its provisioner: it waits this long (seconds) for the bind."""
+EXEMPT_MOST = 60.0
+_logger = logging.getLogger(__name__)
+
+Factory = Callable[[Connection], Desk] | None
+_Answer = tuple[msg.Opened | msg.Attached | msg.Ok, Sequence[int], Factory]
+
+
+class Doorway:
+    """Answers hellos."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def on_hello(
+        self, payload: bytes, fds: list[int], peer: Peer
+    ) -> tuple[bytes, Sequence[int], Factory]:
+        """Answer one hello; a GpushareError raised here is the answer too."""
+        hello = decode_hello(payload)
+        version = choose_version(hello.versions)
+        if version is None:
+            problem = (
+                f"this broker speaks protocol versions {_listed(msg.SPOKEN)}, and {hello.agent[:80]!r} speaks "
+                f"{_listed(hello.versions)}. Update the older of the two: pip install -U gpushare-kernel."
+            )
+            raise VersionMismatch(problem)
+        body, beside, factory = await self._answer(hello.body, fds, peer)
+        welcome = msg.Welcome(version, self._broker.pid, __version__, body)
+        return encode(welcome), beside, factory
+
+    async def _answer(self, body: object, fds: list[int], peer: Peer) -> _Answer:  # noqa: PLR0911  one per message
+        self._broker.touch()
+        match body:
+            case msg.Open():
+                return self._open(body, peer)
+            case msg.Restart():
+                return self._restart(body, peer)
+            case msg.Bind():
+                return self._bind(body, fds, peer)
+            case msg.Close():
+                return self._close(body, peer)
+            case msg.Exempt():
+                return await self._exempt(body, peer)
+            case msg.Attach():
+                return await self._attach(body, peer)
+            case _:
+                return msg.Ok(), (), self._broker.observe
+
+    def _open(self, body: msg.Open, peer: Peer) -> _Answer:
+        weight = check_weight(body.weight)
+        opener = procfs.process_key(peer.pid) if peer.pid else None
+        kernel, token = self._broker.registry.open(peer.uid, _clean(body.name), weight, opener)
+        self._broker.opened(kernel)
+        return msg.Opened(kernel.id, token), (kernel.page.fd,), None
+
+    def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:
+        kernel = self._kernel(body.session, body.token, peer)
+        token = self._broker.registry.renew(kernel)
+        kernel.opener = procfs.process_key(peer.pid) if peer.pid else None
+        self._broker.emptied(kernel)
+        return msg.Opened(kernel.id, token), (kernel.page.fd,), None
+
+    def _bind(self, body: msg.Bind, fds: list[int], peer: Peer) -> _Answer:
+        kernel = self._kernel(body.session, body.token, peer)
+        if not fds:
+            problem = "a bind comes with the kernel's pidfd beside it, and none came."
+            raise BadFrame(problem)
+        pidfds.check_owner(fds[0], peer)
+        pid = pidfds.pid_of(fds[0])
+        if peer.uid == 0 and kernel.uid == 0:
+            # Root may open for somebody else: the account is that of whoever the kernel runs as.
+            self._broker.moved(kernel, procfs.owner(pid))
+        self._broker.bind(kernel, os.dup(fds[0]), pid)
+        return msg.Ok(), (), None
+
+    def _close(self, body: msg.Close, peer: Peer) -> _Answer:
+        try:
+            kernel = self._kernel(body.session, body.token, peer)
+        except BadToken:
+            return msg.Ok(), (), None  # closed already: a goodbye may come twice
+        self._broker.close(kernel)
+        return msg.Ok(), (), None
+
+    async def _exempt(self, body: msg.Exempt, peer: Peer) -> _Answer:
+        kernel = self._kernel(body.session, body.token, peer)
+        seconds = min(max(body.seconds, 0.0), EXEMPT_MOST)
+        engine = self._broker.engine
+        engine.feed(ev.Exempted(at=engine.now, session=kernel.id, until=engine.now + seconds))
+        await engine.settled(kernel)
+        return msg.Ok(), (), None
+
+    async def _attach(self, body: msg.Attach, peer: Peer) -> _Answer:
+        registry = self._broker.registry
+        kernel = registry.by_token(body.token, peer.uid)
+        try:
+            async with asyncio.timeout(BIND_WAIT):
+                await kernel.bound.wait()
+        except TimeoutError:
+            problem = "this notebook's session has no process yet: its provisioner did not bind it. Restart the kernel."
+            raise BadToken(problem) from None
+        if registry.get(kernel.id) is not kernel or kernel.key is None:
+            problem = "this notebook's session has ended. Restart the kernel."
+            raise BadToken(problem)
+        # A pid of 0 is a client in a pid namespace we cannot see into: its token and uid must do.
+        if peer.pid and not procfs.is_descendant(peer.pid, kernel.key.pid):
+            problem = f"this token belongs to process {kernel.key.pid} and its children, and {peer.pid} is none of them."
+            raise BadToken(problem)
+        is_root = not peer.pid or peer.pid == kernel.key.pid
+        engine, device = self._broker.engine, self._broker.engine.device.inventory
+        attached = msg.Attached(
+            kernel.id,
+            device.id,
+            device.kind,
+            device.name,
+            engine.scheduler.config.capacity,
+            engine.scheduler.config.plain_grace,
+        )
+        if is_root:
+            self._broker.attached(kernel)
+        return (
+            attached,
+            (kernel.page.fd,),
+            lambda c: self._broker.take_over(kernel, c, body, first=is_root),
+        )
+
+    def _kernel(self, session: str, token: str, peer: Peer) -> Kernel:
+        kernel = self._broker.registry.by_token(token, peer.uid)
+        if kernel.id != session:
+            problem = f"this token does not belong to session {session[:40]!r}."
+            raise BadToken(problem)
+        return kernel
+
+
+def _clean(name: str) -> str:
+    """Return a notebook's name that cannot break a screen or a log."""
+    if len(name) > LONGEST_NAME * 4:
+        problem = (
+            f"a notebook's name may have {LONGEST_NAME} characters, and this one has {len(name)}."
+        )
+        raise UserError(problem)
+    printable = "".join(c if c.isprintable() else "?" for c in name)
+    return printable[:LONGEST_NAME] or "notebook"
+
+
+def _listed(versions: Sequence[int]) -> str:
+    return ", ".join(str(version) for version in versions[:8]) or "none"

@@ -1,0 +1,219 @@
+"""One device at work: events go into its scheduler, its instructions are carried out, what comes of them goes back in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from gpushare_kernel.broker.kernels import Kernel, Registry
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage
+from gpushare_kernel.devices.base import Device
+from gpushare_kernel.transport.words import LANE, TURN
+from gpushare_kernel.wire.messages import Slowed
+
+_logger = logging.getLogger(__name__)
+
+
+class Answers(Protocol):
+    """Where the answers to waiting clients go."""
+
+    def granted(self, grant: do.Grant) -> None:
+        """A job may go on."""
+
+    def queued(self, job: JobId) -> None:
+        """A job waits."""
+
+    def refused(self, job: JobId, message: str) -> None:
+        """A job can never fit."""
+
+    def dropped(self, job: JobId) -> None:
+        """A job is over before it was granted."""
+
+
+class Engine:
+    """A scheduler, its device, and the clock between them. Everything runs on one loop."""
+
+    def __init__(
+        self, scheduler: Scheduler, device: Device, registry: Registry, answers: Answers
+    ) -> None:
+        self.scheduler = scheduler
+        self.device = device
+        self._registry = registry
+        self._answers = answers
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[ev.Event] = deque()
+        self._draining = False
+        self._wake: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._does: dict[type[do.Instruction], Callable[..., None]] = {
+            do.Grant: self._grant,
+            do.Queue: lambda i: answers.queued(i.job),
+            do.Refuse: lambda i: answers.refused(i.job, i.message),
+            do.Drop: lambda i: answers.dropped(i.job),
+            do.Ask: self._ask,
+            do.Pause: self._pause,
+            do.Resume: self._resume,
+            do.Slow: self._slow,
+            do.Wake: self._set_wake,
+        }
+
+    @property
+    def now(self) -> float:
+        """The time that goes into events (CLOCK_MONOTONIC, seconds)."""
+        return self._loop.time()
+
+    def feed(self, event: ev.Event) -> None:
+        """Take in an event; those that follow from it are taken in before this returns."""
+        self._events.append(event)
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft())
+        finally:
+            self._draining = False
+
+    def _handle(self, event: ev.Event) -> None:
+        try:
+            for instruction in self.scheduler.handle(event):
+                self._does[type(instruction)](instruction)
+        except Exception:
+            # One event that goes wrong must not take the turns of everybody else along.
+            _logger.exception("an event failed", extra={"event": repr(event)})
+
+    def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
+        """Sample one kernel; its context is not counted as memory it uses."""
+        target = kernel.target
+        usage = None if target is None else self.device.usage(target, memory=memory)
+        if usage is None or usage.memory is None:
+            return usage
+        return Usage(usage.device_time, usage.wanted, max(0, usage.memory - kernel.baseline))
+
+    def sample(self, *sessions: SessionId) -> None:
+        """Sample what the scheduler watches and `sessions`, and let it decide."""
+        used: dict[SessionId, Usage] = {}
+        for session in {*self.scheduler.watched(self.now), *sessions}:
+            kernel = self._registry.get(session)
+            usage = None if kernel is None else self.usage(kernel)
+            if usage is not None:
+                used[session] = usage
+        self.feed(ev.Sampled(at=self.now, used=used))
+
+    async def settled(self, kernel: Kernel) -> None:
+        """Wait until every pause and resume of `kernel` asked for so far is carried out."""
+        if kernel.tail is not None:
+            await asyncio.wait([kernel.tail])
+
+    def resume_everybody(self) -> None:
+        """Nobody guards who stands still: let all run for now; the next frame pauses again."""
+        for session in list(self.scheduler.sessions):
+            if self.scheduler.sessions[session].stopped is not None:
+                self.feed(ev.Exempted(at=self.now, session=session, until=self.now + 0.2))
+
+    async def close(self) -> None:
+        """Let everybody run again and stop deciding."""
+        if self._wake is not None:
+            self._wake.cancel()
+        self._events.clear()
+        self._draining = True  # nothing is decided from here on
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.device.close()
+        for kernel in self._registry:
+            kernel.mark_paused(paused=False)
+
+    # --- instructions ---------------------------------------------------------------------------------
+
+    def _grant(self, grant: do.Grant) -> None:
+        kernel = self._registry.get(grant.session)
+        slot = None if kernel is None else kernel.slot_of.get(grant.job)
+        if kernel is not None and slot is not None:
+            kernel.page.set(slot, 0)
+        self._answers.granted(grant)
+
+    def _ask(self, ask: do.Ask) -> None:
+        kernel = self._registry.get(ask.session)
+        slot = None if kernel is None else kernel.slot_of.get(ask.job)
+        if kernel is not None and slot is not None:
+            kernel.page.set(slot, (TURN if ask.turn else 0) | (LANE if ask.lane else 0))
+
+    def _slow(self, slow: do.Slow) -> None:
+        kernel = self._registry.get(slow.session)
+        if kernel is not None:
+            kernel.notify(Slowed(slow.people, slow.fraction, slow.paused))
+
+    def _set_wake(self, wake: do.Wake) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = None if wake.at is None else self._loop.call_at(wake.at, self.sample)
+
+    def _pause(self, pause: do.Pause) -> None:
+        kernel = self._registry.get(pause.session)
+        if kernel is not None:
+            self._then(kernel, self._pausing(kernel, pause))
+
+    def _resume(self, resume: do.Resume) -> None:
+        kernel = self._registry.get(resume.session)
+        if kernel is not None:
+            self._then(kernel, self._resuming(kernel))
+
+    def _then(self, kernel: Kernel, action: Callable[[], Awaitable[None]]) -> None:
+        before = kernel.tail
+
+        async def in_order() -> None:
+            if before is not None and not before.done():
+                await asyncio.wait([before])
+            try:
+                await action()
+            except Exception:
+                _logger.exception("a pause or resume failed", extra={"session": kernel.id})
+
+        task = kernel.tail = self._loop.create_task(in_order())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _pausing(self, kernel: Kernel, pause: do.Pause) -> Callable[[], Awaitable[None]]:
+        async def action() -> None:
+            target = kernel.target
+            if target is None:
+                status, drain = PauseStatus.GONE, 0.0
+            else:
+                kernel.mark_paused(paused=True)
+                try:
+                    outcome = await self.device.pause(target, limit=pause.limit)
+                    status, drain = outcome.status, outcome.drain
+                except DeviceError:
+                    _logger.exception("a pause failed", extra={"session": kernel.id})
+                    status, drain = PauseStatus.UNSUPPORTED, 0.0
+                if status is not PauseStatus.PAUSED:
+                    kernel.mark_paused(paused=False)
+            if kernel.id in self.scheduler.sessions:
+                self.feed(
+                    ev.Paused(
+                        at=self.now,
+                        session=kernel.id,
+                        ticket=pause.ticket,
+                        status=status,
+                        drain=drain,
+                    )
+                )
+
+        return action
+
+    def _resuming(self, kernel: Kernel) -> Callable[[], Awaitable[None]]:
+        async def action() -> None:
+            target = kernel.target
+            if target is not None:
+                await self.device.resume(target)
+            kernel.mark_paused(paused=False)
+
+        return action

@@ -1,0 +1,95 @@
+"""What is done by the clock rather than by events: idle kernels, foreign memory, waiters' lines, accounts, idle exit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker.broker import Broker
+from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.core.values import MiB, SessionId, Usage
+from gpushare_kernel.transport.launch import locked
+from gpushare_kernel.transport.places import Places
+from gpushare_kernel.transport.server import Listener
+
+PERIOD = 1.0
+ROUNDS = 10
+"""Kernels that seem idle are looked at closely (children, memory) once in so many periods."""
+_STIRRED = 0.01
+_CAPACITY_STEP = 64 * MiB
+_logger = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """One pass a second."""
+
+    def __init__(
+        self, broker: Broker, listener: Listener, places: Places, idle_exit: float
+    ) -> None:
+        self._broker, self._listener, self._places = broker, listener, places
+        self._idle_exit = idle_exit
+        self._round = 0
+        self._cpu: dict[SessionId, float] = {}
+
+    async def run(self) -> None:
+        """Tidy until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD)
+            try:
+                self._tidy()
+            except Exception:
+                _logger.exception("housekeeping failed")
+
+    def _tidy(self) -> None:
+        broker = self._broker
+        self._round += 1
+        self._look_at_kernels()
+        self._watch_capacity()
+        broker.tell_waits()
+        broker.save_accounts()
+        if self._idle_exit and broker.idle_for >= self._idle_exit:
+            self._retire()
+
+    def _look_at_kernels(self) -> None:
+        """Who stirs without having said so? One clock read each; a close look only where it is worth it."""
+        used: dict[SessionId, Usage] = {}
+        for number, kernel in enumerate(self._broker.registry):
+            if self._worth_a_look(kernel) or number % ROUNDS == self._round % ROUNDS:
+                usage = self._broker.engine.usage(kernel, memory=True)
+                if usage is not None:
+                    used[kernel.id] = usage
+        if used:
+            engine = self._broker.engine
+            engine.feed(ev.Sampled(at=engine.now, used=used))
+
+    def _worth_a_look(self, kernel: Kernel) -> bool:
+        if kernel.key is None:
+            return False
+        session = self._broker.scheduler.sessions.get(kernel.id)
+        if session is not None and session.jobs:
+            return True
+        cpu = procfs.cpu_seconds(kernel.key.pid) or 0.0
+        stirred = cpu - self._cpu.get(kernel.id, 0.0) > _STIRRED
+        self._cpu[kernel.id] = cpu
+        return stirred
+
+    def _watch_capacity(self) -> None:
+        """What others took of the device since we started is not ours to give."""
+        broker, engine = self._broker, self._broker.engine
+        book = broker.scheduler.book
+        managed = sum(s.measured + s.context for s in broker.scheduler.sessions.values())
+        capacity = max(0, engine.device.inventory.capacity - engine.device.foreign(managed))
+        if abs(capacity - book.table.capacity) >= _CAPACITY_STEP:
+            engine.feed(ev.CapacityChanged(at=engine.now, capacity=capacity))
+
+    def _retire(self) -> None:
+        """Nothing to do for a while: go, unless somebody is just coming in."""
+        try:
+            with locked(self._places.start_lock, 0.0):
+                if self._listener.try_retire():
+                    self._broker.stop("nothing to do")
+        except BrokerUnavailable:
+            self._broker.touch()  # somebody is just looking for a broker

@@ -1,0 +1,230 @@
+"""The kernels a broker knows: their processes, tokens, words and connections. No decisions here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker.ledger import token_hash
+from gpushare_kernel.core.errors import BadToken, UserError
+from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
+from gpushare_kernel.devices.base import Target
+from gpushare_kernel.transport.words import PAUSED, SLOTS, WordPage
+from gpushare_kernel.wire.messages import BrokerNotice
+
+MOST_SESSIONS_PER_USER = 1024
+
+
+class Line(Protocol):
+    """An attached client, as far as the rest of the broker needs it."""
+
+    def notify(self, notice: BrokerNotice) -> None:
+        """Send a notice."""
+
+    def hang_up(self) -> None:
+        """End the connection."""
+
+
+@dataclass(slots=True, eq=False)
+class Kernel:
+    """One session, seen from outside: what it takes to find it, pause it and talk to it."""
+
+    id: SessionId
+    uid: int
+    user: UserId
+    name: str
+    token_hash: str
+    page: WordPage
+    weight: float = 1.0
+    #: Its root process, once bound; `without` are the roots of sessions below it.
+    key: ProcessKey | None = None
+    pidfd: int = -1
+    without: set[int] = field(default_factory=set)
+    #: Whoever opened it: while that process lives, a session without a process may still get one.
+    opener: ProcessKey | None = None
+    bound: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Bytes its interpreter held when its client attached: its context.
+    baseline: int = 0
+    lines: list[Line] = field(default_factory=list)
+    slots: list[int] = field(default_factory=lambda: list(range(SLOTS - 1, 0, -1)))
+    slot_of: dict[JobId, int] = field(default_factory=dict)
+    #: Pauses and resumes are carried out one after the other.
+    tail: asyncio.Task[None] | None = None
+    orphaned: bool = False
+    #: Wall clock seconds.
+    opened_at: float = field(default_factory=time.time)
+
+    @property
+    def target(self) -> Target | None:
+        """The session as a device sees it; None without a process."""
+        return None if self.key is None else Target(self.key, frozenset(self.without))
+
+    def take_slot(self, job: JobId, wanted: int = 0) -> int:
+        """Return the word of `job`; UserError where all are taken."""
+        if job in self.slot_of:
+            return self.slot_of[job]
+        if not self.slots:
+            msg = (
+                f"a notebook may run {SLOTS - 1} jobs at once, and so many run. Let one end first."
+            )
+            raise UserError(msg)
+        if wanted in self.slots:
+            self.slots.remove(wanted)
+            slot = wanted
+        else:
+            slot = self.slots.pop()
+        self.page.set(slot, 0)
+        self.slot_of[job] = slot
+        return slot
+
+    def free_slot(self, job: JobId) -> None:
+        """The job is over."""
+        slot = self.slot_of.pop(job, None)
+        if slot is not None:
+            self.page.set(slot, 0)
+            self.slots.append(slot)
+
+    def mark_paused(self, *, paused: bool) -> None:
+        """Put the intent into the session's own word, where its provisioner reads it (I4)."""
+        self.page.set(0, PAUSED if paused else 0)
+
+    def notify(self, notice: BrokerNotice) -> None:
+        """Send a notice to the client of the kernel itself (not to those of its children)."""
+        if self.lines:
+            self.lines[0].notify(notice)
+
+    def let_go(self) -> None:
+        """Close the process's descriptor; the session has no process from here on."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        self.key = None
+        self.bound.clear()
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        self.let_go()
+        self.page.close()
+
+
+class Registry:
+    """Kernels by id and by token; whose process lies below whose."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[SessionId, Kernel] = {}
+        self._by_hash: dict[str, Kernel] = {}
+
+    def __iter__(self) -> Iterator[Kernel]:
+        return iter(list(self._kernels.values()))
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def get(self, session: SessionId) -> Kernel | None:
+        """Return the kernel of `session`."""
+        return self._kernels.get(session)
+
+    def of(self, uid: int) -> list[Kernel]:
+        """Return the kernels of one user."""
+        return [kernel for kernel in self._kernels.values() if kernel.uid == uid]
+
+    def open(
+        self, uid: int, name: str, weight: float, opener: ProcessKey | None
+    ) -> tuple[Kernel, str]:
+        """Return a new kernel and its token.
+
+        Raises
+        ------
+        UserError
+            Where the user has as many as anyone may have.
+        """
+        if len(self.of(uid)) >= MOST_SESSIONS_PER_USER:
+            msg = f"a user may have {MOST_SESSIONS_PER_USER} notebooks open, and you have so many. Shut some down first."
+            raise UserError(msg)
+        token = secrets.token_urlsafe(24)
+        kernel = Kernel(
+            SessionId(f"s{secrets.token_hex(6)}"),
+            uid,
+            user_name(uid),
+            name,
+            token_hash(token),
+            WordPage.create(),
+            weight,
+        )
+        kernel.opener = opener
+        self.add(kernel)
+        return kernel, token
+
+    def add(self, kernel: Kernel) -> None:
+        """Know `kernel` from here on."""
+        self._kernels[kernel.id] = kernel
+        self._by_hash[kernel.token_hash] = kernel
+
+    def renew(self, kernel: Kernel) -> str:
+        """Return a new token for `kernel`; the old one is worth nothing."""
+        del self._by_hash[kernel.token_hash]
+        token = secrets.token_urlsafe(24)
+        kernel.token_hash = token_hash(token)
+        self._by_hash[kernel.token_hash] = kernel
+        return token
+
+    def by_token(self, token: str, uid: int) -> Kernel:
+        """Return the kernel that `token` belongs to.
+
+        Raises
+        ------
+        BadToken
+            Where it belongs to none, or to one of another user.
+        """
+        kernel = self._by_hash.get(token_hash(token))
+        if kernel is None or uid not in (0, kernel.uid):
+            msg = "this token belongs to no notebook of yours that the broker knows. Restart the kernel."
+            raise BadToken(msg)
+        return kernel
+
+    def bind(self, kernel: Kernel, pidfd: int, pid: int) -> None:
+        """`kernel`'s process is `pid`, which `pidfd` holds (taken over)."""
+        key = procfs.process_key(pid)
+        if key is None:
+            os.close(pidfd)
+            msg = f"the kernel's process {pid} has ended already."
+            raise BadToken(msg)
+        kernel.let_go()
+        kernel.pidfd, kernel.key = pidfd, key
+        kernel.bound.set()
+        for other in self._kernels.values():
+            if other is kernel or other.key is None:
+                continue
+            if procfs.is_descendant(pid, other.key.pid):
+                other.without.add(pid)
+            elif procfs.is_descendant(other.key.pid, pid):
+                kernel.without.add(other.key.pid)
+
+    def unbind(self, kernel: Kernel) -> None:
+        """`kernel`'s process is gone."""
+        if kernel.key is not None:
+            for other in self._kernels.values():
+                other.without.discard(kernel.key.pid)
+        kernel.let_go()
+
+    def drop(self, kernel: Kernel) -> None:
+        """Forget `kernel`."""
+        self.unbind(kernel)
+        self._kernels.pop(kernel.id, None)
+        self._by_hash.pop(kernel.token_hash, None)
+        kernel.close()
+
+
+def user_name(uid: int) -> UserId:
+    """Return the account name of `uid`, or the number where it has none."""
+    try:
+        return UserId(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return UserId(str(uid))

@@ -1,0 +1,150 @@
+"""The snapshot, as one caller may see it (I9): to others a person is initials, without names, pids and sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpushare_kernel import __version__
+from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.records import Session
+from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.values import Holder, JobState, Presence, UserId, Wait
+from gpushare_kernel.wire import snapshot as view
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.kernels import Kernel
+
+
+def initials(user: UserId) -> str:
+    """Return what others see of a user: `ann.lee` is `al`, `bob` is `b`."""
+    parts = [part for part in user.replace("-", ".").replace("_", ".").split(".") if part]
+    return "".join(part[0] for part in parts)[:3].lower() or "?"
+
+
+def named(broker: Broker, wait: Wait, uid: int) -> Wait:
+    """Return `wait` with holders called as `uid` may know them."""
+    holders = tuple(_holder(broker, holder, uid) for holder in wait.holders)
+    return Wait(
+        wait.reason,
+        wait.needs,
+        wait.free,
+        wait.ahead,
+        holders,
+        wait.eta,
+        broker.longest_wait,
+        wait.until,
+    )
+
+
+def snapshot(broker: Broker, uid: int) -> view.Snapshot:
+    """Return the state of the broker as `uid` may see it."""
+    return view.Snapshot(
+        schema=view.SCHEMA,
+        broker=view.BrokerView(
+            broker.pid, __version__, broker.uptime, broker.system, broker.longest_wait or None
+        ),
+        devices=(_device(broker),),
+        sessions=tuple(_session(broker, s, uid) for s in broker.scheduler.sessions.values()),
+        queue=tuple(_queue(broker, uid)),
+        users=tuple(
+            view.UserView(_user(broker, user.id, uid), user.weight, user.device_time)
+            for user in broker.scheduler.users.values()
+        ),
+    )
+
+
+def _device(broker: Broker) -> view.DeviceView:
+    core, inventory = broker.scheduler, broker.engine.device.inventory
+    table = core.book.table
+    lanes = tuple(
+        view.LaneView(
+            lane.id, lane.size, lane.occupant.id if lane.occupant else None, tuple(lane.members)
+        )
+        for lane in table.lanes.values()
+    )
+    return view.DeviceView(
+        inventory.id,
+        inventory.kind,
+        inventory.name,
+        table.capacity,
+        table.reserve,
+        table.persistent,
+        lanes,
+        core.turns.accounts.policy.name,
+        core.config.compute,
+        max(0, table.free),
+    )
+
+
+def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
+    kernel = broker.registry.get(session.id)
+    open_ = kernel is not None and broker.may_see(uid, kernel)
+    mode = core_mode(broker, session)
+    return view.SessionView(
+        id=session.id,
+        user=_user(broker, session.user.id, uid),
+        name=kernel.name if kernel is not None and open_ else None,
+        pid=kernel.key.pid if kernel is not None and open_ and kernel.key else None,
+        state=session_state(session),
+        mode=mode,
+        p=session.charged if open_ else None,
+        device_time=session.device_time,
+        device=broker.engine.device.inventory.id,
+        own=kernel is not None and kernel.uid == uid,
+        jobs=tuple(session.jobs),
+        demand=session.demand,
+        turns=session.turns,
+    )
+
+
+def session_state(session: Session) -> str:
+    """Return the one word people read: presence where it is not settled, else activity; `bare` while idle."""
+    if session.presence in {Presence.OPENED, Presence.ORPHANED}:
+        return session.presence
+    if session.presence is Presence.BARE and not session.jobs:
+        return session.presence
+    return session.activity
+
+
+def core_mode(broker: Broker, session: Session) -> str | None:
+    """Return how `session` shares its device now, None where it wants nothing."""
+    return broker.scheduler.turns.mode(session, broker.engine.now)
+
+
+def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
+    core, out = broker.scheduler, []
+    for job in core.jobs.values():
+        session = core.sessions[job.session]
+        waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
+        if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
+            continue
+        wait = why(core, job)
+        kernel = broker.registry.get(job.session)
+        open_ = kernel is not None and broker.may_see(uid, kernel)
+        out.append(
+            view.QueueView(
+                job.id,
+                job.session,
+                wait.reason,
+                wait.ahead,
+                wait.eta,
+                wait.needs if open_ else 0,
+                broker.engine.now - job.submitted,
+            )
+        )
+    return out
+
+
+def _user(broker: Broker, user: UserId, uid: int) -> str:
+    return user if broker.may_know(uid, user) else initials(user)
+
+
+def _holder(broker: Broker, holder: Holder, uid: int) -> Holder:
+    kernel: Kernel | None = next((k for k in broker.registry if k.id == holder.name), None)
+    if kernel is None:
+        return holder
+    if broker.may_see(uid, kernel):
+        name = kernel.name if kernel.uid == uid else f"{kernel.user}: {kernel.name}"
+        return Holder(name, holder.size, holder.idle, kernel.uid == uid)
+    return Holder(initials(kernel.user), holder.size, holder.idle, own=False)
