@@ -25,15 +25,18 @@ def spin(seconds):
 
 
 class Program:
-    """A running Python program; `said()` reads its next line, `tell()` writes one to it."""
+    """A running Python program; `said()` reads its next line, `tell()` writes one to it.
 
-    def __init__(self, code: str, **options: object) -> None:
-        self.process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", PRELUDE + code],
+    It starts fast, without installed packages, unless `site` asks for them.
+    """
+
+    def __init__(self, code: str, *, site: bool = False) -> None:
+        flags = [] if site else ["-S", "-E"]
+        self.process = subprocess.Popen(
+            [sys.executable, *flags, "-c", PRELUDE + code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            **options,  # type: ignore[call-overload]
         )
         self.pid = self.process.pid
         key = procfs.process_key(self.pid)

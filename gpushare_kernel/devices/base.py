@@ -72,7 +72,11 @@ class Device(Protocol):
     capabilities: Capabilities
 
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
-        """Cumulative device time and demand of the session's tree; None once its root is gone."""
+        """Cumulative device time and demand of the session's tree; None where there is no sample.
+
+        Its root is gone, or nobody can measure (NVML gone, device lost). Whether the root is gone is
+        for the pidfd to say, not for this.
+        """
 
     def foreign(self, managed: int) -> int:
         """Bytes in use beyond `managed` and beyond what was in use when we started (may shrink to 0)."""
@@ -81,7 +85,12 @@ class Device(Protocol):
         """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped."""
 
     async def resume(self, target: Target) -> PauseOutcome:
-        """Let run again whatever *we* paused of this session; status PAUSED never comes back from here."""
+        """Let run again whatever *we* paused of this session.
+
+        NOTHING: nothing of it stands still on our account any more. GONE: its root is gone (whom it
+        left behind runs again). Any other status: it could not be done now, and why; ask again.
+        PAUSED never comes back from here.
+        """
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """What of this session stands still on our account."""

@@ -186,14 +186,16 @@ class HostDevice:
 
     def _stop_one(self, key: ProcessKey, session: _Session) -> bool:
         """Stop one process; False where it is gone or not ours to stop (a child under sudo, say)."""
-        self._intents.add(key)
+        ours = key in session.stopped
+        if not ours:
+            self._intents.add(key)
         try:
             sent = procfs.send(key, signal.SIGSTOP)
         except PermissionError:
             sent = False
         if sent:
             session.stopped[key] = None
-        elif key not in session.stopped:
+        elif not ours:
             self._intents.remove(key)
         return sent
 

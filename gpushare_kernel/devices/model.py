@@ -49,7 +49,8 @@ class ModelDevice(ModelGpu):
     ) -> None:
         super().__init__(size=capacity, reserve=reserve, compute=compute, uid=uid)
         self._intents = intents
-        self._paused: dict[ProcessKey, None] = {}
+        self._paused: set[ProcessKey] = set()
+        self._recorded: set[ProcessKey] = set()
         self.inventory = Inventory(
             id=DeviceId("model"),
             kind="model",
@@ -89,12 +90,13 @@ class ModelDevice(ModelGpu):
         if process.stopped:
             # The driver would hang far beyond the limit; whoever asks finds out when it is over.
             return PauseOutcome(PauseStatus.STOPPED, limit)
-        if self._intents is not None:
+        if self._intents is not None and target.root not in self._recorded:
             self._intents.add(target.root)
+            self._recorded.add(target.root)
         answer, took = self.lock(target, limit=limit)
         status = answers.lock_status(answer, process.state)
         if status is PauseStatus.PAUSED:
-            self._paused[target.root] = None
+            self._paused.add(target.root)
         else:
             self._forget(target.root)
         return PauseOutcome(status, took)
@@ -127,11 +129,12 @@ class ModelDevice(ModelGpu):
 
     def close(self) -> None:
         """Unlock everybody whom we locked. Who is checkpointed needs room first, and stays so."""
-        for key in list(self._paused):
+        for key in sorted(self._paused, key=lambda key: key.pid):
             self.unlock(Target(key))
             self._forget(key)
 
     def _forget(self, key: ProcessKey) -> None:
-        self._paused.pop(key, None)
-        if self._intents is not None and key in self._intents.held():
+        self._paused.discard(key)
+        if self._intents is not None and key in self._recorded:
+            self._recorded.remove(key)
             self._intents.remove(key)

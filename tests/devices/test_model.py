@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
@@ -12,31 +11,10 @@ from gpushare_kernel.core.values import GiB, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices.base import Device, PauseOutcome, Target
 from gpushare_kernel.devices.model import ModelDevice
 from gpushare_kernel.devices.model_gpu import Call
+from tests.devices.records import Record
 
 A, B, C = (Target(ProcessKey(pid, 7)) for pid in (101, 102, 103))
 RESERVE = GiB // 2
-
-
-class Record:
-    """Intents in a list; removing one that is not on record fails."""
-
-    def __init__(self) -> None:
-        self.keys: list[ProcessKey] = []
-
-    def add(self, key: ProcessKey) -> None:
-        self.keys.append(key)
-
-    def remove(self, key: ProcessKey) -> None:
-        self.keys.remove(key)
-
-    def held(self) -> Sequence[ProcessKey]:
-        return self.keys
-
-
-@pytest.fixture
-def record() -> Record:
-    """Empty intents."""
-    return Record()
 
 
 @pytest.fixture

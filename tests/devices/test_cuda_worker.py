@@ -1,0 +1,102 @@
+"""The lock worker's own conduct, and the table of the driver's answers."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from gpushare_kernel.core.values import PauseStatus
+from gpushare_kernel.devices import answers
+from gpushare_kernel.devices.answers import ProcessState, lock_status, unlock_status
+from gpushare_kernel.devices.cuda_worker import serve
+
+
+class Script:
+    """A driver that answers from a list and writes down what it was asked."""
+
+    def __init__(self, *replies: str, state: ProcessState = ProcessState.RUNNING) -> None:
+        self.replies = list(replies)
+        self.asked: list[str] = []
+        self.standing = state
+
+    def init(self) -> str:
+        return self.replies.pop(0)
+
+    def lock(self, pid: int, milliseconds: int) -> str:
+        self.asked.append(f"lock {pid} {milliseconds}")
+        return self.replies.pop(0)
+
+    def unlock(self, pid: int) -> str:
+        self.asked.append(f"unlock {pid}")
+        return self.replies.pop(0)
+
+    def state(self, pid: int) -> ProcessState:
+        self.asked.append(f"state {pid}")
+        return self.standing
+
+
+def talk(driver: Script, *requests: str) -> list[str]:
+    """Return the worker's lines."""
+    replies = io.StringIO()
+    serve(driver, 7, io.StringIO("".join(f"{line}\n" for line in requests)), replies)
+    return replies.getvalue().splitlines()
+
+
+def test_worker_says_at_once_whether_the_driver_came_up() -> None:
+    """And ends where it did not."""
+    assert talk(Script("CUDA_ERROR_NO_DEVICE"), "lock 5") == ["CUDA_ERROR_NO_DEVICE none"]
+
+
+def test_worker_unlocks_what_it_holds_when_the_line_ends() -> None:
+    """The broker is gone: nobody stays locked."""
+    driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS", "CUDA_SUCCESS")
+    assert talk(driver, "lock 5") == ["CUDA_SUCCESS none", "CUDA_SUCCESS locked"]
+    assert driver.asked == ["lock 7 5", "unlock 7"]
+
+
+def test_worker_unlocks_nothing_that_it_does_not_hold() -> None:
+    """A target that drained too long, or was unlocked on request, is left alone."""
+    driver = Script("CUDA_SUCCESS", "CUDA_ERROR_NOT_READY")
+    assert talk(driver, "lock 5")[1:] == ["CUDA_ERROR_NOT_READY running"]
+    assert driver.asked == ["lock 7 5"]
+    driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS", "CUDA_SUCCESS")
+    assert talk(driver, "lock 5", "unlock")[2:] == ["CUDA_SUCCESS running"]
+    assert driver.asked == ["lock 7 5", "unlock 7"]
+
+
+def test_worker_asks_for_the_state_only_where_the_answer_leaves_it_open() -> None:
+    """ILLEGAL_STATE: locked by somebody before us, and now ours to unlock."""
+    driver = Script("CUDA_SUCCESS", answers.ILLEGAL_STATE, answers.SUCCESS)
+    driver.standing = ProcessState.LOCKED
+    assert talk(driver, "lock 5")[1:] == ["CUDA_ERROR_ILLEGAL_STATE locked"]
+    assert driver.asked == ["lock 7 5", "state 7", "unlock 7"]
+
+
+# ---------------------------------------------------------------- the table of answers
+
+
+def test_every_answer_we_know_is_one_of_the_driver_s() -> None:
+    """A misspelt name would never be met."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    ours = {v for v in vars(answers).values() if isinstance(v, str) and v.startswith("CUDA_")}
+    known = ours | set(answers._STATUS_OF) | set(answers._SICK_DRIVER)
+    assert len(known) > 8
+    assert known <= {each.name for each in driver.CUresult}
+
+
+def test_illegal_state_depends_on_how_the_process_stands() -> None:
+    """Locked: paused as asked. Running: an unlock too many. Failed: lost. Parked: restore first."""
+    state = ProcessState
+    assert lock_status(answers.ILLEGAL_STATE, state.LOCKED) is PauseStatus.PAUSED
+    assert lock_status(answers.ILLEGAL_STATE, state.FAILED) is PauseStatus.BROKEN
+    assert unlock_status(answers.ILLEGAL_STATE, state.RUNNING) is PauseStatus.NOTHING
+    assert unlock_status(answers.ILLEGAL_STATE, state.CHECKPOINTED) is PauseStatus.UNSUPPORTED
+    assert unlock_status(answers.ILLEGAL_STATE, state.FAILED) is PauseStatus.BROKEN
+
+
+def test_an_unlock_never_says_paused() -> None:
+    """Whatever the driver says, and however the process stands."""
+    for answer in (answers.SUCCESS, answers.ILLEGAL_STATE, answers.NOT_READY, "CUDA_ERROR_UNKNOWN"):
+        for state in ProcessState:
+            assert unlock_status(answer, state) is not PauseStatus.PAUSED
