@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from pathlib import Path
 
 from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
-from gpushare_kernel.transport.launch import launch, locked
+from gpushare_kernel.transport.launch import free, launch, locked
 from gpushare_kernel.transport.peers import check_broker
 from gpushare_kernel.transport.places import Places, may_start, prepare
 
 COMMAND = (sys.executable, "-P", "-m", "gpushare_kernel.broker")
 _LOG_LINES = 5
+_LOCK_POLL = 0.01
 
 
 def ensure_broker(
@@ -57,14 +59,32 @@ def ensure_broker(
         raise NoBroker(msg)
     prepare(places)
     with locked(places.start_lock, timeout):
-        left = max(0.1, deadline - time.monotonic())
-        if answers(places, left):
+        if _answers_or_is_gone(places, deadline):
             return
         try:
-            launch([*command, *args], left)
+            launch([*command, *args], _left(deadline))
         except BrokerUnavailable as problem:
             msg = f"{problem}{_last_words(places.log)}"
             raise BrokerUnavailable(msg) from problem
+
+
+def _answers_or_is_gone(places: Places, deadline: float) -> bool:
+    """Wait for the end of a broker that goes (it has its lock, but no socket any more), or for the start of one.
+
+    Also ends with the deadline: the new broker then says that another one has the lock.
+    """
+    pace = threading.Event()
+    while not answers(places, _left(deadline)):
+        if free(places.broker_lock) or time.monotonic() > deadline:
+            return False
+        pace.wait(
+            _LOCK_POLL
+        )  # the lock is the only sign it gives, and flock cannot wait with a limit
+    return True
+
+
+def _left(deadline: float) -> float:
+    return max(0.1, deadline - time.monotonic())
 
 
 def answers(places: Places, timeout: float) -> bool:

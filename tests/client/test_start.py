@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from gpushare_kernel import procfs
 from gpushare_kernel.client import start
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
+from gpushare_kernel.transport.channel import connect
 from gpushare_kernel.transport.launch import environment, free, locked
+from gpushare_kernel.transport.peers import peer_of
 from gpushare_kernel.transport.places import Places
 from tests.procs import eventually
 
@@ -116,6 +119,46 @@ def in_children(count: int, work: object) -> list[int]:
 def test_thirty_at_once_start_one(starter: Starter) -> None:
     """Thirty processes that need a broker at the same moment all get one, and it is the same."""
     assert in_children(30, starter.ensure) == [0] * 30
+    assert len(starter.starts()) == 1
+
+
+def test_thirty_at_once_start_one_real_broker(starter: Starter) -> None:
+    """The same with the broker itself, guardian and all: everybody meets the same process, and it ends cleanly."""
+    read, write = os.pipe()
+
+    def meet() -> None:
+        ensure_broker(starter.places, 60)
+        with connect(starter.places.socket, 60) as sock:
+            os.write(write, b"%10d" % peer_of(sock).pid)
+
+    assert in_children(30, meet) == [0] * 30
+    os.close(write)
+    met = os.read(read, 1000)
+    os.close(read)
+    brokers = {int(met[at : at + 10]) for at in range(0, len(met), 10)}
+    assert len(met) == 300
+    assert len(brokers) == 1
+    os.kill(brokers.pop(), signal.SIGTERM)
+    eventually(lambda: free(starter.places.broker_lock))
+    assert not starter.places.socket.exists()
+
+
+def test_a_broker_that_is_just_going_is_waited_for(starter: Starter) -> None:
+    """One without a socket that still has its lock is on its way out: the next starts when it is gone."""
+    starter.places.runtime.mkdir(mode=0o700)
+    gone, leave = os.pipe()
+    with locked(starter.places.broker_lock, 1):
+        pid = os.fork()
+        if pid == 0:
+            os.close(leave)
+            os.read(gone, 1)
+            os._exit(0)  # the forked child shares the lock, and is the last to hold it
+    os.close(gone)
+    late = threading.Timer(0.1, os.close, [leave])
+    late.start()
+    starter.ensure()
+    late.join()
+    os.waitpid(pid, 0)
     assert len(starter.starts()) == 1
 
 
