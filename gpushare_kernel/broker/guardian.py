@@ -27,7 +27,7 @@ from gpushare_kernel.transport.places import Places
 CRASH_LOOP_SECONDS = 60.0
 """More than 5 starts in this time are a crash loop; then the guardian gives up."""
 START_SECONDS = 30.0
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("gpushare_kernel.broker.guardian")  # __name__ is __main__ here
 
 
 def spawn_guardian(

@@ -46,7 +46,9 @@ async def greet(
             await _send(sock, reply, beside)
     except GpushareError as error:
         await _refuse(sock, error, release)
-    except (TimeoutError, OSError, EOFError) as problem:
+    except EOFError:
+        _logger.debug("a peer only knocked", extra={"pid": peer.pid, "uid": peer.uid})
+    except OSError as problem:  # TimeoutError is one
         _logger.info(
             "a peer left in the handshake: %r", problem, extra={"pid": peer.pid, "uid": peer.uid}
         )
