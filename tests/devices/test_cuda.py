@@ -280,7 +280,8 @@ def test_a_killed_target_is_gone(gpu: Gpu) -> None:
         assert gpu.pause(target).status is PauseStatus.GONE
         assert gpu.device.usage(target) is None
         assert worker.wait(20)
-        assert gpu.device._links == gpu.device._clocks == {}
+        assert gpu.device._links == {}
+        assert gpu.device._clocks == {}
 
 
 def test_resume_without_pause_starts_no_worker(gpu: Gpu, target: Target) -> None:

@@ -134,7 +134,8 @@ def test_a_tree_that_forks_in_a_loop_is_stopped_for_good(host: HostDevice) -> No
             elsewhere()
             assert procfs.tree(program.pid) == family
             assert {procfs.state_of(key) for key in family} <= {"T", "Z", "D"}
-            assert used(host, target) == before
+            # One that was in the kernel (D) when it was looked at may finish there before it stops.
+            assert used(host, target) - before < 0.005
             resume(host, target)
 
 
@@ -203,7 +204,7 @@ say(middle.pid, middle.stdout.readline()); wait()
         target = Target(program.key, frozenset({nested}))
         pause(host, target)
         assert [key.pid for key in host.paused(target)] == [program.pid]
-        assert procfs.state(helper) == "S"
+        assert procfs.state(helper) != "T"
 
 
 def test_somebody_else_s_stop_is_kept(host: HostDevice) -> None:
@@ -380,11 +381,11 @@ kernel = subprocess.Popen([sys.executable, '-S', '-c',
 child = int(kernel.stdout.readline())
 os.setuid(4242)
 intents = Intents(); target = Target(procfs.process_key(kernel.pid)); device = HostDevice(intents)
-say(asyncio.run(device.pause(target, limit=5)).status, procfs.state(kernel.pid), procfs.state(child), len(intents))
+say(asyncio.run(device.pause(target, limit=5)).status, procfs.state(kernel.pid), procfs.state(child) == 'T', len(intents))
 device.close(); say(len(intents), procfs.state(kernel.pid) == 'T', child); wait()
 """
     with Program(code) as program:
-        assert program.said() == ["paused", "T", "S", "1"]
+        assert program.said() == ["paused", "T", "False", "1"]
         words = program.said()
         os.kill(int(words.pop()), signal.SIGKILL)
         assert words == ["0", "False"]
