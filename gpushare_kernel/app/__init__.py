@@ -1,0 +1,1 @@
+"""The command line `jupyter gpushare`, and the launcher for clients that know no provisioners."""

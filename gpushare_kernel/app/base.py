@@ -1,0 +1,86 @@
+"""What every command has: a terminal to speak to, and errors of one line."""
+
+from __future__ import annotations
+
+import sys
+
+from jupyter_core.application import JupyterApp
+from rich.console import Console
+from traitlets import Float, Unicode
+
+from gpushare_kernel import __version__
+
+NO_BROKER = 3
+"""Exit status where no broker answers; every other error is 1."""
+
+_OPTIONS = ("capacity", "compute", "policy", "turn", "idle_exit")
+
+
+class Command(JupyterApp):
+    """A command of `jupyter gpushare`."""
+
+    version = __version__
+    aliases = {  # noqa: RUF012  traitlets reads it from the class
+        "log-level": "Application.log_level",
+        "config": "JupyterApp.config_file",
+    }
+    flags = {  # noqa: RUF012  traitlets reads it from the class
+        "debug": JupyterApp.flags["debug"]
+    }
+
+    def migrate_config(self) -> None:
+        """Nothing to migrate: we are younger than the change this is for."""
+
+
+class BrokerCommand(Command):
+    """A command that may start a broker, and says how."""
+
+    capacity = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Memory to share (8GiB); what is free now by default.",
+    )
+    compute = Float(
+        None, allow_none=True, config=True, help="Cores to share; all we may use by default."
+    )
+    policy = Unicode(
+        None, allow_none=True, config=True, help="Who comes next: fair (the default) or fifo."
+    )
+    turn = Float(None, allow_none=True, config=True, help="Seconds of a turn.")
+    idle_exit = Float(
+        None,
+        allow_none=True,
+        config=True,
+        help="Seconds without notebooks after which the broker exits; 0 is never.",
+    )
+
+    aliases = {  # noqa: RUF012  traitlets reads it from the class
+        **Command.aliases,
+        **{name.replace("_", "-"): f"BrokerCommand.{name}" for name in _OPTIONS},
+    }
+
+    def broker_arguments(self) -> list[str]:
+        """Return what was asked of the broker, as its own command line takes it."""
+        words = []
+        for name in _OPTIONS:
+            value = getattr(self, name)
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+
+def console() -> Console:
+    """Return the terminal; made when asked, so that redirected output is respected."""
+    return Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    sys.stdout.write(f"{text}\n")
+
+
+def complain(text: object) -> None:
+    """Print an error, as one line."""
+    line = " ".join(str(text).split())
+    sys.stderr.write(f"gpushare: {line}\n")

@@ -1,0 +1,1 @@
+"""`jupyter gpushare demo`: three notebooks that share this machine, seen from outside."""

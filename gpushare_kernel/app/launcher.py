@@ -1,0 +1,48 @@
+"""A kernel's argv for clients that know no provisioners: open a session, bind it to this process, become the kernel.
+
+    python -m gpushare_kernel.app.launcher -f CONNECTION_FILE
+
+The session follows this process: exec keeps the pid. Where our provisioner started us, it has done
+all of that. Without a broker the kernel starts as it is, with one line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpushare_kernel.core.errors import GpushareError
+from gpushare_kernel.kernel_session import STARTER, find_broker, open_session, without_session
+from gpushare_kernel.transport.places import may_start, places
+
+
+def main() -> None:
+    """Become an IPython kernel, shared where a broker is."""
+    env = dict(os.environ)
+    if env.get(STARTER) != str(os.getppid()):
+        env = launched_environment(env)
+    command = [sys.executable, "-m", "ipykernel_launcher", *sys.argv[1:]]
+    os.execve(command[0], command, env)  # noqa: S606  our own interpreter
+
+
+def launched_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Open a session for this process; return the environment of its kernel."""
+    bare = without_session(env)
+    name = Path(bare.get("JPY_SESSION_NAME", "")).name or "gpushare"
+    try:
+        where = places()
+        find_broker(where, start=may_start(where))
+        session = open_session(where, name, kernel_id="", language="python", weight=1.0)
+        session.bind(os.getpid())
+    except (GpushareError, OSError) as problem:
+        sys.stderr.write(
+            f"gpushare: this kernel shares nothing: {' '.join(str(problem).split())}\n"
+        )
+        return bare
+    return bare | session.environment()
+
+
+if __name__ == "__main__":
+    main()

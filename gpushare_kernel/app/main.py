@@ -1,0 +1,67 @@
+"""`jupyter gpushare`: the entry point and its commands."""
+
+from __future__ import annotations
+
+from gpushare_kernel.app.base import NO_BROKER, Command, complain
+from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
+
+
+class GpuShareApp(Command):
+    """Dispatches to the commands."""
+
+    name = "jupyter-gpushare"
+    description = "Share one device between many Jupyter notebooks."
+    examples = """
+    jupyter gpushare demo                   # see it work
+    jupyter gpushare install --sys-prefix   # Python notebooks of this environment take part
+    jupyter gpushare status --json          # what goes on, for programs
+    """
+    subcommands = {  # noqa: RUF012  traitlets reads it from the class
+        "start": (
+            "gpushare_kernel.app.start.StartApp",
+            "start this host's broker in the background",
+        ),
+        "stop": ("gpushare_kernel.app.stop.StopApp", "resume everybody and end the broker"),
+        "status": (
+            "gpushare_kernel.app.status.StatusApp",
+            "who shares the device, who waits, and why",
+        ),
+        "demo": (
+            "gpushare_kernel.app.demo.command.DemoApp",
+            "run three notebooks that share this machine",
+        ),
+        "broker": ("gpushare_kernel.app.start.ForegroundApp", "run the broker in the foreground"),
+        "doctor": (
+            "gpushare_kernel.app.doctor.DoctorApp",
+            "say what is well, and what to do where it is not",
+        ),
+        "install": (
+            "gpushare_kernel.app.install.InstallApp",
+            "make Jupyter start Python kernels as shared ones",
+        ),
+        "uninstall": ("gpushare_kernel.app.install.UninstallApp", "take that back"),
+    }
+
+    def start(self) -> None:
+        """Run the command, or say which there are."""
+        super().start()
+        self.print_help()
+        self.exit(1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; errors are one line on stderr."""
+    try:
+        GpuShareApp.launch_instance(argv)
+    except BrokerUnavailable as problem:
+        complain(problem)
+        raise SystemExit(NO_BROKER) from None
+    except (GpushareError, OSError) as problem:
+        complain(problem)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

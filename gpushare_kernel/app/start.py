@@ -1,0 +1,48 @@
+"""`jupyter gpushare start` and `broker`: a broker in the background, or here."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from gpushare_kernel.app.base import BrokerCommand, say
+from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.start import COMMAND, answers, ensure_broker
+from gpushare_kernel.transport.places import places
+
+_PATIENCE = 15.0
+
+
+class StartApp(BrokerCommand):
+    """Starts the broker where none runs."""
+
+    name = "jupyter-gpushare-start"
+    description = "Start this host's broker in the background. Does nothing where one runs."
+
+    def start(self) -> None:
+        """Start it, and say where it is."""
+        where, arguments = places(), self.broker_arguments()
+        ran = answers(where, _PATIENCE)
+        ensure_broker(where, timeout=_PATIENCE, args=arguments)
+        with Line(where) as line:
+            unused = (
+                f" It ran already: {' '.join(arguments)} changes nothing."
+                if ran and arguments
+                else ""
+            )
+            say(
+                f"The broker (pid {line.pid}) answers at {where.socket}. Its log: {where.log}{unused}"
+            )
+
+
+class ForegroundApp(BrokerCommand):
+    """Becomes the broker."""
+
+    name = "jupyter-gpushare-broker"
+    description = "Run the broker in the foreground, for a service manager or for debugging."
+
+    def start(self) -> None:
+        """Become it: signals and exit status are its own."""
+        sys.stdout.flush()
+        command = [*COMMAND, "--foreground", *self.broker_arguments()]
+        os.execv(command[0], command)  # noqa: S606  our own interpreter

@@ -1,0 +1,130 @@
+"""`jupyter gpushare status`: the snapshot, as tables for people or as documented JSON for programs."""
+
+from __future__ import annotations
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from traitlets import Bool
+
+from gpushare_kernel.app.base import NO_BROKER, Command, console, say
+from gpushare_kernel.app.line import Line
+from gpushare_kernel.core.errors import NoBroker
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.transport.places import places
+from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot
+from gpushare_kernel.wire.texts import format_duration
+
+
+class StatusApp(Command):
+    """Shows what goes on."""
+
+    name = "jupyter-gpushare-status"
+    description = "Who shares the device, who waits, and why. Starts no broker; exit status 3 where none runs."
+    json = Bool(False, config=True, help="Print the documented snapshot as JSON.")  # noqa: FBT003  traitlets
+    flags = {  # noqa: RUF012  traitlets reads it from the class
+        **Command.flags,
+        "json": ({"StatusApp": {"json": True}}, "Print the documented snapshot as JSON."),
+    }
+
+    def start(self) -> None:
+        """Ask once, and print."""
+        try:
+            with Line(places()) as line:
+                snapshot = line.snapshot()
+        except NoBroker:
+            if not self.json:
+                raise
+            say('{"broker": null}')
+            self.exit(NO_BROKER)
+        if self.json:
+            say(msgspec.json.format(msgspec.json.encode(snapshot)).decode())
+        else:
+            show(snapshot, console())
+
+
+def show(snapshot: Snapshot, out: Console) -> None:
+    """Print a snapshot as tables."""
+    if snapshot.broker is not None:
+        kind = "system broker" if snapshot.broker.system else "broker"
+        out.print(
+            f"gpushare {snapshot.broker.version}, {kind} {snapshot.broker.pid}, "
+            f"up {format_duration(snapshot.broker.uptime)}"
+        )
+    for device in snapshot.devices:
+        out.print(_device(device))
+        if device.lanes:
+            out.print(_lanes(device, snapshot))
+    if not snapshot.sessions:
+        out.print("No kernels.")
+        return
+    out.print(_sessions(snapshot))
+    if snapshot.queue:
+        out.print(_queue(snapshot))
+
+
+def names_of_jobs(snapshot: Snapshot) -> dict[str, str]:
+    """Return the session's name for each of its jobs."""
+    return {job: label(session) for session in snapshot.sessions for job in session.jobs}
+
+
+def label(session: SessionView) -> str:
+    """Return what a session is called: others' notebooks have no names for us (I9)."""
+    return session.name or f"(of {session.user})"
+
+
+def _device(device: DeviceView) -> Text:
+    lanes = sum(lane.size for lane in device.lanes)
+    return Text(
+        f"{device.name}: {format_size(device.capacity)}, {format_size(device.free)} free; "
+        f"kept {format_size(device.persistent)}, lanes {format_size(lanes)}, policy {device.policy}"
+    )
+
+
+def _lanes(device: DeviceView, snapshot: Snapshot) -> Table:
+    table = _table("lane", ">size", "used by", "members")
+    names = names_of_jobs(snapshot)
+    for lane in device.lanes:
+        occupant = names.get(lane.occupant, lane.occupant) if lane.occupant else "-"
+        members = ", ".join(names.get(job, job) for job in lane.members)
+        table.add_row(str(lane.id), format_size(lane.size), Text(occupant), Text(members))
+    return table
+
+
+def _sessions(snapshot: Snapshot) -> Table:
+    table = _table("notebook", "user", "state", "mode", ">keeps", ">device time", ">turns", ">pid")
+    for session in snapshot.sessions:
+        table.add_row(
+            Text(label(session)),
+            Text(session.user),
+            session.state,
+            session.mode or "-",
+            "" if session.p is None else format_size(session.p),
+            f"{session.device_time:.1f} s",
+            str(session.turns),
+            "" if session.pid is None else str(session.pid),
+        )
+    return table
+
+
+def _queue(snapshot: Snapshot) -> Table:
+    table = _table("waiting", "for", ">needs", ">ahead", ">since", ">to go")
+    names = {session.id: label(session) for session in snapshot.sessions}
+    for waiter in snapshot.queue:
+        table.add_row(
+            Text(names.get(waiter.session, waiter.session)),
+            waiter.reason,
+            format_size(waiter.needs),
+            str(waiter.ahead),
+            format_duration(waiter.waited),
+            "?" if waiter.eta is None else format_duration(waiter.eta),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left")
+    return table
