@@ -35,9 +35,13 @@ LOST = Lost.LOST
 
 
 class Call:
-    """One request. `reply` is set before the inbox gets it, so that an interrupted waiter cannot miss it."""
+    """One request.
 
-    __slots__ = ("abandoned", "id", "inbox", "job", "reply")
+    `reply` is set before the inbox gets it, so that an interrupted waiter cannot miss it. `sent` is not
+    empty once the request is out.
+    """
+
+    __slots__ = ("abandoned", "id", "inbox", "job", "reply", "sent")
 
     def __init__(self, number: int, job: JobId | None = None) -> None:
         self.id = number
@@ -45,6 +49,7 @@ class Call:
         self.inbox: SimpleQueue[Wait | Reply | Lost] = SimpleQueue()
         self.reply: Reply | Lost | None = None
         self.abandoned = False
+        self.sent: list[int] = []
 
     def wait_reply(self, timeout: float | None) -> Reply | Lost | None:
         """Block until the reply is there; None where it takes longer than `timeout` seconds."""

@@ -97,15 +97,16 @@ class Job:
         session.ended(self)
         if not session.up:
             return None
-        memory = session.memory
-        peak = memory.peak()
-        end = End(self.id, memory.last, peak, self.boundaries)
+        memory, call = session.memory, session.new_call()
         try:
-            call = session.call(end)
+            memory.peak()
+            session.send(End(self.id, memory.last, memory.highest, self.boundaries), call)
         except LinkDown:
             return None
-        with interruptible():
-            reply = session.answer(call, _REPORT)
+        finally:
+            if not call.sent:  # interrupted: nobody else would ever end it
+                session.post(End(self.id, memory.last, memory.highest, self.boundaries))
+        reply = session.answer(call, _REPORT)
         return reply if isinstance(reply, Report) else None
 
     def meet(self, mask: int) -> None:
@@ -119,16 +120,29 @@ class Job:
             if not asked or not session.up:
                 return
             self._average()
-            try:
-                self._pending = session.call(self._yield(trimmed=bool(asked & LANE)))
-            except LinkDown:
+            if not self._ask(self._yield(trimmed=bool(asked & LANE))):
                 return
-        self._await_grant(self._pending)
+        if self._pending is not None:
+            self._await_grant(self._pending)
+
+    def _ask(self, question: Yield) -> bool:
+        """Send a yield; what is on its way stays pending, whatever is raised meanwhile."""
+        call = self._session.new_call()
+        self._pending = call
+        try:
+            self._session.send(question, call)
+        except LinkDown:
+            return False
+        finally:
+            if not call.sent:
+                self._pending = None
+            else:
+                self.read = _still_waiting
+        return True
 
     def _await_grant(self, call: Call) -> None:
         # An interrupt leaves the call pending, and every later boundary comes back here: the code may
         # go on after the exception, the turn is still not ours.
-        self.read = _still_waiting
         with interruptible():
             reply = call.wait_reply(None)
         self._pending = None

@@ -90,22 +90,32 @@ class Link:
         """Begin to connect, in the background."""
         self._thread.start()
 
-    def send(self, message: ToBroker) -> None:
-        """Send one message. Raises LinkDown where there is no connection, or it just broke."""
+    def send(self, message: ToBroker, sent: list[int] | None = None) -> None:
+        """Send one message. Raises LinkDown where there is no connection, or it just broke.
+
+        `sent` is not empty once the message is out, even where an interrupt is raised in that moment.
+        """
         frame = pack(encode(message), TO_BROKER_LIMIT)
         with self._sending:
             sock = self._sock
             if sock is None:
                 raise LinkDown(_NONE)
+            out = [] if sent is None else sent
             try:
-                sock.sendall(frame, socket.MSG_NOSIGNAL)
-            except BaseException as problem:
-                # Half a frame may be out (an interrupt, a broker that does not read): nothing that
-                # follows could be understood. The reader sees the end and connects anew.
+                # One call from C to C: no interrupt can come between the sending and the noting of it.
+                out.extend(map(sock.send, (frame,), (socket.MSG_NOSIGNAL,)))
+                if out[0] < len(frame):  # the broker does not read
+                    sock.sendall(frame[out[0] :], socket.MSG_NOSIGNAL)
+                    out[0] = len(frame)
+            except OSError as problem:
                 self._drop(sock)
-                if isinstance(problem, OSError):
-                    raise LinkDown(str(problem)) from problem
-                raise
+                raise LinkDown(str(problem)) from problem
+            finally:
+                # Half a frame may be out: nothing that follows could be understood. The reader sees
+                # the end of this connection and makes a new one.
+                if out and out[0] != len(frame):
+                    self._drop(sock)
+                    out.clear()
 
     def close(self) -> None:
         """End the connection and the reader thread."""

@@ -282,7 +282,7 @@ class Session:
         if link is None:
             msg = "the session is closed"
             raise LinkDown(msg)
-        link.send(ToBroker(Kind.REQUEST, call.id, body))
+        link.send(ToBroker(Kind.REQUEST, call.id, body), call.sent)
 
     def call(self, body: Request) -> Call:
         """Send a request and return the call to wait on. Raises LinkDown."""

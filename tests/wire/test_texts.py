@@ -56,7 +56,9 @@ def test_every_reason_has_a_sentence() -> None:
 
 def test_nothing_pretends_to_be_a_gpu() -> None:
     """The noun follows the device's kind."""
-    assert texts.wait_text(wait(), texts.memory_noun("host")).startswith("Waiting for memory: needs")
+    assert texts.wait_text(wait(), texts.memory_noun("host")).startswith(
+        "Waiting for memory: needs"
+    )
     assert [texts.memory_noun(k) for k in ("cuda", "host", "model")] == ["GPU memory", "memory", "memory"]  # fmt: skip
 
 

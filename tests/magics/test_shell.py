@@ -1,0 +1,423 @@
+"""The extension in a real shell in this process: cells, errors, tables; the broker is played."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+
+from gpushare_kernel.client import api
+from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.values import GiB
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import (
+    CellEnded,
+    CellStarted,
+    DryRun,
+    End,
+    GetSnapshot,
+    Release,
+    ReleasedNow,
+    Slowed,
+    SnapshotReply,
+    Submit,
+    ToBroker,
+)
+from gpushare_kernel.wire.snapshot import (
+    BrokerView,
+    DeviceView,
+    LaneView,
+    QueueView,
+    SessionView,
+    Snapshot,
+)
+from tests.client.scripted_broker import Peer, ScriptedBroker, obliging
+
+Capture = pytest.CaptureFixture[str]
+
+SNAPSHOT = Snapshot(
+    schema=1,
+    broker=BrokerView(pid=1, version="0.1.0", uptime=7200.0),
+    devices=(
+        DeviceView(
+            id="host0",
+            kind="host",
+            name="2 cores",
+            capacity=8 * GiB,
+            reserve=0,
+            persistent=5 * GiB,
+            lanes=(LaneView(1, GiB, "j1", ("j1", "j2")),),
+            free=2 * GiB,
+        ),
+    ),
+    sessions=(
+        SessionView("s2", "A.B.", None, None, "busy", "exclusive", None, 75.0),
+        SessionView("s1", "ann", "hw1.ipynb", 7, "idle", None, 5 * GiB, 12.0, own=True),
+    ),
+    queue=(QueueView("j3", "s1", "memory", 1, 60.0, needs=6 * GiB, waited=5.0),),
+)
+
+
+def play(peer: Peer, frame: ToBroker) -> None:
+    """Admit all; know a little about the rest."""
+    if isinstance(frame.body, Submit) and frame.body.dry_run:
+        peer.reply(frame.id, DryRun(fits=True, persistent=GiB, ephemeral=GiB, free=8 * GiB))
+    elif isinstance(frame.body, GetSnapshot):
+        peer.reply(frame.id, SnapshotReply(SNAPSHOT))
+    elif isinstance(frame.body, Release):
+        peer.reply(frame.id, ReleasedNow(GiB, (f"{frame.body.notebook}.ipynb",)))
+    else:
+        obliging(peer, frame)
+
+
+@pytest.fixture
+def attached(
+    monkeypatch: pytest.MonkeyPatch, broker: ScriptedBroker, kernel_environment: dict[str, str]
+) -> ScriptedBroker:
+    """A session, and a broker that admits all."""
+    for name, value in kernel_environment.items():
+        monkeypatch.setenv(name, value)
+    broker.serve(play)
+    return broker
+
+
+@pytest.fixture
+def run(attached: ScriptedBroker, shell: InteractiveShell) -> Callable[..., ExecutionResult]:
+    """Run cells in a shell of ours."""
+    shell.run_line_magic("load_ext", "gpushare_magics")
+    assert api._session is not None
+    api._session.wait_attached(20)
+    return shell.run_cell
+
+
+@pytest.fixture
+def run_alone(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., ExecutionResult]:
+    """Run cells in a shell without a broker."""
+    monkeypatch.delenv("GPUSHARE_TOKEN", raising=False)
+    shell.run_line_magic("load_ext", "gpushare_magics")
+    return shell.run_cell
+
+
+Run = Callable[..., ExecutionResult]
+
+
+def settle() -> None:
+    """Wait until the broker has read what was sent: a question is answered after it."""
+    assert api._session is not None
+    api._session.snapshot()
+
+
+def said(broker: ScriptedBroker) -> list[str]:
+    """Return what the client said, questions aside."""
+    settle()
+    return [type(m).__name__ for m in broker.seen if not isinstance(m, GetSnapshot)]
+
+
+def test_declared_cell(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
+    """One job, no plain cell; the line afterwards is ready to paste."""
+    result = run("%%gpulane 6GiB\nx = 20\nx + 1")
+    assert result.result == 21
+    assert said(attached) == ["Submit", "End"]
+    assert capsys.readouterr().out.splitlines()[-1] == "used 5.2 GiB; next time: %%gpulane 6GiB"
+
+
+def test_plain_cell_prints_nothing(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
+    """A plain cell is told to the broker, and the user is told nothing."""
+    run("x = 1")
+    assert said(attached) == ["CellStarted", "CellEnded"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "cell", ["1/0", "x =", "raise KeyboardInterrupt", "import asyncio\nawait asyncio.sleep(0)\n1/0", "raise SystemExit"]
+)  # fmt: skip
+@pytest.mark.parametrize("magic", ["", "%%gpulane 1GiB\n"])
+def test_every_end_is_an_end(
+    run: Run, attached: ScriptedBroker, capsys: Capture, cell: str, magic: str
+) -> None:
+    """Whatever ends a cell, its plain cell or its job is over, and the next one is clean."""
+    result = run(magic + cell)
+    assert not result.success
+    begun = [m for m in said(attached) if m in ("Submit", "CellStarted")]
+    over = [m for m in said(attached) if m in ("End", "CellEnded")]
+    assert len(begun) == len(over)
+    if magic == "" or "x =" not in cell:
+        assert len(begun) == 1
+    assert run("%%gpulane 1GiB\n7").result == 7
+    assert said(attached)[-2:] == ["Submit", "End"]
+
+
+def test_traceback_has_no_frames_of_ours(run: Run, capsys: Capture) -> None:
+    """An error in the cell points at the user's own line, with its right number."""
+    run("# above\n%%gpulane 1GiB\n\ndef f():\n    return 1/0\nf()")
+    shown = capsys.readouterr().out
+    assert "line 5, in f()" in shown
+    assert "line 6" in shown
+    assert "gpushare_kernel" not in shown
+    assert "extension.py" not in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("%%gpulane 2", "size '2' has no unit. Write 2GiB or 2MiB."),
+        ("%%gpulane 1,5GB", "size '1,5GB' has a comma. Write 1.5GB."),
+        ("%%gpulane -5GiB", "size '-5GiB' is negative. Write what the cell may hold: 512MiB."),
+        ("%%gpulane nan", "'nan' is not a size. Write a number with a unit: 512MiB, 2G, 1.5 GB or 25%."),
+        ("%%gpulane 0GiB", "size '0GiB' is zero. Leave it out, or name what the cell may hold: 512MiB."),
+        ("%%gpulane 999999TiB", "size '999999TiB' is over 1024 TiB. Did you mean a smaller unit?"),
+        ("%%gpulane 101%", "size '101%' must be over 0% and at most 100% of the device."),
+        ("%%gpulane 1GiB -p 1GiB", "one size and its parts exclude each other. Give the size (6GiB), or -p and -e."),
+        ("%%gpulane --weight nan", "a weight must be a number over 0, not nan. 1 is everybody's; 2 counts twice among your own work."),
+        ("%%gpulane --wait -1", "the time to wait must be 0 seconds or more, not -1. Leave it out to wait without limit."),
+    ],
+)  # fmt: skip
+def test_nonsense_does_not_run(
+    run: Run, attached: ScriptedBroker, capsys: Capture, line: str, words: str
+) -> None:
+    """A declaration that makes no sense is one line, and the cell has not run."""
+    result = run(f"{line}\nprint('ran')")
+    assert not result.success
+    assert capsys.readouterr().out == f"gpushare: {words}\n"
+    assert said(attached) == []
+
+
+def test_sizes_go_out(run: Run, attached: ScriptedBroker) -> None:
+    """Percentages are of the device; without a size the broker decides."""
+    for line in ("25%", "6 GiB", "", "-p 2GiB -e 1GiB --weight 2 --name job"):
+        run(f"%%gpulane {line}\n1")
+    settle()
+    submits = [m for m in attached.seen if isinstance(m, Submit)]
+    assert [s.size for s in submits] == [2 * GiB, 6 * GiB, None, None]
+    assert [s.name for s in submits] == ["hw1.ipynb"] * 3 + ["job"]
+    assert (submits[3].persistent, submits[3].ephemeral, submits[3].weight) == (2 * GiB, GiB, 2.0)
+
+
+def test_cell_that_asks_for_its_lane_is_cooperative(run: Run, attached: ScriptedBroker) -> None:
+    """`current_lane()` in the cell is the lane of the cell; only such a cell has boundaries."""
+    run("%%gpulane 1GiB\nimport gpushare_kernel as g\nlane = g.current_lane()\nlane.step()")
+    result = run("%%gpulane 1GiB\nlane.open")
+    assert result.result is False
+    settle()
+    assert [m.cooperative for m in attached.seen if isinstance(m, Submit)] == [True, False]
+    assert [m.boundaries for m in attached.seen if isinstance(m, End)] == [1, 0]
+
+
+def test_stacked_magics(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
+    """Above and below other magics %%gpulane is one job, ended before the cell is."""
+    assert run("%%gpulane 1GiB\n%%time\n40 + 2").result == 42
+    assert said(attached) == ["Submit", "End"]
+    assert run("%%time\n%%gpulane 1GiB\n40 + 3").result == 43
+    assert said(attached)[2:] == ["CellStarted", "Submit", "End", "CellEnded"]
+    assert run("%%capture seen\n%%gpulane 1GiB\nprint('inside')").success
+    assert said(attached)[6:] == ["CellStarted", "Submit", "End", "CellEnded"]
+
+
+def test_stacked_error_comes_out(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
+    """An error under two magics is the user's, and the job is over."""
+    assert isinstance(run("%%gpulane 1GiB\n%%time\n1/0").error_in_exec, ZeroDivisionError)
+    assert said(attached) == ["Submit", "End"]
+
+
+def test_called_as_a_magic(run: Run, shell: InteractiveShell, attached: ScriptedBroker) -> None:
+    """`run_cell_magic` from code runs the body in the user's namespace."""
+    run("get_ipython().run_cell_magic('gpulane', '1GiB', 'made = 5')")
+    assert shell.user_ns["made"] == 5
+    assert said(attached) == ["CellStarted", "Submit", "End", "CellEnded"]
+
+
+def test_nested_and_empty_cells(run: Run, attached: ScriptedBroker) -> None:
+    """A cell that runs cells is one cell; an empty cell is none."""
+    run("get_ipython().run_cell('y = 1'); get_ipython().run_cell(''); get_ipython().run_cell('1+')")
+    run("   ")
+    assert said(attached) == ["CellStarted", "CellEnded"]
+
+
+def test_silent_execution_leaves_too(run: Run, attached: ScriptedBroker) -> None:
+    """A silent execution has no cell events; its lane is left all the same."""
+    run("%%gpulane 1GiB\n1", silent=True)
+    assert said(attached) == ["Submit", "End"]
+
+
+def test_cells_in_threads(run: Run, attached: ScriptedBroker) -> None:
+    """Subshells run cells at the same time: each leaves its own lane."""
+    both = threading.Barrier(2)
+    cell = "%%gpulane 1GiB --name {0}\nboth.wait(20)\nseen[{0}] = __import__('gpushare_kernel').current_lane().name"
+    seen: dict[int, str] = {}
+    InteractiveShell.instance().push({"both": both, "seen": seen})
+    shell = InteractiveShell.instance()
+    extension_cells = _cells()
+    infos = [_Info(cell.format(n)) for n in range(2)]
+
+    def subshell(info: _Info) -> None:
+        extension_cells.pre_run_cell(info)
+        exec(shell.transform_cell(info.raw_cell), shell.user_ns)
+        extension_cells.post_run_cell(_Result(info))
+
+    threads = [threading.Thread(target=subshell, args=(info,)) for info in infos]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == {0: "0", 1: "1"}
+    assert sorted(said(attached)) == ["End", "End", "Submit", "Submit"]
+    assert not extension_cells.running
+
+
+class _Info:
+    def __init__(self, raw_cell: str) -> None:
+        self.raw_cell = raw_cell
+
+
+class _Result:
+    def __init__(self, info: _Info) -> None:
+        self.info = info
+
+
+def _cells() -> object:
+    from gpushare_magics import extension
+
+    return extension.active().cells
+
+
+def test_dry_run(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
+    """--dry-run says what would happen, and the cell does not run."""
+    assert run("%%gpulane 2GiB --dry-run\nprint('ran')").success
+    assert capsys.readouterr().out == (
+        "It would run at once: needs 2.0 GiB of memory (1.0 GiB to keep, 1.0 GiB while it runs), 8.0 free.\n"
+    )
+    assert said(attached) == ["Submit"]
+
+
+def test_status(run: Run, capsys: Capture) -> None:
+    """Own notebooks first; what others hide stays hidden."""
+    run("%gpushare status")
+    assert capsys.readouterr().out == (
+        "2 cores (host0): 8.0 GiB of memory, 2.0 GiB free\n"
+        "\n"
+        "notebook   state           memory   device time\n"
+        "hw1.ipynb  idle            5.0 GiB  12 s\n"
+        "A.B.       busy, in turns  -        1 min\n"
+        "\n"
+        "waiting    for     needs    ahead  since  about\n"
+        "hw1.ipynb  memory  6.0 GiB  1      5 s    1 min to go\n"
+    )
+
+
+def test_lanes_and_release(run: Run, capsys: Capture) -> None:
+    """The device's memory in detail, and giving some back."""
+    run("%gpushare lanes")
+    assert capsys.readouterr().out == (
+        "2 cores (host0): 8.0 GiB of memory, 2.0 GiB free\n"
+        "kept 5.0 GiB, reserved 0 B\n"
+        "lane  size     in use by  members\n"
+        "1     1.0 GiB  j1         2\n"
+    )
+    run("%gpushare release hw2")
+    assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, release, off, on, doctor."),
+        ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
+    ],
+)  # fmt: skip
+def test_mistyped_command(run: Run, capsys: Capture, command: str, words: str) -> None:
+    """A command that is none is answered with the nearest one."""
+    assert not run(f"%gpushare {command}").success
+    assert words in capsys.readouterr().out
+
+
+def test_off_is_silent_and_shares_on(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
+    """After `off` nothing is said and no boundary is met, but what is declared still is."""
+    run("%gpushare off")
+    capsys.readouterr()
+    run("%%gpulane 1GiB\nimport gpushare_kernel as g\ng.current_lane().step()\nNone")
+    assert capsys.readouterr().out == ""
+    settle()
+    (submit,) = [m for m in attached.seen if isinstance(m, Submit)]
+    assert not submit.cooperative
+    run("%gpushare on")
+    assert capsys.readouterr().out == f"{texts.SWITCHED_ON}\n"
+    run("%%gpulane 1GiB\nNone")
+    assert capsys.readouterr().out.startswith("used")
+
+
+def test_slowed_cell_says_so(
+    run: Run, attached: ScriptedBroker, shell: InteractiveShell, capsys: Capture
+) -> None:
+    """While a cell runs it is told that it shares; between cells nothing is printed."""
+    heard = threading.Event()
+    assert api._session is not None
+    api._session.listen(lambda _: heard.set())
+    (peer,) = attached._peers
+    shell.push({"tell": lambda: (peer.notice(Slowed(people=3, fraction=0.25)), heard.wait(20))})
+    run("_ = tell()")
+    assert capsys.readouterr().out == "Shared with 3 people: about 1/4 speed\n"
+    heard.clear()
+    peer.notice(Slowed(people=3, fraction=0.25))
+    assert heard.wait(20)
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_broker(run_alone: Run, capsys: Capture) -> None:
+    """In a plain kernel the cell runs as it is, after one line; nonsense is refused all the same."""
+    assert run_alone("%%gpulane 25%\n6 * 7").result == 42
+    assert capsys.readouterr().out.splitlines()[0] == texts.NO_BROKER
+    assert not run_alone("%%gpulane 2\n1").success
+    run_alone("%gpushare status")
+    assert texts.NO_BROKER in capsys.readouterr().out
+
+
+def test_doctor(run: Run, run_doctor_lines: Callable[[], list[str]]) -> None:
+    """The doctor names what it found, one line a check."""
+    names = [line[:14].strip() for line in run_doctor_lines()]
+    assert names == ["gpushare", "startup file", "session", "socket", "broker", "device", "memory here"]  # fmt: skip
+
+
+@pytest.fixture
+def run_doctor_lines(run: Run, capsys: Capture) -> Callable[[], list[str]]:
+    """Run the doctor and return its lines."""
+
+    def lines() -> list[str]:
+        capsys.readouterr()
+        run("%gpushare doctor")
+        return capsys.readouterr().out.splitlines()
+
+    return lines
+
+
+def test_unload_takes_everything_back(run: Run, shell: InteractiveShell, capsys: Capture) -> None:
+    """After unloading the shell is as it was, and a rewritten cell that is run again says why it fails."""
+    shell.run_line_magic("unload_ext", "gpushare_magics")
+    assert shell.find_cell_magic("gpulane") is None
+    assert shell.find_line_magic("gpushare") is None
+    assert not [f for f in shell.input_transformers_cleanup if "gpushare" in str(f.__module__)]
+    result = run("__import__('gpushare_magics').enter('1GiB')")
+    assert isinstance(result.error_in_exec, UserError)
+    run("%load_ext gpushare_magics")
+    assert run("%%gpulane 1GiB\n3").result == 3
+
+
+def test_help_and_lists_know_the_magic(run: Run, shell: InteractiveShell) -> None:
+    """The magic is listed, and its help shows the options."""
+    assert "gpulane" in shell.magics_manager.lsmagic()["cell"]
+    assert "--wait SECONDS" in shell.find_cell_magic("gpulane").__doc__
+
+
+def test_cell_events_have_their_numbers(run: Run, attached: ScriptedBroker) -> None:
+    """The end of a plain cell carries the number of its start."""
+    run("1")
+    run("2")
+    settle()
+    started = [m.cell for m in attached.seen if isinstance(m, CellStarted)]
+    ended = [m.cell for m in attached.seen if isinstance(m, CellEnded)]
+    assert started == ended
+    assert len(set(started)) == 2
