@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from time import monotonic
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
@@ -21,11 +21,14 @@ from gpushare_kernel.devices.meter import TreeMeter
 _STOPPED = frozenset("Tt")
 _ENDED = frozenset("ZX")
 _STILL = _STOPPED | {"D"}
-"""D counts as standing still: it uses no CPU, and stops before it runs user code again. A parent inside
-vfork stays D for as long as its child is stopped."""
+"""Who stays in D uses no CPU, and stops before it runs user code again: a read that hangs, or a parent
+inside vfork, for as long as its child is stopped."""
 
 _EAGER_ROUNDS = 5
+_PATIENT_ROUNDS = 10
+"""So long (about 20 ms) D is waited for: inside a fork it may still give birth."""
 _LONGEST_NAP = 0.005
+_CONFIRMATIONS = 2
 
 
 @dataclass(slots=True)
@@ -114,7 +117,7 @@ class HostDevice:
 
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
         """Stop the tree: everybody in it, until a walk finds nobody new and nobody moving."""
-        asked = time.monotonic()
+        asked = monotonic()
         state = procfs.state_of(target.root)
         session = self._sessions.setdefault(target.root, _Session())
         if state is None or state in _ENDED:
@@ -129,7 +132,7 @@ class HostDevice:
             raise
         if status is not PauseStatus.PAUSED:
             self._continue(session)
-        return PauseOutcome(status, time.monotonic() - asked)
+        return PauseOutcome(status, monotonic() - asked)
 
     async def resume(self, target: Target) -> PauseOutcome:
         """Continue whom we stopped, orphans too. NOTHING: nobody stands still on our account any more."""
@@ -154,35 +157,39 @@ class HostDevice:
         self._sessions.clear()
 
     async def _stop(self, target: Target, session: _Session, deadline: float) -> PauseStatus:
-        rounds = 0
-        while not self._stop_round(target, session):
+        rounds = confirmed = 0
+        # Who was born while we walked is seen only by a walk that starts after all stood still.
+        while confirmed < _CONFIRMATIONS:
+            if self._stop_round(target, session, _STOPPED if rounds < _PATIENT_ROUNDS else _STILL):
+                confirmed += 1
+                continue
             if target.root not in session.stopped:
                 gone = not procfs.alive(target.root)
                 return PauseStatus.GONE if gone else PauseStatus.FORBIDDEN
-            if time.monotonic() >= deadline:
+            if monotonic() >= deadline:
                 return PauseStatus.BUSY
             # Nothing tells a stranger that a process has stopped, so we look: at once (it mostly takes
             # 50 us), then less and less often.
+            confirmed = 0
             rounds += 1
             nap = 0.0 if rounds <= _EAGER_ROUNDS else 0.0005 * 2 ** (rounds - _EAGER_ROUNDS)
             await asyncio.sleep(min(nap, _LONGEST_NAP))
         return PauseStatus.PAUSED if procfs.alive(target.root) else PauseStatus.GONE
 
-    def _stop_round(self, target: Target, session: _Session) -> bool:
+    def _stop_round(self, target: Target, session: _Session, still: Collection[str]) -> bool:
         """Walk the tree once and stop who moves; tell whether all stood still already."""
-        still = True
+        moved = False
         for key in self._walk(target, session):
             state = procfs.state_of(key)
             if state is None or state in _ENDED:
                 continue
-            ours = key in session.stopped
-            if state in (_STILL if ours else _STOPPED):
+            if state in (still if key in session.stopped else _STOPPED):
                 continue  # stopped: by us, or by somebody else, and then not ours to continue
             if self._stop_one(key, session):
-                still = False
+                moved = True
             elif key == target.root:
                 return False
-        return still and target.root in session.stopped
+        return not moved and target.root in session.stopped
 
     def _stop_one(self, key: ProcessKey, session: _Session) -> bool:
         """Stop one process; False where it is gone or not ours to stop (a child under sudo, say)."""

@@ -134,8 +134,7 @@ def test_a_tree_that_forks_in_a_loop_is_stopped_for_good(host: HostDevice) -> No
             elsewhere()
             assert procfs.tree(program.pid) == family
             assert {procfs.state_of(key) for key in family} <= {"T", "Z", "D"}
-            # One that was in the kernel (D) when it was looked at may finish there before it stops.
-            assert used(host, target) - before < 0.005
+            assert used(host, target) == before
             resume(host, target)
 
 
@@ -310,6 +309,22 @@ def test_a_pause_that_cannot_end_in_time_is_undone(
         assert pause(host, target, limit=0.05).status is PauseStatus.BUSY
         assert record.keys == []
         assert all(procfs.state(pid) != "T" for pid in (program.pid, *children))
+
+
+def test_one_that_hangs_in_the_kernel_counts_as_still(
+    host: HostDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D for long (a dead file server, a parent inside vfork) does not keep the tree from being paused."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        target = Target(program.key)
+        hanging = program.said_pids()[-1]
+        look = procfs.state_of
+        monkeypatch.setattr(
+            procfs, "state_of", lambda key: "D" if key.pid == hanging else look(key)
+        )
+        assert pause(host, target).status is PauseStatus.PAUSED
+        assert len(host.paused(target)) == 3
+        resume(host, target)
 
 
 def test_a_cancelled_pause_leaves_nobody_stopped(
