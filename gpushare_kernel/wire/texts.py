@@ -7,8 +7,6 @@ pretends to be a GPU.
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from gpushare_kernel.core.sizes import format_size, pasteable_size
 from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
@@ -171,7 +169,7 @@ def _place(wait: Wait) -> list[str]:
     said = [f"{wait.ahead} ahead of you." if wait.ahead else "You are next."]
     if wait.eta is not None:
         said.append(f"About {format_duration(wait.eta)} to go.")
-    elif wait.longest_today is not None:
+    elif wait.longest_today is not None and wait.longest_today >= 1:
         said.append(f"Longest wait today {format_duration(wait.longest_today)}.")
     return said
 
@@ -194,5 +192,7 @@ def _fraction(fraction: float) -> str:
         return "no"
     if fraction < 1 / _FINE_FRACTION:
         return f"1/{round(1 / fraction)}"
+    from fractions import Fraction  # noqa: PLC0415 - every kernel start imports this module
+
     near = Fraction(fraction).limit_denominator(_FINE_FRACTION)
     return "full" if near >= 1 else f"{near.numerator}/{near.denominator}"

@@ -31,6 +31,7 @@ END = "Interrupt gives up your place."
         (wait(), f"{MEMORY} 2 ahead of you. {END}"),
         (wait(ahead=0), f"{MEMORY} You are next. {END}"),
         (wait(eta=180.0, longest_today=360.0), f"{MEMORY} 2 ahead of you. About 3 min to go. {END}"),
+        (wait(longest_today=0.2), f"{MEMORY} 2 ahead of you. {END}"),
         (wait(longest_today=360.0), f"{MEMORY} 2 ahead of you. Longest wait today 6 min. {END}"),
         (wait(free=512 * MiB), f"Waiting for GPU memory: needs 6.0 GiB, 512 MiB free. 2 ahead of you. {END}"),
         (wait(free=-GiB), f"Waiting for GPU memory: needs 6.0 GiB, 0 B free. 2 ahead of you. {END}"),
