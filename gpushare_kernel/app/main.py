@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         complain(problem)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
+        complain("interrupted")
         raise SystemExit(130) from None
 
 

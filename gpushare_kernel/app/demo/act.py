@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from gpushare_kernel.app.demo.stage import Stage
@@ -67,9 +69,10 @@ class Act:
         self.state = State.STARTING
         reports = nbformat.v4.new_code_cell(_REPORTS)  # type: ignore[no-untyped-call]
         self.notebook.cells.append(reports)
+        manager = AsyncKernelManager(kernel_name="python3")
         client = NotebookClient(
             self.notebook,
-            kernel_name="python3",
+            km=manager,
             timeout=_CELL_LIMIT,
             record_timing=False,
             log=_logger,
@@ -81,11 +84,19 @@ class Act:
                 await client.async_execute(env=env, cwd=str(self._stage.folder), stderr=log)
             self.reports = msgspec.json.decode(reports.outputs[0].text, type=list[Report])
         except Exception as problem:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # nbclient calls that a dead kernel
+                raise asyncio.CancelledError from None
             self.state = State.FAILED
             msg = f"{self.name} failed: {problem}"
             raise DemoFailed(msg) from problem
         finally:
             self.notebook.cells.pop()
+            # nbclient does not end a kernel whose start is cancelled.
+            if client.kc is not None:
+                client.kc.stop_channels()
+            if manager.has_kernel:
+                await manager.shutdown_kernel(now=True)
         self.state = State.DONE
 
     def look(self) -> str:

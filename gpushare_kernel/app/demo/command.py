@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -59,7 +61,7 @@ class DemoApp(Command):
             history = History()
             _announce(out, stage.places, self.capacity)
             try:
-                asyncio.run(_play(acts, stage, history, out))
+                _run(_play(acts, stage, history, out))
             except* DemoFailed as failures:
                 _show_log(out, stage)
                 raise failures.exceptions[0] from None
@@ -67,6 +69,25 @@ class DemoApp(Command):
             out.print()
             out.print(part)
         _keep(acts, self.output)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Leaves signals to us: nbclient would end one kernel at an interrupt, and call that a failure."""
+
+    def add_signal_handler(self, *_: object) -> None:
+        """Refuse, as loops outside the main thread do; nbclient expects that."""
+        msg = "signals are the demo's own"
+        raise RuntimeError(msg)
+
+
+def _run(play: Coroutine[Any, Any, None]) -> None:
+    """Run the play; an interrupt or a termination ends every kernel, then us."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            runner.run(play)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _play(acts: Sequence[Act], stage: Stage, history: History, out: Console) -> None:

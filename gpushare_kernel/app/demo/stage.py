@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def staged(broker_arguments: Sequence[str]) -> Iterator[Stage]:
         with _environment(_variables(folder)):
             where = places()
             arguments = ["--idle-exit", str(_ORPHANED), *broker_arguments]
-            ensure_broker(where, timeout=_PATIENCE, args=arguments)
             try:
+                # In a thread: an interrupt waits until there is a broker that can be stopped.
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(ensure_broker, where, _PATIENCE, arguments).result()
                 yield Stage(folder, where)
             finally:
                 with contextlib.suppress(BrokerUnavailable):  # it is gone already

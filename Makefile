@@ -1,0 +1,32 @@
+# make demo: see it. make test: check it. Both need python >= 3.11 (with venv and pip) and nothing else;
+# they make their environment in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What an installation copies or reads; everything else is used where it lies.
+INSTALLED := pyproject.toml $(wildcard etc/ipython/startup/*.py)
+
+.PHONY: demo test clean
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/jupyter gpushare demo --notebooks examples --output .demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/%.stamp: $(INSTALLED) | $(VENV)/bin/python
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "gpushare needs Python: $(PYTHON) is not there. Name another one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gpushare needs Python 3.11 or newer: $(PYTHON) is $$($(PYTHON) -V). Name another one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian: apt install python3-venv"; exit 1; }
