@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from gpushare_kernel import __version__
+from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
@@ -26,7 +26,7 @@ from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
-from gpushare_kernel.core.values import UserId
+from gpushare_kernel.core.values import ProcessKey, UserId
 from gpushare_kernel.devices.host import HostDevice
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
@@ -103,6 +103,7 @@ async def _run(given: argparse.Namespace, where: Places) -> int:
         table,
         capacity=None if given.capacity is None else parse_size(given.capacity),
         compute=given.compute,
+        held=sum(_resident(row.process) for row in known.sessions),
     )
     inventory = device.inventory
     config = Config(
@@ -165,6 +166,11 @@ def _command(given: argparse.Namespace) -> list[str]:
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
     return command
+
+
+def _resident(key: ProcessKey | None) -> int:
+    """What a session taken over from the broker before holds already: part of the capacity."""
+    return 0 if key is None or not procfs.alive(key) else procfs.private_memory(key.pid) or 0
 
 
 def _lock(where: Places) -> int:

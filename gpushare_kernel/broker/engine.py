@@ -18,6 +18,8 @@ from gpushare_kernel.devices.base import Device
 from gpushare_kernel.transport.words import LANE, TURN
 from gpushare_kernel.wire.messages import Slowed
 
+RESUME_AGAIN = 0.01
+"""A resume that could not be done is tried again after this long (seconds), then less and less often."""
 _logger = logging.getLogger(__name__)
 
 
@@ -211,9 +213,14 @@ class Engine:
 
     def _resuming(self, kernel: Kernel) -> Callable[[], Awaitable[None]]:
         async def action() -> None:
-            target = kernel.target
-            if target is not None:
-                await self.device.resume(target)
+            pause = RESUME_AGAIN
+            while (target := kernel.target) is not None:
+                outcome = await self.device.resume(target)
+                if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:
+                    break
+                # Its user has stopped it (the driver answers after SIGCONT), or it became somebody else's.
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 1.0)
             kernel.mark_paused(paused=False)
 
         return action

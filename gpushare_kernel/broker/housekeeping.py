@@ -9,7 +9,7 @@ from gpushare_kernel import procfs
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
 from gpushare_kernel.core.values import MiB, SessionId, Usage
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places
@@ -81,7 +81,12 @@ class Housekeeping:
         broker, engine = self._broker, self._broker.engine
         book = broker.scheduler.book
         managed = sum(s.measured + s.context for s in broker.scheduler.sessions.values())
-        capacity = max(0, engine.device.inventory.capacity - engine.device.foreign(managed))
+        try:
+            foreign = engine.device.foreign(managed)
+        except DeviceError as problem:
+            _logger.warning("foreign memory cannot be measured: %s", problem)
+            return
+        capacity = max(0, engine.device.inventory.capacity - foreign)
         if abs(capacity - book.table.capacity) >= _CAPACITY_STEP:
             engine.feed(ev.CapacityChanged(at=engine.now, capacity=capacity))
 

@@ -91,6 +91,8 @@ class Session:
     stopped_at: float = 0.0
     pausing: bool = False
     ticket: int = 0
+    #: How long its drains were seen to need, where that is more than the usual limit.
+    pause_limit: float = 0.0
     pausable: bool = True
     exempt_until: float = 0.0
     leave_by: float = 0.0

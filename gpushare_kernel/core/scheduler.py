@@ -141,10 +141,11 @@ class Scheduler:
         self._admit(event.at)
 
     def _session_closed(self, event: ev.SessionClosed) -> None:
-        session = self.sessions.pop(event.session, None)
+        session = self.sessions.get(event.session)
         if session is None:
             return
         self._empty(session)
+        del self.sessions[session.id]
         session.become(Presence.CLOSED)
         session.user.sessions.discard(session.id)
         self._admit(event.at)
@@ -152,7 +153,8 @@ class Scheduler:
     def _empty(self, session: Session) -> None:
         """End all jobs of `session` and free what it holds."""
         self.probe.forget(session)
-        for job in [*session.jobs.values()]:
+        # Those that occupy their lane come last: it must not pass to a job that ends here too.
+        for job in sorted(session.jobs.values(), key=self._occupies):
             if job.waits and not job.plain:
                 self._emit(do.Drop(job.id, session.id))
             self._over(session, job, JobState.LOST)
@@ -246,6 +248,7 @@ class Scheduler:
         self._admit(event.at)
 
     def _enlist(self, session: Session, job: Job) -> None:
+        self.probe.forget(session)
         self.jobs[job.id] = session.jobs[job.id] = job
 
     def _over(self, session: Session, job: Job, state: JobState) -> None:
@@ -394,6 +397,7 @@ class Scheduler:
             heappop(self._timers)[2](event.at)
         if self._monitor is not None and self._monitor <= event.at:
             self._monitor = None
+        self._wake = None  # it may have been this one: say again when the next is due
         self._admit(event.at)
 
     def _take(self, session: Session, usage: Usage, at: float) -> Seen:

@@ -19,6 +19,8 @@ from gpushare_kernel.core.values import JobState, Mode, PauseReason, PauseStatus
 
 SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
+LONGEST_DRAIN = 60.0
+"""A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 FILLER = 0.5
 """Cores that must lie idle before a session larger than them may fill them."""
 
@@ -50,6 +52,7 @@ class Turns:
         self.free_until = 0.0
         self.lost = False
         self._leaving = 0
+        self._exempt: dict[SessionId, Session] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
 
@@ -118,10 +121,7 @@ class Turns:
         """`session` was seen to use (or to be ready to use) `demand` cores."""
         session.demand = demand if session.demand is None else (session.demand + demand) / 2
         if session.id in self.wanting:
-            before = session.counted
-            self._count(session)
-            if session.id in self.using:
-                self.busy += session.counted - before
+            self._recount(session)
 
     def settle(self, at: float) -> None:
         """Bring phases in line with what is wanted. Called once after every event."""
@@ -144,16 +144,22 @@ class Turns:
             return
         session.pausing = False
         if status in _LEFT:
-            if status is not PauseStatus.PAUSED:
-                session.stopped = None
-            for job in _at_work(session) if session.stopped else ():
+            # Also where there was nothing to pause (no context, stopped by its own user): should it use
+            # the device before its next turn, that is seen and it is paused again.
+            for job in _at_work(session):
                 job.become(JobState.PAUSED)
             self._left(session, at)
         elif status is PauseStatus.BUSY:
+            # Its submitted work is longer than the limit: the lock can only succeed if it waits longer.
+            session.pause_limit = min(
+                2 * max(session.pause_limit, self.config.pause_limit), LONGEST_DRAIN
+            )
             self._pause(session, at, PauseReason.TURN_ENDED)
         else:
+            # It cannot be paused (a profiler, MPS, another's process): it runs beside everybody, and is charged.
             session.stopped, session.pausable = None, False
-            self._stay(session)
+            self._recount(session)
+            self._stay(session, at)
 
     def at_boundary(self, session: Session, at: float) -> None:
         """A job of `session` waits inside our client; if nothing of it runs, its turn is given back."""
@@ -168,20 +174,20 @@ class Turns:
     def restop(self, session: Session) -> None:
         """`session` used the device although it is paused: somebody else continued it."""
         if session.stopped is not None and not session.pausing and session.phase is Phase.WAITING:
-            self._emit(
-                Pause(session.id, PauseReason.RESTOPPED, self.config.pause_limit, session.ticket)
-            )
+            limit = max(session.pause_limit, self.config.pause_limit)
+            self._emit(Pause(session.id, PauseReason.RESTOPPED, limit, session.ticket))
 
     def exempt(self, session: Session, until: float, at: float) -> None:
         """Resume `session` and do not pause it before `until`; what it uses meanwhile is charged."""
         session.exempt_until = until
+        self._exempt[session.id] = session
         if session.phase is Phase.WAITING and session.stopped is not None:
             self.accounts.leave(session)
             self.joining.pop(session.id, None)
             self._use(session, at)
         self.free(session)
         if session.phase is Phase.LEAVING:
-            self._stay(session)
+            self._stay(session, at)
 
     # --- frames --------------------------------------------------------------------------------------
 
@@ -196,16 +202,16 @@ class Turns:
                 self._use(session, at)
         for session in self.using.values():
             session.shared_since = None
-            if session.phase is Phase.LEAVING and not session.pausing:
-                self._stay(session)
+            if session.phase is Phase.LEAVING:
+                self.free(session)
+                self._stay(session, at)
 
     def _frame(self, at: float) -> None:
         held = [s for s in self.using.values() if s.phase is Phase.ON and self._may_pause(s, at)]
         for session in [*self.joining.values(), *held]:
             self.accounts.join(session)
         self.joining.clear()
-        room = self.compute - sum(s.counted for s in self.using.values() if s not in held)
-        taken = self._choose(room)
+        taken = self._choose(self._room(at) + sum(s.counted for s in held))
         self.frame_end = at + self.config.turn
         self.accounts.advance()
         for session in held:
@@ -239,7 +245,7 @@ class Turns:
 
     def _fill(self, at: float) -> None:
         for session in [*self.joining.values()]:
-            if self._leaving and session.counted > self.compute - self.busy + SLACK:
+            if self._leaving and session.counted > self._room(at) + SLACK:
                 return
             del self.joining[session.id]
             self._use(session, at)
@@ -250,7 +256,7 @@ class Turns:
         if not self.using:
             self._frame(at)
             return
-        room = self.compute - self.busy
+        room = self._room(at)
         if room <= SLACK:
             return
         for session in self.accounts.ranked(self._cost):
@@ -300,7 +306,8 @@ class Turns:
     def _pause(self, session: Session, at: float, reason: PauseReason) -> None:
         session.stopped, session.stopped_at, session.pausing = reason, at, True
         session.ticket += 1
-        self._emit(Pause(session.id, reason, self.config.pause_limit, session.ticket))
+        limit = max(session.pause_limit, self.config.pause_limit)
+        self._emit(Pause(session.id, reason, limit, session.ticket))
 
     def _left(self, session: Session, at: float) -> None:
         self._unuse(session, at)
@@ -308,7 +315,7 @@ class Turns:
         session.waiting_since = at
         self.accounts.join(session)
 
-    def _stay(self, session: Session) -> None:
+    def _stay(self, session: Session, at: float) -> None:
         """Whoever was leaving keeps its turn after all; a word that was set is cleared."""
         if session.phase is Phase.LEAVING:
             self._leaving -= 1
@@ -317,6 +324,7 @@ class Turns:
             if job.asked and not self._crowded(job):
                 job.asked = False
                 self._emit(Ask(job.id, session.id, turn=False, lane=False))
+        self._resume_jobs(session, at)
 
     def _unuse(self, session: Session, at: float) -> None:
         if session.phase is Phase.LEAVING:
@@ -328,10 +336,25 @@ class Turns:
     def _may_pause(self, session: Session, at: float) -> bool:
         return session.pausable and at >= session.exempt_until
 
+    def _room(self, at: float) -> float:
+        """Cores that nobody's turn takes. Who may not be paused just now is beside the turns, not in their way."""
+        self._exempt = {name: s for name, s in self._exempt.items() if at < s.exempt_until}
+        beside = (s for s in self._exempt.values() if s.phase is Phase.ON)
+        return self.compute - self.busy + sum(s.counted for s in beside)
+
+    def _recount(self, session: Session) -> None:
+        before = session.counted
+        self._count(session)
+        if session.id in self.using:
+            self.busy += session.counted - before
+
     def _count(self, session: Session) -> None:
-        counted = (
-            self.compute if session.demand is None else counted_demand(session.demand, self.compute)
-        )
+        if not session.pausable:
+            counted = 0.0
+        elif session.demand is None:
+            counted = self.compute
+        else:
+            counted = counted_demand(session.demand, self.compute)
         self.load += counted - session.counted
         session.counted = counted
 

@@ -62,7 +62,9 @@ def test_what_one_cannot_use_goes_to_others() -> None:
     assert sum(used(world, *(f"a{n}" for n in range(6)))) >= 56.0
 
 
-@pytest.mark.parametrize(("weights", "share"), [((3.0, 1.0), 0.75), ((1.0, 1.0), 0.5), ((0.3, 0.7), 0.3)])
+@pytest.mark.parametrize(
+    ("weights", "share"), [((3.0, 1.0), 0.75), ((1.0, 1.0), 0.5), ((0.3, 0.7), 0.3)]
+)
 def test_weights_divide_the_own_share(weights: tuple[float, float], share: float) -> None:
     """Two kernels of one user that use every core divide by weight."""
     world = World()

@@ -34,7 +34,9 @@ class Kernel:
 class World:
     """A scheduler and its kernels on a virtual clock. Work is shared equally where cores are overbooked."""
 
-    def __init__(self, *, compute: float = 2.0, capacity: int = 10 * GiB, **settings: object) -> None:
+    def __init__(
+        self, *, compute: float = 2.0, capacity: int = 10 * GiB, **settings: object
+    ) -> None:
         self.core = Scheduler(Config(capacity=capacity, compute=compute, **settings))  # type: ignore[arg-type]
         self.kernels: dict[str, Kernel] = {}
         self.now = 0.0
@@ -78,13 +80,20 @@ class World:
                 self.wake = at
 
     def finish_drains(self) -> None:
-        due, self.drains = [d for d in self.drains if d[0] <= self.now], [d for d in self.drains if d[0] > self.now]
+        due, self.drains = (
+            [d for d in self.drains if d[0] <= self.now],
+            [d for d in self.drains if d[0] > self.now],
+        )
         for _, session, ticket in due:
             kernel = self.kernels.get(session)
             status = PauseStatus.PAUSED if kernel else PauseStatus.GONE
             if kernel:
                 kernel.paused = True
-            self.send(ev.Paused(at=self.now, session=session, ticket=ticket, status=status, drain=self.drain))
+            self.send(
+                ev.Paused(
+                    at=self.now, session=session, ticket=ticket, status=status, drain=self.drain
+                )
+            )
 
     def usage(self, session: str) -> Usage:
         kernel = self.kernels[session]
@@ -134,13 +143,32 @@ class World:
 
     # --- shorthand -------------------------------------------------------------------------------------
 
-    def open(self, session: str, user: str = "ann", *, demand: float = 1.0, weight: float = 1.0, interval: float | None = None) -> Kernel:
-        self.send(ev.SessionOpened(at=self.now, session=SessionId(session), user=UserId(user), weight=weight))
+    def open(
+        self,
+        session: str,
+        user: str = "ann",
+        *,
+        demand: float = 1.0,
+        weight: float = 1.0,
+        interval: float | None = None,
+    ) -> Kernel:
+        self.send(
+            ev.SessionOpened(
+                at=self.now, session=SessionId(session), user=UserId(user), weight=weight
+            )
+        )
         self.send(ev.SessionReady(at=self.now, session=SessionId(session), bare=False, context=0))
         kernel = self.kernels[session] = Kernel(demand, interval=interval)
         return kernel
 
-    def submit(self, job: str, session: str, persistent: int | None = None, ephemeral: int | None = None, **more: object) -> None:
+    def submit(
+        self,
+        job: str,
+        session: str,
+        persistent: int | None = None,
+        ephemeral: int | None = None,
+        **more: object,
+    ) -> None:
         cooperative = self.kernels[session].interval is not None
         self.send(
             ev.JobSubmitted(
@@ -154,17 +182,31 @@ class World:
         kernel = self.kernels[record.session]
         kernel.running.discard(job)
         self.asked.pop(job, None)
-        self.send(ev.BoundaryReached(at=self.now, job=JobId(job), trimmed=trimmed, persistent=persistent, interval=kernel.interval or 0.0))
+        self.send(
+            ev.BoundaryReached(
+                at=self.now,
+                job=JobId(job),
+                trimmed=trimmed,
+                persistent=persistent,
+                interval=kernel.interval or 0.0,
+            )
+        )
 
     def end(self, job: str, persistent: int = 0) -> None:
         session = self.core.jobs[JobId(job)].session
         self.kernels[session].running.discard(job)
         self.asked.pop(job, None)
-        self.send(ev.JobEnded(at=self.now, job=JobId(job), persistent=persistent, usage=self.usage(session)))
+        self.send(
+            ev.JobEnded(
+                at=self.now, job=JobId(job), persistent=persistent, usage=self.usage(session)
+            )
+        )
 
     def cell(self, session: str) -> None:
         self.kernels[session].plain = True
-        self.send(ev.CellStarted(at=self.now, session=SessionId(session), usage=self.usage(session)))
+        self.send(
+            ev.CellStarted(at=self.now, session=SessionId(session), usage=self.usage(session))
+        )
 
     def cell_ends(self, session: str, persistent: int = 0) -> None:
         self.kernels[session].plain = False

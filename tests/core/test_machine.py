@@ -1,0 +1,378 @@
+"""The scheduler against the model GPU: any order of events keeps every rule, and nobody is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.validate import validate
+from gpushare_kernel.core.values import (
+    GiB,
+    JobId,
+    JobState,
+    MiB,
+    PauseStatus,
+    Presence,
+    ProcessKey,
+    SessionId,
+    Usage,
+    UserId,
+)
+from gpushare_kernel.devices.base import PauseOutcome, Target
+from gpushare_kernel.devices.model import ModelDevice
+
+CAPACITY = 8 * GiB
+RESERVE = 512 * MiB
+sizes = st.integers(0, 40).map(lambda n: n * 128 * MiB)
+
+
+def now(coroutine: Coroutine[Any, Any, PauseOutcome]) -> PauseOutcome:
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        outcome: PauseOutcome = done.value
+        return outcome
+    raise AssertionError("the model waited")
+
+
+class Machine(RuleBasedStateMachine):
+    """Sessions, jobs, faults and time in any order."""
+
+    sessions: Bundle[SessionId] = Bundle("sessions")
+    jobs: Bundle[JobId] = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = ModelDevice(capacity=CAPACITY, reserve=RESERVE)
+        self.core = Scheduler(Config(capacity=CAPACITY, compute=1.0, reserve=RESERVE))
+        self.at = 0.0
+        self.wake: float | None = None
+        self.targets: dict[SessionId, Target] = {}
+        self.pids = iter(range(1000, 10**6))
+        self.names = iter(range(10**6))
+        self.granted: set[JobId] = set()
+        self.in_flight: list[tuple[float, ev.Paused]] = []
+        self.late_resumes: set[SessionId] = set()
+
+    # --- the broker's part ---------------------------------------------------------------------------
+
+    def send(self, event: ev.Event) -> None:
+        out = self.core.handle(event)
+        validate(self.core)
+        for instruction in out:
+            match instruction:
+                case do.Grant(job, session):
+                    assert job not in self.granted, "granted twice"
+                    self.granted.add(job)
+                    assert session in self.targets
+                case do.Pause():
+                    self._pause(instruction)
+                case do.Resume(session):
+                    self.in_flight = [f for f in self.in_flight if f[1].session != session]
+                    self._resume(session)
+                case do.Drop(job) | do.Refuse(job):
+                    self.granted.discard(job)
+                case do.Wake(at):
+                    self.wake = at
+
+    def _resume(self, session: SessionId) -> None:
+        self.late_resumes.discard(session)
+        if (
+            session in self.targets
+            and now(self.device.resume(self.targets[session])).status is PauseStatus.STOPPED
+        ):
+            self.late_resumes.add(
+                session
+            )  # the driver answers only after SIGCONT: asked again until then
+
+    def _pause(self, pause: do.Pause) -> None:
+        target = self.targets.get(pause.session)
+        outcome = (
+            PauseOutcome(PauseStatus.GONE)
+            if target is None
+            else now(self.device.pause(target, limit=pause.limit))
+        )
+        if outcome.status is PauseStatus.BUSY:
+            outcome = PauseOutcome(PauseStatus.BUSY, pause.limit)
+        self.in_flight.append(
+            (
+                self.at + outcome.drain,
+                ev.Paused(
+                    at=self.at,
+                    session=pause.session,
+                    ticket=pause.ticket,
+                    status=outcome.status,
+                    drain=outcome.drain,
+                ),
+            )
+        )
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.at + seconds
+        while self.at < end - 1e-9:
+            due = [end, self.at + 0.05, *(f[0] for f in self.in_flight)]
+            if self.wake is not None:
+                due.append(self.wake)
+            until = max(min(due), self.at)
+            self.device.advance(until - self.at)
+            self.at = until
+            ready = [f for f in self.in_flight if f[0] <= self.at + 1e-12]
+            self.in_flight = [f for f in self.in_flight if f[0] > self.at + 1e-12]
+            for _, paused in ready:
+                if paused.session in self.core.sessions:
+                    self.send(
+                        ev.Paused(
+                            at=self.at,
+                            session=paused.session,
+                            ticket=paused.ticket,
+                            status=paused.status,
+                        )
+                    )
+            if self.wake is not None and self.wake <= self.at:
+                self.wake = None
+                self.sample()
+            if not ready and until >= end:
+                return
+
+    def sample(self) -> None:
+        used: dict[SessionId, Usage] = {}
+        for session in self.core.watched(self.at):
+            target = self.targets.get(session)
+            usage = None if target is None else self.device.usage(target)
+            if usage is not None:
+                used[session] = usage
+        self.send(ev.Sampled(at=self.at, used=used))
+
+    # --- sessions --------------------------------------------------------------------------------------
+
+    @rule(
+        target=sessions,
+        user=st.sampled_from("abc"),
+        weight=st.sampled_from([0.5, 1.0, 3.0]),
+        bare=st.booleans(),
+    )
+    def open(self, user: str, weight: float, bare: bool) -> Any:
+        if len(self.core.sessions) >= 12:
+            return multiple()
+        session = SessionId(f"s{next(self.names)}")
+        self.targets[session] = Target(ProcessKey(next(self.pids), 1))
+        self.device.launch(self.targets[session])
+        self.send(ev.SessionOpened(at=self.at, session=session, user=UserId(user), weight=weight))
+        self.send(ev.SessionReady(at=self.at, session=session, bare=bare))
+        return session
+
+    @rule(session=consumes(sessions))
+    def close(self, session: SessionId) -> None:
+        self.device.kill(self.targets.pop(session))
+        self.send(ev.SessionClosed(at=self.at, session=session))
+
+    @rule(session=sessions)
+    def restart(self, session: SessionId) -> None:
+        if session in self.targets:
+            self.device.kill(self.targets[session])
+            self.send(ev.SessionRestarted(at=self.at, session=session))
+            self.targets[session] = Target(ProcessKey(next(self.pids), 1))
+            self.device.launch(self.targets[session])
+            self.send(ev.SessionReady(at=self.at, session=session, bare=False))
+
+    # --- jobs --------------------------------------------------------------------------------------------
+
+    @rule(
+        target=jobs,
+        session=sessions,
+        persistent=st.none() | sizes,
+        ephemeral=st.none() | sizes,
+        size=st.none() | sizes,
+        cooperative=st.booleans(),
+    )
+    def submit(
+        self,
+        session: SessionId,
+        persistent: int | None,
+        ephemeral: int | None,
+        size: int | None,
+        cooperative: bool,
+    ) -> Any:
+        if session not in self.targets or len(self.core.sessions[session].jobs) >= 4:
+            return multiple()
+        job = JobId(f"{session}/{next(self.names)}")
+        if size is not None:
+            persistent = ephemeral = None
+        self.send(
+            ev.JobSubmitted(
+                at=self.at,
+                job=job,
+                session=session,
+                size=size,
+                persistent=persistent,
+                ephemeral=ephemeral,
+                cooperative=cooperative,
+            )
+        )
+        self._work(session, 1.0, 0.0)
+        return job
+
+    def _work(self, session: SessionId, demand: float, depth: float) -> None:
+        self.device.work(self.targets[session], demand=demand, depth=depth)
+
+    @rule(job=jobs, held=sizes)
+    def end(self, job: JobId, held: int) -> None:
+        record = self.core.jobs.get(job)
+        if record is None or record.state is JobState.PAUSED:
+            return
+        self.granted.discard(job)
+        self.send(ev.JobEnded(at=self.at, job=job, persistent=held))
+
+    @rule(job=jobs)
+    def cancel(self, job: JobId) -> None:
+        if job in self.core.jobs:
+            self.send(ev.JobCancelled(at=self.at, job=job))
+
+    @rule(job=jobs, trimmed=st.booleans(), held=sizes)
+    def boundary(self, job: JobId, trimmed: bool, held: int) -> None:
+        record = self.core.jobs.get(job)
+        if record is not None and record.state is JobState.RUNNING and record.cooperative:
+            self.granted.discard(job)
+            self.send(
+                ev.BoundaryReached(
+                    at=self.at, job=job, trimmed=trimmed, persistent=held, interval=0.01
+                )
+            )
+
+    @rule(
+        session=sessions,
+        demand=st.sampled_from([0.0, 0.3, 1.0]),
+        depth=st.sampled_from([0.0, 0.02, 0.8]),
+    )
+    def work(self, session: SessionId, demand: float, depth: float) -> None:
+        if session in self.targets:
+            self._work(session, demand, depth)
+
+    @rule(session=sessions)
+    def cell(self, session: SessionId) -> None:
+        target = self.targets.get(session)
+        if target is not None:
+            self._work(session, 1.0, 0.0)
+            self.send(ev.CellStarted(at=self.at, session=session, usage=self.device.usage(target)))
+
+    @rule(session=sessions, held=sizes)
+    def cell_end(self, session: SessionId, held: int) -> None:
+        if session in self.targets:
+            self.send(ev.CellEnded(at=self.at, session=session, persistent=held))
+
+    @rule(session=sessions)
+    def release(self, session: SessionId) -> None:
+        if session in self.targets:
+            self.send(ev.Released(at=self.at, session=session))
+
+    # --- faults and administrators -----------------------------------------------------------------------
+
+    @rule(
+        session=sessions,
+        fault=st.sampled_from(["self-unlock", "sigstop", "sigcont", "break", "profiler"]),
+    )
+    def fault(self, session: SessionId, fault: str) -> None:
+        target = self.targets.get(session)
+        if target is None:
+            return
+        process = self.device.process(target)
+        if fault == "self-unlock":
+            self.device.self_unlock(target)
+        elif fault == "break":
+            self.device.break_context(target)
+        elif fault == "profiler":
+            process.profiled = not process.profiled
+        else:
+            process.stopped = fault == "sigstop"
+            for late in [*self.late_resumes]:
+                self._resume(late)
+
+    @rule(size=st.integers(0, 16))
+    def foreign(self, size: int) -> None:
+        taken = self.device.set_foreign(size * 512 * MiB)
+        self.send(ev.CapacityChanged(at=self.at, capacity=CAPACITY - taken))
+
+    @rule(session=sessions, seconds=st.sampled_from([0.05, 1.0]))
+    def exempt(self, session: SessionId, seconds: float) -> None:
+        if session in self.targets:
+            self.send(ev.Exempted(at=self.at, session=session, until=self.at + seconds))
+
+    @rule(policy=st.sampled_from(["fair", "fifo"]))
+    def policy(self, policy: str) -> None:
+        self.send(ev.PolicyChanged(at=self.at, policy=policy))
+
+    @rule(session=sessions, weight=st.sampled_from([0.2, 1.0, 5.0]))
+    def weight(self, session: SessionId, weight: float) -> None:
+        if session in self.targets:
+            self.send(ev.WeightChanged(at=self.at, session=session, weight=weight))
+
+    @rule()
+    def lose_and_find(self) -> None:
+        self.send(ev.DeviceLost(at=self.at, lost=True))
+        assert not any(s.stopped for s in self.core.sessions.values())
+        self.send(ev.DeviceLost(at=self.at, lost=False))
+
+    # --- time ------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.001, 0.03, 0.2, 2.0]))
+    def time(self, seconds: float) -> None:
+        self.pass_time(seconds)
+
+    @precondition(
+        lambda self: (
+            bool(self.core.turns.wanting) and self.core.turns.accounts.policy.name == "fair"
+        )
+    )
+    @rule()
+    def everybody_gets_a_turn(self) -> None:
+        """I6: within a few frames each session that wants the device and can be paused has had it."""
+        before = {s: self.core.sessions[s].turns for s in self.core.turns.wanting}
+        held = {s for s in self.core.turns.using}
+        self.pass_time(0.5 + 4.0 * len(before))
+        for session in before:
+            record = self.core.sessions.get(session)
+            if record is not None and session in self.core.turns.wanting and session not in held:
+                assert record.turns > before[session] or session in self.core.turns.using, (
+                    f"{session} starves"
+                )
+
+    # --- always ------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def only_what_we_paused_stands_still(self) -> None:
+        """I3: a process that stands still on our account is known to be so, or about to be."""
+        for session, target in self.targets.items():
+            if self.device.paused(target) and session not in self.late_resumes:
+                assert self.core.sessions[session].stopped is not None
+
+    def teardown(self) -> None:
+        for session in list(self.core.sessions):
+            self.send(ev.SessionClosed(at=self.at, session=session))
+        assert self.core.book.table.used == 0
+        assert not self.core.jobs
+        assert not self.core.turns.wanting
+        assert not len(self.core.book.queue)
+        assert all(s.presence is not Presence.CLOSED for s in self.core.sessions.values())
+
+
+Machine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestMachine = Machine.TestCase
