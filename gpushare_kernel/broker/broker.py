@@ -21,7 +21,7 @@ from gpushare_kernel.core.errors import BadDeclaration, NotYours
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Job, User
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.core.values import JobId, JobState, LaneId, Presence, UserId, Wait
+from gpushare_kernel.core.values import JobId, JobState, LaneId, Presence, ProcessKey, UserId, Wait
 from gpushare_kernel.devices.base import Device
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.server import Connection
@@ -245,11 +245,28 @@ class Broker:
     def _process_gone(self, kernel: Kernel, pidfd: int) -> None:
         """The pidfd says that the process has ended. A restart keeps the session; else it is closed."""
         self._loop.remove_reader(pidfd)
-        if kernel.pidfd != pidfd:
+        if kernel.pidfd != pidfd or kernel.target is None:
             return
+        survivors = self.engine.device.survivors(kernel.target)
         self.emptied(kernel)
+        for key in survivors:
+            self._follow(kernel, key)
         if kernel.opener is None or not procfs.alive(kernel.opener):
             self.close(kernel)
+
+    def _follow(self, kernel: Kernel, key: ProcessKey) -> None:
+        """A child outlived its kernel: a session of its own from here on, without a client, of the same user."""
+        try:
+            pidfd = pidfds.open_pidfd(key.pid)
+        except OSError:
+            return
+        child, _ = self.registry.open(
+            kernel.uid, f"{kernel.name} (left running)", kernel.weight, None
+        )
+        self.opened(child)
+        self.bind(child, pidfd, key.pid)
+        self._still_bare(child)
+        _logger.info("a child outlived its kernel", extra={"session": child.id, "of": kernel.id})
 
     def _still_opened(self, kernel: Kernel) -> None:
         if self.registry.get(kernel.id) is kernel and kernel.key is None:

@@ -184,8 +184,9 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
 
     def _pausing(self, kernel: Kernel, pause: do.Pause) -> Callable[[], Awaitable[None]]:
+        target = kernel.target
+
         async def action() -> None:
-            target = kernel.target
             if target is None:
                 status, drain = PauseStatus.GONE, 0.0
             else:
@@ -212,9 +213,13 @@ class Engine:
         return action
 
     def _resuming(self, kernel: Kernel) -> Callable[[], Awaitable[None]]:
+        target = (
+            kernel.target
+        )  # as it is now: where the root has ended, its children are still to be resumed
+
         async def action() -> None:
             pause = RESUME_AGAIN
-            while (target := kernel.target) is not None:
+            while target is not None:
                 outcome = await self.device.resume(target)
                 if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:
                     break

@@ -93,7 +93,8 @@ class Kernel:
 
     def mark_paused(self, *, paused: bool) -> None:
         """Put the intent into the session's own word, where its provisioner reads it (I4)."""
-        self.page.set(0, PAUSED if paused else 0)
+        if self.page.fd >= 0:
+            self.page.set(0, PAUSED if paused else 0)
 
     def notify(self, notice: BrokerNotice) -> None:
         """Send a notice to the client of the kernel itself (not to those of its children)."""

@@ -95,5 +95,8 @@ class Device(Protocol):
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """What of this session stands still on our account."""
 
+    def survivors(self, target: Target) -> Sequence[ProcessKey]:
+        """Living processes of a session whose root has ended, those at the top of what is left of its tree."""
+
     def close(self) -> None:
         """Resume everything and give all handles back."""

@@ -196,6 +196,10 @@ class CudaDevice:
         """Return the root process where we locked it. One that unlocked itself shows at the next pause."""
         return [target.root] if target.root in self._paused and procfs.alive(target.root) else []
 
+    def survivors(self, target: Target) -> Sequence[ProcessKey]:  # noqa: ARG002
+        """Return nobody: only root processes are followed here."""
+        return ()
+
     def close(self) -> None:
         """Hang up on all workers: each unlocks what it holds. Waits for them a moment."""
         for root in [*self._links]:

@@ -6,8 +6,9 @@ It has no context (reserve 0) and cannot park: what a stopped process holds stay
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -150,6 +151,18 @@ class HostDevice:
         keys = () if session is None else session.stopped
         return [key for key in keys if procfs.state_of(key) in _STILL]
 
+    def survivors(self, target: Target) -> Sequence[ProcessKey]:
+        """Return the children that outlived their root, as far as a walk has seen them."""
+        session = self._sessions.get(target.root)
+        if session is None:
+            return ()
+        left = [
+            key
+            for key in session.members
+            if procfs.alive(key) and not _below(key.pid, target.without)
+        ]
+        return [key for key in left if procfs.parent(key.pid) not in {other.pid for other in left}]
+
     def close(self) -> None:
         """Continue everybody whom we stopped."""
         for session in self._sessions.values():
@@ -226,8 +239,9 @@ class HostDevice:
         for key in session.members:
             if key not in found and procfs.alive(key) and not _below(key.pid, without):
                 found.update(dict.fromkeys(procfs.tree(key.pid, without)))
-        session.members = {key: None for key in found if key != root}
-        return list(found)
+        # A broker that was started from a kernel is nobody's child, but it must not stop itself even if it were.
+        session.members = {key: None for key in found if key != root and key.pid != os.getpid()}
+        return [root, *session.members] if root in found else list(session.members)
 
     def _forget(self, root: ProcessKey) -> None:
         session = self._sessions.get(root)

@@ -6,7 +6,7 @@ the drain itself passes in the next `advance`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import DeviceId, GiB, MiB, PauseStatus, ProcessKey, Usage
@@ -126,6 +126,10 @@ class ModelDevice(ModelGpu):
         """SIGKILL: at once, also while locked; the memory is freed."""
         super().kill(target)
         self._forget(target.root)
+
+    def survivors(self, target: Target) -> Sequence[ProcessKey]:  # noqa: ARG002
+        """Return nobody: only root processes are followed here."""
+        return ()
 
     def close(self) -> None:
         """Unlock everybody whom we locked. Who is checkpointed needs room first, and stays so."""
