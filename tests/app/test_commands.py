@@ -1,0 +1,170 @@
+"""start, stop, status, broker, doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from gpushare_kernel import __version__, procfs
+from gpushare_kernel.app.line import Line
+from gpushare_kernel.core.errors import BadToken, GpushareError
+from gpushare_kernel.kernel_session import open_session
+from gpushare_kernel.transport.launch import free
+from gpushare_kernel.wire.messages import SetPolicy
+
+DOCUMENTED = {
+    "broker": {"pid", "version", "uptime"},
+    "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"},
+    "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"},
+    "users": {"name", "weight", "device_time"},
+}
+
+
+@pytest.fixture
+def kernel(broker):
+    """A process that is a session's kernel, as far as the broker knows."""
+    process = subprocess.Popen(["sleep", "600"])
+    session = open_session(broker, "hw2.ipynb", kernel_id="k", language="python", weight=1.0)
+    session.bind(process.pid)
+    yield process
+    process.kill()
+    process.wait()
+    with contextlib.suppress(BadToken):
+        session.close()
+
+
+def only_line(text: str) -> str:
+    (line,) = text.splitlines()
+    return line
+
+
+def test_version(gpushare):
+    """--version is the package's."""
+    assert gpushare("--version").stdout.strip() == __version__
+
+
+def test_no_command_lists_them(gpushare):
+    """Without a command one reads which there are."""
+    done = gpushare()
+    assert done.returncode == 1
+    for command in ("start", "stop", "status", "demo", "broker", "doctor", "install", "uninstall"):
+        assert re.search(rf"^{command}$", done.stdout, re.MULTILINE), command
+
+
+def test_status_without_a_broker_starts_none(gpushare, where):
+    """Exit status 3; programs read `{"broker": null}`, people one line with the next step."""
+    done = gpushare("status", "--json")
+    assert (done.returncode, json.loads(done.stdout), done.stderr) == (3, {"broker": None}, "")
+    done = gpushare("status")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(
+        r"gpushare: no gpushare broker .* jupyter gpushare start\.", only_line(done.stderr)
+    )
+    assert not where.runtime.exists()
+
+
+def test_status_json_is_the_documented_snapshot(gpushare, broker, kernel):
+    """Every documented key is there, at its place, beside a real session."""
+    done = gpushare("status", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    snapshot = json.loads(done.stdout)
+    assert snapshot["schema"] == 1
+    assert DOCUMENTED["broker"] <= snapshot["broker"].keys()
+    for part in ("devices", "sessions", "users"):
+        (entry,) = snapshot[part]
+        assert DOCUMENTED[part] <= entry.keys(), part
+    assert snapshot["queue"] == []
+    (session,) = snapshot["sessions"]
+    assert (session["name"], session["pid"]) == ("hw2.ipynb", kernel.pid)
+    assert snapshot["devices"][0]["capacity"] == 2**30
+
+
+def test_status_shows_people_their_notebooks(gpushare, broker, kernel):
+    """Names, the device and its memory, without a word of JSON."""
+    done = gpushare("status", COLUMNS="120")
+    assert done.returncode == 0
+    assert "1.0 GiB" in done.stdout
+    assert re.search(rf"^hw2\.ipynb .* {kernel.pid}$", done.stdout, re.MULTILINE)
+
+
+def test_start_once_stop_once(gpushare, where):
+    """A second start changes nothing and says so; stop leaves no process and a free lock; a second stop finds nobody."""
+    done = gpushare("start", "--capacity", "2GiB")
+    assert (done.returncode, done.stderr) == (0, "")
+    pid = int(re.search(r"pid (\d+)", done.stdout)[1])
+    family = [procfs.process_key(one) for one in (pid, *procfs.children(pid))]
+    assert len(family) == 2
+    assert str(where.log) in done.stdout
+
+    again = gpushare("start", "--capacity", "3GiB")
+    assert again.returncode == 0
+    assert f"pid {pid}" in again.stdout
+    assert "--capacity 3GiB changes nothing" in again.stdout
+    with Line(where) as line:
+        assert line.snapshot().devices[0].capacity == 2 * 2**30
+
+    done = gpushare("stop")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"pid {pid}" in done.stdout
+    assert not any(procfs.alive(key) for key in family)
+    assert free(where.broker_lock)
+    done = gpushare("stop")
+    assert (done.returncode, done.stdout) == (3, "")
+    only_line(done.stderr)
+
+
+def test_a_start_that_fails_says_why_in_one_line(gpushare, where):
+    """The broker's own words, not a traceback."""
+    done = gpushare("start", "--capacity", "2 pounds")
+    assert done.returncode != 0
+    assert "2 pounds" in only_line(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_broker_runs_in_the_foreground(where):
+    """It is the command's own process, logs to the terminal, and ends well at SIGTERM."""
+    command = [sys.executable, "-m", "gpushare_kernel.app.main", "broker", "--capacity", "1GiB"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert any("listening" in line for line in process.stderr)
+            with Line(where) as line:
+                assert line.pid == process.pid
+        finally:
+            process.terminate()
+            process.stderr.read()
+        assert process.wait() == 0
+
+
+def test_doctor_gives_its_verdict_first(gpushare, where):
+    """Where nothing makes kernels share, the first line says so and what to do; exit status 1."""
+    done = gpushare("doctor")
+    assert done.returncode == 1
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("Not all is well:")
+    assert "jupyter gpushare install" in first
+    assert str(where.socket) in done.stdout
+    assert not where.runtime.exists()
+
+
+def test_doctor_is_content_where_kernels_share(gpushare, broker):
+    """With a broker and the variable all is well, the device is named, and what it cannot do."""
+    done = gpushare("doctor", JUPYTER_DEFAULT_PROVISIONER_NAME="gpushare")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[0] == "Notebooks started here share the device."
+    assert "no GPU" in done.stdout
+    assert str(broker.log) in done.stdout
+    assert "FAIL" not in done.stdout
+
+
+def test_a_failure_on_the_line_is_raised_as_what_it_is(broker):
+    """The broker's refusal comes back as an error of our tree, and the line still works."""
+    with Line(broker) as line:
+        with pytest.raises(GpushareError, match="nonsense"):
+            line.ask(SetPolicy("nonsense"))
+        assert line.snapshot().broker.pid == line.pid != os.getpid()

@@ -1,0 +1,1 @@
+"""Home of the widgets that show in a notebook what is shared."""
