@@ -6,15 +6,15 @@ import os
 import threading
 from pathlib import Path
 
-from gpushare_kernel.client.lanes import Lane, current_lane, new_job_id
+from gpushare_kernel.client.lanes import Lane, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
-from gpushare_kernel.wire.messages import Submit
+from gpushare_kernel.wire.messages import Report, Submit
 
-__all__ = ["current_lane", "get_session", "lane", "make_lane", "session_name"]
+__all__ = ["current_lane", "get_session", "lane", "make_lane", "reports", "session_name"]
 
 _making = threading.Lock()
 _session: Session | None = None
@@ -88,6 +88,11 @@ def lane(
         wait=wait,
         cooperative=True,
     )
+
+
+def reports() -> list[Report]:
+    """Return what became of this process's jobs (the last 1,000), oldest first."""
+    return list(ended)
 
 
 def make_lane(

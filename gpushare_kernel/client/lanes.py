@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar
 from types import TracebackType
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
+ended: deque[Report] = deque(maxlen=1000)
+"""What became of this process's jobs, the newest last."""
 _innermost: ContextVar[Lane | None] = ContextVar("gpushare_lane", default=None)
 
 
@@ -115,6 +118,8 @@ class Lane:
             _innermost.set(self._outer)
         if self._outer is None:
             self.report = self._job.end()
+            if self.report is not None:
+                ended.append(self.report)
 
     def step(self) -> None:
         """Meet a boundary: say that the ephemeral memory is empty, or may be emptied.
