@@ -112,7 +112,8 @@ class Session:
     on_since: float = 0.0
     waiting_since: float = 0.0
     turns: int = 0
-    #: The open plain cell: since when, device time used before it, and the next look at it.
+    #: Whether a plain cell is open; and while it is looked at: since when, device time used before it, and the next look at it.
+    cell_open: bool = False
     cell_since: float | None = None
     cell_used: float | None = None
     cell_wait: float = 0.0

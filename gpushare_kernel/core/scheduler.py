@@ -153,6 +153,7 @@ class Scheduler:
     def _empty(self, session: Session) -> None:
         """End all jobs of `session` and free what it holds."""
         self.probe.forget(session)
+        session.cell_open = False
         # Those that occupy their lane come last: it must not pass to a job that ends here too.
         for job in sorted(session.jobs.values(), key=self._occupies):
             if job.waits and not job.plain:
@@ -183,8 +184,12 @@ class Scheduler:
             job.become(JobState.REFUSED)
             self._emit(do.Refuse(job.id, session.id, refusal))
             return
+        weight = check_weight(event.weight)
+        if session.plain_job is not None:
+            # The cell declares its work after all: it is not counted twice.
+            self._over(session, session.plain_job, JobState.DONE)
         self._enlist(session, job)
-        session.weight = check_weight(event.weight)
+        session.weight = weight
         job.become(JobState.QUEUED)
         self.book.queue.push(job)
         self._admit(event.at)
@@ -245,6 +250,8 @@ class Scheduler:
             self._take(session, event.usage, event.at)
         self.book.charge(session, measured=event.persistent)
         self._over(session, job, JobState.DONE)
+        if session.cell_open:
+            self.probe.start(session, event.at)  # what follows in the cell is not declared
         self._admit(event.at)
 
     def _enlist(self, session: Session, job: Job) -> None:
@@ -365,10 +372,12 @@ class Scheduler:
         session = self.sessions[event.session]
         if event.usage is not None:
             self._take(session, event.usage, event.at)
+        session.cell_open = True
         self.probe.start(session, event.at)
 
     def _cell_ended(self, event: ev.CellEnded) -> None:
         session = self.sessions[event.session]
+        session.cell_open = False
         self.probe.forget(session)
         job = session.plain_job
         if event.persistent is not None and (

@@ -257,3 +257,21 @@ def test_a_restart_ends_jobs_and_keeps_the_account() -> None:
     assert session.charged == 0
     assert world.core.book.table.used == 0
     assert session.user.device_time > 4
+
+
+def test_a_lane_inside_a_plain_cell_replaces_the_plain_job_and_is_followed_by_it() -> None:
+    """A cell that declares part of its work is one job at a time, never counted twice."""
+    world = World()
+    world.open("a")
+    world.cell("a")
+    world.run(0.2)
+    session = world.core.sessions[SessionId("a")]
+    assert session.plain_job is not None
+    world.submit("a/1", "a", 0, 10 * MiB)
+    assert [*session.jobs] == ["a/1"]
+    world.end("a/1")
+    world.run(0.3)
+    assert session.plain_job is not None
+    world.cell_ends("a")
+    assert not session.jobs
+    assert world.core.book.table.in_lanes == 0
