@@ -35,6 +35,8 @@ GONE_AFTER = 60.0
 """A session without a process is closed after this long, or as soon as its opener is gone."""
 LEFT_AFTER = 5.0
 """A client whose line broke may come back within this time; then its jobs are over."""
+WORTH_SAVING = 0.1
+"""Device seconds of one session that a broker's sudden end may lose, beside those of the last second."""
 _logger = logging.getLogger(__name__)
 
 
@@ -225,7 +227,8 @@ class Broker:
             row.weight,
             orphaned=True,
         )
-        kernel.opened_at = row.opened_at
+        kernel.opened_at, kernel.opener = row.opened_at, row.opener
+        kernel.saved_time = row.device_time
         self.registry.add(kernel)
         self.engine.feed(
             ev.SessionOpened(
@@ -294,10 +297,11 @@ class Broker:
             usage = self.engine.usage(kernel, memory=True)
             kernel.baseline = usage.memory or 0 if usage is not None else 0
 
-    def _save(self, kernel: Kernel) -> None:
+    def _save(self, kernel: Kernel, *, urgent: bool = True) -> None:
         session = self.scheduler.sessions.get(kernel.id)
         if kernel.key is None or session is None:
             return
+        kernel.saved_time = session.device_time
         self.ledger.session_saved(
             SessionRow(
                 id=kernel.id,
@@ -310,7 +314,9 @@ class Broker:
                 persistent=session.declared,
                 opened_at=kernel.opened_at,
                 device_time=session.device_time,
-            )
+                opener=kernel.opener,
+            ),
+            urgent=urgent,
         )
 
     # --- jobs --------------------------------------------------------------------------------------------------
@@ -491,6 +497,10 @@ class Broker:
         """Write device time to the ledger."""
         for user in self.scheduler.users.values():
             self.ledger.device_time(user.id, user.device_time)
+        for kernel in self.registry:
+            session = self.scheduler.sessions.get(kernel.id)
+            if session is not None and session.device_time - kernel.saved_time > WORTH_SAVING:
+                self._save(kernel, urgent=False)
 
     def _note_wait(self, waited: float) -> None:
         day = _today()

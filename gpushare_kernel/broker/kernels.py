@@ -58,6 +58,8 @@ class Kernel:
     #: Pauses and resumes are carried out one after the other.
     tail: asyncio.Task[None] | None = None
     orphaned: bool = False
+    #: Its device time in the ledger.
+    saved_time: float = 0.0
     #: Wall clock seconds.
     opened_at: float = field(default_factory=time.time)
 

@@ -32,20 +32,21 @@ CREATE TABLE IF NOT EXISTS users (
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT NOT NULL, boot TEXT NOT NULL, user TEXT NOT NULL, uid INTEGER NOT NULL, name TEXT NOT NULL,
     pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
-    opened_at REAL NOT NULL, device_time REAL NOT NULL, PRIMARY KEY (boot, id)
+    opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
+    PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
-    "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time"
-    " FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
+    " opener, opener_start FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
@@ -56,7 +57,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session as it is kept. `opened_at` is wall clock seconds; `process` is None until it is bound."""
+    """A session as it is kept. `opened_at` is wall clock seconds; `process` is None until it is bound.
+
+    While its `opener` lives, the session may get another process: a restart of its kernel.
+    """
 
     id: SessionId
     user: UserId
@@ -68,6 +72,7 @@ class SessionRow:
     persistent: int
     opened_at: float
     device_time: float
+    opener: ProcessKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +118,30 @@ class Ledger:
         users: list[tuple[UserId, UserRow]] = []
         with self._reporting(), closing(_opened(self._path)) as database:
             for id_, user, uid, name, pid, start, *rest in database.execute(_LOAD, (self._boot,)):
-                process = _key(pid, start)
-                sessions.append(SessionRow(SessionId(id_), UserId(user), uid, name, process, *rest))
+                process, *kept, opener, opener_start = _key(pid, start), *rest
+                sessions.append(
+                    SessionRow(
+                        SessionId(id_),
+                        UserId(user),
+                        uid,
+                        name,
+                        process,
+                        *kept,
+                        _key(opener, opener_start),
+                    )
+                )
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
         return Loaded(tuple(sessions), tuple(users))
 
-    def session_saved(self, row: SessionRow) -> None:
-        """Keep a session as it is now."""
-        key = row.process
-        process = (key.pid, key.start_time) if key else (None, None)
+    def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
+        """Keep a session as it is now; where only its device time is new, that is not urgent."""
         kept = (row.token_hash, row.weight, row.persistent, row.opened_at, row.device_time)
+        who = (row.id, self._boot, row.user, row.uid, row.name)
         self._note(
             ("session", row.id),
-            (_SESSION, (row.id, self._boot, row.user, row.uid, row.name, *process, *kept)),
-            urgent=True,
+            (_SESSION, (*who, *_pair(row.process), *kept, *_pair(row.opener))),
+            urgent=urgent,
         )
 
     def session_closed(self, session: SessionId) -> None:
@@ -281,6 +295,10 @@ def _write(database: sqlite3.Connection, changes: Iterable[_Change]) -> None:
     for statement, values in changes:
         database.execute(statement, values)
     database.execute("COMMIT")
+
+
+def _pair(key: ProcessKey | None) -> tuple[int | None, int | None]:
+    return (None, None) if key is None else (key.pid, key.start_time)
 
 
 def _key(pid: int | None, start: int | None) -> ProcessKey | None:

@@ -1,0 +1,42 @@
+"""A host of each test's own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client.localinterfaces import public_ips
+from jupyter_client.provisioning import KernelProvisionerFactory
+
+from gpushare_kernel.kernel_session import KERNEL_VARIABLES
+from gpushare_kernel.transport.places import places
+from tests.faults.host import Host
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interfaces_known() -> None:
+    """jupyter_client asks `ip` once per process for the host's addresses; not within a test."""
+    public_ips()
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host without a broker yet; at the end nothing of it is left."""
+    runtime = Path(tempfile.mkdtemp(prefix="gps", dir="/tmp"))
+    for name in (*KERNEL_VARIABLES, "GPUSHARE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GPUSHARE_RUNTIME_DIR", str(runtime))
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "gpushare")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    KernelProvisionerFactory.clear_instance()
+    made = Host(places())
+    try:
+        yield made
+        made.close()
+    finally:
+        KernelProvisionerFactory.clear_instance()
+        shutil.rmtree(runtime, ignore_errors=True)
