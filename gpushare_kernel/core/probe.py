@@ -114,7 +114,7 @@ class Probe:
 
     def _idle(self, session: Session, used: float, wanted: float, passed: float) -> Seen:
         """No cell, no job: a kernel without our client, or a thread that outlives its cell."""
-        known = session.presence in {Presence.ATTACHED, Presence.BARE}
+        known = session.presence in {Presence.ATTACHED, Presence.BARE} and not session.jobs
         if (
             not known
             or passed < SHORTEST_LOOK

@@ -275,3 +275,17 @@ def test_a_lane_inside_a_plain_cell_replaces_the_plain_job_and_is_followed_by_it
     world.cell_ends("a")
     assert not session.jobs
     assert world.core.book.table.in_lanes == 0
+
+
+def test_a_session_that_waits_for_its_lane_is_not_taken_for_a_background_thread() -> None:
+    """What it used before it yielded is its declared job's."""
+    world = World()
+    for name in "ab":
+        world.open(name, user=name, interval=0.02)
+        world.submit(f"{name}/1", name, 0, 6 * 1024 * MiB)
+    for _ in range(30):
+        world.run(0.4)
+        world.send(ev.Sampled(at=world.now, used={SessionId(n): world.usage(n) for n in "ab"}))
+    assert {job for s in world.core.sessions.values() for job in s.jobs} == {"a/1", "b/1"}
+    a, b = used(world, "a", "b")
+    assert abs(a - b) <= 1.5
