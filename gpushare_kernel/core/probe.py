@@ -14,8 +14,8 @@ LONGEST_LOOK = 0.5
 """A plain cell that hardly uses the device is looked at less and less often, but never later than this (seconds)."""
 SHORTEST_LOOK = 0.2
 """What nobody announced is judged over this many seconds at least."""
-ENOUGH_HELD = 0.02
-"""Seconds of turn that a demand can be measured from."""
+ENOUGH_HELD, ENOUGH_BETWEEN, MOSTLY = 0.02, 0.2, 0.8
+"""Seconds of turn that a demand can be measured from: where the turn was most of the time since the last sample, else."""
 BUSY, QUIET = 0.25, 0.05
 """Cores above which an unannounced session is working, and below which it has fallen quiet."""
 QUIET_FOR = 1.0
@@ -75,26 +75,31 @@ class Probe:
         before, wanted_before, since = session.used, session.wanted, session.sampled_at
         session.used, session.wanted, session.sampled_at = usage.device_time, usage.wanted, at
         if before is None:
-            session.held = 0.0
+            session.held = session.gained = 0.0
             return Seen(0.0)
         used = max(0.0, usage.device_time - before)
         wanted = max(used, usage.wanted - wanted_before)
         session.device_time += used
         if session.phase is Phase.OFF:
-            session.held = 0.0
+            session.held = session.gained = 0.0
             return (
                 self._cell(session, used, wanted, at)
                 if session.cell_since is not None
                 else self._idle(session, used, wanted, at - since)
             )
-        if session.held < ENOUGH_HELD:
+        session.gained += wanted
+        # What it used between its turns (on its way into a boundary, out of a pause) is in the sample too.
+        # Where the turn is most of the time since the last sample, that is little; else it takes a longer turn.
+        enough = ENOUGH_HELD if session.held >= MOSTLY * (at - since) else ENOUGH_BETWEEN
+        if session.held < enough:
             still = (
                 session.stopped is not None and not session.pausing and since >= session.stopped_at
             )
             return Seen(used, cheated=still and used > ENOUGH_HELD)
         held, session.held = session.held, 0.0
-        session.quiet = 0.0 if used / held > QUIET else session.quiet + held
-        return Seen(used, wanted / held, quiet=session.quiet >= QUIET_FOR)
+        gained, session.gained = session.gained, 0.0
+        session.quiet = 0.0 if gained / held > QUIET else session.quiet + held
+        return Seen(used, gained / held, quiet=session.quiet >= QUIET_FOR)
 
     def _cell(self, session: Session, used: float, wanted: float, at: float) -> Seen:
         """An open plain cell: has it used enough to be a job?"""

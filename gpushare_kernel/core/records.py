@@ -109,6 +109,8 @@ class Session:
     device_time: float = 0.0
     #: Seconds with a turn since the last sample, and since when it has one now.
     held: float = 0.0
+    #: What it used, or was ready to use, in that time.
+    gained: float = 0.0
     on_since: float = 0.0
     waiting_since: float = 0.0
     turns: int = 0
