@@ -1,6 +1,6 @@
 """GPU lanes: budgets of ephemeral memory, and Algorithm 1 of Salus that places jobs in them.
 
-Source: Yu & Chowdhury, Salus (MLSys 2020), section 3.3, Algorithm 1, completed as docs/lanes.md says: every path counts
+Source: Yu & Chowdhury, Salus (MLSys 2020), section 3.3, Algorithm 1, completed as docs/core.md says: every path counts
 the newcomer's P, and no lane is ever set below the largest E in it (I1).
 """
 
@@ -25,8 +25,9 @@ class Lane:
     private: bool = False
     members: dict[JobId, Job] = field(default_factory=dict)
     occupant: Job | None = None
-    #: When the occupant took it.
+    #: When the occupant took it, and when it is to be asked to give it up, once that is noted.
     since: float = 0.0
+    due: float | None = None
 
     @property
     def waiters(self) -> list[Job]:
@@ -89,7 +90,7 @@ class LaneTable:
         )
         lane.members[job.id] = job
         job.lane = lane.id
-        self._resize(lane, max(placement.size, job.need.ephemeral))
+        self._resize(lane, max(placement.size, lane.size, job.need.ephemeral))
         if lane.occupant is None:
             lane.occupant, lane.since = job, at
         return lane

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
@@ -11,6 +10,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.book import MemoryBook
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.deadlines import Deadlines
 from gpushare_kernel.core.errors import InternalError, UserError
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.policies import policy_named
@@ -28,10 +28,6 @@ from gpushare_kernel.core.values import (
     Usage,
     UserId,
 )
-
-MONITOR_ALONE = 1.0
-MONITOR_SHARED = 0.25
-"""How often those who run freely are looked at, in seconds."""
 
 
 class Scheduler:
@@ -53,9 +49,7 @@ class Scheduler:
         self._groups: dict[int, LaneId] = {}
         self._order = count(1)
         self._out: list[do.Instruction] = []
-        self._timers: list[tuple[float, int, Callable[[float], None]]] = []
-        self._wake: float | None = None
-        self._monitor: float | None = None
+        self._deadlines = Deadlines()
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionOpened: self._session_opened,
             ev.SessionReady: self._session_ready,
@@ -109,13 +103,15 @@ class Scheduler:
     # --- sessions ---------------------------------------------------------------------------------------
 
     def _session_opened(self, event: ev.SessionOpened) -> None:
+        weight = check_weight(event.weight)
+        user_weight = None if event.user_weight is None else check_weight(event.user_weight)
         user = self.users.get(event.user)
         if user is None:
             user = self.users[event.user] = User(event.user)
-        if event.user_weight is not None:
-            user.weight = check_weight(event.user_weight)
+        if user_weight is not None:
+            user.weight = user_weight
         session = Session(event.session, user, next(self._order), idle_since=event.at)
-        session.weight = session.usual_weight = check_weight(event.weight)
+        session.weight = session.usual_weight = weight
         self.sessions[session.id] = session
         user.sessions.add(session.id)
         if event.orphaned:
@@ -124,7 +120,7 @@ class Scheduler:
             until = event.at + self.config.orphan_grace
             if until > self.turns.free_until:
                 self.turns.free_until = until
-                self._at(until, self._admit)
+                self._deadlines.add(until, self._admit)
 
     def _session_ready(self, event: ev.SessionReady) -> None:
         session = self.sessions[event.session]
@@ -231,7 +227,8 @@ class Scheduler:
             self.book.charge(session, measured=event.persistent)
             self.book.resplit(session, job)
         lane = self._lane(job)
-        if event.trimmed and lane is not None and lane.waiters and lane.occupant is job:
+        may_pass = event.trimmed and self.turns.accounts.policy.rotates
+        if may_pass and lane is not None and lane.waiters and lane.occupant is job:
             self._pass(lane, event.at)
         self.turns.at_boundary(session, event.at)
         if session.phase is Phase.ON:
@@ -297,19 +294,21 @@ class Scheduler:
         self._await_lane(lane, at)
 
     def _await_lane(self, lane: Lane, at: float) -> None:
-        if lane.waiters:
-            self._at(
-                max(at, lane.since + self.config.lane_turn), lambda now: self._ask_lane(lane, now)
-            )
+        if lane.waiters and lane.due is None:
+            lane.due = max(at, lane.since + self.config.lane_turn)
+            self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
 
     def _ask_lane(self, lane: Lane, at: float) -> None:
         """Lane mates have waited a lane's turn: ask the occupant to give it up, trimmed, at its next boundary."""
+        lane.due = None
         job = lane.occupant
         if job is None or not lane.waiters or not self.turns.accounts.policy.rotates:
             return
         if at < lane.since + self.config.lane_turn:
-            self._at(lane.since + self.config.lane_turn, lambda now: self._ask_lane(lane, now))
+            self._await_lane(lane, at)
             return
+        if job.waits:
+            return  # its word is read when it runs: its next grant asks again
         job.asked = True
         leaving = self.sessions[job.session].phase is Phase.LEAVING
         self._emit(do.Ask(job.id, job.session, turn=leaving, lane=True))
@@ -357,6 +356,9 @@ class Scheduler:
                 if job.granted is None:
                     job.granted, job.device_time_before = at, session.device_time
                 self._emit(do.Grant(job.id, session.id, job.lane or LaneId(0), job.need))
+                lane = self._lane(job)
+                if lane is not None:
+                    self._await_lane(lane, at)
 
     def _paused(self, event: ev.Paused) -> None:
         session = self.sessions.get(event.session)
@@ -402,11 +404,7 @@ class Scheduler:
                 self.probe.forget(session)
             elif seen.quiet and job is not None and job.background:
                 self._over(session, job, JobState.DONE)
-        while self._timers and self._timers[0][0] <= event.at:
-            heappop(self._timers)[2](event.at)
-        if self._monitor is not None and self._monitor <= event.at:
-            self._monitor = None
-        self._wake = None  # it may have been this one: say again when the next is due
+        self._deadlines.meet(event.at)
         self._admit(event.at)
 
     def _take(self, session: Session, usage: Usage, at: float) -> Seen:
@@ -477,33 +475,21 @@ class Scheduler:
     def _emit(self, instruction: do.Instruction) -> None:
         self._out.append(instruction)
 
-    def _at(self, at: float, then: Callable[[float], None]) -> None:
-        heappush(self._timers, (at, next(self._order), then))
-
     def _leave_timer(self, at: float, session: Session) -> None:
-        self._at(at, lambda now: self.turns.late(session, now))
+        self._deadlines.add(at, lambda now: self.turns.late(session, now))
 
     def _set_wake(self) -> None:
         """Say when we want to hear the next `Sampled`: a deadline, the frame's end, a look at those who run freely."""
         turns = self.turns
-        deadlines = [] if not self._timers else [self._timers[0][0]]
-        if turns.frame_end is not None and turns.crowded(self.at) and turns.accounts.policy.rotates:
-            deadlines.append(turns.frame_end)
-        elif turns.wanting:
-            if self._monitor is None:
-                self._monitor = self.at + (
-                    MONITOR_SHARED if len(turns.wanting) > 1 else MONITOR_ALONE
-                )
-            deadlines.append(self._monitor)
-        look = self.probe.next_look()
-        if look is not None:
-            deadlines.append(look)
-        wake = min(deadlines, default=None)
+        rotates = turns.accounts.policy.rotates and turns.crowded(self.at)
+        wake = self._deadlines.changed(
+            self.at,
+            frame=turns.frame_end if rotates else None,
+            look=self.probe.next_look(),
+            wanting=len(turns.wanting),
+        )
         if wake is not None:
-            wake = max(wake, self.at)
-        if wake != self._wake:
-            self._wake = wake
-            self._emit(do.Wake(wake))
+            self._emit(do.Wake(*wake))
 
 
 def check_weight(weight: float) -> float:

@@ -79,7 +79,7 @@ def _absolute(text: str, number: float, unit: str) -> int:
     factor = _UNITS.get(unit.lower())
     if factor is None:
         raise BadSize(_not_a_size(text))
-    return round(number * factor)
+    return round(min(number * factor, float(LARGEST_SIZE)))
 
 
 def _percent(text: str, number: float, whole: int | None) -> int:

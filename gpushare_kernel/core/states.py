@@ -73,3 +73,62 @@ def diagram(
             lines.append(f"    {now} --> [*]")
         lines += [f"    {now} --> {then}" for then in sorted(nexts)]
     return "\n".join(lines)
+
+
+_PAGE = """\
+# States
+
+Made from the tables in `gpushare_kernel/core/states.py`; a test compares. After a change of a table, print it again:
+
+```
+python -c "from gpushare_kernel.core.states import page; print(page(), end='')" > docs/states.md
+```
+
+## Sessions
+
+A session is one kernel's presence at the broker. `opened`: a provisioner is about to start it. `attached`: our client is
+connected. `bare`: a kernel without it. `orphaned`: a broker that came back knows it from its ledger, and it has not
+confirmed yet what it holds. A restart leads back to `opened`.
+
+```mermaid
+{presence}
+```
+
+## Jobs
+
+A job is one declared (or seen) piece of device work. `admitted`: it has its memory, and waits inside our client for its
+lane or its turn: before its first line, or at a boundary. `paused`: stopped from outside, with its memory where it was.
+
+```mermaid
+{job}
+```
+
+## Turns
+
+Where a session stands with its turn, which is apart from where its jobs stand with their memory.
+
+| phase | meaning |
+|---|---|
+| `off` | wants nothing |
+| `waiting` | wants a turn; its process waits inside our client, or is stopped |
+| `on` | holds a turn |
+| `leaving` | its turn is over and it has not stopped yet: it was asked, or is being paused; it still counts as using the device |
+
+```mermaid
+stateDiagram-v2
+    off --> waiting: a job occupies its lane
+    off --> on: a plain cell is seen at work
+    waiting --> on: its turn comes
+    on --> leaving: the frame is over, others are due
+    leaving --> waiting: at its boundary, or it stands still
+    leaving --> on: nobody else needs the room any more
+    waiting --> off: no job of it occupies a lane
+    on --> off: no job of it occupies a lane
+    leaving --> off: no job of it occupies a lane
+```
+"""
+
+
+def page() -> str:
+    """Return docs/states.md."""
+    return _PAGE.format(presence=diagram(PRESENCE), job=diagram(JOB))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -49,7 +50,8 @@ def now(coroutine: Coroutine[Any, Any, PauseOutcome]) -> PauseOutcome:
     except StopIteration as done:
         outcome: PauseOutcome = done.value
         return outcome
-    raise AssertionError("the model waited")
+    msg = "the model waited"
+    raise AssertionError(msg)
 
 
 class Machine(RuleBasedStateMachine):
@@ -344,12 +346,12 @@ class Machine(RuleBasedStateMachine):
     def everybody_gets_a_turn(self) -> None:
         """I6: within a few frames each session that wants the device and can be paused has had it."""
         before = {s: self.core.sessions[s].turns for s in self.core.turns.wanting}
-        held = {s for s in self.core.turns.using}
+        held = set(self.core.turns.using)
         self.pass_time(0.5 + 4.0 * len(before))
-        for session in before:
+        for session, turns in before.items():
             record = self.core.sessions.get(session)
             if record is not None and session in self.core.turns.wanting and session not in held:
-                assert record.turns > before[session] or session in self.core.turns.using, (
+                assert record.turns > turns or session in self.core.turns.using, (
                     f"{session} starves"
                 )
 
@@ -373,6 +375,9 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("GPUSHARE_EXAMPLES", "150")),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 TestMachine = Machine.TestCase

@@ -1,0 +1,101 @@
+"""The queue for memory: what fits may pass, but nobody is passed for ever."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from gpushare_kernel.core.admission import PATIENCE, WINDOW, AdmissionQueue
+from gpushare_kernel.core.records import Job
+from gpushare_kernel.core.values import JobId, Need, SessionId
+
+
+def job(name: object, ephemeral: int = 1) -> Job:
+    return Job(JobId(str(name)), SessionId("s"), 0, Need(0, ephemeral), None, 0.0)
+
+
+def admitted(queue: AdmissionQueue, free: int) -> list[str]:
+    """Let in what fits into `free`, as the book does."""
+
+    def fits(one: Job) -> bool:
+        nonlocal free
+        if one.need.ephemeral > free:
+            return False
+        free -= one.need.ephemeral
+        return True
+
+    return [str(one.id) for one in queue.admit(fits)]
+
+
+def test_what_fits_passes_what_does_not() -> None:
+    """Memory does not lie idle behind a big job."""
+    queue = AdmissionQueue()
+    for name, size in (("big", 9), ("a", 2), ("b", 3), ("c", 4)):
+        queue.push(job(name, size))
+    assert admitted(queue, 6) == ["a", "b"]
+    assert [str(one.id) for one in queue] == ["big", "c"]
+    assert [one.overtaken for one in queue] == [2, 0]
+
+
+def test_who_was_passed_often_is_passed_no_more() -> None:
+    """After PATIENCE of them the others wait too, however well they fit."""
+    queue = AdmissionQueue()
+    queue.push(job("big", 9))
+    for n in range(PATIENCE + 3):
+        queue.push(job(n))
+    assert len(admitted(queue, 8)) == PATIENCE
+    assert admitted(queue, 8) == []
+    assert admitted(queue, 9) == ["big"]
+    assert admitted(queue, 9) == ["8", "9", "10"]
+
+
+def test_only_the_first_ones_are_looked_at() -> None:
+    """A pass costs at most WINDOW looks, however long the queue."""
+    queue = AdmissionQueue()
+    for n in range(WINDOW):
+        queue.push(job(n, 9))
+    queue.push(job("behind"))
+    looks = []
+    assert list(queue.admit(lambda one: bool(looks.append(one)))) == []
+    assert len(looks) == WINDOW
+    assert JobId("behind") in queue
+
+
+def test_places_are_counted_from_the_front() -> None:
+    """What a waiter is told: how many stand before it; whoever leaves is gone."""
+    queue = AdmissionQueue()
+    jobs = [job(n) for n in range(4)]
+    for one in jobs:
+        queue.push(one)
+    assert [queue.ahead(one.id) for one in jobs] == [0, 1, 2, 3]
+    queue.remove(jobs[1])
+    queue.remove(jobs[1])
+    assert queue.ahead(jobs[3].id) == 2
+    assert queue.ahead(JobId("nobody")) == len(queue) == 3
+
+
+@given(
+    st.lists(
+        st.one_of(st.integers(1, 12), st.integers(0, 12).map(lambda free: -free)), max_size=120
+    )
+)
+def test_overtaking_is_bounded_whatever_comes(steps: list[int]) -> None:
+    """No job is overtaken more than PATIENCE times, and nobody passes one who was: later arrivals stay behind it."""
+    queue = AdmissionQueue()
+    arrived: dict[str, Job] = {}
+    overtaken: dict[str, int] = {}
+    for n, step in enumerate(steps):
+        if step > 0:
+            arrived[str(n)] = job(n, step)
+            queue.push(arrived[str(n)])
+            continue
+        before = [str(one.id) for one in queue]
+        let_in = admitted(queue, -step)
+        for name in let_in:
+            for earlier in before[: before.index(name)]:
+                if earlier not in let_in:
+                    overtaken[earlier] = overtaken.get(earlier, 0) + 1
+    assert all(times <= PATIENCE for times in overtaken.values())
+    assert all(one.overtaken == overtaken.get(str(one.id), 0) for one in queue)
+    order = [int(one.id) for one in queue]
+    assert order == sorted(order)

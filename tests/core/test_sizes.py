@@ -1,0 +1,120 @@
+"""Sizes as people write them, and what they are told where nobody can know what they meant."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from gpushare_kernel.core.errors import BadSize
+from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size
+from gpushare_kernel.core.values import LARGEST_SIZE, GiB, KiB, MiB, TiB
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512MiB", 512 * MiB),
+        ("512 MiB", 512 * MiB),
+        ("  2G ", 2 * GiB),
+        ("2g", 2 * GiB),
+        ("2gib", 2 * GiB),
+        ("1.5 GB", 1_500_000_000),
+        ("1.5GiB", 3 * GiB // 2),
+        ("64K", 64 * KiB),
+        ("1T", TiB),
+        ("3tb", 3 * 10**12),
+        ("100b", 100),
+        ("0.5k", 512),
+        ("25%", 250),
+        ("100 %", 1000),
+        ("0.1%", 1),
+    ],
+)
+def test_what_can_be_read(text: str, size: int) -> None:
+    """K M G T and KiB MiB GiB TiB are powers of 1024, KB MB GB TB of 1000, % a share of the device."""
+    assert parse_size(text, whole=1000) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("2", "has no unit. Write 2GiB or 2MiB."),
+        ("1.5", "has no unit. Write 1.5GiB"),
+        ("1,5GB", "has a comma. Write 1.5GB."),
+        ("1,5 GB", "has a comma. Write 1.5GB."),
+        ("-2GiB", "is negative"),
+        ("0MiB", "is zero"),
+        ("0.0 G", "is zero"),
+        ("0.1b", "is zero"),
+        ("2000000T", "is over 1024 TiB"),
+        ("1024TiB", "is over 1024 TiB"),
+        ("9" * 400 + "G", "is over 1024 TiB"),
+        ("0%", "must be over 0% and at most 100%"),
+        ("101%", "must be over 0% and at most 100%"),
+        ("", "'' is not a size. Write a number with a unit"),
+        ("GiB", "is not a size"),
+        ("2GiBs", "is not a size"),
+        ("2 parsecs", "is not a size"),
+        ("nan", "is not a size"),
+        ("nanGiB", "is not a size"),
+        ("infGiB", "is not a size"),
+        ("1e9B", "is not a size"),
+        ("0x10M", "is not a size"),
+        ("1_000M", "is not a size"),
+        ("2GiB 3GiB", "is not a size"),
+        ("٢GiB", "is not a size"),
+        (".5G", "is not a size"),
+        ("5.G", "is not a size"),
+        ("+5G", "is not a size"),
+    ],
+)
+def test_what_cannot(text: str, says: str) -> None:
+    """Every refusal names what was seen and what to write."""
+    with pytest.raises(BadSize) as refused:
+        parse_size(text, whole=1000)
+    assert says in str(refused.value)
+    assert text.strip()[:20] in str(refused.value)
+
+
+def test_a_share_needs_a_device() -> None:
+    """25% of nothing is no size."""
+    with pytest.raises(BadSize, match="needs a device to be a share of"):
+        parse_size("25%")
+
+
+@given(st.text(max_size=30))
+def test_nothing_but_a_size_or_a_refusal_comes_of_any_text(text: str) -> None:
+    """No input raises anything but BadSize, and none makes a size that is no size."""
+    try:
+        size = parse_size(text, whole=8 * GiB)
+    except BadSize:
+        return
+    assert isinstance(size, int)
+    assert 0 < size < LARGEST_SIZE
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (KiB, "1 KiB"),
+        (512 * MiB, "512 MiB"),
+        (GiB - 1, "1024 MiB"),
+        (6 * GiB, "6.0 GiB"),
+        (3 * TiB // 2, "1.5 TiB"),
+        (-2 * GiB, "-2.0 GiB"),
+    ],
+)
+def test_how_people_read_them(size: int, text: str) -> None:
+    """One decimal from a GiB on, none below."""
+    assert format_size(size) == text
+
+
+@given(st.integers(0, 2**44))
+def test_what_can_be_pasted_is_enough_and_not_much_more(size: int) -> None:
+    """A size to paste covers what was used, by at most a step."""
+    pasted = parse_size(pasteable_size(size))
+    assert size <= pasted <= max(size * 1.5 + 64 * MiB, 64 * MiB)
+    assert " " not in pasteable_size(size)
