@@ -32,7 +32,7 @@ from gpushare_kernel.kernel_session import (
     restart_session,
     without_session,
 )
-from gpushare_kernel.transport.places import Places, may_start, places
+from gpushare_kernel.transport.places import Places, may_revive, may_start, places
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -241,7 +241,7 @@ class GpuShareProvisioner(LocalProvisioner):
             return
         self._resume(session)
         busy = self._reviving is not None and self._reviving.is_alive()
-        if not busy and self._policy(session.places) == "start" and may_start(session.places):
+        if not busy and self._policy(session.places) == "start" and may_revive(session.places):
             self._reviving = threading.Thread(
                 target=self._revive, args=(session.places,), name="gpushare-revive", daemon=True
             )

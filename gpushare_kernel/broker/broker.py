@@ -56,6 +56,7 @@ class Broker:
         self.observers: set[Desk] = set()
         self.stopping = asyncio.Event()
         self.stop_reason = ""
+        self.stopped_for_good = False
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
         self._touched = self._loop.time()
@@ -106,9 +107,9 @@ class Broker:
         self.engine.sample()
         return snapshot(self, uid)
 
-    def stop(self, reason: str) -> None:
-        """Go away on purpose."""
-        self.stop_reason = reason
+    def stop(self, reason: str, *, for_good: bool = True) -> None:
+        """Go away on purpose; `for_good`, somebody wants it so, and open notebooks must not start another."""
+        self.stop_reason, self.stopped_for_good = reason, for_good
         self.stopping.set()
 
     # --- kernels ---------------------------------------------------------------------------------------------
@@ -389,7 +390,8 @@ class Broker:
         self.engine.feed(ev.JobEnded(at=now, job=name, persistent=persistent, usage=usage))
         ran = now - (job.granted or now)
         used = session.device_time - job.device_time_before if job.granted is not None else 0.0
-        speed = (session.demand or self.scheduler.config.compute) * ran
+        compute = self.scheduler.config.compute
+        speed = min(session.demand or compute, compute) * ran
         if kernel is not None:
             self._save(kernel)
         return msg.Report(

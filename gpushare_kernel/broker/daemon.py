@@ -138,11 +138,14 @@ async def _run(given: argparse.Namespace, where: Places) -> int:
             "capacity": inventory.capacity,
         },
     )
+    where.stopped.unlink(missing_ok=True)
     gc.freeze()
     if given.ready_fd is not None:
         report_ready(given.ready_fd)
     await broker.stopping.wait()
     _logger.info("going away: %s", broker.stop_reason)
+    if broker.stopped_for_good:
+        where.stopped.touch(mode=0o644)
     tidying.cancel()
     await asyncio.gather(tidying, return_exceptions=True)
     broker.say(Closing(broker.stop_reason))

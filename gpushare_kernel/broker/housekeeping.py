@@ -95,6 +95,6 @@ class Housekeeping:
         try:
             with locked(self._places.start_lock, 0.0):
                 if self._listener.try_retire():
-                    self._broker.stop("nothing to do")
+                    self._broker.stop("nothing to do", for_good=False)
         except BrokerUnavailable:
             self._broker.touch()  # somebody is just looking for a broker

@@ -60,6 +60,9 @@ _Reply = TypeVar("_Reply")
 ANSWER = 5.0
 """Seconds a question may take. Waits in the queue have no limit, questions do."""
 
+REVIVE_AFTER = 1.0
+"""Seconds of absence after which we start a broker: its guardian would have by now."""
+
 Listener = Callable[[Slowed | Announce], None]
 """Called on the reader thread with what the broker says unasked."""
 
@@ -132,13 +135,26 @@ class Session:
         """
         self.start()
         with interruptible(), self._changed:
-            self._changed.wait_for(lambda: self.up or self.refusal is not None, timeout)
+            self._wait_answered(min(timeout, REVIVE_AFTER))
+        if not self._answered and timeout > REVIVE_AFTER:
+            from gpushare_kernel.client.revive import revive  # noqa: PLC0415 - hardly ever
+
+            revive(self._path)
+        with interruptible(), self._changed:
+            self._wait_answered(timeout - REVIVE_AFTER)
             if self.refusal is not None:
                 raise self.refusal
             if not self.up or self.attached is None:
                 msg = f"no gpushare broker answers at {self._path}. jupyter gpushare doctor says more."
                 raise BrokerUnavailable(msg)
             return self.attached
+
+    @property
+    def _answered(self) -> bool:
+        return self.up or self.refusal is not None
+
+    def _wait_answered(self, timeout: float) -> None:
+        self._changed.wait_for(lambda: self._answered, max(0.0, timeout))
 
     @property
     def noun(self) -> str:

@@ -42,6 +42,11 @@ class Places:
         return self.runtime / "start.lock"
 
     @property
+    def stopped(self) -> Path:
+        """Is there while nobody but a new notebook, or a person, may start a broker: the last one was stopped on purpose."""
+        return self.runtime / "stopped"
+
+    @property
     def intents(self) -> Path:
         """The table of processes that are paused, or about to be."""
         return self.runtime / "intents"
@@ -83,6 +88,11 @@ def may_start(places: Places) -> bool:
     if os.geteuid() == 0:
         return True
     return places.named or not places.system
+
+
+def may_revive(places: Places) -> bool:
+    """Say whether this user may start a broker there unasked, because the last one is gone."""
+    return may_start(places) and not places.stopped.exists()
 
 
 def prepare(places: Places) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
 from gpushare_kernel import procfs
-from gpushare_kernel.core.values import MiB
+from gpushare_kernel.core.values import MiB, ProcessKey
+from gpushare_kernel.wire.messages import Stop
 from tests.faults.host import Host, kill, session_of, stopped, took
 from tests.faults.notebook import Notebook
 from tests.procs import eventually
@@ -55,3 +58,96 @@ def test_broker_killed(host: Host, record_property: Record) -> None:
         lines = list(outputs)
         assert any("KeyboardInterrupt" in line for line in lines)
         assert any(line.startswith("used ") for line in lines)
+
+
+@pytest.fixture
+def contended(host: Host) -> tuple[Notebook, Notebook]:
+    """Two notebooks whose plain cells want the same core for long turns: (paused, running)."""
+    host.start("--compute", "1", "--turn", "4", "--capacity", "1GiB")
+    one, two = host.notebook("one.ipynb"), host.notebook("two.ipynb")
+    one.burn()
+    two.burn()
+    return one_paused(one, two)
+
+
+def test_guardian_killed(
+    host: Host, contended: tuple[Notebook, Notebook], record_property: Record
+) -> None:
+    """Everybody is resumed before anything else, a new guardian comes, then turns go on; the broker stays."""
+    paused, running = contended
+    broker = host.broker
+    guardian = host.guardian_of(broker)
+    kill(guardian)
+    record_property("resumed_after", took(lambda: not stopped(paused.pid), 5))
+    fresh = host.guardian_of(broker)
+    assert fresh != guardian
+    assert host.broker == broker
+    one_paused(paused, running)
+    kill(broker)  # and the new one guards
+    eventually(lambda: not stopped(paused.pid) and not stopped(running.pid), 5)
+    assert host.broker != broker
+
+
+def kill_both(host: Host) -> ProcessKey:
+    """Kill guardian and broker so that neither sees the other's end."""
+    broker = host.broker
+    guardian = host.guardian_of(broker)
+    procfs.send(guardian, signal.SIGSTOP)
+    eventually(lambda: stopped(guardian.pid))
+    kill(broker)
+    kill(guardian)
+    return broker
+
+
+def by_poll(host: Host, paused: Notebook, looker: Notebook) -> None:
+    """Jupyter asks every few seconds whether its kernels live."""
+    assert looker.manager.is_alive()
+    assert paused.manager.is_alive()
+
+
+def by_client_call(host: Host, paused: Notebook, looker: Notebook) -> None:
+    """Another notebook asks for something."""
+    looker.start("%gpushare status")
+
+
+def by_broker_start(host: Host, paused: Notebook, looker: Notebook) -> None:
+    """Somebody starts a broker."""
+    host.start()
+
+
+@pytest.mark.parametrize("how", [by_poll, by_client_call, by_broker_start])
+def test_both_killed(
+    host: Host,
+    contended: tuple[Notebook, Notebook],
+    record_property: Record,
+    how: Callable[[Host, Notebook, Notebook], None],
+) -> None:
+    """Whoever looks next resumes everybody within 5 s, and a broker that knows them is back."""
+    looker = host.notebook("idle.ipynb")
+    one_paused(*contended)
+    broker = kill_both(host)
+    (paused,) = [each for each in contended if stopped(each.pid)]
+    began = time.monotonic()
+    how(host, paused, looker)
+    eventually(lambda: not stopped(paused.pid), 25)
+    record_property("resumed_after", time.monotonic() - began)
+    assert host.broker != broker
+    host.until(lambda seen: session_of(seen, paused).state not in {"opened", "orphaned", "bare"})
+
+
+def test_stopped_on_purpose_stays_stopped(host: Host) -> None:
+    """What its administrator stopped is not started again by notebooks that are open; a new notebook does."""
+    host.start("--capacity", "1GiB")
+    notebook = host.notebook()
+    outputs = notebook.burn()
+    broker = host.broker
+    host.ask(Stop())
+    eventually(lambda: not procfs.alive(broker))
+    notebook.interrupt()
+    list(outputs)
+    assert notebook.manager.is_alive()
+    assert any("no gpushare broker" in line for line in notebook.run("%gpushare status"))
+    assert notebook.manager.is_alive()
+    assert not host.places.socket.exists()
+    host.notebook("other.ipynb")
+    host.until(lambda seen: session_of(seen, notebook).state not in {"opened", "orphaned", "bare"})
