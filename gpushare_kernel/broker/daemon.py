@@ -89,13 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 async def _run(given: argparse.Namespace, where: Places) -> int:
     loop = asyncio.get_running_loop()
-    left_over = IntentTable.open_existing(where.intents)
-    if left_over is not None:
-        for key in resume_all(left_over):
-            _logger.warning(
-                "resumed a process that a former broker left paused", extra={"pid": key.pid}
-            )
-        left_over.close()
+    _resume_left_over(where)
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
@@ -159,6 +153,18 @@ async def _run(given: argparse.Namespace, where: Places) -> int:
     ledger.close()
     table.close()
     return 0
+
+
+def _resume_left_over(where: Places) -> None:
+    """Let those run whom a former broker left paused, where its guardian could not."""
+    table = IntentTable.open_existing(where.intents)
+    if table is None:
+        return
+    for key in resume_all(table):
+        _logger.warning(
+            "resumed a process that a former broker left paused", extra={"pid": key.pid}
+        )
+    table.close()
 
 
 def _command(given: argparse.Namespace) -> list[str]:

@@ -117,18 +117,13 @@ class Ledger:
         sessions: list[SessionRow] = []
         users: list[tuple[UserId, UserRow]] = []
         with self._reporting(), closing(_opened(self._path)) as database:
-            for id_, user, uid, name, pid, start, *rest in database.execute(_LOAD, (self._boot,)):
-                process, *kept, opener, opener_start = _key(pid, start), *rest
+            for id_, user, uid, name, pid, start, *kept, opener, since in database.execute(
+                _LOAD, (self._boot,)
+            ):
+                who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
+                token, weight, persistent, opened, used = kept
                 sessions.append(
-                    SessionRow(
-                        SessionId(id_),
-                        UserId(user),
-                        uid,
-                        name,
-                        process,
-                        *kept,
-                        _key(opener, opener_start),
-                    )
+                    SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
                 )
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))

@@ -116,7 +116,7 @@ class Host:
     def processes(self) -> list[int]:
         """Return every process of this host: all have its folder in their environment."""
         mark = f"GPUSHARE_RUNTIME_DIR={self.places.runtime}".encode()
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
         return [pid for pid in pids if mark in _proc(pid, "environ").split(b"\0")]
 
     def close(self) -> None:
