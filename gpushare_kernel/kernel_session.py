@@ -172,6 +172,14 @@ def find_broker(places: Places, *, start: bool) -> None:
         raise NoBroker(msg) from problem
 
 
+def notebook_name(env: Mapping[str, str]) -> str:
+    """Return the notebook's file name as jupyter_server passes it, or "" where it has none.
+
+    A server that was told no name passes a folder, with a slash at its end.
+    """
+    return env.get("JPY_SESSION_NAME", "").rpartition("/")[2]
+
+
 def without_session(env: Mapping[str, str]) -> dict[str, str]:
     """Return `env` without what names a session: a nested kernel must not pass for its parent."""
     return {name: value for name, value in env.items() if name not in KERNEL_VARIABLES}

@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -28,6 +27,7 @@ from gpushare_kernel.kernel_session import (
     EXCHANGE_TIMEOUT,
     KernelSession,
     find_broker,
+    notebook_name,
     open_session,
     restart_session,
     without_session,
@@ -142,8 +142,7 @@ class GpuShareProvisioner(LocalProvisioner):
         return env
 
     def _name(self, env: dict[str, str] | None) -> str:
-        notebook = Path((env or {}).get("JPY_SESSION_NAME", "")).name
-        return notebook or str(getattr(self.parent, "kernel_name", "")) or "kernel"
+        return notebook_name(env or {}) or str(getattr(self.parent, "kernel_name", "")) or "kernel"
 
     def _policy(self, where: Places) -> str:
         chosen = self.on_missing_broker

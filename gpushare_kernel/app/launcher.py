@@ -11,10 +11,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from gpushare_kernel.core.errors import GpushareError
-from gpushare_kernel.kernel_session import STARTER, find_broker, open_session, without_session
+from gpushare_kernel.kernel_session import (
+    STARTER,
+    find_broker,
+    notebook_name,
+    open_session,
+    without_session,
+)
 from gpushare_kernel.transport.places import may_start, places
 
 
@@ -30,7 +35,7 @@ def main() -> None:
 def launched_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Open a session for this process; return the environment of its kernel."""
     bare = without_session(env)
-    name = Path(bare.get("JPY_SESSION_NAME", "")).name or "gpushare"
+    name = notebook_name(bare) or "gpushare"
     try:
         where = places()
         find_broker(where, start=may_start(where))

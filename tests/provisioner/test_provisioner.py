@@ -138,13 +138,13 @@ def test_a_session_is_named_after_its_notebook(broker):
     """The last part of the notebook's path, as jupyter_server passes it; without one the kernel's name."""
 
     async def body():
-        for env in ({"JPY_SESSION_NAME": "/home/ann/course/hw2.ipynb"}, {}):
+        for path in ("/home/ann/course/hw2.ipynb", "/home/ann/", ""):
             manager = managed()
-            await manager.start_kernel(env={**os.environ, **env})
+            await manager.start_kernel(env={**os.environ, "JPY_SESSION_NAME": path})
             await manager.shutdown_kernel(now=True)
 
     asyncio.run(body())
-    assert [opened.name for opened in broker.bodies(Open)] == ["hw2.ipynb", "python3"]
+    assert [opened.name for opened in broker.bodies(Open)] == ["hw2.ipynb", "python3", "python3"]
 
 
 def test_a_restart_keeps_the_session_and_changes_the_token(broker):
