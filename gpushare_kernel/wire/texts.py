@@ -142,7 +142,7 @@ def _holders(holders: tuple[Holder, ...]) -> list[str]:
     own = sorted((h for h in holders if h.own), key=lambda h: -h.size)
     others = sorted((h for h in holders if not h.own), key=lambda h: -h.size)
     said = [
-        f"Your own {h.name} holds {format_size(h.size)}{_idle(h)}: %gpushare release {_stem(h.name)}."
+        f"Your own {h.name} holds {format_size(h.size)}{_way_out(h)}."
         for h in own[:_NAMED_HOLDERS]
     ]
     if others:
@@ -152,10 +152,12 @@ def _holders(holders: tuple[Holder, ...]) -> list[str]:
     return said
 
 
-def _idle(holder: Holder) -> str:
-    return (
-        "" if holder.idle is None or holder.idle < 1 else f", idle {format_duration(holder.idle)}"
-    )
+def _way_out(holder: Holder) -> str:
+    """Return what one can do about an own notebook: an idle one can be released, a running one not."""
+    if holder.idle is None:
+        return " and is running"
+    idle = f", idle {format_duration(holder.idle)}" if holder.idle >= 1 else ""
+    return f"{idle}: %gpushare release {_stem(holder.name)}"
 
 
 def _stem(name: str) -> str:
