@@ -33,7 +33,7 @@ def named(broker: Broker, wait: Wait, uid: int) -> Wait:
         holders,
         wait.eta,
         broker.longest_wait,
-        wait.until,
+        None if wait.until is None else max(0.0, wait.until - broker.engine.now),
     )
 
 
