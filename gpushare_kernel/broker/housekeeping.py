@@ -98,3 +98,5 @@ class Housekeeping:
                     self._broker.stop("nothing to do", for_good=False)
         except BrokerUnavailable:
             self._broker.touch()  # somebody is just looking for a broker
+        except OSError:
+            self._broker.stop("its folder is gone, and nobody can find it", for_good=False)

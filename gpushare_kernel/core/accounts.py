@@ -70,6 +70,10 @@ class Accounts:
         waiting = self._waiting.get(session.user)
         return waiting is not None and session in waiting
 
+    def has_waiting(self, user: User) -> bool:
+        """Whether a session of `user` waits for a turn."""
+        return user in self._waiting
+
     def charge(self, session: Session, seconds: float) -> None:
         """`session` used `seconds` of the device in competition."""
         waits = self.waits(session)
@@ -111,14 +115,21 @@ class Accounts:
                 heappush(heap, (key, order, user, at))
                 order += 1
 
-    def advance(self) -> None:
-        """A frame was filled: those still waiting compete, and their virtual time is the present."""
-        if not self._users:
+    def advance(self, squeezed: Session | None = None) -> None:
+        """A frame was filled: those still waiting compete, and their virtual time is the present.
+
+        `squeezed` competes too: it is in the frame with less than it can use.
+        """
+        best = squeezed
+        if self._users:
+            user = self._users[0][1]
+            if best is None or user.vtime < best.user.vtime:
+                best = self._waiting[user][0]
+        if best is None:
             return
-        user = self._users[0][1]
+        user = best.user
         if user.vtime >= self.now:
             self.now, self.now_turn = user.vtime, self.credit / user.weight
-        best = self._waiting[user][0]
         if best.vtime >= user.floor:
             user.floor, user.floor_turn = best.vtime, self.credit / best.weight
 

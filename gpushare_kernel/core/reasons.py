@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from gpushare_kernel.core.records import Job
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import Holder, JobState, SessionId, Wait, WaitReason
@@ -40,10 +42,12 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
 def _holders(scheduler: Scheduler, job: Job) -> tuple[Holder, ...]:
     """Who holds memory: the waiter's own other sessions first, then the largest; idle ones before busy ones."""
     found = []
+    lanes: Counter[SessionId] = Counter()
+    for lane in scheduler.book.table.lanes.values():
+        if lane.occupant is not None:  # a lane is held by one of its members at a time
+            lanes[lane.occupant.session] += lane.size
     for session in scheduler.sessions.values():
-        size = session.charged + sum(
-            other.need.ephemeral for other in session.jobs.values() if other.lane is not None
-        )
+        size = session.charged + lanes[session.id]
         if size and session.id != job.session:
             found.append(_holder(scheduler, job, session.id, size))
     found.sort(key=lambda holder: (not holder.own, holder.idle is None, -holder.size, holder.name))

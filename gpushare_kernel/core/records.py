@@ -113,6 +113,8 @@ class Session:
     gained: float = 0.0
     on_since: float = 0.0
     waiting_since: float = 0.0
+    #: Frames in a row that smaller sessions filled before it.
+    passed: int = 0
     turns: int = 0
     #: Whether a plain cell is open; and while it is looked at: since when, device time used before it, and the next look at it.
     cell_open: bool = False

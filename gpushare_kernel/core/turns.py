@@ -7,13 +7,13 @@ frame. Nobody's turn costs anything while all fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
 from gpushare_kernel.core.policies import policy_named
-from gpushare_kernel.core.records import Job, Session
+from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import JobState, Mode, PauseReason, PauseStatus, SessionId
 
@@ -23,6 +23,8 @@ LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 FILLER = 0.5
 """Cores that must lie idle before a session larger than them may fill them."""
+PATIENCE = 4
+"""Frames in a row in which a session that is larger than what is left lets smaller ones of its user pass."""
 
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
@@ -52,6 +54,8 @@ class Turns:
         self.free_until = 0.0
         self.lost = False
         self._leaving = 0
+        #: Who was taken into this frame with less room than it can use.
+        self._squeezed: Session | None = None
         self._exempt: dict[SessionId, Session] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
@@ -213,7 +217,7 @@ class Turns:
         self.joining.clear()
         taken = self._choose(self._room(at) + sum(s.counted for s in held))
         self.frame_end = at + self.config.turn
-        self.accounts.advance()
+        self.accounts.advance(self._squeezed)
         for session in held:
             if session.id in taken:
                 del taken[session.id]
@@ -225,23 +229,64 @@ class Turns:
         self._fill(at)
 
     def _choose(self, room: float) -> dict[SessionId, Session]:
+        """Take the best that fit into `room` together; one that is larger than what is left may get just that."""
         taken: dict[SessionId, Session] = {}
         skipped: Session | None = None
-        lead = 0.0
-        for session in self.accounts.ranked(self._cost):
+        self._squeezed = None
+        for session in self._candidates():
             if session.counted <= room + SLACK:
-                if not taken:
-                    lead = session.user.vtime + self.accounts.credit / session.user.weight
-                self.accounts.leave(session)
-                taken[session.id] = session
+                self._take(session, taken)
                 room -= session.counted
-            elif skipped is None and session.demand is not None:
-                skipped = session
+            elif skipped is None and self._squeezed is None:
+                # Nobody before it could use what is left, and they would come first in every frame.
+                if taken and room >= FILLER and not self._objectors(session, taken, room):
+                    self._take(session, taken)
+                    self._squeezed, room = session, 0.0
+                else:
+                    skipped = session
+                    session.passed += 1
         # Cores would lie idle: co-run a larger one, but only while it is not ahead of its share.
-        if taken and skipped is not None and room >= FILLER and skipped.user.vtime <= lead:
-            self.accounts.leave(skipped)
-            taken[skipped.id] = skipped
+        if taken and skipped is not None and skipped.demand is not None and room >= FILLER:
+            credit = self.accounts.credit
+            others = self._objectors(skipped, taken, room)
+            if all(skipped.user.vtime <= user.vtime + credit / user.weight for user in others):
+                self._take(skipped, taken)
+                self._squeezed = skipped
         return taken
+
+    def _candidates(self) -> Iterator[Session]:
+        """Yield who waits, best first. Smaller sessions pass a larger one of their user by one turn's worth, not for ever."""
+        left: dict[User, Session] = {}
+        for session in self.accounts.ranked(self._cost):
+            first = left.get(session.user)
+            if first is not None and self.accounts.policy.rotates:
+                if session.vtime > first.vtime + self.accounts.credit / first.weight:
+                    continue
+            yield session
+            if self.accounts.waits(session):
+                left.setdefault(session.user, session)
+
+    def _take(self, session: Session, taken: dict[SessionId, Session]) -> None:
+        self.accounts.leave(session)
+        taken[session.id] = session
+        session.passed = 0
+
+    def _objectors(
+        self, session: Session, taken: dict[SessionId, Session], room: float
+    ) -> list[User]:
+        """Users of `taken` who lose by `session` getting `room`: others of theirs wait, or theirs would be slower.
+
+        Its own user divides its own share: the better ranked ones object only for a while.
+        """
+        return [
+            other.user
+            for other in taken.values()
+            if (
+                session.passed < PATIENCE
+                if other.user is session.user
+                else self.accounts.has_waiting(other.user) or other.counted > room + SLACK
+            )
+        ]
 
     def _fill(self, at: float) -> None:
         for session in [*self.joining.values()]:
@@ -259,7 +304,7 @@ class Turns:
         room = self._room(at)
         if room <= SLACK:
             return
-        for session in self.accounts.ranked(self._cost):
+        for session in self._candidates():
             if session.counted <= room + SLACK:
                 self.accounts.leave(session)
                 self._use(session, at)

@@ -22,9 +22,18 @@ from gpushare_kernel.core.errors import BrokerUnavailable
 READY = b"\0"
 _LOCK_POLL = 0.01
 _PYTHON_KEPT = frozenset(("CONDA_PREFIX", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"))
-_KEPT = _PYTHON_KEPT | {"HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER"}
-_KEPT_PREFIXES = ("LC_", "XDG_", "LD_LIBRARY_", "CUDA_", "NVIDIA_", "GPUSHARE_")
-_SESSION_ONLY = frozenset(("GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"))
+_KEPT = _PYTHON_KEPT | {
+    "GPUSHARE_RUNTIME_DIR",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LOGNAME",
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "USER",
+}
+_KEPT_PREFIXES = ("LC_", "XDG_", "LD_LIBRARY_", "CUDA_", "NVIDIA_")
 
 # The daemon must be nobody's child: a notebook server's tree is paused and ended as one. Forking in the caller,
 # which may have threads, is not safe, so a fresh interpreter forks and is gone.
@@ -96,7 +105,7 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in ours.items()
-        if (name in _KEPT or name.startswith(_KEPT_PREFIXES)) and name not in _SESSION_ONLY
+        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
     }
 
 

@@ -142,8 +142,7 @@ def _holders(holders: tuple[Holder, ...]) -> list[str]:
     own = sorted((h for h in holders if h.own), key=lambda h: -h.size)
     others = sorted((h for h in holders if not h.own), key=lambda h: -h.size)
     said = [
-        f"Your own {h.name} holds {format_size(h.size)}{_way_out(h)}."
-        for h in own[:_NAMED_HOLDERS]
+        f"Your own {h.name} holds {format_size(h.size)}{_way_out(h)}." for h in own[:_NAMED_HOLDERS]
     ]
     if others:
         named = [f"{h.name} ({format_size(h.size)})" for h in others[:_NAMED_HOLDERS]]
