@@ -5,6 +5,7 @@ The picture shows a moment at which a notebook waited for memory, and what the d
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -45,7 +46,7 @@ def picture(recorded: str) -> str:
     plain = _MOVES.sub("", recorded)
     panels = [*_PANEL.finditer(plain)]
     waiting = [match for match in panels if "waits" in match[0] and "needs" in match[0]]
-    out = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w", encoding="utf-8"))
+    out = Console(record=True, width=COLUMNS, file=io.StringIO())
     out.print(Text("$ make demo", "bold"))
     out.print(Text.from_ansi(waiting[len(waiting) // 2][0].rstrip()))
     out.print(Text.from_ansi(plain[panels[-1].end() :].rstrip()))
