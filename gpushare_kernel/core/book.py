@@ -75,13 +75,14 @@ class MemoryBook:
         whole = max(need.persistent, session.measured) + need.ephemeral + context
         if whole <= self.config.capacity:
             return None
-        parts = (
-            f"{format_size(need.persistent)} persistent + {format_size(need.ephemeral)} ephemeral"
-        )
+        parts = [
+            f"{format_size(need.persistent)} to keep",
+            f"{format_size(need.ephemeral)} while it runs",
+        ]
         if context:
-            parts += f" + {format_size(context)} context"
+            parts.append(f"{format_size(context)} for the kernel itself")
         return (
-            f"this can never fit: it asks for {format_size(whole)} ({parts}) and the device has "
+            f"this can never fit: it needs {format_size(whole)} ({', '.join(parts)}), and the device has "
             f"{format_size(self.config.capacity)} in all. Ask for {format_size(max(0, self.config.capacity - context))} or less."
         )
 

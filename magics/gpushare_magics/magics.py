@@ -50,6 +50,7 @@ class GpuShareMagics(Magics):
         from gpushare_magics.extension import plain_errors  # noqa: PLC0415
         from gpushare_magics.stacked import run  # noqa: PLC0415
 
+        __tracebackhide__ = True  # an error of the body is the user's: our frames are not in it
         extension = self._extension
         if "--dry-run" in line.split():
             extension.dry_run(line)

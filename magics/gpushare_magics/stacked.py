@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def run(shell: InteractiveShell, cell: str) -> object:
     """Run the body; its errors come out as they are."""
+    __tracebackhide__ = True
     if cell.startswith("%%"):
         first, _, rest = cell.partition("\n")
         name, _, line = first.removeprefix("%%").partition(" ")

@@ -220,6 +220,9 @@ def test_stacked_magics(run: Run, attached: ScriptedBroker, capsys: Capture) -> 
 def test_stacked_error_comes_out(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:
     """An error under two magics is the user's, and the job is over."""
     assert isinstance(run("%%gpulane 1GiB\n%%time\n1/0").error_in_exec, ZeroDivisionError)
+    shown = capsys.readouterr().out
+    assert "ZeroDivisionError" in shown
+    assert "gpushare_magics" not in shown, "frames of ours are not the user's business"
     assert said(attached) == ["Submit", "End"]
 
 
