@@ -259,9 +259,12 @@ class Turns:
         left: dict[User, Session] = {}
         for session in self.accounts.ranked(self._cost):
             first = left.get(session.user)
-            if first is not None and self.accounts.policy.rotates:
-                if session.vtime > first.vtime + self.accounts.credit / first.weight:
-                    continue
+            if (
+                first is not None
+                and self.accounts.policy.rotates
+                and session.vtime > first.vtime + self.accounts.credit / first.weight
+            ):
+                continue
             yield session
             if self.accounts.waits(session):
                 left.setdefault(session.user, session)
