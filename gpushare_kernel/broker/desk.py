@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
-from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.policies import check_weight, policy_named
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.scheduler import check_weight
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg

@@ -13,7 +13,7 @@ from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, UserError, VersionMismatch
-from gpushare_kernel.core.scheduler import check_weight
+from gpushare_kernel.core.policies import check_weight
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.server import Connection

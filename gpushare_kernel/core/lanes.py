@@ -6,13 +6,14 @@ the newcomer's P, and no lane is ever set below the largest E in it (I1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedKeyList
 
 from gpushare_kernel.core.errors import InvariantBroken
-from gpushare_kernel.core.records import Job
-from gpushare_kernel.core.values import JobId, LaneId
+from gpushare_kernel.core.records import Job, User
+from gpushare_kernel.core.values import JobId, LaneId, UserId
 
 
 @dataclass(slots=True, eq=False)
@@ -28,11 +29,31 @@ class Lane:
     #: When the occupant took it, and when it is to be asked to give it up, once that is noted.
     since: float = 0.0
     due: float | None = None
+    #: Weighted seconds for which each user's jobs had it, while several were in it.
+    held: dict[UserId, float] = field(default_factory=dict)
 
     @property
     def waiters(self) -> list[Job]:
         """Members that wait for occupancy, in the order of their arrival."""
         return [job for job in self.members.values() if job is not self.occupant]
+
+    def give_up(self, user: User, at: float) -> None:
+        """The occupant, a job of `user`, has had the lane until now."""
+        if self.occupant is not None and len(self.members) > 1:
+            self.held[user.id] = self.held.get(user.id, 0.0) + (at - self.since) / user.weight
+            self.occupant.lane_left = self.since = at
+
+    def heir(self, owner: Callable[[Job], User]) -> Job:
+        """Return the waiter who is next: of the user who had the lane least, the job that has waited longest for it.
+
+        Who is new in the lane begins with the least of the others: it is not owed the time before.
+        """
+        users = {owner(job).id for job in self.members.values()}
+        present = min((self.held[user] for user in users if user in self.held), default=0.0)
+        self.held = {user: self.held.get(user, present) for user in users}
+        return min(
+            self.waiters, key=lambda job: (self.held[owner(job).id], job.lane_left, job.order)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class Job:
     cooperative: bool = False
     state: JobState = JobState.SUBMITTED
     lane: LaneId | None = None
+    #: When it last gave its lane up (0: it has not had it yet).
+    lane_left: float = 0.0
     #: It waits inside our client: before its first line or at a boundary.
     waits: bool = True
     #: The last boundary gave its E back.

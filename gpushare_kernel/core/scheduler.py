@@ -11,9 +11,9 @@ from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.book import MemoryBook
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.deadlines import Deadlines
-from gpushare_kernel.core.errors import InternalError, UserError
+from gpushare_kernel.core.errors import InternalError
 from gpushare_kernel.core.lanes import Lane
-from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.policies import check_weight, policy_named
 from gpushare_kernel.core.probe import Probe, Seen
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
@@ -259,6 +259,9 @@ class Scheduler:
         """`job` is out: its lane passes on, its session may have nothing left to do."""
         job.become(state)
         del self.jobs[job.id], session.jobs[job.id]
+        lane = self._lane(job)
+        if lane is not None and lane.occupant is job:
+            lane.give_up(session.user, self.at)
         lane = self.book.leave(job)
         if lane is not None and lane.occupant is None:
             self._pass(lane, self.at)
@@ -314,22 +317,21 @@ class Scheduler:
         self._emit(do.Ask(job.id, job.session, turn=leaving, lane=True))
 
     def _pass(self, lane: Lane, at: float) -> None:
-        """`lane` is free: the waiting member whose user and session deserve it most gets it."""
+        """`lane` is free: the waiting member to whom it is due gets it."""
         former = lane.occupant
-        heir = min(lane.waiters, key=self._lane_rank)
+        if former is not None:
+            lane.give_up(self.sessions[former.session].user, at)
+        if self.turns.accounts.policy.rotates:
+            heir = lane.heir(lambda job: self.sessions[job.session].user)
+        else:
+            heir = min(lane.waiters, key=lambda job: job.order)
         self.book.table.occupy(lane, heir, at)
         if former is not None:
             self._wants(self.sessions[former.session], at)
-        self._seek(lane, self.sessions[heir.session], at)
         session = self.sessions[heir.session]
+        self._seek(lane, session, at)
         if session.phase is Phase.ON:
             self._grant_waiting(session, at)
-
-    def _lane_rank(self, job: Job) -> tuple[float, float, int]:
-        if not self.turns.accounts.policy.rotates:
-            return (0.0, 0.0, job.order)
-        session = self.sessions[job.session]
-        return (session.user.vtime, session.vtime, job.order)
 
     # --- turns ----------------------------------------------------------------------------------------------
 
@@ -490,11 +492,3 @@ class Scheduler:
         )
         if wake is not None:
             self._emit(do.Wake(*wake))
-
-
-def check_weight(weight: float) -> float:
-    """Return `weight`, or refuse one that would starve somebody or mean nothing."""
-    if not 0.01 <= weight <= 100:  # noqa: PLR2004
-        msg = f"a weight must be between 0.01 and 100, and {weight:g} is not."
-        raise UserError(msg)
-    return weight
