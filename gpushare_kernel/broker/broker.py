@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.desk import Desk
@@ -188,22 +188,24 @@ class Broker:
 
     def emptied(self, kernel: Kernel) -> None:
         """`kernel`'s process is gone or about to be replaced: jobs end, memory is free, the session stays."""
-        if kernel.pidfd >= 0:
-            self._loop.remove_reader(kernel.pidfd)
+        survivors = self._survivors(kernel)
         self.engine.feed(ev.SessionRestarted(at=self.engine.now, session=kernel.id))
         self.registry.unbind(kernel)
         kernel.baseline = 0
+        for key in survivors:
+            self._follow(kernel, key)
         self._later(GONE_AFTER, lambda: self._still_opened(kernel))
 
     def close(self, kernel: Kernel) -> None:
         """The session is over."""
         if self.registry.get(kernel.id) is not kernel:
             return
-        if kernel.pidfd >= 0:
-            self._loop.remove_reader(kernel.pidfd)
+        survivors = self._survivors(kernel)
         self.engine.feed(ev.SessionClosed(at=self.engine.now, session=kernel.id))
         self.ledger.session_closed(kernel.id)
         self.registry.drop(kernel)
+        for key in survivors:
+            self._follow(kernel, key)
         self.touch()
         _logger.info("a session is closed", extra={"session": kernel.id})
 
@@ -249,14 +251,17 @@ class Broker:
     def _process_gone(self, kernel: Kernel, pidfd: int) -> None:
         """The pidfd says that the process has ended. A restart keeps the session; else it is closed."""
         self._loop.remove_reader(pidfd)
-        if kernel.pidfd != pidfd or kernel.target is None:
+        if kernel.pidfd != pidfd:
             return
-        survivors = self.engine.device.survivors(kernel.target)
         self.emptied(kernel)
-        for key in survivors:
-            self._follow(kernel, key)
         if kernel.opener is None or not procfs.alive(kernel.opener):
             self.close(kernel)
+
+    def _survivors(self, kernel: Kernel) -> Sequence[ProcessKey]:
+        """Stop watching `kernel`'s process; return who outlived it."""
+        if kernel.pidfd >= 0:
+            self._loop.remove_reader(kernel.pidfd)
+        return () if kernel.target is None else self.engine.device.survivors(kernel.target)
 
     def _follow(self, kernel: Kernel, key: ProcessKey) -> None:
         """A child outlived its kernel: a session of its own from here on, without a client, of the same user."""

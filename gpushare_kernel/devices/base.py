@@ -96,7 +96,10 @@ class Device(Protocol):
         """What of this session stands still on our account."""
 
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
-        """Living processes of a session whose root has ended, those at the top of what is left of its tree."""
+        """Living processes of a session whose root has ended, those at the top of what is left of its tree.
+
+        Asked once, when the session has no use for this root any more: the device may forget it.
+        """
 
     def close(self) -> None:
         """Resume everything and give all handles back."""

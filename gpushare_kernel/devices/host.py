@@ -95,8 +95,7 @@ class HostDevice:
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
         """Return the tree's CPU seconds, also of those who ended, and its private bytes if asked."""
         if not procfs.alive(target.root):
-            self._forget(target.root)
-            return None
+            return None  # whom it leaves behind is still asked for: `survivors`
         session = self._sessions.setdefault(target.root, _Session())
         processes = self._walk(target, session)
         session.meter.sample(processes, target.without)
@@ -122,7 +121,6 @@ class HostDevice:
         state = procfs.state_of(target.root)
         session = self._sessions.setdefault(target.root, _Session())
         if state is None or state in _ENDED:
-            self._forget(target.root)
             return PauseOutcome(PauseStatus.GONE)
         if state in _STOPPED and target.root not in session.stopped:
             return PauseOutcome(PauseStatus.STOPPED)
@@ -152,9 +150,10 @@ class HostDevice:
         return [key for key in keys if procfs.state_of(key) in _STILL]
 
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
-        """Return the children that outlived their root, as far as a walk has seen them."""
+        """Return the children that outlived their root, as far as a walk has seen them; forget the rest."""
         session = self._sessions.get(target.root)
-        if session is None:
+        self._forget(target.root)
+        if session is None or procfs.alive(target.root):
             return ()
         left = [
             key

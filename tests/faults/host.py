@@ -99,7 +99,7 @@ class Host:
         self.until(lambda seen: session_of(seen, notebook).state not in {"opened", "bare"})
         return notebook
 
-    def until(self, holds: Callable[[Snapshot], _T], seconds: float = LIMIT) -> _T:
+    def until(self, holds: Callable[[Snapshot], _T], seconds: float = 20) -> _T:
         """Return what `holds` says of the first snapshot of which it says anything."""
         found: list[_T] = []
 
@@ -131,6 +131,7 @@ class Host:
             for pid in self.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        print(*self.log(), sep="\n")  # pytest shows it where the test failed
         assert not left, left
         assert not self.places.socket.exists()
         wrong = [line for line in self.log("error") if not self._forgiven(line)]

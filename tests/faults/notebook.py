@@ -15,7 +15,7 @@ from jupyter_client.manager import KernelManager
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import ProcessKey
 
-PATIENCE = 60
+PATIENCE = 40
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 BURN = "print('burning', flush=True)\nwhile True: pass"
