@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -34,6 +35,8 @@ from gpushare_kernel.transport.server import Listener, serve
 from gpushare_kernel.wire.messages import Closing
 
 IDLE_EXIT = 60.0
+LEAST = 0.01
+"""A turn shorter than this (seconds) would be spent on its own end; less of a core is nothing to share."""
 _logger = logging.getLogger(__name__)
 
 
@@ -66,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     found.add_argument(
         "--idle-exit",
-        type=float,
+        type=_seconds,
         metavar="S",
         help="exit after S seconds without notebooks (0: never)",
     )
@@ -74,10 +77,13 @@ def parser() -> argparse.ArgumentParser:
         "--capacity", metavar="SIZE", help="memory to share (default: what is free now)"
     )
     found.add_argument(
-        "--compute", type=float, metavar="CORES", help="cores to share (default: all we may use)"
+        "--compute",
+        type=_positive,
+        metavar="CORES",
+        help="cores to share (default: all we may use)",
     )
     found.add_argument(
-        "--turn", type=float, default=0.1, metavar="S", help="length of a turn (default 0.1)"
+        "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
     )
     found.add_argument(
         "--policy", default="fair", choices=sorted(POLICIES), help="who comes next (default fair)"
@@ -165,6 +171,22 @@ def _resume_left_over(where: Places) -> None:
             "resumed a process that a former broker left paused", extra={"pid": key.pid}
         )
     table.close()
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        msg = f"{text} is no number of seconds: give 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not LEAST <= value < math.inf:
+        msg = f"{text} is too little or no number: give {LEAST:g} or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
 
 
 def _command(given: argparse.Namespace) -> list[str]:

@@ -194,6 +194,9 @@ class Desk:
         for one in held:
             job = JobId(f"{kernel.id}/{one.job}")
             _check_held(one.persistent, one.ephemeral)
+            # What a device cannot hold nobody holds: a wrong number must not hold up everybody else.
+            most = self._broker.scheduler.config.capacity
+            persistent = min(one.persistent, most)
             self.jobs[one.job] = job
             self._broker.jobs[job] = self
             kernel.take_slot(job, one.slot)
@@ -203,8 +206,8 @@ class Desk:
                         at=self._broker.engine.now,
                         job=job,
                         session=kernel.id,
-                        persistent=one.persistent,
-                        ephemeral=one.ephemeral,
+                        persistent=persistent,
+                        ephemeral=min(one.ephemeral, most - persistent),
                         group=one.lane,
                         running=one.running,
                     )
@@ -227,6 +230,9 @@ class Desk:
     def _own(self) -> Kernel:
         if self.kernel is None:
             problem = "only a notebook's kernel can do this, and this connection is a command line."
+            raise NotYours(problem)
+        if self._broker.registry.get(self.kernel.id) is not self.kernel:
+            problem = "this notebook's session has ended: its kernel is gone. Restart the kernel."
             raise NotYours(problem)
         return self.kernel
 

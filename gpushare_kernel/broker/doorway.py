@@ -12,7 +12,7 @@ from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadFrame, BadToken, UserError, VersionMismatch
+from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, UserError, VersionMismatch
 from gpushare_kernel.core.policies import check_weight
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
@@ -94,6 +94,9 @@ class Doorway:
             raise BadFrame(problem)
         pidfds.check_owner(fds[0], peer)
         pid = pidfds.pid_of(fds[0])
+        if kernel.key is not None:
+            problem = f"this session's process is {kernel.key.pid} already, and {pid} cannot take its place. Restart the session first."
+            raise NotYours(problem)
         if peer.uid == 0 and kernel.uid == 0:
             # Root may open for somebody else: the account is that of whoever the kernel runs as.
             self._broker.moved(kernel, procfs.owner(pid))

@@ -11,7 +11,6 @@ from typing import Protocol
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage
 from gpushare_kernel.devices.base import Device
@@ -20,6 +19,8 @@ from gpushare_kernel.wire.messages import Slowed
 
 RESUME_AGAIN = 0.01
 """A resume that could not be done is tried again after this long (seconds), then less and less often."""
+SETTLED = 1.0
+"""Who waits for a resume waits no longer than this (seconds): what its own user has stopped stays stopped."""
 _logger = logging.getLogger(__name__)
 
 
@@ -85,11 +86,16 @@ class Engine:
 
     def _handle(self, event: ev.Event) -> None:
         try:
-            for instruction in self.scheduler.handle(event):
-                self._does[type(instruction)](instruction)
+            instructions = self.scheduler.handle(event)
         except Exception:
             # One event that goes wrong must not take the turns of everybody else along.
             _logger.exception("an event failed", extra={"event": repr(event)})
+            return
+        for instruction in instructions:
+            try:
+                self._does[type(instruction)](instruction)
+            except Exception:
+                _logger.exception("an instruction failed", extra={"instruction": repr(instruction)})
 
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
         """Sample one kernel; its context is not counted as memory it uses."""
@@ -110,9 +116,9 @@ class Engine:
         self.feed(ev.Sampled(at=self.now, used=used))
 
     async def settled(self, kernel: Kernel) -> None:
-        """Wait until every pause and resume of `kernel` asked for so far is carried out."""
+        """Wait until every pause and resume of `kernel` asked for so far is carried out, or its user has stopped it."""
         if kernel.tail is not None:
-            await asyncio.wait([kernel.tail])
+            await asyncio.wait([kernel.tail], timeout=SETTLED)
 
     def resume_everybody(self) -> None:
         """Nobody guards who stands still: let all run for now; the next frame pauses again."""
@@ -194,7 +200,8 @@ class Engine:
                 try:
                     outcome = await self.device.pause(target, limit=pause.limit)
                     status, drain = outcome.status, outcome.drain
-                except DeviceError:
+                except Exception:
+                    # Whatever it was, the scheduler waits for an answer, and everybody else for the scheduler.
                     _logger.exception("a pause failed", extra={"session": kernel.id})
                     status, drain = PauseStatus.UNSUPPORTED, 0.0
                 if status is not PauseStatus.PAUSED:
@@ -218,11 +225,17 @@ class Engine:
         )  # as it is now: where the root has ended, its children are still to be resumed
 
         async def action() -> None:
-            pause = RESUME_AGAIN
+            pause, task = RESUME_AGAIN, asyncio.current_task()
             while target is not None:
-                outcome = await self.device.resume(target)
-                if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:
-                    break
+                try:
+                    outcome = await self.device.resume(target)
+                except Exception:
+                    _logger.exception("a resume failed", extra={"session": kernel.id})
+                else:
+                    if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:
+                        break
+                if kernel.tail is not task:
+                    return  # it is to be paused again: that is not to wait for this
                 # Its user has stopped it (the driver answers after SIGCONT), or it became somebody else's.
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 1.0)

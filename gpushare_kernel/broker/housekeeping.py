@@ -33,6 +33,8 @@ class Housekeeping:
         self._idle_exit = idle_exit
         self._round = 0
         self._cpu: dict[SessionId, float] = {}
+        #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
+        self._memory: dict[SessionId, int] = {}
 
     async def run(self) -> None:
         """Tidy until cancelled."""
@@ -61,6 +63,7 @@ class Housekeeping:
                 usage = self._broker.engine.usage(kernel, memory=True)
                 if usage is not None:
                     used[kernel.id] = usage
+                    self._memory[kernel.id] = usage.memory or 0
         if used:
             engine = self._broker.engine
             engine.feed(ev.Sampled(at=engine.now, used=used))
@@ -80,7 +83,11 @@ class Housekeeping:
         """What others took of the device since we started is not ours to give."""
         broker, engine = self._broker, self._broker.engine
         book = broker.scheduler.book
-        managed = sum(s.measured + s.context for s in broker.scheduler.sessions.values())
+        sessions = broker.scheduler.sessions
+        self._memory = {name: seen for name, seen in self._memory.items() if name in sessions}
+        managed = sum(
+            max(s.measured, self._memory.get(s.id, 0)) + s.context for s in sessions.values()
+        )
         try:
             foreign = engine.device.foreign(managed)
         except DeviceError as problem:

@@ -31,8 +31,15 @@ class Keeper:
         """Start a guardian; whenever it dies, resume everybody first and start another."""
         self._resume = resume_everybody
         self._again = None
-        self._guardian = spawn_guardian(self._table, self._places, self._command)
-        self._pidfd = os.pidfd_open(self._guardian.pid)
+        try:
+            self._guardian = spawn_guardian(self._table, self._places, self._command)
+            self._pidfd = os.pidfd_open(self._guardian.pid)
+        except OSError:
+            _logger.exception("a guardian cannot be started: it is tried again")
+            self._again = asyncio.get_running_loop().call_later(
+                _SLOWEST, self.start, resume_everybody
+            )
+            return
         asyncio.get_running_loop().add_reader(self._pidfd, self._died)
 
     async def stop(self) -> None:
