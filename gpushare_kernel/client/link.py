@@ -41,7 +41,7 @@ from gpushare_kernel.wire.messages import (
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 _HANDSHAKE_TIMEOUT = 5.0
 _SEND_TIMEOUT = 5
-_CHUNK = 64 * 2**10
+_CHUNK = 4096
 _FINAL = (BadToken, NotYours, VersionMismatch)
 """Refusals that asking again does not change."""
 
