@@ -31,7 +31,13 @@ class Lost(Enum):
     LOST = "the connection ended first"
 
 
-LOST = Lost.LOST
+class Nudge(Enum):
+    """What a waiter gets before a reply that is about to come."""
+
+    SOON = "wake up"
+
+
+LOST, SOON = Lost.LOST, Nudge.SOON
 
 
 class Call:
@@ -46,7 +52,7 @@ class Call:
     def __init__(self, number: int, job: JobId | None = None) -> None:
         self.id = number
         self.job = job
-        self.inbox: SimpleQueue[Wait | Reply | Lost] = SimpleQueue()
+        self.inbox: SimpleQueue[Wait | Reply | Lost | Nudge] = SimpleQueue()
         self.reply: Reply | Lost | None = None
         self.abandoned = False
         self.sent: list[int] = []
@@ -61,7 +67,7 @@ class Call:
                 got = self.inbox.get(timeout=left)
             except Empty:
                 return None
-            item = None if isinstance(got, Wait) else got
+            item = None if isinstance(got, Wait | Nudge) else got
         return item
 
 
@@ -104,6 +110,13 @@ class Calls:
             call = self._queued.get(job)
         if call is not None:
             call.inbox.put(wait)
+
+    def nudge(self) -> None:
+        """A grant is about to come: who waits wakes up once, and is fast when it does."""
+        with self._lock:
+            calls = list(self._by_id.values())
+        for call in calls:
+            call.inbox.put(SOON)
 
     def abandon(self, call: Call) -> Reply | Lost | None:
         """Leave a call. Returns the reply where it was faster than we."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from gpushare_kernel.client.calls import LOST, Call, Lost, expect, interruptible
+from gpushare_kernel.client.calls import LOST, Call, Lost, Nudge, expect, interruptible
 from gpushare_kernel.client.link import LinkDown
 from gpushare_kernel.core.errors import BrokerUnavailable, WaitEnded
 from gpushare_kernel.core.values import Wait
@@ -102,6 +102,8 @@ def _next(call: Call, deadline: float | None, reasons: _Reasons) -> Reply | Lost
                 return None
             reasons.again()
         else:
+            if isinstance(item, Nudge):
+                continue  # a grant is about to come
             if not isinstance(item, Wait):
                 return item
             reasons.tell(item)

@@ -44,6 +44,7 @@ from gpushare_kernel.wire.messages import (
     SetWeight,
     Slowed,
     SnapshotReply,
+    Soon,
     Submit,
     ToBroker,
     Waiting,
@@ -373,6 +374,8 @@ class Session:
                 self._give_back(body)
         elif isinstance(body, Waiting):
             self._calls.waiting(body.job, body.wait)
+        elif isinstance(body, Soon):
+            self._calls.nudge()
         elif isinstance(body, Slowed | Announce):
             self._tell(body)
 

@@ -28,7 +28,13 @@ _to_broker = msgspec.msgpack.Decoder(ToBroker)
 _from_broker = msgspec.msgpack.Decoder(FromBroker)
 
 _CLIENT_NOTICES = (messages.CellStarted, messages.CellEnded)
-_BROKER_NOTICES = (messages.Waiting, messages.Slowed, messages.Announce, messages.Closing)
+_BROKER_NOTICES = (
+    messages.Waiting,
+    messages.Soon,
+    messages.Slowed,
+    messages.Announce,
+    messages.Closing,
+)
 
 
 def encode(message: Hello | Welcome | ToBroker | FromBroker) -> bytes:

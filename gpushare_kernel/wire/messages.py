@@ -302,6 +302,10 @@ class Waiting(_Message, frozen=True):
     wait: Wait
 
 
+class Soon(_Message, frozen=True):
+    """A grant is about to come: whoever waits for one gets its threads and caches ready. Says nothing else."""
+
+
 class Slowed(_Message, frozen=True):
     """The session has shared its device for a while (`people` others, `fraction` of it ours), or was paused for `paused` seconds."""
 
@@ -326,7 +330,7 @@ class Closing(_Message, frozen=True):
 Request = Submit | Cancel | Yield | End | Release | GetSnapshot | SetWeight | SetPolicy | Stop
 ClientNotice = CellStarted | CellEnded
 Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply
-BrokerNotice = Waiting | Slowed | Announce | Closing
+BrokerNotice = Waiting | Soon | Slowed | Announce | Closing
 
 
 class ToBroker(Struct, frozen=True, array_like=True):

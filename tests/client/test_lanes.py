@@ -22,6 +22,7 @@ from gpushare_kernel.wire.messages import (
     End,
     Failure,
     Granted,
+    Soon,
     Submit,
     Yield,
 )
@@ -137,6 +138,8 @@ def test_turn_passes_at_a_boundary(entered: Entered) -> None:
     assert asked.interval > 0
     assert not stepping.done()
     entered.peer.page.set(2, 0)
+    entered.peer.notice(Soon())  # wakes the waiter, and is no grant
+    assert not stepping.done()
     entered.peer.reply(number, Granted(asked.job, 1, 4, 0.1, 3 * GiB, 3 * GiB))
     stepping.result(20)
     entered.peer.page.set(2, TURN)  # somebody else's word by now
