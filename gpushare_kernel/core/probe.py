@@ -17,7 +17,7 @@ SHORTEST_LOOK = 0.2
 ENOUGH_HELD, ENOUGH_BETWEEN, MOSTLY = 0.02, 0.2, 0.8
 """Seconds of turn that a demand can be measured from: where the turn was most of the time since the last sample, else."""
 BUSY, QUIET = 0.25, 0.05
-"""Cores above which an unannounced session is working, and below which it has fallen quiet."""
+"""Cores wanted above which an unannounced session is working, and used below which it has fallen quiet."""
 QUIET_FOR = 1.0
 
 
@@ -124,7 +124,8 @@ class Probe:
             not known
             or passed < SHORTEST_LOOK
             or used < self.config.plain_grace
-            or used / passed < BUSY
+            or used / passed < QUIET
+            or wanted / passed < BUSY  # on a crowded host it may not have got what it wanted
         ):
             return Seen(used)
         return Seen(used, wanted / passed, begins=True)

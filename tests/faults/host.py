@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -169,9 +170,15 @@ def took(condition: Callable[[], object], limit: float) -> float:
 
 
 def kill(key: ProcessKey) -> None:
-    """Kill -9 this very process, and wait for its end."""
-    assert procfs.send(key, signal.SIGKILL)
-    eventually(lambda: not procfs.alive(key))
+    """Kill -9 this very process, and wait for the end of all its threads: until then its sockets are open."""
+    pidfd = os.pidfd_open(key.pid)
+    try:
+        assert procfs.send(key, signal.SIGKILL)
+        gone = select.poll()
+        gone.register(pidfd, select.POLLIN)
+        assert gone.poll(LIMIT * 1000)
+    finally:
+        os.close(pidfd)
 
 
 def stopped(pid: int) -> bool:
