@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -44,12 +45,16 @@ class PlayedDevice:
         self.calls: list[tuple[str, int]] = []
         self.answers: dict[str, list[PauseOutcome | Exception]] = {"pause": [], "resume": []}
         self.used = Usage(0.0, 0.0, 0)
+        #: Whether every session seems to use the whole device all the time.
+        self.busy = False
         self.taken_by_others = 0
         #: While it is not set, calls do not come back.
         self.gate = asyncio.Event()
         self.gate.set()
 
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+        if self.busy:
+            return Usage(time.monotonic(), time.monotonic(), 0)
         return self.used
 
     def foreign(self, managed: int) -> int:

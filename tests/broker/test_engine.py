@@ -1,0 +1,223 @@
+"""Instructions are carried out in order per session, and nothing a device does stalls the rest."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import GiB, JobId, PauseReason, PauseStatus, SessionId
+from gpushare_kernel.devices.base import PauseOutcome
+from gpushare_kernel.transport.words import LANE, PAUSED, TURN
+from gpushare_kernel.wire import messages as msg
+from tests.broker.house import Caller, House
+from tests.broker.test_desk import job_of, session_of, submit
+
+
+def carry_out(house: House, *instructions: do.Instruction) -> None:
+    """Have the engine do this."""
+    engine = house.broker.engine
+    house.do(lambda: [engine._does[type(i)](i) for i in instructions])
+
+
+def settled(house: House, client: Caller) -> None:
+    kernel = house.kernel(client.opened)  # type: ignore[attr-defined]
+    house.wait(house.broker.engine.settled(kernel))
+
+
+def pause(client: Caller, ticket: int = 1) -> do.Pause:
+    return do.Pause(session_of(client), PauseReason.TURN_ENDED, 0.5, ticket)
+
+
+def did(house: House) -> list[str]:
+    return [what for what, _ in house.device.calls]
+
+
+def test_pauses_and_resumes_of_a_session_come_one_after_the_other(house: House) -> None:
+    """The second is asked of the device when the first is done, whatever takes long; the session's word says it before."""
+    client = house.notebook()
+    house.do(house.device.gate.clear)
+    carry_out(house, pause(client), do.Resume(session_of(client)), pause(client, 2))
+    house.saw(lambda: did(house) == ["pause"])
+    assert client.view is not None
+    assert client.view.read(0) == PAUSED
+    house.do(house.device.gate.set)
+    settled(house, client)
+    assert did(house) == ["pause", "resume", "pause"]
+    assert client.view.read(0) == PAUSED
+    carry_out(house, do.Resume(session_of(client)))
+    settled(house, client)
+    assert client.view.read(0) == 0
+
+
+def test_one_sessions_long_drain_does_not_hold_up_another(house: House) -> None:
+    """Each has its own order."""
+    first, second = house.notebook(), house.notebook()
+    house.do(house.device.gate.clear)
+    carry_out(house, pause(first), pause(second))
+    house.saw(lambda: did(house) == ["pause", "pause"])
+
+
+@pytest.mark.parametrize(
+    "problem", [DeviceError("the driver is gone"), OSError("no"), RuntimeError("a bug")]
+)
+def test_a_failing_pause_is_an_answer_too(
+    house: House, problem: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a device raises, the scheduler hears that this session cannot be paused, and turns go on."""
+    clients = [house.notebook(), house.notebook()]
+    house.device.busy = True
+    house.device.answers["pause"] = [problem]
+    for n, client in enumerate(clients):
+        client.send(submit(f"j{n}", ephemeral=0))
+    house.saw(lambda: any(not s.pausable for s in house.broker.scheduler.sessions.values()))
+    house.saw(lambda: all(job.granted for job in house.broker.scheduler.jobs.values()))
+    assert len(house.broker.scheduler.jobs) == 2
+    assert "a pause failed" in caplog.text
+
+
+def test_a_resume_is_tried_until_it_is_done(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """Stopped by its own user, failing, and at last done: only then does the word say that it runs."""
+    client = house.notebook()
+    carry_out(house, pause(client))
+    settled(house, client)
+    house.device.answers["resume"] = [
+        PauseOutcome(PauseStatus.STOPPED),
+        OSError("once"),
+        PauseOutcome(PauseStatus.FORBIDDEN),
+    ]
+    carry_out(house, do.Resume(session_of(client)))
+    settled(house, client)
+    assert did(house) == ["pause", "resume", "resume", "resume", "resume"]
+    assert client.view is not None
+    assert client.view.read(0) == 0
+    assert "a resume failed" in caplog.text
+
+
+def test_a_resume_that_cannot_be_done_gives_way_to_the_next_pause(house: House) -> None:
+    """What its user has stopped is resumed again and again, but nobody else's turn waits for that."""
+    client = house.notebook()
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.STOPPED)] * 1000
+    carry_out(house, do.Resume(session_of(client)))
+    house.saw(lambda: "resume" in did(house))
+    carry_out(house, pause(client))
+    house.saw(lambda: "pause" in did(house))
+
+
+def test_a_session_that_is_gone_is_still_resumed(house: House) -> None:
+    """Its children may stand still: the target is the one of the time of the order."""
+    client = house.notebook()
+    opened: msg.Opened = client.opened  # type: ignore[attr-defined]
+    house.do(house.device.gate.clear)
+    carry_out(house, pause(client), do.Resume(session_of(client)))
+    house.call(msg.Close(opened.session, opened.token))
+    house.do(house.device.gate.set)
+    house.saw(lambda: did(house) == ["pause", "resume"])
+
+
+def test_words_are_set_as_asked_and_cleared_by_the_grant(house: House) -> None:
+    """Two bits: the turn, the lane."""
+    client = house.notebook()
+    granted = client.ask(submit("j", ephemeral=1, cooperative=True))
+    assert isinstance(granted, msg.Granted)
+    job, view = job_of(client, "j"), client.view
+    assert view is not None
+    for turn, lane, word in (
+        (True, False, TURN),
+        (False, True, LANE),
+        (True, True, TURN | LANE),
+        (False, False, 0),
+    ):
+        carry_out(house, do.Ask(job, session_of(client), turn=turn, lane=lane))
+        assert view.read(granted.slot) == word
+    carry_out(house, do.Ask(job, session_of(client), turn=True, lane=True))
+    client.ask(msg.Yield(JobId("j"), True, 0, 0, 1, 0.01))
+    assert view.read(granted.slot) == 0
+
+
+def test_instructions_about_who_is_gone_are_nothing(house: House) -> None:
+    """Between an event and its instruction a session may end."""
+    gone = SessionId("gone")
+    carry_out(
+        house,
+        do.Pause(gone, PauseReason.TURN_ENDED, 0.5, 1),
+        do.Resume(gone),
+        do.Ask(JobId("gone/1"), gone, turn=True, lane=True),
+        do.Slow(gone, 1, 0.5),
+        do.Queue(JobId("gone/1"), gone),
+        do.Drop(JobId("gone/1"), gone),
+        do.Refuse(JobId("gone/1"), gone, "never"),
+    )
+    assert house.device.calls == []
+
+
+def test_an_event_that_fails_does_not_stop_the_next(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with what it was."""
+    engine = house.broker.engine
+    house.do(
+        lambda: engine.feed(ev.SessionReady(at=engine.now, session=SessionId("none"), bare=True))
+    )
+    assert "SessionReady" in str(caplog.records[-1].__dict__["event"])
+    assert caplog.records[-1].levelno == logging.ERROR
+    assert isinstance(house.notebook().ask(submit("j", size=1)), msg.Granted)
+
+
+def test_an_instruction_that_fails_does_not_stop_those_behind_it(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client's trouble is not the next one's."""
+    client, other, third = house.notebook(), house.notebook(), house.notebook()
+    engine = house.broker.engine
+    client.ask(submit("a", persistent=5 * GiB))
+    third.ask(submit("x", persistent=2 * GiB))
+    third.ask(msg.End(JobId("x"), 2 * GiB, 0, 0))
+    number = other.send(submit("b", persistent=6 * GiB))
+    client.send(submit("c", persistent=5 * GiB, ephemeral=2 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 2)
+
+    def broken(_: do.Drop) -> None:
+        message = "this line is cursed"
+        raise RuntimeError(message)
+
+    monkeypatch.setitem(engine._does, do.Drop, broken)
+    opened: msg.Opened = client.opened  # type: ignore[attr-defined]
+    house.call(msg.Close(opened.session, opened.token))
+    assert isinstance(other.reply(number), msg.Granted)
+    assert "an instruction failed" in caplog.text
+
+
+def test_the_end_of_the_engine_lets_everybody_run(house: House) -> None:
+    """Pauses under way are given up, the device resumes all, the words say so, and nothing is decided any more."""
+    client = house.notebook()
+    house.do(house.device.gate.clear)
+    carry_out(house, pause(client))
+    house.saw(lambda: did(house) == ["pause"])
+    house.wait(house.broker.engine.close())
+    assert did(house)[-1] == "close"
+    assert client.view is not None
+    assert client.view.read(0) == 0
+    before = len(house.device.calls)
+    engine = house.broker.engine
+    house.do(lambda: engine.feed(ev.PolicyChanged(at=engine.now, policy="fifo")))
+    assert house.broker.scheduler.turns.accounts.policy.name == "fair"
+    assert len(house.device.calls) == before
+
+
+def test_without_a_guardian_nobody_stays_stopped(house: House) -> None:
+    """Until there is a new one all run; the turns go on after that."""
+    house.device.busy = True
+    clients = [house.notebook(), house.notebook()]
+    for n, client in enumerate(clients):
+        client.send(submit(f"j{n}", ephemeral=0))
+    scheduler = house.broker.scheduler
+    house.saw(lambda: any(s.stopped and not s.pausing for s in scheduler.sessions.values()))
+    house.do(house.broker.engine.resume_everybody)
+    assert not any(
+        s.stopped and s.exempt_until > house.broker.engine.now for s in scheduler.sessions.values()
+    )
+    house.saw(lambda: any(s.stopped for s in scheduler.sessions.values()))

@@ -1,0 +1,173 @@
+"""What is done by the clock: idle exit, foreign use, lines of waiters, accounts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel.broker import housekeeping as housekeeping_module
+from gpushare_kernel.broker.housekeeping import Housekeeping
+from gpushare_kernel.core.errors import DeviceError, NoBroker
+from gpushare_kernel.core.values import GiB, JobId, MiB, SessionId, Usage
+from gpushare_kernel.transport.channel import connect
+from gpushare_kernel.transport.launch import locked
+from gpushare_kernel.transport.places import Places
+from gpushare_kernel.wire import messages as msg
+from tests.broker.house import House
+from tests.broker.test_desk import session_of, submit
+
+
+@pytest.fixture
+def tidy(house: House) -> Callable[[], None]:
+    """One pass of the house's housekeeping, with an idle exit that is due at once."""
+    places = Places(house.path.parent, system=False, named=True)
+    keeper = Housekeeping(house.broker, house.listener, places, 1e-9)
+    return lambda: house.do(keeper._tidy)
+
+
+def test_an_empty_broker_goes(house: House, tidy: Callable[[], None]) -> None:
+    """Nobody is there: the socket is gone before the broker is."""
+    tidy()
+    house.saw(house.broker.stopping.is_set)
+    assert house.broker.stop_reason == "nothing to do"
+    assert not house.broker.stopped_for_good
+    with pytest.raises(NoBroker):
+        connect(house.path, 1)
+
+
+def test_a_broker_with_anybody_stays(house: House, tidy: Callable[[], None]) -> None:
+    """A session that is only opened, or somebody who looks on: both are reasons to be there."""
+    opened = house.open()
+    tidy()
+    assert not house.broker.stopping.is_set()
+    house.call(msg.Close(opened.session, opened.token))
+    line = house.call(msg.Observe())
+    house.saw(lambda: house.broker.observers)
+    tidy()
+    assert not house.broker.stopping.is_set()
+    line.close()
+    house.saw(lambda: not house.broker.observers)
+    tidy()
+    house.saw(house.broker.stopping.is_set)
+
+
+def test_a_broker_that_is_just_being_looked_for_stays(
+    house: House, tidy: Callable[[], None]
+) -> None:
+    """Somebody holds the start lock: they find this broker, not a race."""
+    with locked(house.path.parent / "start.lock", 1.0):
+        tidy()
+    assert not house.broker.stopping.is_set()
+    assert isinstance(house.call(msg.Observe()).body, msg.Ok)
+
+
+def test_no_idle_exit_where_none_is_wanted(house: House) -> None:
+    """0: a system broker stays."""
+    places = Places(house.path.parent, system=False, named=True)
+    house.do(Housekeeping(house.broker, house.listener, places, 0.0)._tidy)
+    assert not house.broker.stopping.is_set()
+
+
+def test_a_broker_that_nobody_can_find_goes(house: House, tmp_path: Path) -> None:
+    """Its folder is gone: another one may be made any time, and two on one device must not be."""
+    gone = Places(tmp_path / "gone", system=False, named=True)
+    house.do(Housekeeping(house.broker, house.listener, gone, 1e-9)._tidy)
+    assert house.broker.stopping.is_set()
+
+
+def test_what_others_take_is_not_ours_to_give(house: House, tidy: Callable[[], None]) -> None:
+    """Capacity falls by foreign use and rises again; small moves are not worth an event."""
+    house.open()
+    table = house.broker.scheduler.book.table
+    house.device.taken_by_others = 2 * GiB
+    tidy()
+    assert table.capacity == 6 * GiB
+    house.device.taken_by_others = 2 * GiB + 10 * MiB
+    tidy()
+    assert table.capacity == 6 * GiB
+    house.device.taken_by_others = 100 * GiB
+    tidy()
+    assert table.capacity == 0
+    house.device.taken_by_others = 0
+    tidy()
+    assert table.capacity == 8 * GiB
+
+
+def test_what_a_declared_cell_uses_is_not_taken_for_foreign_use(
+    house: House, tidy: Callable[[], None]
+) -> None:
+    """Its memory is its lane's: counted once, not a second time as somebody else's."""
+    client = house.notebook()
+    client.ask(submit("j", ephemeral=4 * GiB))
+    house.device.used = Usage(1.0, 1.0, 3 * GiB)
+    tidy()
+    assert house.device.managed == 3 * GiB
+    client.ask(msg.End(JobId("j"), 1 * GiB, 3 * GiB, 0))
+    house.device.used = Usage(1.0, 1.0, 1 * GiB)
+    for _ in range(housekeeping_module.ROUNDS):
+        tidy()
+    assert house.device.managed == 1 * GiB
+
+
+def test_a_device_that_cannot_measure_changes_nothing(
+    house: House,
+    tidy: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """NVML gone: the last capacity stands, and the log says why."""
+    house.open()
+
+    def broken(managed: int) -> int:
+        problem = "NVML is gone"
+        raise DeviceError(problem)
+
+    monkeypatch.setattr(house.device, "foreign", broken)
+    tidy()
+    assert house.broker.scheduler.book.table.capacity == 8 * GiB
+    assert "NVML is gone" in caplog.text
+
+
+def test_a_background_thread_is_found_without_anybody_saying_so(
+    house: House, tidy: Callable[[], None]
+) -> None:
+    """A session that works without a cell becomes a job."""
+    client = house.notebook()
+    session = house.broker.scheduler.sessions[session_of(client)]
+    house.device.busy = True
+    for _ in range(2):
+        for _ in range(housekeeping_module.ROUNDS):  # in one of them it is looked at closely
+            tidy()
+        threading.Event().wait(0.25)  # use is judged over 0.2 s at least
+    for _ in range(housekeeping_module.ROUNDS):
+        tidy()
+    house.saw(lambda: session.plain_job is not None)
+
+
+def test_waiters_hear_what_has_changed(house: House, tidy: Callable[[], None]) -> None:
+    """A waiter's line follows the numbers; nothing new, nothing said."""
+    first, second = house.notebook(), house.notebook()
+    first.ask(submit("a", persistent=6 * GiB))
+    number = second.send(submit("b", persistent=4 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    tidy()
+    house.device.taken_by_others = GiB
+    tidy()
+    tidy()
+    second.ask(msg.Cancel(JobId("b")))
+    second.reply(number)
+    frees = [n.wait.free for n in second.notices if isinstance(n, msg.Waiting)]
+    assert frees == [2 * GiB, 1 * GiB]
+
+
+def test_accounts_reach_the_ledger(house: House, tidy: Callable[[], None]) -> None:
+    """What each user has used survives the broker."""
+    client = house.notebook()
+    user = house.broker.scheduler.sessions[SessionId(session_of(client))].user
+    house.do(lambda: setattr(user, "device_time", 12.5))
+    tidy()
+    house.ledger.flush()
+    assert [(name, row.device_time) for name, row in house.ledger.load().users] == [(user.id, 12.5)]

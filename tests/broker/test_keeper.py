@@ -1,0 +1,118 @@
+"""The broker's side of its guardian: a real one, killed for real."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker import keeper as keeper_module
+from gpushare_kernel.broker.intents import IntentTable
+from gpushare_kernel.broker.keeper import Keeper
+from gpushare_kernel.transport.places import Places
+from tests.procs import eventually
+
+
+async def guardian_of(keeper: Keeper) -> subprocess.Popen[bytes]:
+    """Wait for the next guardian: it is started by a timer, of which nothing tells."""
+    async with asyncio.timeout(20):
+        while keeper._guardian is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return keeper._guardian
+
+
+def keeping(folder: Path) -> tuple[IntentTable, Keeper]:
+    places = Places(folder, system=False, named=True)
+    table = IntentTable(places.intents)
+    # Should the guardian ever start "the broker" here, that is /bin/true.
+    return table, Keeper(table, places, ["/bin/true"])
+
+
+def test_a_guardian_that_dies_is_replaced_and_everybody_resumed_first(tmp_path: Path) -> None:
+    """I4: without a guardian nobody may stand still; then there is another one, and another."""
+
+    async def scene() -> list[int]:
+        table, keeper = keeping(tmp_path)
+        resumed: asyncio.Queue[int] = asyncio.Queue()
+        keeper.start(lambda: resumed.put_nowait(1))
+        guardians = []
+        for _ in range(3):
+            guardian = keeper._guardian
+            assert guardian is not None
+            guardians.append(guardian.pid)
+            os.kill(guardian.pid, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                await resumed.get()
+            await guardian_of(keeper)
+        last = await guardian_of(keeper)
+        assert last.poll() is None
+        await keeper.stop()
+        last.kill()
+        last.wait()
+        table.close()
+        return [*guardians, last.pid]
+
+    pids = asyncio.run(scene())
+    assert len(set(pids)) == 4
+
+
+def test_a_guardian_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No memory for a process, now: the broker goes on, and there is a guardian as soon as there can be one."""
+    monkeypatch.setattr(keeper_module, "_SLOWEST", 0.01)
+    real = keeper_module.spawn_guardian
+    failures = iter([OSError("Cannot allocate memory")])
+
+    def spawn(*arguments: object) -> subprocess.Popen[bytes]:
+        for failure in failures:
+            raise failure
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
+
+    async def scene() -> None:
+        table, keeper = keeping(tmp_path)
+        keeper.start(lambda: None)
+        guardian = await guardian_of(keeper)
+        await keeper.stop()
+        guardian.kill()
+        guardian.wait()
+        table.close()
+
+    asyncio.run(scene())
+    assert "cannot be started" in caplog.text
+
+
+def test_a_broker_that_goes_on_purpose_takes_its_guardian_along(tmp_path: Path) -> None:
+    """The guardian sees a clean exit, ends, and starts nothing."""
+    script = f"""
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from gpushare_kernel.broker.intents import IntentTable
+from gpushare_kernel.broker.keeper import Keeper
+from gpushare_kernel.transport.places import Places
+async def scene():
+    places = Places(Path({str(tmp_path)!r}), system=False, named=True)
+    table = IntentTable(places.intents)
+    keeper = Keeper(table, places, ["/usr/bin/touch", {str(tmp_path / "started")!r}])
+    keeper.start(lambda: None)
+    print(keeper._guardian.pid, flush=True)
+    keeper._guardian.returncode = 0  # it outlives us
+    await keeper.stop()
+    table.close()
+asyncio.run(scene())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    guardian = int(done.stdout)
+    eventually(lambda: procfs.state(guardian) in (None, "Z"))
+    assert not (tmp_path / "started").exists()

@@ -1,0 +1,134 @@
+"""I9: what whom sees. The broker filters; the schema is the documented one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gpushare_kernel.broker.views import initials
+from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.values import GiB, UserId
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.snapshot import Snapshot
+from tests.broker.house import House
+from tests.broker.test_desk import submit
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+NOBODY = 65534
+
+# The keys that were promised first, and those that came later. Keys are added, never renamed or retyped.
+KEYS = {
+    "": {"schema", "broker", "devices", "sessions", "queue", "users"},
+    "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today"},
+    "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
+    | {"policy", "compute", "free"},
+    "lanes": {"id", "size", "occupant", "members"},
+    "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
+    | {"device", "own", "jobs", "demand", "turns", "children"},
+    "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited"},
+    "users": {"name", "weight", "device_time"},
+}
+
+
+def busy(house: House) -> Snapshot:
+    """One notebook runs, one waits; return the owner's view."""
+    first, second = house.notebook("thesis.ipynb"), house.notebook("other.ipynb")
+    first.ask(submit("a", persistent=3 * GiB, ephemeral=2 * GiB))
+    second.send(submit("b", persistent=4 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    reply = house.call(msg.Observe()).ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    return reply.snapshot
+
+
+def test_the_documented_keys_are_there_and_no_others(house: House) -> None:
+    """Golden: whoever adds a key adds it here and in the document."""
+    tree = msgspec.to_builtins(busy(house))
+    assert set(tree) == KEYS[""]
+    assert set(tree["broker"]) == KEYS["broker"]
+    assert set(tree["devices"][0]["lanes"][0]) == KEYS["lanes"]
+    for name in ("devices", "sessions", "queue", "users"):
+        assert tree[name]
+        assert all(set(one) == KEYS[name] for one in tree[name])
+    assert tree["schema"] == 1
+
+
+def test_an_owner_sees_everything_of_his_own(house: House) -> None:
+    """Names, pids, sizes, who occupies what, who waits and why."""
+    seen = busy(house)
+    first, second = seen.sessions
+    assert (first.name, first.pid, first.p, first.own) == (
+        "thesis.ipynb",
+        os.getpid(),
+        3 * GiB,
+        True,
+    )
+    assert (first.state, first.mode, second.mode) == ("busy", "alone", None)
+    (device,) = seen.devices
+    assert (device.id, device.kind, device.capacity, device.persistent) == (
+        "played0",
+        "model",
+        8 * GiB,
+        3 * GiB,
+    )
+    (lane,) = device.lanes
+    assert (lane.size, lane.occupant) == (2 * GiB, f"{first.id}/a")
+    (waiting,) = seen.queue
+    assert (waiting.session, waiting.reason, waiting.ahead, waiting.eta) == (
+        second.id,
+        "memory",
+        0,
+        None,
+    )
+    assert waiting.needs == 4 * GiB
+
+
+@as_root
+def test_to_others_a_person_is_initials(house: House, tmp_path: Path) -> None:
+    """No notebook name, no pid, no size of a session or cell reaches another user's process, whatever it asks."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    mine = busy(house)
+    _, reply = house.as_user(NOBODY, msg.Observe(), msg.GetSnapshot())
+    seen: Snapshot = reply.snapshot
+    for session in seen.sessions:
+        assert (session.name, session.pid, session.p, session.own) == (None, None, None, False)
+        assert session.user == initials(UserId(mine.users[0].name))
+    assert seen.queue[0].needs == 0
+    assert {user.name for user in seen.users} == {initials(UserId(mine.users[0].name))}
+    text = msgspec.json.encode(seen).decode()
+    for secret in ("thesis", "other.ipynb", f'"{mine.users[0].name}"', f":{4 * GiB}"):
+        assert secret not in text
+
+
+@as_root
+def test_a_waiters_line_names_others_by_initials_only(house: House, tmp_path: Path) -> None:
+    """Who holds the memory is said as far as the waiter may know it."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    busy(house)
+    broker = house.broker
+    (job,) = list(broker.scheduler.book.queue)
+    own = house.do(lambda: broker.named(why(broker.scheduler, job), os.getuid()))
+    theirs = house.do(lambda: broker.named(why(broker.scheduler, job), NOBODY))
+    assert [holder.name for holder in own.holders] == ["thesis.ipynb"]
+    assert [(holder.name, holder.own) for holder in theirs.holders] == [("r", False)]
+
+
+@pytest.mark.parametrize(
+    ("user", "seen"),
+    [
+        ("ann", "a"),
+        ("ann.lee", "al"),
+        ("ann-marie_lee.x", "aml"),
+        ("1000", "1"),
+        ("..", "?"),
+        ("", "?"),
+    ],
+)
+def test_initials(user: str, seen: str) -> None:
+    """Three letters at most."""
+    assert initials(UserId(user)) == seen
