@@ -263,7 +263,7 @@ class Desk:
 
     def _set_weight(self, number: int, body: msg.SetWeight) -> None:
         kernel = self._own()
-        weight = check_weight(body.weight)
+        weight = kernel.weight = check_weight(body.weight)
         self._broker.engine.feed(
             ev.WeightChanged(at=self._broker.engine.now, session=kernel.id, weight=weight)
         )

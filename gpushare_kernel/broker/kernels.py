@@ -89,7 +89,7 @@ class Kernel:
     def free_slot(self, job: JobId) -> None:
         """The job is over."""
         slot = self.slot_of.pop(job, None)
-        if slot is not None:
+        if slot is not None and self.page.fd >= 0:  # a client's line may outlast its session
             self.page.set(slot, 0)
             self.slots.append(slot)
 

@@ -239,6 +239,11 @@ def test_a_weight_is_the_sessions_own(house: House) -> None:
     client = house.notebook()
     assert isinstance(client.ask(msg.SetWeight(3.0)), msg.Ok)
     assert house.broker.scheduler.sessions[session_of(client)].weight == 3.0
+    client.ask(submit("j", size=1))
+    house.ledger.flush()
+    assert [row.weight for row in house.ledger.load().sessions] == [3.0], (
+        "a broker's restart keeps it"
+    )
 
 
 def test_the_owner_switches_the_policy_and_stops_the_broker(house: House) -> None:
@@ -300,6 +305,21 @@ def test_a_client_cannot_claim_more_than_there_is(house: House) -> None:
     house.saw(lambda: house.broker.scheduler.jobs)
     table = house.broker.scheduler.book.table
     assert table.used <= table.capacity
+
+
+def test_a_line_that_breaks_just_before_its_session_ends_is_forgotten(house: House) -> None:
+    """Its jobs are given up a little later, when their session is gone already."""
+    client = house.notebook()
+    opened: msg.Opened = client.opened  # type: ignore[attr-defined]
+    client.ask(submit("j", size=MiB))
+    kernel = house.kernel(opened)
+    (desk,) = kernel.lines
+    client.close()
+    house.saw(lambda: not kernel.lines)
+    house.call(msg.Close(opened.session, opened.token))
+    house.do(desk.abandon)  # type: ignore[attr-defined]
+    assert house.broker.jobs == {}
+    assert not house.broker.scheduler.jobs
 
 
 def test_the_ends_of_connections_leave_nothing(house: House) -> None:
