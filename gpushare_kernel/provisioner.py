@@ -124,6 +124,10 @@ class GpuShareProvisioner(LocalProvisioner):
             await off_loop(session.bind, pid)
         except ProcessLookupError:
             pass  # the kernel ended at once: jupyter_client's poll will say so
+        except BadToken as problem:
+            # Its broker was killed since, before it had written the session down. A restart shares again.
+            self._warn_once(f"this kernel shares nothing until it is restarted: {problem}")
+            self._drop()
         except BrokerUnavailable as problem:
             if self._policy(session.places) == "fail":
                 raise

@@ -94,11 +94,15 @@ class Host:
 
     def notebook(self, name: str = "hw1.ipynb", **options: Any) -> Notebook:
         """Start a kernel through our provisioner and wait until the broker knows its client."""
-        notebook = Notebook(name, **options)
-        self.notebooks.append(notebook)
+        notebook = self.started(name, **options)
         notebook.ready()
         self.until(lambda seen: session_of(seen, notebook).state not in {"opened", "bare"})
         return notebook
+
+    def started(self, name: str, **options: Any) -> Notebook:
+        """Start a kernel; wait for nothing."""
+        self.notebooks.append(Notebook(name, **options))
+        return self.notebooks[-1]
 
     def until(self, holds: Callable[[Snapshot], _T], seconds: float = 20) -> _T:
         """Return what `holds` says of the first snapshot of which it says anything."""
