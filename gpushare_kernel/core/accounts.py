@@ -32,6 +32,8 @@ class Accounts:
         #: The least virtual time of those who compete (never falls), and what one turn is worth to that user.
         self.now = 0.0
         self.now_turn = 0.0
+        #: Counts every change of who waits, or in which order.
+        self.changes = 0
         self._waiting: dict[User, SortedKeyList] = {}
         self._users: SortedKeyList = SortedKeyList(key=lambda entry: entry[0])
         self._keys: dict[User, tuple[tuple[float, int], User]] = {}
@@ -157,6 +159,7 @@ class Accounts:
         self._rank(session.user)
 
     def _rank(self, user: User) -> None:
+        self.changes += 1
         old = self._keys.pop(user, None)
         if old is not None:
             self._users.remove(old)

@@ -59,7 +59,15 @@ class Probe:
 
     def due(self, at: float) -> list[SessionId]:
         """Sessions whose cell is to be looked at by `at`."""
-        return [name for name, when in self._due.items() if when <= at]
+        found, ahead = [], [0]  # down the heap, as far as it is due
+        while ahead:
+            n = ahead.pop()
+            if n < len(self._looks) and self._looks[n][0] <= at:
+                when, name = self._looks[n]
+                ahead += (2 * n + 1, 2 * n + 2)
+                if self._due.get(name) == when:
+                    found.append(name)
+        return found
 
     def next_look(self) -> float | None:
         """When the next open cell is to be looked at."""

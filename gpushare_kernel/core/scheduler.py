@@ -94,11 +94,7 @@ class Scheduler:
 
     def watched(self, at: float) -> set[SessionId]:
         """The sessions whose use a `Sampled` at `at` should tell: who runs, who was just paused, whose cell is looked at."""
-        watched = {*self.turns.using, *self.probe.due(at)}
-        watched.update(
-            s.id for s in self.turns.wanting.values() if s.stopped is not None or s.held > 0
-        )
-        return watched
+        return {*self.turns.watched(), *self.probe.due(at)}
 
     # --- sessions ---------------------------------------------------------------------------------------
 
@@ -400,18 +396,20 @@ class Scheduler:
             seen = self._take(session, usage, event.at)
             if seen.cheated:
                 self.turns.restop(session)
-            job = session.plain_job
             if seen.begins:
                 self._plain_begins(session, event.at, background=session.cell_since is None)
                 self.probe.forget(session)
-            elif seen.quiet and job is not None and job.background:
-                self._over(session, job, JobState.DONE)
+            elif seen.quiet:
+                job = session.plain_job
+                if job is not None and job.background:
+                    self._over(session, job, JobState.DONE)
         self._deadlines.meet(event.at)
         self._admit(event.at)
 
     def _take(self, session: Session, usage: Usage, at: float) -> Seen:
         """Put what a sample says on the accounts."""
         seen = self.probe.sample(session, usage, at)
+        self.turns.sampled(session)
         session.user.device_time += seen.used
         if seen.used and self.turns.crowded(at):
             self.turns.accounts.charge(session, seen.used)

@@ -8,6 +8,7 @@ frame. Nobody's turn costs anything while all fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
@@ -23,6 +24,8 @@ LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 FILLER = 0.5
 """Cores that must lie idle before a session larger than them may fill them."""
+LOOKS = 8
+"""How many of those who stand still are looked at with each sample, in turns: a bound on work; mostly it is all of them."""
 PATIENCE = 4
 """Frames in a row in which a session that is larger than what is left lets smaller ones of its user pass."""
 
@@ -53,6 +56,11 @@ class Turns:
         #: No pauses before this time (broker restart), or while the device is lost.
         self.free_until = 0.0
         self.lost = False
+        #: Who gave its turn back since it was last sampled, and who was sampled since and still stands still.
+        self._left_now: dict[SessionId, Session] = {}
+        self._standing: dict[SessionId, Session] = {}
+        #: The accounts as they were when nobody who waited fitted into so much room.
+        self._nobody_fits: tuple[int, float] = (-1, 0.0)
         self._leaving = 0
         #: Who was taken into this frame with less room than it can use.
         self._squeezed: Session | None = None
@@ -97,6 +105,8 @@ class Turns:
         else:
             session.phase = Phase.WAITING
             self.accounts.join(session)
+            # What it used of a turn that it gave back with its last job may not be on its accounts yet.
+            self.sampled(session)
 
     def unwant(self, session: Session, at: float) -> None:
         """`session` has no work left: nothing of it stays paused."""
@@ -106,6 +116,8 @@ class Turns:
         self.joining.pop(session.id, None)
         if session.id in self.using:
             self._unuse(session, at)
+        self._left_now.pop(session.id, None)
+        self._standing.pop(session.id, None)
         self.load -= session.counted
         session.counted = 0.0
         session.phase = Phase.OFF
@@ -120,6 +132,18 @@ class Turns:
                 if job.state is JobState.PAUSED:
                     job.become(JobState.RUNNING)
             self._emit(Resume(session.id))
+
+    def watched(self) -> Iterator[SessionId]:
+        """Who is to be sampled next: who runs, who just gave its turn back, and some of those who stand still."""
+        return chain(self.using, self._left_now, islice(self._standing, LOOKS))
+
+    def sampled(self, session: Session) -> None:
+        """`session` was sampled: if it stands still, the others that do come before it again."""
+        self._standing.pop(session.id, None)
+        self._left_now.pop(session.id, None)
+        still = session.stopped is not None or session.held > 0
+        if still and session.phase is Phase.WAITING:
+            self._standing[session.id] = session
 
     def measure(self, session: Session, demand: float) -> None:
         """`session` was seen to use (or to be ready to use) `demand` cores."""
@@ -305,13 +329,16 @@ class Turns:
             self._frame(at)
             return
         room = self._room(at)
-        if room <= SLACK:
+        if room <= SLACK or (
+            self._nobody_fits[0] == self.accounts.changes and room <= self._nobody_fits[1]
+        ):
             return
         for session in self._candidates():
             if session.counted <= room + SLACK:
                 self.accounts.leave(session)
                 self._use(session, at)
                 room -= session.counted
+        self._nobody_fits = (self.accounts.changes, room)
 
     # --- one session -----------------------------------------------------------------------------------
 
@@ -378,6 +405,7 @@ class Turns:
         if session.phase is Phase.LEAVING:
             self._leaving -= 1
         del self.using[session.id]
+        self._left_now[session.id] = session
         self.busy -= session.counted
         session.held += at - session.on_since
 
@@ -405,6 +433,7 @@ class Turns:
             counted = counted_demand(session.demand, self.compute)
         self.load += counted - session.counted
         session.counted = counted
+        self._nobody_fits = (-1, 0.0)
 
     def _cost(self, session: Session) -> float:
         return session.counted * self.config.turn
