@@ -17,7 +17,7 @@ from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.errors import BadDeclaration, NotYours
+from gpushare_kernel.core.errors import BadDeclaration, BadToken, NotYours
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Job, User
 from gpushare_kernel.core.scheduler import Scheduler
@@ -244,7 +244,11 @@ class Broker:
             )
         )
         self.scheduler.sessions[kernel.id].device_time = row.device_time
-        self.registry.bind(kernel, pidfd, row.process.pid)
+        try:
+            self.registry.bind(kernel, pidfd, row.process.pid)
+        except BadToken:  # it has ended in this moment
+            self.close(kernel)
+            return
         self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
         self._later(self.scheduler.config.orphan_grace, lambda: self._still_bare(kernel))
 
