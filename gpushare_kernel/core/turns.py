@@ -22,8 +22,8 @@ SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
 LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
-FILLER = 0.5
-"""Cores that must lie idle before a session larger than them may fill them."""
+FILLER, FILLER_PART = 0.5, 0.25
+"""Cores, and the part of a small device, that must lie idle before a session larger than them may fill them."""
 LOOKS = 8
 """How many of those who stand still are looked at with each sample, in turns: a bound on work; mostly it is all of them."""
 PATIENCE = 4
@@ -62,6 +62,7 @@ class Turns:
         #: The accounts as they were when nobody who waited fitted into so much room.
         self._nobody_fits: tuple[int, float] = (-1, 0.0)
         self._leaving = 0
+        self._filler = min(FILLER, FILLER_PART * self.compute)
         #: Who was taken into this frame with less room than it can use.
         self._squeezed: Session | None = None
         self._exempt: dict[SessionId, Session] = {}
@@ -263,14 +264,14 @@ class Turns:
                 room -= session.counted
             elif skipped is None and self._squeezed is None:
                 # Nobody before it could use what is left, and they would come first in every frame.
-                if taken and room >= FILLER and not self._objectors(session, taken, room):
+                if taken and room >= self._filler and not self._objectors(session, taken, room):
                     self._take(session, taken)
                     self._squeezed, room = session, 0.0
                 else:
                     skipped = session
                     session.passed += 1
         # Cores would lie idle: co-run a larger one, but only while it is not ahead of its share.
-        if taken and skipped is not None and skipped.demand is not None and room >= FILLER:
+        if taken and skipped is not None and skipped.demand is not None and room >= self._filler:
             credit = self.accounts.credit
             others = self._objectors(skipped, taken, room)
             if all(skipped.user.vtime <= user.vtime + credit / user.weight for user in others):
