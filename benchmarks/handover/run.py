@@ -35,7 +35,7 @@ def measure(options: Options) -> Sequence[Figure]:
         for n in range(windows):
             stamps = _window(pair, seconds)
             sent, met = _hand_overs(stamps, since=1), _hand_overs(stamps, since=0)
-            if len(sent) < 0.5 * seconds / TURN:
+            if len(sent) < 0.2 * seconds / TURN:
                 msg = f"{len(sent)} hand-overs in {seconds:g} s of turns of {TURN:g} s: the loops do not pass it"
                 raise AssertionError(msg)
             medians.append(percentile(sent, 50))

@@ -1,0 +1,352 @@
+"""A virtual broker round a scheduler: it makes the events of a named mix, in steady state, and carries out what comes of them.
+
+Everything is drawn from one seeded generator, so the same seed gives the same events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from random import Random
+from time import perf_counter_ns
+from typing import Generic, TypeVar
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.values import JobId, MiB, PauseStatus, SessionId, Usage, UserId
+
+T = TypeVar("T")
+
+#: Events of each kind in a thousand. `Paused` and `BoundaryReached` answer what the scheduler asked for.
+MIX = {
+    "CellStarted": 190,
+    "CellEnded": 190,
+    "Sampled": 254,
+    "JobSubmitted": 52,
+    "JobEnded": 50,
+    "JobCancelled": 2,
+    "BoundaryReached": 60,
+    "Paused": 60,
+    "SessionOpened": 18,
+    "SessionReady": 24,
+    "SessionClosed": 18,
+    "SessionRestarted": 6,
+    "Exempted": 25,
+    "WeightChanged": 15,
+    "Released": 25,
+    "CapacityChanged": 11,
+}
+COMPUTE = 8.0
+STEP = 0.002
+"""Seconds between two events."""
+JOBS, CELLS = 0.2, 0.1
+"""Sessions with a declared job, and sessions with an open plain cell, of all."""
+_WORKING_CELLS = 0.1
+_KNOWN = 0.95
+"""Sessions that have run before: their demand is known (one core); the others have their first turn alone."""
+
+
+class Bag(Generic[T]):
+    """A set that a random member can be drawn from."""
+
+    def __init__(self) -> None:
+        self._items: list[T] = []
+        self._at: dict[T, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._at
+
+    def add(self, item: T) -> None:
+        if item not in self._at:
+            self._at[item] = len(self._items)
+            self._items.append(item)
+
+    def discard(self, item: T) -> None:
+        at = self._at.pop(item, None)
+        if at is not None:
+            last = self._items.pop()
+            if last != item:
+                self._items[at] = last
+                self._at[last] = at
+
+    def draw(self, random: Random) -> T:
+        return self._items[random.randrange(len(self._items))]
+
+
+class World:
+    """A scheduler with `number` sessions and a tenth as many users."""
+
+    def __init__(self, number: int, seed: int = 8) -> None:
+        self.number = number
+        self.random = Random(seed)
+        self.core = Scheduler(Config(capacity=number * 256 * MiB, compute=COMPUTE))
+        self.now = 0.0
+        self.spent = 0
+        self.counts: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.digest = hashlib.sha256()
+        self._made = 0
+        self._used: dict[SessionId, float] = {}
+        self._working: set[SessionId] = set()
+        #: Sessions by what may happen to them next; jobs that were asked, pauses under way.
+        self._opened: deque[SessionId] = deque()
+        self._idle: Bag[SessionId] = Bag()
+        self._cells: Bag[SessionId] = Bag()
+        self._queued: Bag[JobId] = Bag()
+        self._running: Bag[JobId] = Bag()
+        self._asked: dict[JobId, bool] = {}
+        self._pauses: deque[tuple[SessionId, int]] = deque()
+        self._kinds: list[str] = []
+        self._jobs = 0
+        self._sampled = 0.0
+        self._fill()
+
+    def _fill(self) -> None:
+        for _ in range(self.number):
+            self._session_opened()
+            self._session_ready()
+        for _ in range(int(self.number * JOBS)):
+            self._job_submitted()
+        for _ in range(int(self.number * CELLS)):
+            self._cell_started()
+
+    def run(self, events: int) -> float:
+        """Take in `events` events (thousands); return the microseconds that the scheduler took for one."""
+        before, total = self.spent, sum(self.counts.values())
+        for _ in range(events):
+            self.now += STEP
+            self._next()
+        if sum(self.counts.values()) - total != events:
+            msg = f"{events} events were due, and {sum(self.counts.values()) - total} were handled"
+            raise AssertionError(msg)
+        return (self.spent - before) / events / 1000
+
+    def _next(self) -> None:
+        if not self._kinds:
+            self._kinds = [kind for kind, number in MIX.items() for _ in range(number)]
+            self.random.shuffle(self._kinds)
+        kind = self._balanced(self._kinds.pop())
+        if not _MAKERS[kind](self):
+            self._sampled_now()  # nobody it could happen to just now
+
+    def _balanced(self, kind: str) -> str:
+        """Let beginnings and ends take turns, so that as many are open all the time (and the mix is kept)."""
+        if kind in {"CellStarted", "CellEnded"}:
+            return "CellStarted" if len(self._cells) < self.number * CELLS else "CellEnded"
+        if kind in {"JobSubmitted", "JobEnded"}:
+            return "JobSubmitted" if self._jobs < self.number * JOBS else "JobEnded"
+        if kind in {"SessionOpened", "SessionClosed"}:
+            return "SessionOpened" if len(self._used) < self.number else "SessionClosed"
+        return kind
+
+    def send(self, event: ev.Event) -> None:
+        """Have one event handled, timed, and carry out what follows, untimed."""
+        start = perf_counter_ns()
+        out = self.core.handle(event)
+        self.spent += perf_counter_ns() - start
+        self.counts[type(event).__name__] += 1
+        self.digest.update(repr(out).encode())
+        for instruction in out:
+            self._carry_out(instruction)
+
+    def _carry_out(self, instruction: do.Instruction) -> None:
+        self.outcomes[type(instruction).__name__] += 1
+        match instruction:
+            case do.Grant(job):
+                self._asked.pop(job, None)
+                self._queued.discard(job)
+                self._running.add(job)
+            case do.Ask(job, _, turn, lane):
+                if turn or lane:
+                    self._asked[job] = lane
+                else:
+                    self._asked.pop(job, None)
+            case do.Pause(session, _, _, ticket):
+                self._pauses.append((session, ticket))
+            case do.Drop(job) | do.Refuse(job):
+                self._over(job)
+
+    def _over(self, job: JobId) -> None:
+        self._jobs -= 1
+        self._queued.discard(job)
+        self._running.discard(job)
+        self._asked.pop(job, None)
+        session = SessionId(job.split("/")[0])
+        if session in self._used:
+            self._idle.add(session)
+
+    def _usage(self, session: SessionId) -> Usage:
+        return Usage(self._used[session], self._used[session])
+
+    # --- one event each; False where there is nobody it could happen to -----------------------------------
+
+    def _session_opened(self) -> bool:
+        self._made += 1
+        session = SessionId(f"s{self._made}")
+        user = UserId(f"u{self.random.randrange(max(1, self.number // 10))}")
+        self._used[session] = 0.0
+        self._opened.append(session)
+        self.send(ev.SessionOpened(at=self.now, session=session, user=user))
+        return True
+
+    def _session_ready(self) -> bool:
+        if not self._opened:
+            return False
+        session = self._opened.popleft()
+        if self.random.random() < _WORKING_CELLS:
+            self._working.add(session)
+        self._idle.add(session)
+        self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
+        if self.random.random() < _KNOWN:
+            self.core.sessions[session].demand = 1.0
+        return True
+
+    def _session_closed(self) -> bool:
+        session = self._idle.draw(self.random)
+        self._idle.discard(session)
+        del self._used[session]
+        self.send(ev.SessionClosed(at=self.now, session=session))
+        return True
+
+    def _session_restarted(self) -> bool:
+        session = self._cells.draw(self.random)
+        self._cells.discard(session)
+        self._opened.append(session)
+        self.send(ev.SessionRestarted(at=self.now, session=session))
+        return True
+
+    def _job_submitted(self) -> bool:
+        session = self._idle.draw(self.random)
+        self._idle.discard(session)
+        self._made += 1
+        job = JobId(f"{session}/{self._made}")
+        self._queued.add(job)
+        sort, size = self.random.random(), self.random.randrange(64, 2048) * MiB
+        needs = {"size": size} if sort < 0.7 else {"persistent": 48 * MiB, "ephemeral": size}
+        self.outcomes["submitted"] += 1
+        self._jobs += 1
+        self.send(
+            ev.JobSubmitted(
+                at=self.now,
+                job=job,
+                session=session,
+                cooperative=self.random.random() < 0.5,
+                **(needs if sort < 0.9 else {}),
+            )
+        )
+        return True
+
+    def _job_ended(self) -> bool:
+        if not self._running:
+            return False
+        job = self._running.draw(self.random)
+        session = self.core.jobs[job].session
+        self._over(job)
+        self.send(
+            ev.JobEnded(at=self.now, job=job, persistent=32 * MiB, usage=self._usage(session))
+        )
+        return True
+
+    def _job_cancelled(self) -> bool:
+        if not self._queued:
+            return False
+        self.send(ev.JobCancelled(at=self.now, job=self._queued.draw(self.random)))
+        return True
+
+    def _boundary(self) -> bool:
+        if not self._asked:
+            return False
+        job = next(iter(self._asked))
+        trimmed = self._asked.pop(job)
+        self._running.discard(job)
+        self.send(
+            ev.BoundaryReached(
+                at=self.now, job=job, trimmed=trimmed, persistent=32 * MiB, interval=0.005
+            )
+        )
+        return True
+
+    def _paused(self) -> bool:
+        if not self._pauses:
+            return False
+        session, ticket = self._pauses.popleft()
+        status = PauseStatus.PAUSED if session in self._used else PauseStatus.GONE
+        self.send(
+            ev.Paused(at=self.now, session=session, ticket=ticket, status=status, drain=0.001)
+        )
+        return True
+
+    def _cell_started(self) -> bool:
+        session = self._idle.draw(self.random)
+        self._idle.discard(session)
+        self._cells.add(session)
+        self.send(ev.CellStarted(at=self.now, session=session, usage=self._usage(session)))
+        return True
+
+    def _cell_ended(self) -> bool:
+        session = self._cells.draw(self.random)
+        self._cells.discard(session)
+        self._idle.add(session)
+        self.send(ev.CellEnded(at=self.now, session=session, persistent=32 * MiB))
+        return True
+
+    def _sampled_now(self) -> bool:
+        """Sample as the broker does; who uses the device has worked since, and so have some open cells."""
+        start = perf_counter_ns()
+        watched = self.core.watched(self.now)
+        self.spent += perf_counter_ns() - start
+        passed, self._sampled = self.now - self._sampled, self.now
+        for session in watched:
+            starts = session in self._working and not self.core.sessions[session].jobs
+            if session in self.core.turns.using or (starts and session in self._cells):
+                self._used[session] += passed
+        used = {session: self._usage(session) for session in watched}
+        self.send(ev.Sampled(at=self.now, used=used))
+        return True
+
+    def _exempted(self) -> bool:
+        session = self._cells.draw(self.random)
+        self.send(ev.Exempted(at=self.now, session=session, until=self.now + 3.0))
+        return True
+
+    def _weight_changed(self) -> bool:
+        session = self._idle.draw(self.random)
+        weight = self.random.choice((0.5, 1.0, 2.0))
+        self.send(ev.WeightChanged(at=self.now, session=session, weight=weight))
+        return True
+
+    def _released(self) -> bool:
+        session = self._idle.draw(self.random)
+        self.send(ev.Released(at=self.now, session=session, persistent=16 * MiB))
+        return True
+
+    def _capacity_changed(self) -> bool:
+        whole = self.core.config.capacity
+        capacity = whole - self.random.randrange(whole // 20)
+        self.send(ev.CapacityChanged(at=self.now, capacity=capacity))
+        return True
+
+
+_MAKERS = {
+    "CellStarted": World._cell_started,
+    "CellEnded": World._cell_ended,
+    "Sampled": World._sampled_now,
+    "JobSubmitted": World._job_submitted,
+    "JobEnded": World._job_ended,
+    "JobCancelled": World._job_cancelled,
+    "BoundaryReached": World._boundary,
+    "Paused": World._paused,
+    "SessionOpened": World._session_opened,
+    "SessionReady": World._session_ready,
+    "SessionClosed": World._session_closed,
+    "SessionRestarted": World._session_restarted,
+    "Exempted": World._exempted,
+    "WeightChanged": World._weight_changed,
+    "Released": World._released,
+    "CapacityChanged": World._capacity_changed,
+}
