@@ -17,11 +17,10 @@ from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.errors import BadDeclaration, BadToken, NotYours
-from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.errors import BadToken
 from gpushare_kernel.core.records import Job, User
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.core.values import JobId, JobState, LaneId, Presence, ProcessKey, UserId, Wait
+from gpushare_kernel.core.values import JobId, LaneId, Presence, ProcessKey, UserId, Wait
 from gpushare_kernel.devices.base import Device
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.server import Connection
@@ -135,7 +134,7 @@ class Broker:
         """`kernel`'s process is known."""
         self.registry.bind(kernel, pidfd, pid)
         self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
-        self._save(kernel)
+        self.save(kernel)
         key = kernel.key
         self._later(BARE_AFTER, lambda: self._still_bare(kernel) if kernel.key == key else None)
 
@@ -307,7 +306,7 @@ class Broker:
             usage = self.engine.usage(kernel, memory=True)
             kernel.baseline = usage.memory or 0 if usage is not None else 0
 
-    def _save(self, kernel: Kernel, *, urgent: bool = True) -> None:
+    def save(self, kernel: Kernel, *, urgent: bool = True) -> None:
         session = self.scheduler.sessions.get(kernel.id)
         if kernel.key is None or session is None:
             return
@@ -347,7 +346,7 @@ class Broker:
             self._note_wait(waited)
             kernel = self.registry.get(job.session)
             if kernel is not None:
-                self._save(kernel)
+                self.save(kernel)
         name = job.id.split("/", 1)[1]
         lane, need = job.lane or LaneId(0), job.need
         desk.granted(
@@ -402,7 +401,7 @@ class Broker:
         compute = self.scheduler.config.compute
         speed = min(session.demand or compute, compute) * ran
         if kernel is not None:
-            self._save(kernel)
+            self.save(kernel)
         return msg.Report(
             job=client,
             waited=(job.granted or now) - job.submitted,
@@ -416,60 +415,6 @@ class Broker:
             boundaries=max(boundaries, self.boundaries.get(name, 0)),
             turns=job.turns,
         )
-
-    def dry_run(self, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
-        """Say what a submit would do now, without doing it."""
-        session, book = self.scheduler.sessions[kernel.id], self.scheduler.book
-        need = book.need(
-            session, size=body.size, persistent=body.persistent, ephemeral=body.ephemeral
-        )
-        refusal = book.never_fits(session, need)
-        if refusal is not None:
-            raise BadDeclaration(refusal)
-        fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
-        job = Job(
-            JobId("dry"), kernel.id, 0, need, body.size, self.engine.now, state=JobState.QUEUED
-        )
-        wait = None if fits else self.named(why(self.scheduler, job), kernel.uid)
-        return msg.DryRun(
-            bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait
-        )
-
-    def release(self, desk: Desk, notebook: str | None) -> msg.ReleasedNow:
-        """Give back what the caller's sessions declared and do not use."""
-        chosen = self._chosen(desk, notebook)
-        freed = 0
-        for kernel in chosen:
-            session = self.scheduler.sessions[kernel.id]
-            before = session.charged
-            usage = self.engine.usage(kernel, memory=True)
-            self.engine.feed(
-                ev.Released(
-                    at=self.engine.now,
-                    session=kernel.id,
-                    persistent=usage.memory if usage else None,
-                )
-            )
-            freed += max(0, before - session.charged)
-            self._save(kernel)
-        return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen))
-
-    def _chosen(self, desk: Desk, notebook: str | None) -> list[Kernel]:
-        if notebook is None and desk.kernel is not None:
-            chosen = [desk.kernel]
-        else:
-            wanted = (notebook or "").removesuffix(".ipynb")
-            matching = [k for k in self.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
-            chosen = [k for k in matching if self.may_see(desk.peer.uid, k)]
-            own = ", ".join(sorted(k.name for k in self.registry.of(desk.peer.uid))) or "none"
-            if not chosen:
-                problem = f"you have no notebook {notebook!r} open. Yours: {own}."
-                raise NotYours(problem)
-        busy = [k.name for k in chosen if self.scheduler.sessions[k.id].jobs]
-        if busy:
-            problem = f"{busy[0]} is running a cell: its memory comes back when the cell ends, or interrupt it."
-            raise BadDeclaration(problem)
-        return chosen
 
     def _take_back(self, kernel: Kernel, held: tuple[msg.HeldJob, ...]) -> None:
         """Jobs of a broken line whose client is here again are this client's now; the old desk must not end them."""
@@ -511,7 +456,7 @@ class Broker:
         for kernel in self.registry:
             session = self.scheduler.sessions.get(kernel.id)
             if session is not None and session.device_time - kernel.saved_time > WORTH_SAVING:
-                self._save(kernel, urgent=False)
+                self.save(kernel, urgent=False)
 
     def _note_wait(self, waited: float) -> None:
         day = _today()

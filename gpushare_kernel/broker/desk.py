@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import check_weight, policy_named
@@ -115,7 +116,7 @@ class Desk:
         kernel = self._own()
         _check_sizes(body)
         if body.dry_run:
-            self._reply(number, self._broker.dry_run(kernel, body))
+            self._reply(number, dry_run(self._broker, kernel, body))
             return
         if body.job in self.jobs:
             problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
@@ -256,7 +257,7 @@ class Desk:
     # --- everything else ---------------------------------------------------------------------------------------------
 
     def _release(self, number: int, body: msg.Release) -> None:
-        self._reply(number, self._broker.release(self, body.notebook))
+        self._reply(number, release(self._broker, self, body.notebook))
 
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
         self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))

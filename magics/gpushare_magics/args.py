@@ -9,10 +9,10 @@ import shlex
 from dataclasses import dataclass
 from typing import NoReturn
 
+from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import parse_size, pasteable_size
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import Report
 
 OPTIONS = {
     "--persistent": "what the notebook keeps in all",

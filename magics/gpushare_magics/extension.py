@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.client import api, display, roots
+from gpushare_kernel.client.shown import Announce, Slowed
 from gpushare_kernel.core.errors import GpushareError, UserError
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import Announce, Slowed
 from gpushare_magics import transform
 from gpushare_magics.cells import Cells
 from gpushare_magics.lines import Output, UpdatingLine

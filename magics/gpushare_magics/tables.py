@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
+from gpushare_kernel.client.shown import DeviceView, SessionView, Snapshot
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session

@@ -1,0 +1,65 @@
+"""Questions a client asks in passing: what would a submit do, give back what is not used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadDeclaration, NotYours, Refused
+from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.records import Job
+from gpushare_kernel.core.values import JobId, JobState
+from gpushare_kernel.wire import messages as msg
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.desk import Desk
+    from gpushare_kernel.broker.kernels import Kernel
+
+
+def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
+    """Say what a submit would do now, without doing it."""
+    session, book = broker.scheduler.sessions[kernel.id], broker.scheduler.book
+    need = book.need(session, size=body.size, persistent=body.persistent, ephemeral=body.ephemeral)
+    refusal = book.never_fits(session, need)
+    if refusal is not None:
+        raise Refused(refusal)
+    fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
+    job = Job(JobId("dry"), kernel.id, 0, need, body.size, broker.engine.now, state=JobState.QUEUED)
+    wait = None if fits else broker.named(why(broker.scheduler, job), kernel.uid)
+    return msg.DryRun(bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait)
+
+
+def release(broker: Broker, desk: Desk, notebook: str | None) -> msg.ReleasedNow:
+    """Give back what the caller's sessions declared and do not use."""
+    chosen = _chosen(broker, desk, notebook)
+    freed = 0
+    for kernel in chosen:
+        session = broker.scheduler.sessions[kernel.id]
+        before = session.charged
+        usage = broker.engine.usage(kernel, memory=True)
+        held = usage.memory if usage else None
+        broker.engine.feed(ev.Released(at=broker.engine.now, session=kernel.id, persistent=held))
+        freed += max(0, before - session.charged)
+        broker.save(kernel)
+    return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen))
+
+
+def _chosen(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
+    """The caller's own notebooks of that name; where there is none, an administrator means somebody else's."""
+    if notebook is None and desk.kernel is not None:
+        chosen = [desk.kernel]
+    else:
+        wanted = (notebook or "").removesuffix(".ipynb")
+        named = [k for k in broker.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
+        visible = [k for k in named if broker.may_see(desk.peer.uid, k)]
+        chosen = [k for k in visible if k.uid == desk.peer.uid] or visible
+    if not chosen:
+        own = ", ".join(sorted(k.name for k in broker.registry.of(desk.peer.uid))) or "none"
+        problem = f"you have no notebook {notebook!r} open. Yours: {own}."
+        raise NotYours(problem)
+    busy = [k.name for k in chosen if broker.scheduler.sessions[k.id].jobs]
+    if busy:
+        problem = f"{busy[0]} is running a cell: its memory comes back when the cell ends, or interrupt it."
+        raise BadDeclaration(problem)
+    return chosen
