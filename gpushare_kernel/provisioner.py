@@ -20,7 +20,13 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Enum, Float
 
 from gpushare_kernel.client.start import ensure_broker
-from gpushare_kernel.core.errors import BadToken, BrokerUnavailable, GpushareError, UserError
+from gpushare_kernel.core.errors import (
+    BadToken,
+    BrokerUnavailable,
+    GpushareError,
+    UserError,
+    VersionMismatch,
+)
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.interpreters import has_package
 from gpushare_kernel.kernel_session import (
@@ -108,9 +114,18 @@ class GpuShareProvisioner(LocalProvisioner):
         return self._session
 
     def _open_blocking(self, name: str) -> KernelSession:
-        old = self._session
-        where = places() if old is None else old.places
+        where = places() if self._session is None else self._session.places
         find_broker(where, start=self._policy(where) == "start")
+        try:
+            return self._open_at(where, name)
+        except VersionMismatch:
+            raise
+        except BrokerUnavailable:  # it was found, and died that moment: there is another one soon
+            find_broker(where, start=self._policy(where) == "start")
+            return self._open_at(where, name)
+
+    def _open_at(self, where: Places, name: str) -> KernelSession:
+        old = self._session
         if old is not None:
             with contextlib.suppress(BadToken):  # forgotten, so it is a first start again
                 return restart_session(old)

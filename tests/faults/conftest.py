@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,28 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 from gpushare_kernel.kernel_session import KERNEL_VARIABLES
 from gpushare_kernel.transport.places import places
 from tests.faults.host import Host
+
+Measured = Callable[[str, float], None]
+_times = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Note how long something promised took; shown when all tests are done."""
+
+    def note(what: str, seconds: float) -> None:
+        noted = request.config.stash.setdefault(_times, [])
+        noted.append(f"{seconds:6.3f} s  {what}  ({request.node.name})")
+
+    return note
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show the times."""
+    for line in config.stash.get(_times, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -64,8 +64,8 @@ class Notebook:
         return str(self.manager.provisioner._session.token)
 
     def start(self, code: str) -> str:
-        """Send a cell; returns the id of its message."""
-        return str(self.client.execute(code, allow_stdin=False))
+        """Send a cell; returns the id of its message. An error before it does not keep it from running."""
+        return str(self.client.execute(code, allow_stdin=False, stop_on_error=False))
 
     def outputs(self, message: str) -> Iterator[str]:
         """Yield what a cell puts out, line by line as it comes, until it is over."""

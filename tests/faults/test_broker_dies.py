@@ -11,13 +11,13 @@ import pytest
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import MiB, ProcessKey
 from gpushare_kernel.wire.messages import Stop
+from tests.faults.conftest import Measured
 from tests.faults.host import Host, kill, session_of, stopped, took
 from tests.faults.notebook import Notebook
 from tests.procs import eventually
 
 TURNS = ("--compute", "1", "--turn", "2", "--capacity", "1GiB")
 """One core and long turns: of two that burn, one runs and one stands still."""
-Record = Callable[[str, object], None]
 
 
 def one_paused(*notebooks: Notebook) -> tuple[Notebook, Notebook]:
@@ -27,7 +27,7 @@ def one_paused(*notebooks: Notebook) -> tuple[Notebook, Notebook]:
     return (first, second) if stopped(first.pid) else (second, first)
 
 
-def test_broker_killed(host: Host, record_property: Record) -> None:
+def test_broker_killed(host: Host, measured: Measured) -> None:
     """All run within a second, a new broker comes, sessions and jobs are confirmed, accounts are kept."""
     broker = host.start(*TURNS)
     guardian = host.guardian_of(broker)
@@ -39,7 +39,7 @@ def test_broker_killed(host: Host, record_property: Record) -> None:
     before = host.snapshot().users[0].device_time
     kill(broker)
     seconds = took(lambda: not stopped(paused.pid), 5)
-    record_property("resumed_after", seconds)
+    measured("all run again", seconds)
     assert host.broker != broker
     eventually(lambda: not procfs.alive(guardian))
     assert procfs.alive(host.guardian_of(host.broker))
@@ -63,7 +63,7 @@ def test_broker_killed(host: Host, record_property: Record) -> None:
 @pytest.fixture
 def contended(host: Host) -> tuple[Notebook, Notebook]:
     """Two notebooks whose plain cells want the same core for long turns: (paused, running)."""
-    host.start("--compute", "1", "--turn", "4", "--capacity", "1GiB")
+    host.start("--compute", "1", "--turn", "8", "--capacity", "1GiB")
     one, two = host.notebook("one.ipynb"), host.notebook("two.ipynb")
     one.burn()
     two.burn()
@@ -71,14 +71,14 @@ def contended(host: Host) -> tuple[Notebook, Notebook]:
 
 
 def test_guardian_killed(
-    host: Host, contended: tuple[Notebook, Notebook], record_property: Record
+    host: Host, contended: tuple[Notebook, Notebook], measured: Measured
 ) -> None:
     """Everybody is resumed before anything else, a new guardian comes, then turns go on; the broker stays."""
     paused, running = contended
     broker = host.broker
     guardian = host.guardian_of(broker)
     kill(guardian)
-    record_property("resumed_after", took(lambda: not stopped(paused.pid), 5))
+    measured("all run again", took(lambda: not stopped(paused.pid), 5))
     fresh = host.guardian_of(broker)
     assert fresh != guardian
     assert host.broker == broker
@@ -118,7 +118,7 @@ def by_broker_start(host: Host, paused: Notebook, looker: Notebook) -> None:
 def test_both_killed(
     host: Host,
     contended: tuple[Notebook, Notebook],
-    record_property: Record,
+    measured: Measured,
     how: Callable[[Host, Notebook, Notebook], None],
 ) -> None:
     """Whoever looks next resumes everybody within 5 s, and a broker that knows them is back."""
@@ -129,7 +129,7 @@ def test_both_killed(
     began = time.monotonic()
     how(host, paused, looker)
     eventually(lambda: not stopped(paused.pid), 25)
-    record_property("resumed_after", time.monotonic() - began)
+    measured("all run again", time.monotonic() - began)
     assert host.broker != broker
     host.until(lambda seen: session_of(seen, paused).state not in {"opened", "orphaned", "bare"})
 

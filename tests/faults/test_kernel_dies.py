@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
@@ -12,11 +12,11 @@ from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import MiB, ProcessKey
 from gpushare_kernel.wire import texts
+from tests.faults.conftest import Measured
 from tests.faults.host import Host, ended, kill, session_of, stopped, took
 from tests.faults.notebook import BURN, Notebook
 from tests.procs import eventually
 
-Record = Callable[[str, object], None]
 BIG = "%%gpulane -p 700MiB -e 10MiB\n"
 """Two of these do not fit the device of these tests."""
 
@@ -31,6 +31,13 @@ print("child", child.pid, flush=True)
 def crowd(host: Host) -> Host:
     """A host of one core, with turns long enough to meet somebody who stands still."""
     host.start("--compute", "1", "--turn", "3", "--capacity", "1300MiB")
+    return host
+
+
+@pytest.fixture
+def slow_turns(host: Host) -> Host:
+    """A host whose turns are longer than anybody waits for an interrupt or a shutdown."""
+    host.start("--compute", "1", "--turn", "10", "--capacity", "1300MiB")
     return host
 
 
@@ -52,8 +59,7 @@ def contending(host: Host) -> tuple[Notebook, Notebook]:
 def queued(host: Host, notebook: Notebook) -> Iterator[str]:
     """Run a cell that must wait for memory; return its outputs once it says so."""
     outputs = notebook.outputs(notebook.start(BIG + "print('ran')"))
-    line = notebook.read_until(outputs, "Waiting for memory")
-    assert "needs 710 MiB" in line
+    notebook.read_until(outputs, "Waiting for memory: needs")
     host.until(lambda seen: any(q.session == notebook.session for q in seen.queue))
     return outputs
 
@@ -81,13 +87,13 @@ def free_again(host: Host, notebook: Notebook) -> None:
 
 
 @pytest.mark.parametrize("which", ["running", "paused"])
-def test_killed_in_turns(crowd: Host, which: str, record_property: Record) -> None:
+def test_killed_in_turns(crowd: Host, which: str, measured: Measured) -> None:
     """Of two that take turns one is killed: the other runs, and memory and lane of the dead one are free."""
     one, two = contending(crowd)
     paused, running = paused_of(one, two)
     victim, other = (paused, running) if which == "paused" else (running, paused)
     kill(victim.key)
-    record_property("resumed_after", took(lambda: not stopped(other.pid), 5))
+    measured("all run again", took(lambda: not stopped(other.pid), 5))
     free_again(crowd, victim)
     before = procfs.cpu_seconds(other.pid)
     assert before is not None
@@ -225,13 +231,14 @@ def test_interrupted_while_queued(crowd: Host, body: str) -> None:
     assert one.run("6 * 7") == ["42"]
 
 
-def test_interrupted_while_paused(crowd: Host, record_property: Record) -> None:
+def test_interrupted_while_paused(slow_turns: Host, measured: Measured) -> None:
     """A cell that stands still is interrupted within a second, and the other one runs on."""
+    crowd = slow_turns
     one, two = crowd.notebook("one.ipynb"), crowd.notebook("two.ipynb")
     outputs = {one: one.burn(), two: two.burn()}
     paused, running = paused_of(one, two)
     seconds = took(lambda: _interrupted(paused, outputs[paused]), 30)
-    record_property("interrupted_after", seconds)
+    measured("interrupted", seconds)
     assert seconds < 5
     crowd.until(lambda seen: session_of(seen, running).mode == "alone")
     assert not stopped(running.pid)
@@ -246,8 +253,9 @@ def _interrupted(notebook: Notebook, outputs: Iterator[str]) -> bool:
 # --- shut down -------------------------------------------------------------------------------------------
 
 
-def test_shut_down_while_paused(crowd: Host, record_property: Record) -> None:
+def test_shut_down_while_paused(slow_turns: Host, measured: Measured) -> None:
     """A paused kernel answers a shutdown by itself: what it does at its end is done."""
+    crowd = slow_turns
     one, two = crowd.notebook("one.ipynb"), crowd.notebook("two.ipynb")
     for notebook in (one, two):
         notebook.run("import atexit, pathlib, threading, os")
@@ -261,7 +269,7 @@ def test_shut_down_while_paused(crowd: Host, record_property: Record) -> None:
     paused, running = paused_of(one, two)
     pid, key = paused.pid, paused.key
     seconds = took(lambda: _shut_down(paused, key), 30)
-    record_property("gone_after", seconds)
+    measured("gone, politely", seconds)
     assert (crowd.places.runtime / str(pid)).exists()
     crowd.until(lambda seen: [s.id for s in seen.sessions] == [running.session])
 

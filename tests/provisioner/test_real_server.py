@@ -16,7 +16,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from gpushare_kernel import procfs
+from gpushare_kernel import procfs, provisioner
 from tests.faults.conftest import host
 from tests.faults.host import Host, kill, session_of, stopped
 from tests.procs import eventually
@@ -131,3 +131,21 @@ def test_broker_killed_while_a_kernel_starts(host: Host, monkeypatch: pytest.Mon
     assert notebook.run("%%gpulane 10MiB\n6 * 7")[-1] == "42"
     notebook.restart(now=True)  # and shares again
     host.until(lambda seen: session_of(seen, notebook).state == "idle")
+
+
+def test_broker_that_dies_when_asked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that was found and is killed before it has answered: the kernel asks the next one."""
+    former = host.start("--capacity", "1GiB")
+    find = provisioner.find_broker
+    found: list[bool] = []
+
+    def find_and_kill(*args: Any, **kwargs: Any) -> None:
+        find(*args, **kwargs)
+        found.append(True)
+        if len(found) == 1:
+            kill(former)
+
+    monkeypatch.setattr(provisioner, "find_broker", find_and_kill)
+    notebook = host.notebook()
+    assert len(found) == 2
+    assert notebook.run("%%gpulane 10MiB\n6 * 7")[0] == "42"
