@@ -32,8 +32,8 @@ class Accounts:
         #: The least virtual time of those who compete (never falls), and what one turn is worth to that user.
         self.now = 0.0
         self.now_turn = 0.0
-        #: Counts every change of who waits, or in which order.
-        self.changes = 0
+        #: How often anybody has joined.
+        self.joins = 0
         self._waiting: dict[User, SortedKeyList] = {}
         self._users: SortedKeyList = SortedKeyList(key=lambda entry: entry[0])
         self._keys: dict[User, tuple[tuple[float, int], User]] = {}
@@ -50,6 +50,7 @@ class Accounts:
 
     def join(self, session: Session) -> None:
         """`session` wants a turn and has none. An account further behind than credit allows is lifted to the bound."""
+        self.joins += 1
         user = session.user
         user.vtime = max(user.vtime, self.now - self.now_turn - self.credit / user.weight)
         session.vtime = max(
@@ -159,7 +160,6 @@ class Accounts:
         self._rank(session.user)
 
     def _rank(self, user: User) -> None:
-        self.changes += 1
         old = self._keys.pop(user, None)
         if old is not None:
             self._users.remove(old)

@@ -7,6 +7,7 @@ frame. Nobody's turn costs anything while all fit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
@@ -16,7 +17,7 @@ from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, S
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobState, Mode, PauseReason, PauseStatus, SessionId
+from gpushare_kernel.core.values import JobState, Mode, PauseReason, PauseStatus, SessionId, UserId
 
 SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
@@ -50,6 +51,7 @@ class Turns:
         self.using: dict[SessionId, Session] = {}
         self.joining: dict[SessionId, Session] = {}
         self.wanting: dict[SessionId, Session] = {}
+        self._users: Counter[UserId] = Counter()  # of those that want it
         self.load = 0.0
         self.busy = 0.0
         self.frame_end: float | None = None
@@ -59,7 +61,7 @@ class Turns:
         #: Who gave its turn back since it was last sampled, and who was sampled since and still stands still.
         self._left_now: dict[SessionId, Session] = {}
         self._standing: dict[SessionId, Session] = {}
-        #: The accounts as they were when nobody who waited fitted into so much room.
+        #: After so many had joined, nobody who waited fitted into so much room: not looked for again before that changes.
         self._nobody_fits: tuple[int, float] = (-1, 0.0)
         self._leaving = 0
         self._filler = min(FILLER, FILLER_PART * self.compute)
@@ -97,6 +99,7 @@ class Turns:
         if session.id in self.wanting:
             return
         self.wanting[session.id] = session
+        self._users[session.user.id] += 1
         self._count(session)
         session.waiting_since = at
         if _at_work(session):
@@ -113,6 +116,9 @@ class Turns:
         """`session` has no work left: nothing of it stays paused."""
         if self.wanting.pop(session.id, None) is None:
             return
+        self._users[session.user.id] -= 1
+        if not self._users[session.user.id]:
+            del self._users[session.user.id]
         self.accounts.leave(session)
         self.joining.pop(session.id, None)
         if session.id in self.using:
@@ -331,7 +337,7 @@ class Turns:
             return
         room = self._room(at)
         if room <= SLACK or (
-            self._nobody_fits[0] == self.accounts.changes and room <= self._nobody_fits[1]
+            self._nobody_fits[0] == self.accounts.joins and room <= self._nobody_fits[1]
         ):
             return
         for session in self._candidates():
@@ -339,7 +345,7 @@ class Turns:
                 self.accounts.leave(session)
                 self._use(session, at)
                 room -= session.counted
-        self._nobody_fits = (self.accounts.changes, room)
+        self._nobody_fits = (self.accounts.joins, room)
 
     # --- one session -----------------------------------------------------------------------------------
 
@@ -432,9 +438,10 @@ class Turns:
             counted = self.compute
         else:
             counted = counted_demand(session.demand, self.compute)
+        if counted < session.counted and session.phase is Phase.WAITING:
+            self._nobody_fits = (-1, 0.0)
         self.load += counted - session.counted
         session.counted = counted
-        self._nobody_fits = (-1, 0.0)
 
     def _cost(self, session: Session) -> float:
         return session.counted * self.config.turn
@@ -454,7 +461,7 @@ class Turns:
         )
 
     def _others(self, session: Session) -> int:
-        return len({other.user.id for other in self.wanting.values()} - {session.user.id})
+        return len(self._users) - (session.user.id in self._users)
 
 
 def counted_demand(demand: float, compute: float) -> float:
