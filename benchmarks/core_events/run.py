@@ -15,6 +15,7 @@ from gpushare_kernel.core.validate import validate
 
 QUESTION = "The scheduler alone: what does an event take, with 100 and with 10,000 sessions?"
 SMALL, LARGE = 100, 10_000
+ANSWERS = ("Paused", "BoundaryReached")
 
 
 def measure(options: Options) -> Sequence[Figure]:
@@ -24,6 +25,7 @@ def measure(options: Options) -> Sequence[Figure]:
     gc.freeze()  # as the broker does before it has sessions
     worlds = {number: World(number) for number in (SMALL, LARGE)}
     times: dict[int, list[float]] = {SMALL: [], LARGE: []}
+    answers: dict[int, list[float]] = {SMALL: [], LARGE: []}
     collected: list[float] = []
     for world in worlds.values():
         world.run(2_000)  # to a steady state
@@ -34,6 +36,9 @@ def measure(options: Options) -> Sequence[Figure]:
             times[number].append(world.run(events))
             _check_mix(world, {kind: world.counts[kind] - known[kind] for kind in MIX}, events)
             _check_work(world)
+            answers[number].append(
+                sum(world.counts[kind] - known[kind] for kind in ANSWERS) / events * 1000
+            )
         collected.append(float(_collections() - before))
         progress(f"round {n + 1} of {rounds}: {times[SMALL][-1]:.1f} and {times[LARGE][-1]:.1f} us")
     _check_replay(worlds[SMALL])
@@ -42,6 +47,8 @@ def measure(options: Options) -> Sequence[Figure]:
         Figure("event_at_10000", "us", times[LARGE], at_most=100.0),
         Figure("ratio_10000_to_100", "times", ratios, at_most=2.0),
         Figure("event_at_100", "us", times[SMALL]),
+        Figure("answers_at_10000", "in 1000", answers[LARGE]),
+        Figure("answers_at_100", "in 1000", answers[SMALL]),
         Figure("gc_passes_a_round", "passes", collected),
     )
 
@@ -73,7 +80,7 @@ def _check_work(world: World) -> None:
 def _check_replay(world: World) -> None:
     """The same seed gives the same instructions (I10)."""
     again = World(world.number)
-    again.run(sum(world.counts.values()) - sum(again.counts.values()))
+    again.run(world.ran)
     if again.digest.digest() != world.digest.digest():
         msg = "the same events gave other instructions"
         raise AssertionError(msg)

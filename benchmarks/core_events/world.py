@@ -19,24 +19,23 @@ from gpushare_kernel.core.values import JobId, MiB, PauseStatus, SessionId, Usag
 
 T = TypeVar("T")
 
-#: Events of each kind in a thousand. `Paused` and `BoundaryReached` answer what the scheduler asked for.
+#: Events that come from outside, of each kind in a thousand. Answers (`Paused`, `BoundaryReached`) come besides: one step
+#: after the scheduler asked for them, as many as it asked for.
 MIX = {
-    "CellStarted": 190,
-    "CellEnded": 190,
-    "Sampled": 254,
-    "JobSubmitted": 52,
-    "JobEnded": 50,
+    "CellStarted": 215,
+    "CellEnded": 215,
+    "Sampled": 290,
+    "JobSubmitted": 62,
+    "JobEnded": 60,
     "JobCancelled": 2,
-    "BoundaryReached": 60,
-    "Paused": 60,
-    "SessionOpened": 18,
-    "SessionReady": 24,
-    "SessionClosed": 18,
+    "SessionOpened": 20,
+    "SessionReady": 26,
+    "SessionClosed": 20,
     "SessionRestarted": 6,
-    "Exempted": 25,
-    "WeightChanged": 15,
-    "Released": 25,
-    "CapacityChanged": 11,
+    "Exempted": 28,
+    "WeightChanged": 17,
+    "Released": 27,
+    "CapacityChanged": 12,
 }
 COMPUTE = 8.0
 STEP = 0.002
@@ -86,7 +85,7 @@ class World:
         self.random = Random(seed)
         self.core = Scheduler(Config(capacity=number * 256 * MiB, compute=COMPUTE))
         self.now = 0.0
-        self.spent = 0
+        self.spent = self.ran = 0
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.digest = hashlib.sha256()
@@ -116,15 +115,26 @@ class World:
             self._cell_started()
 
     def run(self, events: int) -> float:
-        """Take in `events` events (thousands); return the microseconds that the scheduler took for one."""
-        before, total = self.spent, sum(self.counts.values())
+        """Take in `events` events of the mix, and the answers between them; return the microseconds for one of all."""
+        self.ran += events
+        spent, before = self.spent, self.counts.copy()
         for _ in range(events):
             self.now += STEP
+            self._answer()
             self._next()
-        if sum(self.counts.values()) - total != events:
-            msg = f"{events} events were due, and {sum(self.counts.values()) - total} were handled"
+        handled = self.counts - before
+        outside = sum(number for kind, number in handled.items() if kind in MIX)
+        if outside != events:
+            msg = f"{events} events of the mix were due, and {outside} were handled"
             raise AssertionError(msg)
-        return (self.spent - before) / events / 1000
+        return (self.spent - spent) / sum(handled.values()) / 1000
+
+    def _answer(self) -> None:
+        for _ in range(len(self._pauses)):
+            self._paused()
+        for job in [*self._asked]:
+            if job in self._asked:
+                self._boundary(job)
 
     def _next(self) -> None:
         if not self._kinds:
@@ -258,10 +268,7 @@ class World:
         self.send(ev.JobCancelled(at=self.now, job=self._queued.draw(self.random)))
         return True
 
-    def _boundary(self) -> bool:
-        if not self._asked:
-            return False
-        job = next(iter(self._asked))
+    def _boundary(self, job: JobId) -> None:
         trimmed = self._asked.pop(job)
         self._running.discard(job)
         self.send(
@@ -269,17 +276,13 @@ class World:
                 at=self.now, job=job, trimmed=trimmed, persistent=32 * MiB, interval=0.005
             )
         )
-        return True
 
-    def _paused(self) -> bool:
-        if not self._pauses:
-            return False
+    def _paused(self) -> None:
         session, ticket = self._pauses.popleft()
         status = PauseStatus.PAUSED if session in self._used else PauseStatus.GONE
         self.send(
             ev.Paused(at=self.now, session=session, ticket=ticket, status=status, drain=0.001)
         )
-        return True
 
     def _cell_started(self) -> bool:
         session = self._idle.draw(self.random)
@@ -339,8 +342,6 @@ _MAKERS = {
     "JobSubmitted": World._job_submitted,
     "JobEnded": World._job_ended,
     "JobCancelled": World._job_cancelled,
-    "BoundaryReached": World._boundary,
-    "Paused": World._paused,
     "SessionOpened": World._session_opened,
     "SessionReady": World._session_ready,
     "SessionClosed": World._session_closed,
