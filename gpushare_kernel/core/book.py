@@ -91,10 +91,12 @@ class MemoryBook:
     def place(self, session: Session, job: Job, at: float) -> Lane | None:
         """Grant `job` its memory if Algorithm 1 finds a lane (I1); None where it has to wait."""
         added = self.added(session, job.need)
-        found = self.table.find(added, job.need.ephemeral)
+        # Who meets no boundary would keep lane mates waiting until its end: it has a lane of its own.
+        private = not job.cooperative
+        found = self.table.find(added, job.need.ephemeral, private=private)
         if found is None:
             return None
-        lane = self._put(session, job, found, at)
+        lane = self._put(session, job, found, at, private=private)
         if self.table.free < 0:
             msg = f"granting {job.id} left {self.table.free} bytes"
             raise InvariantBroken(msg)

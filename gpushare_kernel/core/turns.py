@@ -29,6 +29,8 @@ LOOKS = 8
 """How many of those who stand still are looked at with each sample, in turns: a bound on work; mostly it is all of them."""
 PATIENCE = 4
 """Frames in a row in which a session that is larger than what is left lets smaller ones of its user pass."""
+FITS = 32
+"""How many of those who wait are tried in a hole within a frame, best first; the next frame tries them all."""
 
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
@@ -340,7 +342,7 @@ class Turns:
             self._nobody_fits[0] == self.accounts.joins and room <= self._nobody_fits[1]
         ):
             return
-        for session in self._candidates():
+        for session in islice(self._candidates(), FITS):
             if session.counted <= room + SLACK:
                 self.accounts.leave(session)
                 self._use(session, at)

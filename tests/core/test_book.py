@@ -21,9 +21,16 @@ def session(name: str = "s") -> Session:
 
 
 def job(
-    name: str, persistent: int, ephemeral: int, *, size: int | None = None, owner: str = "s"
+    name: str,
+    persistent: int,
+    ephemeral: int,
+    *,
+    size: int | None = None,
+    owner: str = "s",
+    cooperative: bool = False,
 ) -> Job:
-    return Job(JobId(name), SessionId(owner), 1, Need(persistent, ephemeral), size, 0.0)
+    need = Need(persistent, ephemeral)
+    return Job(JobId(name), SessionId(owner), 1, need, size, 0.0, cooperative=cooperative)
 
 
 def test_p_is_a_total_and_only_what_is_missing_is_added() -> None:
@@ -51,14 +58,29 @@ def test_the_newcomers_own_context_is_counted_before_it_has_one() -> None:
     """The first job of a session brings its context along; the second does not."""
     memory, one, two = book(reserve=20), session("one"), session("two")
     assert memory.added(one, Need(10, 5)) == 30
-    memory.place(one, job("a", 10, 5), 0.0)
+    memory.place(one, job("a", 10, 5, cooperative=True), 0.0)
     assert (memory.table.reserve, memory.table.used) == (20, 35)
     assert memory.added(one, Need(10, 5)) == 0
-    assert memory.place(two, job("b", 41, 10), 0.0) is None, "its context too: 35 + 20 + 41 + 5"
-    assert memory.place(two, job("b", 40, 10), 0.0) is not None
+    assert memory.place(two, job("b", 41, 10, cooperative=True), 0.0) is None, (
+        "its context too: 35 + 20 + 41 + 5"
+    )
+    assert memory.place(two, job("b", 40, 10, cooperative=True), 0.0) is not None
     assert memory.table.lanes[LaneId(1)].size == 10
     memory.context(two, 0)
     assert memory.table.reserve == 20
+
+
+def test_who_meets_no_boundary_has_a_lane_of_its_own() -> None:
+    """Neither joins a lane nor is joined: lane mates would wait for its end."""
+    memory = book()
+    alone = job("a", 0, 60)
+    assert memory.place(session("one"), alone, 0.0) is not None
+    assert memory.place(session("two"), job("b", 0, 60), 0.0) is None
+    assert memory.place(session("three"), job("c", 0, 60, cooperative=True), 0.0) is None
+    memory.leave(alone)
+    assert memory.place(session("four"), job("d", 0, 60, cooperative=True), 0.0) is not None
+    assert memory.place(session("five"), job("e", 0, 60, cooperative=True), 0.0) is not None
+    assert memory.place(session("six"), job("f", 0, 60), 0.0) is None
 
 
 def test_a_single_size_covers_what_is_held_already() -> None:

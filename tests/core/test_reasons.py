@@ -53,7 +53,7 @@ def test_waiting_for_the_lane_names_its_occupant_and_who_comes_before() -> None:
     world = World(capacity=10 * GiB)
     for name in "abc":
         world.open(name, user=name)
-        world.submit(f"{name}/1", name, 0, 6 * GiB)
+        world.submit(f"{name}/1", name, 0, 6 * GiB, cooperative=True)
     wait = reason(world, "c/1")
     assert (wait.reason, wait.needs, wait.ahead) == (WaitReason.OCCUPANCY, 6 * GiB, 1)
     assert [(h.name, h.size) for h in wait.holders] == [("a", 6 * GiB)]

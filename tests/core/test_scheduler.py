@@ -38,7 +38,7 @@ def lane_mates(interval: float | None = 0.01, **settings: object) -> World:
     world = World(capacity=10 * GiB, compute=4.0, **settings)
     for name in "ab":
         world.open(name, user=name, interval=interval)
-        world.submit(f"{name}/1", name, 0, 6 * GiB)
+        world.submit(f"{name}/1", name, 0, 6 * GiB, cooperative=True)
     assert len(world.core.book.table.lanes) == 1
     return world
 
@@ -114,7 +114,7 @@ def test_a_lane_is_divided_by_users_then_by_jobs() -> None:
     world = World(capacity=10 * GiB, compute=4.0, lane_turn=0.2)
     for name, user in (("a1", "ann"), ("a2", "ann"), ("a3", "ann"), ("b", "bob")):
         world.open(name, user=user, interval=0.01)
-        world.submit(f"{name}/1", name, 0, 6 * GiB)
+        world.submit(f"{name}/1", name, 0, 6 * GiB, cooperative=True)
     assert len(world.core.book.table.lanes) == 1
     world.run(24.0, step=0.01)
     used = {name: kernel.device_time for name, kernel in world.kernels.items()}

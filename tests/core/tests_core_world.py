@@ -169,11 +169,11 @@ class World:
         ephemeral: int | None = None,
         **more: object,
     ) -> None:
-        cooperative = self.kernels[session].interval is not None
+        more.setdefault("cooperative", self.kernels[session].interval is not None)
         self.send(
             ev.JobSubmitted(
                 at=self.now, job=JobId(job), session=SessionId(session), persistent=persistent, ephemeral=ephemeral,
-                cooperative=cooperative, **more,  # type: ignore[arg-type]
+                **more,  # type: ignore[arg-type]
             )
         )  # fmt: skip
 
