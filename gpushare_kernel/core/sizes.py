@@ -34,12 +34,12 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
     if match is None:
         raise BadSize(_not_a_size(text))
     number, unit = float(match["number"]), match["unit"]
-    if unit is None:
+    if unit is None and number:
         msg = (
             f"size {text.strip()!r} has no unit. Write {_plain(number)}GiB or {_plain(number)}MiB."
         )
         raise BadSize(msg)
-    size = _percent(text, number, whole) if unit == "%" else _absolute(text, number, unit)
+    size = _percent(text, number, whole) if unit == "%" else _absolute(text, number, unit or "b")
     if size <= 0:
         msg = (
             f"size {text.strip()!r} is zero. Leave it out, or name what the cell may hold: 512MiB."

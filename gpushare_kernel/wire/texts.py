@@ -47,7 +47,7 @@ def format_duration(seconds: float) -> str:
 
 def wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     """Return the line of a job that waits: why, who holds it, the place, how long, what one can do."""
-    parts = [_reason(wait, noun), *_holders(wait.holders), *_place(wait)]
+    parts = [_reason(wait, noun), *_holders(wait), *_place(wait)]
     return " ".join([*parts, "Interrupt gives up your place."])
 
 
@@ -86,14 +86,14 @@ def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
         return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
     if answer.wait is None:
         return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
-    parts = [_reason(answer.wait, noun), *_holders(answer.wait.holders), *_place(answer.wait)]
+    parts = [_reason(answer.wait, noun), *_holders(answer.wait), *_place(answer.wait)]
     return " ".join(["It would wait.", *parts])
 
 
 def slowed_text(notice: Slowed) -> str:
-    """Return the line of a cell that is slowed by others, or stood still for a while."""
+    """Return the line of a cell that is slowed by others, or stood still for a while and runs again."""
     if notice.paused:
-        return f"Paused for {format_duration(notice.paused)}: {_pause_reason(notice.reason)}"
+        return f"Was paused for {format_duration(notice.paused)}: {_pause_reason(notice.reason)}."
     whom = "your own other notebooks" if notice.people <= 0 else _people(notice.people)
     return f"Shared with {whom}: about {_fraction(notice.fraction)} speed"
 
@@ -117,7 +117,7 @@ def _reason(wait: Wait, noun: str) -> str:
             "It is yours when that cell reaches its next step or ends."
         )
     if wait.reason is WaitReason.TURN:
-        return "Waiting for a turn: others are running now, and everybody gets an equal share."
+        return "Waiting for a turn: others are running now."
     until = "" if wait.until is None else f" in {format_duration(wait.until)} at most"
     return f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on{until or ' soon'}."
 
@@ -137,10 +137,12 @@ def _free(free: int, beside: int) -> str:
     return number if own == unit else text
 
 
-def _holders(holders: tuple[Holder, ...]) -> list[str]:
-    """Return own notebooks first: those one can do something about."""
-    own = sorted((h for h in holders if h.own), key=lambda h: -h.size)
-    others = sorted((h for h in holders if not h.own), key=lambda h: -h.size)
+def _holders(wait: Wait) -> list[str]:
+    """Return own notebooks first: those one can do something about. During a grace nobody is in the way."""
+    if wait.reason is WaitReason.GRACE:
+        return []
+    own = sorted((h for h in wait.holders if h.own), key=lambda h: -h.size)
+    others = sorted((h for h in wait.holders if not h.own), key=lambda h: -h.size)
     said = [
         f"Your own {h.name} holds {format_size(h.size)}{_way_out(h)}." for h in own[:_NAMED_HOLDERS]
     ]
@@ -177,10 +179,10 @@ def _place(wait: Wait) -> list[str]:
 
 def _pause_reason(reason: str) -> str:
     if reason in ("", PauseReason.TURN_ENDED):
-        return "others have their turn. It goes on by itself when they had an equal share."
+        return "others had their turn"
     if reason == PauseReason.RESTOPPED:
-        return "somebody continued it out of turn. It goes on by itself at its next turn."
-    return f"{reason.rstrip('.')}. It goes on by itself."
+        return "somebody had continued it out of turn"
+    return reason.rstrip(".")
 
 
 def _people(count: int) -> str:

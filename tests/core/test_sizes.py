@@ -44,6 +44,8 @@ def test_what_can_be_read(text: str, size: int) -> None:
         ("1,5GB", "has a comma. Write 1.5GB."),
         ("1,5 GB", "has a comma. Write 1.5GB."),
         ("-2GiB", "is negative"),
+        ("0", "is zero. Leave it out"),
+        ("0.0", "is zero. Leave it out"),
         ("0MiB", "is zero"),
         ("0.0 G", "is zero"),
         ("0.1b", "is zero"),

@@ -40,9 +40,9 @@ END = "Interrupt gives up your place."
         (wait(holders=(Holder("my work.ipynb", GiB, 0.2, own=True),)), f"{MEMORY} Your own my work.ipynb holds 1.0 GiB: %gpushare release 'my work'. 2 ahead of you. {END}"),
         (wait(holders=(Holder("hw3.ipynb", GiB, None, own=True),)), f"{MEMORY} Your own hw3.ipynb holds 1.0 GiB and is running. 2 ahead of you. {END}"),
         (wait(WaitReason.OCCUPANCY), f"Waiting for GPU memory that another cell is using: needs 6.0 GiB, 2.1 free. It is yours when that cell reaches its next step or ends. 2 ahead of you. {END}"),
-        (wait(WaitReason.TURN), f"Waiting for a turn: others are running now, and everybody gets an equal share. {END}"),
+        (wait(WaitReason.TURN), f"Waiting for a turn: others are running now. {END}"),
         (wait(WaitReason.GRACE, until=4.6), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on in 5 s at most. {END}"),
-        (wait(WaitReason.GRACE), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on soon. {END}"),
+        (wait(WaitReason.GRACE, holders=(OWN, ANN)), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on soon. {END}"),
     ],
 )  # fmt: skip
 def test_waiting(waiting: Wait, text: str) -> None:
@@ -83,13 +83,13 @@ def test_durations(seconds: float, text: str) -> None:
         (Slowed(people=0, fraction=0.5), "Shared with your own other notebooks: about 1/2 speed"),
         (Slowed(people=2, fraction=0.0), "Shared with 2 people: about no speed"),
         (Slowed(people=2, fraction=0.97), "Shared with 2 people: about full speed"),
-        (Slowed(1, 0.0, 8.0, PauseReason.TURN_ENDED), "Paused for 8 s: others have their turn. It goes on by itself when they had an equal share."),
-        (Slowed(1, 0.0, 8.0, PauseReason.RESTOPPED), "Paused for 8 s: somebody continued it out of turn. It goes on by itself at its next turn."),
-        (Slowed(1, 0.0, 90.0, "a deadline job runs."), "Paused for 2 min: a deadline job runs. It goes on by itself."),
+        (Slowed(1, 0.0, 8.0, PauseReason.TURN_ENDED), "Was paused for 8 s: others had their turn."),
+        (Slowed(1, 0.0, 8.0, PauseReason.RESTOPPED), "Was paused for 8 s: somebody had continued it out of turn."),
+        (Slowed(1, 0.0, 90.0, "a deadline job runs."), "Was paused for 2 min: a deadline job runs."),
     ],
 )  # fmt: skip
 def test_slowed(notice: Slowed, text: str) -> None:
-    """Who shares, how fast it still is; or why it stands still and what ends that."""
+    """Who shares, how fast it still is; or, once it goes on, how long it stood still and why."""
     assert texts.slowed_text(notice) == text
 
 
