@@ -21,7 +21,7 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     """Say what a submit would do now, without doing it."""
     session, book = broker.scheduler.sessions[kernel.id], broker.scheduler.book
     need = book.need(session, size=body.size, persistent=body.persistent, ephemeral=body.ephemeral)
-    refusal = book.never_fits(session, need)
+    refusal = book.never_fits(session, need, body.size)
     if refusal is not None:
         raise Refused(refusal)
     fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)

@@ -17,7 +17,7 @@ from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.errors import BadToken
+from gpushare_kernel.core.errors import BadToken, UserError
 from gpushare_kernel.core.records import Job, User
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import JobId, LaneId, Presence, ProcessKey, UserId, Wait
@@ -50,6 +50,7 @@ class Broker:
         self.ledger = ledger
         self.engine = Engine(self.scheduler, device, self.registry, self)
         self.jobs: dict[JobId, Desk] = {}
+        self.job_names: dict[JobId, str] = {}
         self.boundaries: dict[JobId, int] = {}
         self._peaks: dict[JobId, int] = {}
         self.observers: set[Desk] = set()
@@ -120,7 +121,7 @@ class Broker:
                 at=self.engine.now, session=kernel.id, user=kernel.user, weight=kernel.weight
             )
         )
-        self._later(GONE_AFTER, lambda: self._still_opened(kernel))
+        self._await_process(kernel)
 
     def moved(self, kernel: Kernel, uid: int | None) -> None:
         """`kernel` was opened by root for a process of `uid`: that user owns it."""
@@ -193,7 +194,7 @@ class Broker:
         kernel.baseline = 0
         for key in survivors:
             self._follow(kernel, key)
-        self._later(GONE_AFTER, lambda: self._still_opened(kernel))
+        self._await_process(kernel)
 
     def close(self, kernel: Kernel) -> None:
         """The session is over."""
@@ -272,16 +273,27 @@ class Broker:
             pidfd = pidfds.open_pidfd(key.pid)
         except OSError:
             return
-        child, _ = self.registry.open(
-            kernel.uid, f"{kernel.name} (left running)", kernel.weight, None
-        )
+        name = f"{kernel.name} (left running)"
+        try:
+            child, _ = self.registry.open(kernel.uid, name, kernel.weight, None)
+        except UserError as problem:
+            os.close(pidfd)
+            _logger.warning("a child outlived its kernel and is not followed: %s", problem)
+            return
         self.opened(child)
         self.bind(child, pidfd, key.pid)
         self._still_bare(child)
         _logger.info("a child outlived its kernel", extra={"session": child.id, "of": kernel.id})
 
-    def _still_opened(self, kernel: Kernel) -> None:
-        if self.registry.get(kernel.id) is kernel and kernel.key is None:
+    def _await_process(self, kernel: Kernel) -> None:
+        """A session without a process gets one within a while, counted from now, or is closed."""
+        kernel.awaited += 1
+        this = kernel.awaited
+        self._later(GONE_AFTER, lambda: self._still_opened(kernel, this))
+
+    def _still_opened(self, kernel: Kernel, awaited: int) -> None:
+        known = self.registry.get(kernel.id) is kernel
+        if known and kernel.key is None and kernel.awaited == awaited:
             self.close(kernel)
 
     def _still_bare(self, kernel: Kernel) -> None:
@@ -377,6 +389,7 @@ class Broker:
     def forget(self, job: JobId) -> None:
         """Nobody waits for `job` any more."""
         self.jobs.pop(job, None)
+        self.job_names.pop(job, None)
         self.boundaries.pop(job, None)
         self._peaks.pop(job, None)
 

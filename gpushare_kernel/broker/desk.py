@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker.answers import dry_run, release
+from gpushare_kernel.broker.kernels import clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import check_weight, policy_named
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.kernels import Kernel
 
+_BROKEN = msg.Failure(
+    "InternalError", "the broker failed on this job; its log has the traceback. Please report it."
+)
 _DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
 
 
@@ -130,7 +134,8 @@ class Desk:
         self.jobs[body.job] = job
         self._waiting[job] = number
         self._broker.jobs[job] = self
-        self._broker.engine.feed(
+        self._broker.job_names[job] = clean_name(body.name)
+        taken = self._broker.engine.feed(
             ev.JobSubmitted(
                 at=self._broker.engine.now,
                 job=job,
@@ -142,6 +147,8 @@ class Desk:
                 cooperative=body.cooperative,
             )
         )
+        if not taken:
+            self.refused(job, _BROKEN)
 
     def _cancel(self, number: int, body: msg.Cancel) -> None:
         job = self.jobs.get(body.job)
@@ -155,7 +162,7 @@ class Desk:
         self._waiting[job] = number
         self._broker.boundaries[job] = body.boundaries
         self._broker.note_peak(job, body.peak)
-        self._broker.engine.feed(
+        taken = self._broker.engine.feed(
             ev.BoundaryReached(
                 at=self._broker.engine.now,
                 job=job,
@@ -164,6 +171,8 @@ class Desk:
                 interval=body.interval,
             )
         )
+        if not taken and job in self._waiting:
+            self._reply(self._waiting.pop(job), _BROKEN)
         record = self._broker.scheduler.jobs.get(job)
         if record is not None and not record.waits and job in self._waiting:
             # It runs in the scheduler's eyes (it yielded unasked): let it go on.

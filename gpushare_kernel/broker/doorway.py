@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker.desk import Desk
-from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, UserError, VersionMismatch
+from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
 from gpushare_kernel.core.policies import check_weight
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
@@ -23,7 +23,6 @@ from gpushare_kernel.wire.codec import choose_version, decode_hello, encode
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
 
-LONGEST_NAME = 200
 BIND_WAIT = 5.0
 """A kernel's client may be faster than its provisioner: it waits this long (seconds) for the bind."""
 EXEMPT_MOST = 60.0
@@ -76,12 +75,12 @@ class Doorway:
     def _open(self, body: msg.Open, peer: Peer) -> _Answer:
         weight = check_weight(body.weight)
         opener = procfs.process_key(peer.pid) if peer.pid else None
-        kernel, token = self._broker.registry.open(peer.uid, _clean(body.name), weight, opener)
+        kernel, token = self._broker.registry.open(peer.uid, clean_name(body.name), weight, opener)
         self._broker.opened(kernel)
         return msg.Opened(kernel.id, token), (kernel.page.fd,), None
 
     def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:
-        kernel = self._kernel(body.session, body.token, peer)
+        kernel = self._starter_of(body.session, body.token, peer)
         token = self._broker.registry.renew(kernel)
         kernel.opener = procfs.process_key(peer.pid) if peer.pid else None
         self._broker.emptied(kernel)
@@ -105,14 +104,14 @@ class Doorway:
 
     def _close(self, body: msg.Close, peer: Peer) -> _Answer:
         try:
-            kernel = self._kernel(body.session, body.token, peer)
+            kernel = self._starter_of(body.session, body.token, peer)
         except BadToken:
             return msg.Ok(), (), None  # closed already: a goodbye may come twice
         self._broker.close(kernel)
         return msg.Ok(), (), None
 
     async def _exempt(self, body: msg.Exempt, peer: Peer) -> _Answer:
-        kernel = self._kernel(body.session, body.token, peer)
+        kernel = self._starter_of(body.session, body.token, peer)
         seconds = min(max(body.seconds, 0.0), EXEMPT_MOST)
         engine = self._broker.engine
         engine.feed(ev.Exempted(at=engine.now, session=kernel.id, until=engine.now + seconds))
@@ -153,23 +152,22 @@ class Doorway:
             lambda c: self._broker.take_over(kernel, c, body, first=is_root),
         )
 
+    def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:
+        """What ends or exempts a session comes from whoever started it: a kernel does not free itself from turns."""
+        kernel = self._kernel(session, token, peer)
+        started = kernel.opener is not None and peer.pid == kernel.opener.pid
+        inside = kernel.key is not None and procfs.is_descendant(peer.pid, kernel.key.pid)
+        if peer.pid and inside and not started:
+            problem = "only whoever started this kernel may end or exempt its session, not the kernel itself."
+            raise NotYours(problem)
+        return kernel
+
     def _kernel(self, session: str, token: str, peer: Peer) -> Kernel:
         kernel = self._broker.registry.by_token(token, peer.uid)
         if kernel.id != session:
             problem = f"this token does not belong to session {session[:40]!r}."
             raise BadToken(problem)
         return kernel
-
-
-def _clean(name: str) -> str:
-    """Return a notebook's name that cannot break a screen or a log."""
-    if len(name) > LONGEST_NAME * 4:
-        problem = (
-            f"a notebook's name may have {LONGEST_NAME} characters, and this one has {len(name)}."
-        )
-        raise UserError(problem)
-    printable = "".join(c if c.isprintable() else "?" for c in name)
-    return printable[:LONGEST_NAME] or "notebook"
 
 
 def _listed(versions: Sequence[int]) -> str:

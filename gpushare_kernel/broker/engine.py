@@ -72,30 +72,33 @@ class Engine:
         """The time that goes into events (CLOCK_MONOTONIC, seconds)."""
         return self._loop.time()
 
-    def feed(self, event: ev.Event) -> None:
-        """Take in an event; those that follow from it are taken in before this returns."""
+    def feed(self, event: ev.Event) -> bool:
+        """Take in an event, and those that follow from it; False where one of them failed (it is logged)."""
         self._events.append(event)
         if self._draining:
-            return
+            return True
+        well = True
         self._draining = True
         try:
             while self._events:
-                self._handle(self._events.popleft())
+                well = self._handle(self._events.popleft()) and well
         finally:
             self._draining = False
+        return well
 
-    def _handle(self, event: ev.Event) -> None:
+    def _handle(self, event: ev.Event) -> bool:
         try:
             instructions = self.scheduler.handle(event)
         except Exception:
             # One event that goes wrong must not take the turns of everybody else along.
             _logger.exception("an event failed", extra={"event": repr(event)})
-            return
+            return False
         for instruction in instructions:
             try:
                 self._does[type(instruction)](instruction)
             except Exception:
                 _logger.exception("an instruction failed", extra={"instruction": repr(instruction)})
+        return True
 
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
         """Sample one kernel; its context is not counted as memory it uses."""

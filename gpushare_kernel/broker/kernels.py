@@ -9,17 +9,20 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.ledger import token_hash
-from gpushare_kernel.core.errors import BadToken, UserError
+from gpushare_kernel.core.errors import BadFrame, BadToken, UserError
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target
+from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.words import PAUSED, SLOTS, WordPage
 from gpushare_kernel.wire.messages import BrokerNotice
 
 MOST_SESSIONS_PER_USER = 1024
+LONGEST_NAME = 200
 
 
 class Line(Protocol):
@@ -58,6 +61,8 @@ class Kernel:
     #: Pauses and resumes are carried out one after the other.
     tail: asyncio.Task[None] | None = None
     orphaned: bool = False
+    #: How often it was left without a process: a deadline of an earlier time does not count.
+    awaited: int = 0
     #: Its device time in the ledger.
     saved_time: float = 0.0
     #: Wall clock seconds.
@@ -195,6 +200,10 @@ class Registry:
     def bind(self, kernel: Kernel, pidfd: int, pid: int) -> None:
         """`kernel`'s process is `pid`, which `pidfd` holds (taken over)."""
         key = procfs.process_key(pid)
+        try:
+            pidfds.pid_of(pidfd)  # alive still: the key that was read in between is this process's
+        except BadFrame:
+            key = None
         if key is None:
             os.close(pidfd)
             msg = f"the kernel's process {pid} has ended already."
@@ -225,6 +234,16 @@ class Registry:
         kernel.close()
 
 
+def clean_name(name: str) -> str:
+    """Return a notebook's or job's name that cannot break a screen or a log."""
+    if len(name) > LONGEST_NAME * 4:
+        msg = f"a name may have {LONGEST_NAME} characters, and this one has {len(name)}."
+        raise UserError(msg)
+    printable = "".join(c if c.isprintable() else "?" for c in name)
+    return printable[:LONGEST_NAME] or "notebook"
+
+
+@lru_cache(maxsize=4096)  # a directory service that is slow must not hold up turns
 def user_name(uid: int) -> UserId:
     """Return the account name of `uid`, or the number where it has none."""
     try:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gpushare_kernel.broker.kernels import Kernel
 
 
+LASTING_PAUSE = 1.0
+
+
 def initials(user: UserId) -> str:
     """Return what others see of a user: `ann.lee` is `al`, `bob` is `b`."""
     parts = [part for part in user.replace("-", ".").replace("_", ".").split(".") if part]
@@ -86,7 +89,7 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         user=_user(broker, session.user.id, uid),
         name=kernel.name if kernel is not None and open_ else None,
         pid=kernel.key.pid if kernel is not None and open_ and kernel.key else None,
-        state=session_state(session),
+        state=session_state(session, broker.engine.now),
         mode=mode,
         p=session.charged if open_ else None,
         device_time=session.device_time,
@@ -95,15 +98,21 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         jobs=tuple(session.jobs),
         demand=session.demand,
         turns=session.turns,
+        doing=tuple(filter(None, map(broker.job_names.get, session.jobs))) if open_ else (),
     )
 
 
-def session_state(session: Session) -> str:
-    """Return the one word people read: presence where it is not settled, else activity; `bare` while idle."""
+def session_state(session: Session, now: float) -> str:
+    """Return the one word people read: presence where it is not settled, else activity; `bare` while idle.
+
+    `paused` only where it lasts: within turns a session stands still ten times a second.
+    """
     if session.presence in {Presence.OPENED, Presence.ORPHANED}:
         return session.presence
     if session.presence is Presence.BARE and not session.jobs:
         return session.presence
+    if session.stopped is not None and now - session.stopped_at > LASTING_PAUSE:
+        return "paused"
     return session.activity
 
 
@@ -131,6 +140,7 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
                 wait.eta,
                 wait.needs if open_ else 0,
                 broker.engine.now - job.submitted,
+                broker.job_names.get(job.id) if open_ else None,
             )
         )
     return out

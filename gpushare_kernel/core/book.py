@@ -69,8 +69,13 @@ class MemoryBook:
         context = self.config.reserve if session.context == 0 else 0
         return max(0, need.persistent - session.charged) + context
 
-    def never_fits(self, session: Session, need: Need) -> str | None:
+    def never_fits(self, session: Session, need: Need, size: int | None = None) -> str | None:
         """Return why `need` could not be met by an empty device, or None."""
+        if size is not None and size < session.measured:
+            return (
+                f"this notebook already keeps {format_size(session.measured)}, more than the {format_size(size)} it "
+                f"is to hold in all. Declare more, or free some first (del, restart)."
+            )
         context = session.context or self.config.reserve
         whole = max(need.persistent, session.measured) + need.ephemeral + context
         if whole <= self.config.capacity:

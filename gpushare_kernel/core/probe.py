@@ -127,9 +127,10 @@ class Probe:
 
     def _idle(self, session: Session, used: float, wanted: float, passed: float) -> Seen:
         """No cell, no job: a kernel without our client, or a thread that outlives its cell."""
-        known = session.presence in {Presence.ATTACHED, Presence.BARE} and not session.jobs
+        known = session.presence is Presence.BARE or session.begun
         if (
             not known
+            or session.jobs
             or passed < SHORTEST_LOOK
             or used < self.config.plain_grace
             or used / passed < QUIET

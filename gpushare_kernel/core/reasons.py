@@ -24,7 +24,7 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
             needs=needs,
             free=max(0, book.table.free),
             ahead=book.queue.ahead(job.id),
-            holders=_holders(scheduler, job),
+            holders=() if reason is WaitReason.GRACE else _holders(scheduler, job),
             until=until if reason is WaitReason.GRACE else None,
         )
     lane = scheduler.book.table.lanes[job.lane] if job.lane is not None else None
@@ -32,7 +32,9 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
         before = next((n for n, other in enumerate(lane.waiters) if other is job), 0)
         occupant = lane.occupant
         holders = (
-            () if occupant is None else (_holder(scheduler, job, occupant.session, lane.size),)
+            ()
+            if occupant is None
+            else (_holder(scheduler, job, occupant.session, occupant.need.ephemeral),)
         )
         return Wait(WaitReason.OCCUPANCY, job.need.ephemeral, 0, before, holders)
     ahead = len(scheduler.turns.using)

@@ -120,6 +120,8 @@ class Session:
     turns: int = 0
     #: Whether a plain cell is open; and while it is looked at: since when, device time used before it, and the next look at it.
     cell_open: bool = False
+    #: It has run something: what its interpreter used to start is nobody's work.
+    begun: bool = False
     cell_since: float | None = None
     cell_used: float | None = None
     cell_wait: float = 0.0

@@ -145,7 +145,7 @@ class Scheduler:
     def _empty(self, session: Session) -> None:
         """End all jobs of `session` and free what it holds."""
         self.probe.forget(session)
-        session.cell_open = False
+        session.cell_open = session.begun = False
         # Those that occupy their lane come last: it must not pass to a job that ends here too.
         for job in sorted(session.jobs.values(), key=self._occupies):
             if job.waits and not job.plain:
@@ -171,7 +171,7 @@ class Scheduler:
             event.at,
             cooperative=event.cooperative,
         )
-        refusal = self.book.never_fits(session, need)
+        refusal = self.book.never_fits(session, need, event.size)
         if refusal is not None:
             job.become(JobState.REFUSED)
             self._emit(do.Refuse(job.id, session.id, refusal))
@@ -249,6 +249,7 @@ class Scheduler:
 
     def _enlist(self, session: Session, job: Job) -> None:
         self.probe.forget(session)
+        session.begun = True
         self.jobs[job.id] = session.jobs[job.id] = job
 
     def _over(self, session: Session, job: Job, state: JobState) -> None:
@@ -372,7 +373,7 @@ class Scheduler:
         session = self.sessions[event.session]
         if event.usage is not None:
             self._take(session, event.usage, event.at)
-        session.cell_open = True
+        session.cell_open = session.begun = True
         self.probe.start(session, event.at)
 
     def _cell_ended(self, event: ev.CellEnded) -> None:

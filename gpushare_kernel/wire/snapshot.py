@@ -45,7 +45,7 @@ class DeviceView(Struct, frozen=True):
 
 
 class SessionView(Struct, frozen=True):
-    """A kernel. `state` is its presence or activity, `mode` how it shares the device now (None when idle)."""
+    """A kernel. `state` is its presence or activity, or `paused`; `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle)."""
 
     id: str
     user: str
@@ -60,7 +60,7 @@ class SessionView(Struct, frozen=True):
     jobs: tuple[str, ...] = ()
     demand: float | None = None
     turns: int = 0
-    children: int = 0
+    doing: tuple[str, ...] = ()
 
 
 class QueueView(Struct, frozen=True):
@@ -73,6 +73,7 @@ class QueueView(Struct, frozen=True):
     eta: float | None
     needs: int = 0
     waited: float = 0.0
+    name: str | None = None
 
 
 class UserView(Struct, frozen=True):

@@ -332,3 +332,41 @@ def test_the_ends_of_connections_leave_nothing(house: House) -> None:
         caller.close()
     house.saw(lambda: not kernel.lines and not house.broker.observers)
     assert house.broker.scheduler.sessions[session_of(client)].presence is Presence.ATTACHED
+
+
+def test_a_job_is_shown_by_its_name(house: House) -> None:
+    """`--name` is what lists call it, for those who may see."""
+    first, second = house.notebook("first.ipynb"), house.notebook("second.ipynb")
+    first.ask(msg.Submit(JobId("a"), "zebra", persistent=6 * GiB))
+    second.send(msg.Submit(JobId("b"), "lion", persistent=4 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    reply = first.ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    assert [one.doing for one in reply.snapshot.sessions] == [("zebra",), ("lion",)]
+    assert [one.name for one in reply.snapshot.queue] == ["lion"]
+    first.ask(end("a"))
+    house.saw(lambda: [*house.broker.job_names.values()] == ["lion"])
+
+
+def test_a_bug_of_ours_is_answered(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event that fails inside the core leaves nobody waiting for a reply."""
+    client = house.notebook()
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(house.broker.scheduler, "handle", broken)
+    assert "its log has the traceback" in refused(client.ask(submit("j")), "InternalError")
+    monkeypatch.undo()
+    assert isinstance(client.ask(submit("k")), msg.Granted)
+
+
+def test_a_size_below_what_is_kept_is_refused(house: House) -> None:
+    """One size is the most the notebook may hold in all; it holds more already."""
+    client = house.notebook()
+    client.ask(submit("a", persistent=GiB))
+    client.ask(end("a", held=GiB))
+    text = refused(client.ask(submit("b", size=100 * MiB)), "Refused")
+    assert text.startswith("this notebook already keeps 1.0 GiB, more than the 100 MiB")

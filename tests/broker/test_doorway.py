@@ -224,3 +224,28 @@ def test_another_users_token_and_process_are_refused(house: House, tmp_path: Pat
     kernel = house.kernel(theirs)
     assert kernel.uid == NOBODY
     assert house.broker.scheduler.sessions[theirs.session].user.id == kernel.user
+
+
+@pytest.mark.parametrize("kind", [msg.Exempt, msg.Close, msg.Restart])
+def test_a_kernel_does_not_free_itself_from_turns(house: House, kind: type) -> None:
+    """What ends or exempts a session comes from whoever started it, not from inside the kernel."""
+    client = house.notebook()
+    opened: msg.Opened = client.opened  # type: ignore[attr-defined]
+    house.kernel(opened).opener = None  # somebody else started it
+    more = (5.0,) if kind is msg.Exempt else ()
+    with pytest.raises(NotYours, match="whoever started this kernel"):
+        house.call(kind(opened.session, opened.token, *more))
+    assert house.broker.scheduler.sessions[opened.session].exempt_until == 0.0
+
+
+def test_a_deadline_of_an_earlier_start_does_not_close_a_session(house: House) -> None:
+    """60 s after its open a session may just be between a restart and its bind."""
+    opened = house.notebook().opened  # type: ignore[attr-defined]
+    kernel = house.kernel(opened)
+    awaited = kernel.awaited
+    reply = house.call(msg.Restart(opened.session, opened.token)).body
+    assert isinstance(reply, msg.Opened)
+    house.do(lambda: house.broker._still_opened(kernel, awaited))
+    assert house.kernel(reply) is kernel
+    house.do(lambda: house.broker._still_opened(kernel, kernel.awaited))
+    assert house.broker.registry.get(kernel.id) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,19 @@ from tests.broker.test_desk import session_of, submit
 
 
 @pytest.fixture
-def tidy(house: House) -> Callable[[], None]:
+def lock(house: House) -> Iterator[int]:
+    """The house's broker.lock, held."""
+    fd = os.open(house.path.parent / "broker.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def tidy(house: House, lock: int) -> Callable[[], None]:
     """One pass of the house's housekeeping, with an idle exit that is due at once."""
     places = Places(house.path.parent, system=False, named=True)
-    keeper = Housekeeping(house.broker, house.listener, places, 1e-9)
+    keeper = Housekeeping(house.broker, house.listener, places, 1e-9, lock=lock)
     return lambda: house.do(keeper._tidy)
 
 
@@ -64,18 +75,30 @@ def test_a_broker_that_is_just_being_looked_for_stays(
     assert isinstance(house.call(msg.Observe()).body, msg.Ok)
 
 
-def test_no_idle_exit_where_none_is_wanted(house: House) -> None:
+def test_no_idle_exit_where_none_is_wanted(house: House, lock: int) -> None:
     """0: a system broker stays."""
     places = Places(house.path.parent, system=False, named=True)
-    house.do(Housekeeping(house.broker, house.listener, places, 0.0)._tidy)
+    house.do(Housekeeping(house.broker, house.listener, places, 0.0, lock=lock)._tidy)
     assert not house.broker.stopping.is_set()
 
 
-def test_a_broker_that_nobody_can_find_goes(house: House, tmp_path: Path) -> None:
-    """Its folder is gone: another one may be made any time, and two on one device must not be."""
-    gone = Places(tmp_path / "gone", system=False, named=True)
-    house.do(Housekeeping(house.broker, house.listener, gone, 1e-9)._tidy)
+@pytest.mark.parametrize("name", ["broker.lock", "broker.sock"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_broker_that_nobody_can_find_goes(
+    house: House, tidy: Callable[[], None], name: str, *, again: bool
+) -> None:
+    """Its files are gone, or somebody else's: two brokers on one device must not be, notebooks or not."""
+    house.open()
+    tidy()
+    assert not house.broker.stopping.is_set()
+    path = house.path.parent / name
+    path.unlink()
+    if again:
+        path.touch()
+    tidy()
     assert house.broker.stopping.is_set()
+    assert house.broker.stop_reason == "its folder was removed"
+    assert not house.broker.stopped_for_good
 
 
 def test_what_others_take_is_not_ours_to_give(house: House, tidy: Callable[[], None]) -> None:
@@ -137,6 +160,7 @@ def test_a_background_thread_is_found_without_anybody_saying_so(
     """A session that works without a cell becomes a job."""
     client = house.notebook()
     session = house.broker.scheduler.sessions[session_of(client)]
+    session.begun = True  # it has run a cell before
     house.device.busy = True
     for _ in range(2):
         for _ in range(housekeeping_module.ROUNDS):  # in one of them it is looked at closely

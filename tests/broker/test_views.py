@@ -27,8 +27,8 @@ KEYS = {
     | {"policy", "compute", "free"},
     "lanes": {"id", "size", "occupant", "members"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
-    | {"device", "own", "jobs", "demand", "turns", "children"},
-    "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited"},
+    | {"device", "own", "jobs", "demand", "turns", "doing"},
+    "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited", "name"},
     "users": {"name", "weight", "device_time"},
 }
 

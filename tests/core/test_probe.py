@@ -21,6 +21,7 @@ def probe() -> Probe:
 def attached() -> Session:
     session = Session(SessionId("s"), User(UserId("ann")), 1)
     session.become(Presence.ATTACHED)
+    session.begun = True
     return session
 
 

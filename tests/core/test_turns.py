@@ -238,6 +238,12 @@ def test_a_background_thread_becomes_a_job_and_falls_quiet() -> None:
     kernel.plain = True
     world.run(1)
     world.send(ev.Sampled(at=world.now, used={SessionId("a"): world.usage("a")}))
+    assert not world.core.sessions[SessionId("a")].jobs, "its interpreter starts: nobody's work"
+    world.cell("a")
+    world.cell_ends("a")
+    kernel.plain = True
+    world.run(1)
+    world.send(ev.Sampled(at=world.now, used={SessionId("a"): world.usage("a")}))
     assert world.core.sessions[SessionId("a")].plain_job is not None
     kernel.plain = False
     world.run(5)
