@@ -181,7 +181,8 @@ class Broker:
             kernel.lines.remove(desk)
         if self.registry.get(kernel.id) is not kernel or not desk.jobs:
             return
-        if desk.peer.pid and procfs.process_key(desk.peer.pid) is None:
+        client = procfs.process_key(desk.peer.pid)
+        if desk.peer.pid and (client is None or not procfs.alive(client)):
             desk.abandon()
         else:
             self._later(LEFT_AFTER, desk.abandon)

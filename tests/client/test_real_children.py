@@ -80,16 +80,16 @@ def test_forked_with_a_lane_open(host: Host) -> None:
 
 
 def test_forked_child_killed(host: Host) -> None:
-    """A child that is killed in its lane loses it at once; the parent's job goes on."""
+    """A child that is killed in its lane loses it; the parent's job goes on and ends by itself."""
     host.start("--capacity", "1GiB")
     notebook = host.notebook()
     outputs = notebook.outputs(notebook.start(FORK))
     pid = int(notebook.read_until(outputs, "child").split()[1])
     assert jobs_of(host.snapshot(), notebook) == 2
     kill(_key(pid))
-    host.until(lambda seen: jobs_of(seen, notebook) == 1)
     assert notebook.read_until(outputs, "ended") == "ended -9 True"
     assert any(line.startswith("used ") for line in outputs)
+    host.until(lambda seen: jobs_of(seen, notebook) == 0 and not seen.devices[0].lanes)
 
 
 def test_script_attaches_to_its_notebook(host: Host) -> None:
