@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from jupyter_core.application import JupyterApp
 from rich.console import Console
 from traitlets import Float, Unicode
 
 from gpushare_kernel import __version__
+from gpushare_kernel.app import words
+from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.sizes import parse_size
 
 NO_BROKER = 3
 """Exit status where no broker answers; every other error is 1."""
@@ -27,6 +32,15 @@ class Command(JupyterApp):
     flags = {  # noqa: RUF012  traitlets reads it from the class
         "debug": JupyterApp.flags["debug"]
     }
+
+    def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
+        """Read the words, once each of them means something here."""
+        given = sys.argv[1:] if argv is None else list(argv)
+        if self.subcommands:
+            words.check_command(given, self.subcommands)
+        if not given or given[0] not in self.subcommands:
+            given = words.checked(given, options=self.aliases, flags=self.flags)
+        super().parse_command_line(given)
 
     def migrate_config(self) -> None:
         """Nothing to migrate: we are younger than the change this is for."""
@@ -61,13 +75,33 @@ class BrokerCommand(Command):
     }
 
     def broker_arguments(self) -> list[str]:
-        """Return what was asked of the broker, as its own command line takes it."""
-        words = []
+        """Return what was asked of the broker, as its own command line takes it.
+
+        Raises
+        ------
+        BadSize, BadDeclaration
+            Where a broker would refuse it: said here, also where one runs already.
+        """
+        asked = []
         for name in _OPTIONS:
             value = getattr(self, name)
             if value is not None:
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        return words
+                asked += [f"--{name.replace('_', '-')}", str(value)]
+        self._check(asked)
+        return asked
+
+    def _check(self, asked: list[str]) -> None:
+        from gpushare_kernel.broker.daemon import parser  # noqa: PLC0415 - the broker's own rules, for two commands
+
+        if self.capacity is not None:
+            parse_size(self.capacity)
+        rules = parser()
+        rules.exit_on_error = False
+        try:
+            rules.parse_args(asked)
+        except argparse.ArgumentError as problem:
+            msg = f"{problem.argument_name}: {problem.message}. The broker was not started."
+            raise BadDeclaration(msg) from None
 
 
 def console() -> Console:

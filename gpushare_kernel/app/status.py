@@ -10,10 +10,11 @@ from traitlets import Bool
 
 from gpushare_kernel.app.base import NO_BROKER, Command, console, say
 from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.shown import label, names_of_jobs
 from gpushare_kernel.core.errors import NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.transport.places import places
-from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot
+from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
 from gpushare_kernel.wire.texts import format_duration
 
 
@@ -62,16 +63,6 @@ def show(snapshot: Snapshot, out: Console) -> None:
     out.print(_sessions(snapshot))
     if snapshot.queue:
         out.print(_queue(snapshot))
-
-
-def names_of_jobs(snapshot: Snapshot) -> dict[str, str]:
-    """Return the session's name for each of its jobs."""
-    return {job: label(session) for session in snapshot.sessions for job in session.jobs}
-
-
-def label(session: SessionView) -> str:
-    """Return what a session is called: others' notebooks have no names for us (I9)."""
-    return session.name or f"(of {session.user})"
 
 
 def _device(device: DeviceView) -> Text:

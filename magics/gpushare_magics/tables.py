@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
-from gpushare_kernel.client.shown import DeviceView, SessionView, Snapshot
+from gpushare_kernel.client.shown import DeviceView, SessionView, Snapshot, label, names_of_jobs
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.wire import texts
@@ -23,12 +23,12 @@ _STARTUP = Path("etc/ipython/startup/00-gpushare.py")
 def status(snapshot: Snapshot) -> str:
     """Return devices, notebooks and the queue, in the words people read."""
     parts = [_device(device) for device in snapshot.devices]
-    rows = [("notebook", "state", "memory", "device time")]
+    rows = [("notebook", "state", "keeps", "device time")]
     ordered = sorted(snapshot.sessions, key=lambda s: (not s.own, s.name or s.user))
-    rows += [(_who(s), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
+    rows += [(label(s), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
     parts.append(_table(rows) if len(rows) > 1 else "No notebook is connected.")
     if snapshot.queue:
-        names = {s.id: _who(s) for s in snapshot.sessions}
+        names = {s.id: label(s) for s in snapshot.sessions}
         waiting = [("waiting", "for", "needs", "ahead", "since", "about")]
         waiting += [
             (
@@ -48,10 +48,16 @@ def status(snapshot: Snapshot) -> str:
 def lanes(snapshot: Snapshot) -> str:
     """Return the memory of each device: what is kept, and the lanes."""
     parts = []
+    names = names_of_jobs(snapshot)
     for device in snapshot.devices:
         rows = [("lane", "size", "in use by", "members")]
         rows += [
-            (str(lane.id), format_size(lane.size), lane.occupant or "-", str(len(lane.members)))
+            (
+                str(lane.id),
+                format_size(lane.size),
+                names.get(lane.occupant, "somebody") if lane.occupant else "-",
+                ", ".join(names.get(job, "somebody") for job in lane.members),
+            )
             for lane in device.lanes
         ]
         kept = f"kept {format_size(device.persistent)}, reserved {format_size(device.reserve)}"
@@ -96,10 +102,6 @@ def _connection(session: Session) -> list[tuple[str, str]]:
 def _device(device: DeviceView) -> str:
     noun = texts.memory_noun(device.kind)
     return f"{device.name} ({device.id}): {format_size(device.capacity)} of {noun}, {format_size(device.free)} free"
-
-
-def _who(session: SessionView) -> str:
-    return session.name or session.user
 
 
 def _state(session: SessionView) -> str:

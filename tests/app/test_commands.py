@@ -13,10 +13,12 @@ import pytest
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BadToken, GpushareError
 from gpushare_kernel.kernel_session import open_session
 from gpushare_kernel.transport.launch import free
 from gpushare_kernel.wire.messages import SetPolicy
+from tests.app.conftest import PATIENCE
 
 DOCUMENTED = {
     "broker": {"pid", "version", "uptime"},
@@ -125,6 +127,50 @@ def test_a_start_that_fails_says_why_in_one_line(gpushare, where):
     assert done.returncode != 0
     assert "2 pounds" in only_line(done.stderr)
     assert "Traceback" not in done.stderr
+
+
+BAD = [
+    (("--capacity", "foo"), "'foo' is not a size"),
+    (("--capacity", "-5GiB"), "size '-5GiB' is negative"),
+    (("--capacity", "0"), "size '0' is zero"),
+    (("--compute", "0"), "--compute: 0.0 is too little"),
+    (("--policy", "nice"), "--policy: invalid choice: 'nice'"),
+    (("--turn", "-1"), "--turn: -1.0 is too little"),
+]
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_bad_options_are_refused_before_anything_is_started(gpushare, where, runs):
+    """One line and exit status 1, without a broker and beside one."""
+    if runs:
+        ensure_broker(where, PATIENCE, ["--capacity", "1GiB"])
+    for options, says in BAD:
+        done = gpushare("start", *options)
+        assert (done.returncode, done.stdout) == (1, ""), options
+        assert says in only_line(done.stderr)
+    assert where.socket.exists() == runs
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["frobnicate"], "no command 'frobnicate'. There are start, stop,"),
+        (["stauts"], "no command 'stauts'. Did you mean status?"),
+        (["--frob"], "no option --frob."),
+        (["status", "extra"], "'extra' means nothing here."),
+        (["status", "--jsn"], "no option --jsn. Did you mean --json?"),
+        (["status", "-x"], "no option -x."),
+        (["status", "--json=3"], "--json takes no value"),
+        (["start", "--capacityy=1GiB"], "no option --capacityy. Did you mean --capacity?"),
+        (["start", "--capacity"], "--capacity needs a value."),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(gpushare, where, words, says):
+    """One line with what was meant; nothing is done."""
+    done = gpushare(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in only_line(done.stderr)
+    assert not where.socket.exists()
 
 
 def test_broker_runs_in_the_foreground(where):

@@ -53,8 +53,10 @@ SNAPSHOT = Snapshot(
         ),
     ),
     sessions=(
-        SessionView("s2", "A.B.", None, None, "busy", "exclusive", None, 75.0),
-        SessionView("s1", "ann", "hw1.ipynb", 7, "idle", None, 5 * GiB, 12.0, own=True),
+        SessionView("s2", "A.B.", None, None, "busy", "exclusive", None, 75.0, jobs=("j2",)),
+        SessionView(
+            "s1", "ann", "hw1.ipynb", 7, "idle", None, 5 * GiB, 12.0, own=True, jobs=("j1",)
+        ),
     ),
     queue=(QueueView("j3", "s1", "memory", 1, 60.0, needs=6 * GiB, waited=5.0),),
 )
@@ -302,9 +304,9 @@ def test_status(run: Run, capsys: Capture) -> None:
     assert capsys.readouterr().out == (
         "2 cores (host0): 8.0 GiB of memory, 2.0 GiB free\n"
         "\n"
-        "notebook   state           memory   device time\n"
+        "notebook   state           keeps    device time\n"
         "hw1.ipynb  idle            5.0 GiB  12 s\n"
-        "A.B.       busy, in turns  -        1 min\n"
+        "(of A.B.)  busy, in turns  -        1 min\n"
         "\n"
         "waiting    for     needs    ahead  since  about\n"
         "hw1.ipynb  memory  6.0 GiB  1      5 s    1 min to go\n"
@@ -312,13 +314,13 @@ def test_status(run: Run, capsys: Capture) -> None:
 
 
 def test_lanes_and_release(run: Run, capsys: Capture) -> None:
-    """The device's memory in detail, and giving some back."""
+    """The device's memory in detail, by the names of notebooks, and giving some back."""
     run("%gpushare lanes")
     assert capsys.readouterr().out == (
         "2 cores (host0): 8.0 GiB of memory, 2.0 GiB free\n"
         "kept 5.0 GiB, reserved 0 B\n"
         "lane  size     in use by  members\n"
-        "1     1.0 GiB  j1         2\n"
+        "1     1.0 GiB  hw1.ipynb  hw1.ipynb, (of A.B.)\n"
     )
     run("%gpushare release hw2")
     assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"

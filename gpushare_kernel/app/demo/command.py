@@ -68,7 +68,7 @@ class DemoApp(Command):
         for part in (view.figures(acts), view.lane_history(history, acts)):
             out.print()
             out.print(part)
-        _keep(acts, self.output)
+        _keep(acts, self.output, out)
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -173,8 +173,9 @@ def _show_log(out: Console, stage: Stage) -> None:
             out.print(f"{log.name}:", log.read_text(errors="replace")[-4000:], markup=False)
 
 
-def _keep(acts: Sequence[Act], folder: str | None) -> None:
+def _keep(acts: Sequence[Act], folder: str | None, out: Console) -> None:
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for act in acts:
             act.write(Path(folder))
+        out.print(f"The executed notebooks are in {folder}.", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from gpushare_kernel.app.status import names_of_jobs
+from gpushare_kernel.client.shown import names_of_jobs
 from gpushare_kernel.wire.snapshot import Snapshot
 
 IDLE = "."

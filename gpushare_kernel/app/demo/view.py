@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gpushare_kernel.app.demo.act import Act, State
 from gpushare_kernel.app.demo.history import IDLE, History
-from gpushare_kernel.app.status import names_of_jobs
+from gpushare_kernel.client.shown import names_of_jobs
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.wire.messages import Report
