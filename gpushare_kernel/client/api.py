@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
+from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Report, Submit
 
 __all__ = ["current_lane", "get_session", "lane", "make_lane", "reports", "session_name"]
 
 _making = threading.Lock()
 _session: Session | None = None
+_told = False
 
 
 def get_session() -> Session | None:
@@ -79,7 +82,7 @@ def lane(
     WaitEnded
         On entering, where `wait` is over.
     """
-    return make_lane(
+    made = make_lane(
         size=size,
         persistent=persistent,
         ephemeral=ephemeral,
@@ -88,6 +91,9 @@ def lane(
         wait=wait,
         cooperative=True,
     )
+    if get_session() is None:
+        _tell_unshared()
+    return made
 
 
 def reports() -> list[Report]:
@@ -158,6 +164,14 @@ def submission(
         cooperative=cooperative and (session is None or session.cooperates),
         dry_run=dry_run,
     )
+
+
+def _tell_unshared() -> None:
+    """Say once in a process that what it declares is declared to nobody."""
+    global _told  # noqa: PLW0603 - once in a process
+    if not _told:
+        _told = True
+        sys.stderr.write(f"gpushare: {texts.NO_BROKER}\n")
 
 
 def _check_weight(weight: float) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.core.values import Wait
 from gpushare_kernel.wire import texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 INTERVAL = 1.0
 """Seconds between two updates of a waiting line."""
@@ -85,6 +88,28 @@ def use(factory: Factory | None) -> None:
     """Show waiting through `factory` from now on; None goes back to lines on stderr."""
     global _factory  # noqa: PLW0603 - one front end per process
     _factory = Line if factory is None else factory
+
+
+def without_our_frames(error: _Error) -> _Error:
+    """Return an error to raise again: notebooks show it up to the user's own line, and no further."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is not None and not isinstance(error, UserError):
+        # The frame that raises it again is ours too; it can be cut off only once it is shown.
+        error.__dict__["_render_traceback_"] = lambda: _rendered(shell, error)
+    return error.with_traceback(None)
+
+
+def _rendered(shell: Any, error: BaseException) -> object:
+    del error.__dict__["_render_traceback_"]
+    last, trace = None, error.__traceback__
+    while trace is not None:
+        if not str(trace.tb_frame.f_globals.get("__name__")).startswith("gpushare_kernel."):
+            last = trace
+        trace = trace.tb_next
+    if last is not None:
+        last.tb_next = None
+    return shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
 
 
 _factory: Factory = Line

@@ -96,7 +96,13 @@ class Lane:
             self._outer, self._job, self._mask = outer, outer._job, INNER
             self._before = self._job.boundaries
         else:
-            self._begin()
+            try:
+                self._begin()
+            except KeyboardInterrupt as interrupt:
+                interrupt.args = (texts.LEFT_QUEUE,)
+                raise display.without_our_frames(interrupt) from None
+            except GpushareError as problem:
+                raise display.without_our_frames(problem) from None
         self._pid = os.getpid()
         _innermost.set(self)
         return self
@@ -130,7 +136,10 @@ class Lane:
         job = self._job
         job.boundaries += 1
         if job.read(job.slot):
-            job.meet(self._mask)
+            try:
+                job.meet(self._mask)
+            except (KeyboardInterrupt, GpushareError) as error:
+                raise display.without_our_frames(error) from None
 
     def steps(self, iterable: Iterable[_Item]) -> Steps[_Item]:
         """Iterate, with a boundary after each round: `for batch in lane.steps(loader)`.

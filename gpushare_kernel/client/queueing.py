@@ -11,6 +11,7 @@ from gpushare_kernel.client.calls import LOST, Call, Lost, Nudge, expect, interr
 from gpushare_kernel.client.link import LinkDown
 from gpushare_kernel.core.errors import BrokerUnavailable, WaitEnded
 from gpushare_kernel.core.values import Wait
+from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Cancel, Failure, Granted, Reply, Submit
 
@@ -133,7 +134,7 @@ def _until_up(
     try:
         session.wait_attached(min(_BLINK, max(0.0, limit - time.monotonic())))
     except BrokerUnavailable as problem:
-        if problem is session.refusal:
+        if problem is session.refusal or _stopped_on_purpose(session):
             raise
     else:
         return
@@ -145,3 +146,8 @@ def _until_up(
         if late and problem is not session.refusal:
             raise WaitEnded(texts.wait_ended_text(wait or 0.0, None, session.noun)) from None
         raise
+
+
+def _stopped_on_purpose(session: Session) -> bool:
+    """Say whether somebody ended the broker for good: then nobody restarts it, and waiting is in vain."""
+    return Places(session._path.parent, system=False, named=True).stopped.exists()

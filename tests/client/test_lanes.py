@@ -18,6 +18,7 @@ from gpushare_kernel.client.lanes import Lane
 from gpushare_kernel.core.errors import BadDeclaration, BadSize, Refused
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.transport.words import LANE, TURN
+from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
     End,
     Failure,
@@ -309,8 +310,11 @@ def test_unknown_token_runs_unshared(
     )
 
 
-def test_without_a_token_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside a gpushare kernel a lane is a block that counts its boundaries."""
+def test_without_a_token_nothing_is_shared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside a gpushare kernel a lane is a block that counts its boundaries, and that is said once."""
+    monkeypatch.setattr(api, "_told", False)
     monkeypatch.delenv("GPUSHARE_TOKEN", raising=False)
     monkeypatch.setattr(api, "_session", None)
     with gpushare.lane("50%", "512MiB") as lane:
@@ -318,6 +322,8 @@ def test_without_a_token_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> N
         for _ in lane.steps(range(4)):
             assert not lane.shared
     assert (lane.boundaries, lane.report, lane.ephemeral) == (4, None, 512 * MiB)
+    gpushare.lane("1GiB")
+    assert capsys.readouterr().err == f"gpushare: {texts.NO_BROKER}\n"
 
 
 def test_public_names() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -277,6 +278,15 @@ def test_wait_over_without_a_broker(new_session: New, tmp_path: object) -> None:
     with pytest.raises(WaitEnded, match="the cell has not run"):
         session.submit(submit(), wait=0.5, on_wait=told.append)
     assert told == [None]
+
+
+def test_stopped_on_purpose_is_not_waited_for(new_session: New, tmp_path: Path) -> None:
+    """Where somebody ended the broker for good, a job is told at once that none answers, not that one comes back."""
+    session, told = new_session(tmp_path / "nowhere.sock"), []
+    (tmp_path / "stopped").touch()
+    with pytest.raises(BrokerUnavailable, match="jupyter gpushare doctor"):
+        session.submit(submit(), on_wait=told.append)
+    assert told == []
 
 
 def test_cells_are_said_again_to_a_new_broker(broker: ScriptedBroker, new_session: New) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel.core.values import GiB, Holder, Wait, WaitReason
+from gpushare_kernel.transport.words import TURN
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
     Cancel,
@@ -23,6 +24,7 @@ from gpushare_kernel.wire.messages import (
     Slowed,
     Submit,
     Waiting,
+    Yield,
 )
 from tests.client.scripted_broker import ScriptedBroker, attached, report
 from tests.magics.conftest import STARTUP, Kernel, text_of
@@ -121,6 +123,70 @@ def test_interrupt_while_queued(broker: ScriptedBroker, kernel: Kernel, body: st
     assert not [line for line in shown if "Error in callback" in line or "Traceback" in line]
     assert kernel.run("6 * 7") == ["42"]
     assert [type(m) for m in (peer.expect(CellStarted)[1], peer.expect(CellEnded)[1])] == [CellStarted, CellEnded]  # fmt: skip
+
+
+BLOCK = """import gpushare_kernel as gpushare
+print('before')
+with gpushare.lane(size='6GiB') as lane:
+    print('in')
+    for _ in lane.steps(range(3)):
+        print('round')
+"""
+
+
+def test_interrupted_block_shows_the_users_line(broker: ScriptedBroker, kernel: Kernel) -> None:
+    """Interrupting `with gpushare.lane(...)` in the queue points at the user's line, says so, and shows no frame of ours."""
+    peer = broker.accept()
+    message = kernel.start(BLOCK)
+    peer.expect(CellStarted)
+    number, asked = peer.expect(Submit)
+    peer.notice(Waiting(asked.job, WAIT))
+    shown: list[str] = []
+    for out in kernel.outputs(message):
+        shown += text_of(out)
+        if shown[-1:] == [LINE]:
+            kernel.manager.interrupt_kernel()
+            shown.append("interrupted")
+    peer.expect(Cancel)
+    peer.reply(number, Failure("Cancelled", "left the queue"))
+    assert "in" not in shown
+    assert any("3 with gpushare.lane" in line for line in shown), shown
+    assert shown[-1] == f"KeyboardInterrupt: {texts.LEFT_QUEUE}"
+    assert not [line for line in shown if "gpushare_kernel/" in line or "skipping" in line]
+
+
+def test_interrupted_step_shows_the_users_line(broker: ScriptedBroker, kernel: Kernel) -> None:
+    """So does an interrupt while a boundary waits for its turn."""
+    peer = broker.accept()
+    message = kernel.start(BLOCK)
+    peer.expect(CellStarted)
+    number, asked = peer.expect(Submit)
+    peer.page.set(1, TURN)
+    peer.grant(number, asked)
+    shown: list[str] = []
+    for out in kernel.outputs(message):
+        shown += text_of(out)
+        if shown[-1:] == ["round"]:
+            peer.expect(Yield)
+            kernel.manager.interrupt_kernel()
+            number, _ = peer.expect(End)
+            peer.reply(number, report(asked.job))
+    assert any("5     for _ in lane.steps" in line for line in shown)
+    assert shown[-1].startswith("KeyboardInterrupt")
+    assert not [line for line in shown if "gpushare_kernel/" in line or "skipping" in line]
+
+
+def test_error_of_ours_shows_the_users_line(broker: ScriptedBroker, kernel: Kernel) -> None:
+    """An error that is not the user's has its message below the line that met it."""
+    peer = broker.accept()
+    message = kernel.start(BLOCK)
+    peer.expect(CellStarted)
+    number, _ = peer.expect(Submit)
+    peer.reply(number, Failure("InternalError", "a bug"))
+    shown = [line for out in kernel.outputs(message) for line in text_of(out)]
+    assert any("3 with gpushare.lane" in line for line in shown), shown
+    assert shown[-1] == "InternalError: a bug"
+    assert not [line for line in shown if "gpushare_kernel/" in line or "skipping" in line]
 
 
 def test_wait_over(broker: ScriptedBroker, kernel: Kernel) -> None:
