@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up(where.log, stderr=given.foreground)
     _raise_limits()
     try:
-        return asyncio.run(_run(given, where))
+        return asyncio.run(_run(given, where, lock))
     except GpushareError as error:
         _logger.exception("the broker could not start")
         print(error, file=sys.stderr)  # noqa: T201
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-async def _run(given: argparse.Namespace, where: Places) -> int:
+async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     loop = asyncio.get_running_loop()
     _resume_left_over(where)
     table = IntentTable(where.intents)
@@ -127,7 +127,7 @@ async def _run(given: argparse.Namespace, where: Places) -> int:
     idle_exit = (
         given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
     )
-    housekeeping = Housekeeping(broker, listener, where, idle_exit)
+    housekeeping = Housekeeping(broker, listener, where, idle_exit, lock=lock)
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(

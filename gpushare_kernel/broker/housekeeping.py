@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from pathlib import Path
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.broker import Broker
@@ -24,13 +26,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """One pass a second."""
+    """One pass a second. `lock` is the descriptor of broker.lock."""
 
     def __init__(
-        self, broker: Broker, listener: Listener, places: Places, idle_exit: float
+        self, broker: Broker, listener: Listener, places: Places, idle_exit: float, *, lock: int
     ) -> None:
         self._broker, self._listener, self._places = broker, listener, places
-        self._idle_exit = idle_exit
+        self._idle_exit, self._lock = idle_exit, lock
         self._round = 0
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
@@ -47,6 +49,11 @@ class Housekeeping:
 
     def _tidy(self) -> None:
         broker = self._broker
+        if not (self._listener.in_place and _leads_to(self._places.broker_lock, self._lock)):
+            # Nobody finds us, and the next to come starts a second broker for the same device.
+            broker.engine.resume_everybody()
+            broker.stop("its folder was removed", for_good=False)
+            return
         self._round += 1
         self._look_at_kernels()
         self._watch_capacity()
@@ -107,3 +114,11 @@ class Housekeeping:
             self._broker.touch()  # somebody is just looking for a broker
         except OSError:
             self._broker.stop("its folder is gone, and nobody can find it", for_good=False)
+
+
+def _leads_to(path: Path, fd: int) -> bool:
+    """Say whether `path` is still the file that `fd` was opened from."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    except OSError:
+        return False

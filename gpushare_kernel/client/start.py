@@ -54,7 +54,7 @@ def ensure_broker(
     if not may_start(places):
         msg = (
             f"no gpushare broker runs at {places.socket}, and on this machine only its administrator may start one. "
-            "Ask them for: systemctl start gpushare (or, as root, jupyter gpushare start)."
+            "Ask them for, as root: jupyter gpushare start."
         )
         raise NoBroker(msg)
     prepare(places)
@@ -71,12 +71,21 @@ def ensure_broker(
 def _answers_or_is_gone(places: Places, deadline: float) -> bool:
     """Wait for the end of a broker that goes (it has its lock, but no socket any more), or for the start of one.
 
-    Also ends with the deadline: the new broker then says that another one has the lock.
+    Raises
+    ------
+    BrokerUnavailable
+        Where somebody has the lock to the deadline: another one could not start.
     """
     pace = threading.Event()
     while not answers(places, _left(deadline)):
-        if free(places.broker_lock) or time.monotonic() > deadline:
+        if free(places.broker_lock):
             return False
+        if time.monotonic() > deadline:
+            msg = (
+                f"a broker holds the lock {places.broker_lock} and does not answer at {places.socket}. "
+                "Try again; if it stays so, end that process (fuser names it) and start one: jupyter gpushare start."
+            )
+            raise BrokerUnavailable(msg)
         pace.wait(
             _LOCK_POLL
         )  # the lock is the only sign it gives, and flock cannot wait with a limit

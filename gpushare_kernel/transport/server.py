@@ -57,6 +57,14 @@ class Listener:
         """How many peers have connected and have no answer yet."""
         return len(self._handshakes)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether `path` still leads to us: somebody may have removed the folder, and another broker made it anew."""
+        try:
+            return os.path.samestat(self.path.lstat(), self._bound)
+        except OSError:
+            return False
+
     def start(self, on_hello: OnHello) -> None:
         """Take connections from now on, on the running loop."""
         self._on_hello = on_hello
@@ -72,9 +80,9 @@ class Listener:
             return
         self._closed.set()
         self._stop_watching()
-        self.path.unlink(
-            missing_ok=True
-        )  # before the close: nobody finds a path that nobody listens at
+        if self.in_place:  # another broker's socket is not ours to remove
+            with contextlib.suppress(OSError):
+                self.path.unlink()  # before the close: nobody finds a path that nobody listens at
         self.sock.close()
         os.close(self._spare)
         for task in self._handshakes:
@@ -109,6 +117,7 @@ class Listener:
             self.path.chmod(
                 self._mode
             )  # before listen: until then nobody can connect, whatever the umask
+            self._bound = self.path.lstat()  # its inode is not reused while the socket lives
             sock.listen(_BACKLOG)
         except BaseException:
             sock.close()

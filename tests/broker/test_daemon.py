@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,3 +173,16 @@ def test_it_leaves_by_itself_when_nobody_needs_it(runtime: Path) -> None:
     assert not (runtime / "broker.sock").exists()
     start()
     assert broker_pid(runtime) != broker.pid
+
+
+def test_one_whose_folder_is_removed_makes_room_for_the_next(runtime: Path) -> None:
+    """Whoever comes meanwhile starts another; the first sees it, goes, and leaves the other's socket alone."""
+    start("--idle-exit", "0")
+    first = procfs.process_key(broker_pid(runtime))
+    assert first is not None
+    shutil.rmtree(runtime)
+    start("--idle-exit", "0")
+    second = broker_pid(runtime)
+    assert second != first.pid
+    eventually(lambda: not procfs.alive(first))
+    assert broker_pid(runtime) == second

@@ -6,7 +6,6 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 

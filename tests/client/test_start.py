@@ -162,6 +162,19 @@ def test_a_broker_that_is_just_going_is_waited_for(starter: Starter) -> None:
     assert len(starter.starts()) == 1
 
 
+def test_a_lock_whose_holder_does_not_answer(starter: Starter) -> None:
+    """To the deadline nobody listens, but somebody holds the lock: it is named, and nothing is started."""
+    starter.places.runtime.mkdir(mode=0o700)
+    with (
+        locked(starter.places.broker_lock, 1),
+        pytest.raises(
+            BrokerUnavailable, match=r"a broker holds the lock .*broker\.lock and does not answer"
+        ),
+    ):
+        starter.ensure(timeout=0.05)
+    assert not (starter.places.runtime / "starts").exists()
+
+
 def test_a_living_broker_is_used(starter: Starter) -> None:
     """The second call starts nothing, also beside somebody who holds the start lock."""
     starter.ensure()

@@ -192,6 +192,24 @@ def test_a_connection_from_hello_to_end(path: Path) -> None:
     run(path, test)
 
 
+def test_closing_leaves_the_socket_of_another_alone(path: Path) -> None:
+    """Where somebody removed ours and listens there now, the path is theirs."""
+
+    async def main() -> None:
+        listener = Listener(path, 0o600)
+        assert listener.in_place
+        os.unlink(path)  # noqa: PTH108
+        assert not listener.in_place
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            assert not listener.in_place
+            listener.close()
+            assert other.getsockname() == str(path)
+            assert path in path.parent.iterdir()
+
+    asyncio.run(main())
+
+
 def test_what_follows_the_hello_is_not_lost(path: Path) -> None:
     """Frames in the same packet as the hello reach the handler."""
 
