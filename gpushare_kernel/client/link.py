@@ -39,6 +39,8 @@ from gpushare_kernel.wire.messages import (
 )
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+LONG_AWAY = 3.0
+"""Seconds of pauses after which nobody else seems to start a broker."""
 _HANDSHAKE_TIMEOUT = 5.0
 _SEND_TIMEOUT = 5
 _CHUNK = 4096
@@ -63,6 +65,9 @@ class Events(Protocol):
 
     def went_down(self) -> None:
         """The connection is gone; the link comes back by itself."""
+
+    def stays_away(self) -> None:
+        """Nobody has answered for a while: longer than a guardian takes to start a broker again."""
 
     def refused(self, error: GpushareError) -> None:
         """The broker will not have us; the link has given up."""
@@ -136,7 +141,7 @@ class Link:
                 sock.close()
 
     def _run(self) -> None:
-        pause = FIRST_PAUSE
+        pause, away = FIRST_PAUSE, 0.0
         while not self._closed.is_set():
             try:
                 sock = self._connect()
@@ -147,9 +152,13 @@ class Link:
                 if isinstance(problem, PeerError):
                     pause = LONGEST_PAUSE
                 self._closed.wait(pause)
+                away += pause
+                if away >= LONG_AWAY and not self._closed.is_set():
+                    away = 0.0
+                    self._events.stays_away()
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
-            pause = FIRST_PAUSE
+            pause, away = FIRST_PAUSE, 0.0
             with sock:
                 self._read(sock)
                 with self._sending:

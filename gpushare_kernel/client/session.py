@@ -359,6 +359,12 @@ class Session:
         self._calls.lose_all()
         self._tell(Announce(texts.BROKER_AWAY))
 
+    def stays_away(self) -> None:
+        """Broker and guardian are gone: neighbours may stand still until somebody starts another (I4)."""
+        from gpushare_kernel.client.revive import revive  # noqa: PLC0415 - hardly ever
+
+        revive(self._path)
+
     def refused(self, error: GpushareError) -> None:
         """The broker will not have us: those who wait get its error."""
         with self._changed:

@@ -10,7 +10,7 @@ from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import Presence, SessionId, Usage
 
-LONGEST_LOOK = 0.5
+LONGEST_LOOK = 1.0
 """A plain cell that hardly uses the device is looked at less and less often, but never later than this (seconds)."""
 SHORTEST_LOOK = 0.2
 """What nobody announced is judged over this many seconds at least."""

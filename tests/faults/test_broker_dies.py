@@ -114,7 +114,11 @@ def by_broker_start(host: Host, paused: Notebook, looker: Notebook) -> None:
     host.start()
 
 
-@pytest.mark.parametrize("how", [by_poll, by_client_call, by_broker_start])
+def by_itself(host: Host, paused: Notebook, looker: Notebook) -> None:
+    """Nobody asks for anything: a kernel that runs misses its broker."""
+
+
+@pytest.mark.parametrize("how", [by_poll, by_client_call, by_broker_start, by_itself])
 def test_both_killed(
     host: Host,
     contended: tuple[Notebook, Notebook],
