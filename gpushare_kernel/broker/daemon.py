@@ -144,21 +144,35 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         report_ready(given.ready_fd)
     await broker.stopping.wait()
     _logger.info("going away: %s", broker.stop_reason)
-    if broker.stopped_for_good:
-        where.stopped.touch(mode=0o644)
-    tidying.cancel()
-    await asyncio.gather(tidying, return_exceptions=True)
-    broker.say(Closing(broker.stop_reason))
-    await broker.engine.close()
+    async with contextlib.AsyncExitStack() as leaving:  # the last goes first, and all of them go
+        leaving.callback(table.close)
+        leaving.callback(ledger.close)
+        leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
+        leaving.push_async_callback(_hang_up, broker, listener, serving)
+        leaving.push_async_callback(broker.engine.close)
+        _mark_stopped(broker, where)
+        tidying.cancel()
+        await asyncio.gather(tidying, return_exceptions=True)
+        broker.say(Closing(broker.stop_reason))
+    return 0
+
+
+async def _hang_up(broker: Broker, listener: Listener, serving: asyncio.Task[None]) -> None:
     listener.close()
     await serving
     broker.hang_up()
     broker.save_accounts()
     await asyncio.sleep(0)  # let what was said last go out
-    await keeper.stop()
-    ledger.close()
-    table.close()
-    return 0
+
+
+def _mark_stopped(broker: Broker, where: Places) -> None:
+    """Have open notebooks start no other one, where that can be written down."""
+    if not broker.stopped_for_good:
+        return
+    try:
+        where.stopped.touch(mode=0o644)
+    except OSError as problem:
+        _logger.warning("open notebooks may start another broker: %s", problem)
 
 
 def _resume_left_over(where: Places) -> None:

@@ -19,6 +19,7 @@ from gpushare_kernel import procfs
 from gpushare_kernel.app.ending import stop_broker
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.transport.launch import free
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller
@@ -186,3 +187,19 @@ def test_one_whose_folder_is_removed_makes_room_for_the_next(runtime: Path) -> N
     assert second != first.pid
     eventually(lambda: not procfs.alive(first))
     assert broker_pid(runtime) == second
+
+
+def test_one_that_cannot_say_that_it_was_stopped_goes_all_the_same(runtime: Path) -> None:
+    """The mark cannot be written (a full disk, say): it is a clean exit, and the guardian starts nothing."""
+    start("--idle-exit", "0")
+    broker = procfs.process_key(broker_pid(runtime))
+    assert broker is not None
+    guardians = [key for pid in procfs.children(broker.pid) if (key := procfs.process_key(pid))]
+    (runtime / "stopped").symlink_to("stopped")
+    os.kill(broker.pid, signal.SIGTERM)
+    eventually(lambda: not procfs.alive(broker))
+    eventually(lambda: not any(procfs.alive(key) for key in guardians))
+    assert free(runtime / "broker.lock")
+    said = [str(line["message"]) for line in log(runtime)]
+    assert any("may start another broker" in text for text in said)
+    assert not any("the broker is gone" in text for text in said)
