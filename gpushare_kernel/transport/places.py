@@ -16,6 +16,7 @@ SYSTEM_STATE = Path("/var/lib/gpushare")
 SYSTEM_LOGS = Path("/var/log/gpushare")
 LONGEST_SOCKET_PATH = 107
 """`sun_path` has 108 bytes, the last one is NUL."""
+_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +99,19 @@ def may_revive(places: Places) -> bool:
 def prepare(places: Places) -> None:
     """Create the broker's folders, safely: what somebody else may have planted is refused.
 
+    What is there already keeps its mode: it may be anybody's home.
+
     Raises
     ------
     BrokerUnavailable
         Where the folder is a link, another user's, writable for others, cannot be made,
-        or makes the socket's path longer than the kernel takes.
+        makes the socket's path longer than the kernel takes, or keeps the users of a system broker out.
     """
     check_socket_path(places.socket)
     _own_folder(places.runtime, 0o755 if places.system else 0o700)
+    if places.system and not places.named:
+        # Who named a folder chose, with its mode, who comes in.
+        _check_open(places.runtime)
     for folder in {places.ledger.parent, places.log.parent} - {places.runtime}:
         # An administrator may have made these with a group of their own, so only making them is ours.
         try:
@@ -142,12 +148,21 @@ def _own_folder(folder: Path, mode: int) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=mode)  # with its mode at once: others may look at it just now
+            folder.chmod(mode)  # whatever the umask
         check_folder(folder)
-        if stat.S_IMODE(folder.stat().st_mode) != mode:
-            folder.chmod(mode)  # the umask of whoever starts us, or a mode an older version left
     except OSError as problem:
         raise _unusable(folder, problem.strerror or str(problem)) from problem
+
+
+def _check_open(folder: Path) -> None:
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & _MAY_ENTER != _MAY_ENTER:
+        msg = (
+            f"every user of this machine must be able to enter the system broker's folder {folder}, "
+            f"but its mode is {mode:04o}. Allow it: chmod 755 {folder}."
+        )
+        raise BrokerUnavailable(msg)
 
 
 def _unusable(folder: Path, why: str) -> BrokerUnavailable:

@@ -111,13 +111,28 @@ def test_prepare_makes_a_private_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE(mine.runtime.stat().st_mode) == 0o700
 
 
-def test_a_looser_folder_of_ours_is_tightened(tmp_path: Path) -> None:
-    """A folder of ours that others may read is made private again."""
-    mine = Places(tmp_path / "gpushare", system=False, named=True)
-    mine.runtime.mkdir()
-    mine.runtime.chmod(0o755)
-    prepare(mine)
-    assert stat.S_IMODE(mine.runtime.stat().st_mode) == 0o700
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o711])
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path, mode: int, *, system: bool) -> None:
+    """Somebody named it (their home, perhaps): it is neither opened to others nor closed to them."""
+    named = Places(tmp_path / "gpushare", system=system, named=True)
+    named.runtime.mkdir()
+    named.runtime.chmod(mode)
+    prepare(named)
+    assert stat.S_IMODE(named.runtime.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750])
+def test_a_system_folder_that_keeps_the_users_out_is_refused(tmp_path: Path, mode: int) -> None:
+    """A broker for everybody in a folder that not everybody can enter: the mode is named, and what to do."""
+    system = Places(tmp_path / "gpushare", system=True)
+    system.runtime.mkdir()
+    system.runtime.chmod(mode)
+    with pytest.raises(
+        BrokerUnavailable, match=rf"its mode is {mode:04o}\..* chmod 755 .*gpushare"
+    ):
+        prepare(system)
+    assert stat.S_IMODE(system.runtime.stat().st_mode) == mode
 
 
 def _link(path: Path) -> None:
