@@ -71,6 +71,7 @@ def test_three_notebooks_share_and_the_third_waits(empty, tmp_path):
         executed = nbformat.read(output / f"{name}.ipynb", as_version=4)
         assert executed.cells[-1].outputs
         assert "api.reports" not in executed.cells[-1].source
+    assert shown.replace("\n", "").rstrip().endswith(f"The executed notebooks are in {output}.")
     strip = re.search(r"^lane \d+ +288 MiB +(\S+)$", shown, re.MULTILINE)[1]
     assert {"A", "B"} <= set(strip)
     assert list(empty.iterdir()) == []
