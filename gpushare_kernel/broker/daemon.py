@@ -14,15 +14,18 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
+from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
@@ -121,7 +124,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         broker.adopt(row)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given))
-    keeper.start(broker.engine.resume_everybody)
+    keeper.start(partial(_let_run, broker.engine))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
     idle_exit = (
@@ -155,6 +158,13 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         await asyncio.gather(tidying, return_exceptions=True)
         broker.say(Closing(broker.stop_reason))
     return 0
+
+
+def _let_run(engine: Engine, seconds: float) -> None:
+    """Resume everybody, and pause nobody for a while; whom a signal has freed for longer stays free."""
+    for session in list(engine.scheduler.sessions.values()):
+        until = max(engine.now + seconds, session.exempt_until)
+        engine.feed(ev.Exempted(at=engine.now, session=session.id, until=until))
 
 
 async def _hang_up(broker: Broker, listener: Listener, serving: asyncio.Task[None]) -> None:

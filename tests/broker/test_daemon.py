@@ -17,12 +17,14 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.app.ending import stop_broker
+from gpushare_kernel.broker import daemon
 from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.transport.launch import free
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
-from tests.broker.house import Caller
+from tests.broker.house import Caller, House
 from tests.procs import eventually
 
 
@@ -203,3 +205,16 @@ def test_one_that_cannot_say_that_it_was_stopped_goes_all_the_same(runtime: Path
     said = [str(line["message"]) for line in log(runtime)]
     assert any("may start another broker" in text for text in said)
     assert not any("the broker is gone" in text for text in said)
+
+
+def test_everybody_runs_while_there_is_no_guardian(house: House) -> None:
+    """Also who stands in nobody's way; and whom a signal freed for longer stays free for as long."""
+    first, second = house.open(), house.open()
+    engine = house.broker.engine
+    long = house.do(lambda: engine.now) + 1000
+    house.do(lambda: engine.feed(ev.Exempted(at=engine.now, session=first.session, until=long)))
+    before = house.do(lambda: engine.now)
+    house.do(lambda: daemon._let_run(engine, 50))
+    sessions = engine.scheduler.sessions
+    assert sessions[first.session].exempt_until == long
+    assert sessions[second.session].exempt_until >= before + 50

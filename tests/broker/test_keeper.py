@@ -40,7 +40,7 @@ def test_a_guardian_that_dies_is_replaced_and_everybody_resumed_first(tmp_path: 
     async def scene() -> list[int]:
         table, keeper = keeping(tmp_path)
         resumed: asyncio.Queue[int] = asyncio.Queue()
-        keeper.start(lambda: resumed.put_nowait(1))
+        keeper.start(lambda _: resumed.put_nowait(1))
         guardians = []
         for _ in range(3):
             guardian = keeper._guardian
@@ -79,7 +79,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again(
 
     async def scene() -> None:
         table, keeper = keeping(tmp_path)
-        keeper.start(lambda: None)
+        keeper.start(lambda _: None)
         guardian = await guardian_of(keeper)
         await keeper.stop()
         guardian.kill()
@@ -88,6 +88,66 @@ def test_a_guardian_that_cannot_be_started_is_tried_again(
 
     asyncio.run(scene())
     assert "cannot be started" in caplog.text
+
+
+def test_nobody_is_paused_while_there_is_no_guardian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I4: everybody is freed again and again, each time before the last has passed, until a guardian lives."""
+    monkeypatch.setattr(keeper_module, "FREE", 0.02)
+    monkeypatch.setattr(keeper_module, "_SLOWEST", 0.01)
+    real, there = keeper_module.spawn_guardian, False
+
+    def spawn(*arguments: object) -> subprocess.Popen[bytes]:
+        if there:
+            return real(*arguments)  # type: ignore[arg-type]
+        problem = "Cannot allocate memory"
+        raise OSError(problem)
+
+    monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
+
+    async def scene() -> None:
+        nonlocal there
+        table, keeper = keeping(tmp_path)
+        freed: asyncio.Queue[float] = asyncio.Queue()
+        keeper.start(freed.put_nowait)
+        async with asyncio.timeout(20):
+            assert [await freed.get() for _ in range(5)] == [0.02] * 5
+        there = True
+        guardian = await guardian_of(keeper)
+        assert keeper._freeing is None
+        await keeper.stop()
+        guardian.kill()
+        guardian.wait()
+        table.close()
+
+    asyncio.run(scene())
+
+
+def test_a_guardian_that_lived_long_is_replaced_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deaths in a row make the next wait; one after a minute of life starts a new row."""
+
+    async def scene() -> int:
+        table, keeper = keeping(tmp_path)
+        freed: asyncio.Queue[float] = asyncio.Queue()
+        keeper.start(freed.put_nowait)
+        guardian = keeper._guardian
+        assert guardian is not None
+        keeper._deaths = 20
+        monkeypatch.setattr(keeper_module, "_GROWN_UP", 0.0)
+        guardian.kill()
+        async with asyncio.timeout(20):
+            await freed.get()
+        last = await guardian_of(keeper)
+        await keeper.stop()
+        last.kill()
+        last.wait()
+        table.close()
+        return keeper._deaths
+
+    assert asyncio.run(scene()) == 1
 
 
 def test_a_broker_that_goes_on_purpose_takes_its_guardian_along(tmp_path: Path) -> None:
@@ -103,7 +163,7 @@ async def scene():
     places = Places(Path({str(tmp_path)!r}), system=False, named=True)
     table = IntentTable(places.intents)
     keeper = Keeper(table, places, ["/usr/bin/touch", {str(tmp_path / "started")!r}])
-    keeper.start(lambda: None)
+    keeper.start(lambda _: None)
     print(keeper._guardian.pid, flush=True)
     keeper._guardian.returncode = 0  # it outlives us
     await keeper.stop()
