@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.client.start import ensure_broker
@@ -119,13 +120,27 @@ class KernelSession:
         return False
 
     def resume(self, pid: int) -> bool:
-        """Continue the kernel's tree where the broker had it paused; for when broker and guardian are gone."""
+        """Continue the kernel's tree where the broker had it paused; for when broker and guardian are gone.
+
+        Kernels below it are left to their own starters: sessions of their own, and perhaps of another broker.
+        """
         if self.page is None or not self.page.says_paused():
             return False
-        for key in procfs.tree(pid):
+        nested = {key.pid for key in procfs.tree(pid)[1:] if self._is_another(key.pid)}
+        for key in procfs.tree(pid, nested):
             with contextlib.suppress(PermissionError):  # a child that runs as somebody else
                 procfs.send(key, signal.SIGCONT)
         return True
+
+    def _is_another(self, pid: int) -> bool:
+        """Say whether a process was started as part of another session."""
+        try:
+            started_with = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it is gone, or somebody else's: it is taken for ours
+            return False
+        mark = f"{SESSION}=".encode()
+        own = mark + self.session.encode()
+        return any(entry.startswith(mark) and entry != own for entry in started_with)
 
 
 def open_session(

@@ -238,9 +238,9 @@ class GpuShareProvisioner(LocalProvisioner):
             await off_loop(session.exempt, seconds)
         except (GpushareError, OSError) as problem:
             self.log.debug("gpushare: not exempted: %s", problem)
-            if isinstance(problem, UserError):
-                return
-            self._resume(session)
+            # One that lives is only slow: it resumes the kernel itself, and would fight over it with us.
+            if not isinstance(problem, UserError) and session.broker_is_gone():
+                self._resume(session)
 
     # --- Looking after the kernel --------------------------------------------------------------------
 

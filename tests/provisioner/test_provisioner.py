@@ -296,9 +296,8 @@ def test_an_interrupt_goes_to_a_kernel_that_runs(broker):
     assert exempted.seconds > 0
 
 
-@pytest.mark.parametrize("how", ["gone", "silent"])
-def test_a_paused_kernel_shuts_down_politely_without_a_broker(broker, how, never_starts):
-    """A broker that is gone or hangs neither blocks a shutdown nor leaves the kernel stopped: it ends by itself, unkilled."""
+def test_a_paused_kernel_shuts_down_politely_without_a_broker(broker, never_starts):
+    """A broker that is gone neither blocks a shutdown nor leaves the kernel stopped: it ends by itself, unkilled."""
 
     async def test(manager):
         client = manager.client()
@@ -307,14 +306,59 @@ def test_a_paused_kernel_shuts_down_politely_without_a_broker(broker, how, never
         client.stop_channels()
         process = manager.provisioner.process
         broker.pause(process.pid)
-        if how == "gone":
-            broker.leave()
-        else:
-            broker.silent.set()
+        broker.leave()
+        manager.provisioner._session.broker = (
+            None  # the scripted one is this process, which lives on
+        )
         await manager.shutdown_kernel()
         return process.returncode
 
     assert started(test) == 0
+
+
+def test_a_kernel_is_left_to_a_broker_that_is_only_slow(broker, never_starts):
+    """It lives, so whom it paused is its own to resume: a signal is not late, and the tree is not continued."""
+
+    async def test(manager):
+        provisioner = manager.provisioner
+        process = provisioner.process
+        broker.pause(process.pid)
+        broker.silent.set()
+        await provisioner.send_signal(signal.SIGINT)
+        state = procfs.state(process.pid)
+        await manager.shutdown_kernel(now=True)
+        return state, process.returncode
+
+    assert started(test) == ("T", -signal.SIGKILL)
+
+
+def test_the_last_resort_leaves_other_sessions_alone(broker, never_starts):
+    """A kernel below the kernel has a starter of its own; plain children are continued with their root."""
+
+    async def test(manager):
+        await run_cell(
+            manager,
+            "import os, subprocess\n"
+            "plain = subprocess.Popen(['sleep', '600'])\n"
+            "other = subprocess.Popen(['sleep', '601'], env={**os.environ, 'GPUSHARE_SESSION': 's-other'})",
+        )
+        provisioner = manager.provisioner
+        plain, other = sorted(
+            procfs.children(provisioner.pid),
+            key=lambda pid: Path(f"/proc/{pid}/cmdline").read_bytes(),
+        )
+        for pid in (plain, other, provisioner.pid):
+            broker.pause(pid)
+        assert provisioner._session.resume(provisioner.pid)
+        states = [procfs.state(pid) for pid in (provisioner.pid, plain, other)]
+        os.kill(other, signal.SIGKILL)
+        os.kill(plain, signal.SIGKILL)
+        return states
+
+    root, plain, other = started(test)
+    assert root != "T"
+    assert plain != "T"
+    assert other == "T"
 
 
 def test_poll_resumes_a_paused_kernel_whose_broker_is_gone(broker, never_starts):
