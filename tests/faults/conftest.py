@@ -47,7 +47,9 @@ def _interfaces_known() -> None:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """A host without a broker yet; at the end nothing of it is left."""
-    runtime = Path(tempfile.mkdtemp(prefix="gps", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="gps", dir="/tmp"))  # a socket's path must be short
+    folder.chmod(0o755)  # other users look in, too
+    runtime = folder / "run"
     for name in (*KERNEL_VARIABLES, "GPUSHARE_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GPUSHARE_RUNTIME_DIR", str(runtime))
@@ -61,4 +63,4 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         made.close()
     finally:
         KernelProvisionerFactory.clear_instance()
-        shutil.rmtree(runtime, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

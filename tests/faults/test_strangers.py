@@ -18,6 +18,7 @@ import pytest
 
 from gpushare_kernel.client.start import COMMAND
 from gpushare_kernel.core.values import TiB
+from gpushare_kernel.transport.places import prepare
 from gpushare_kernel.wire.messages import TO_BROKER_LIMIT
 from tests.faults import wire
 from tests.faults.host import Host, kill, session_of
@@ -45,7 +46,7 @@ def test_two_brokers(host: Host) -> None:
 @pytest.mark.parametrize("what", ["dead socket", "file", "killed broker"])
 def test_stale_socket(host: Host, what: str) -> None:
     """What a former broker (or somebody) left at the socket's path does not keep a new one from starting."""
-    host.places.runtime.chmod(0o755)
+    prepare(host.places)
     if what == "dead socket":
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(host.places.socket))
