@@ -17,9 +17,10 @@ import msgspec
 import pytest
 from jupyter_client.localinterfaces import public_ips
 
-from gpushare_kernel import kernel_session
+from gpushare_kernel import kernel_session, procfs
 from gpushare_kernel.transport.words import PAUSED, WordPage
 from gpushare_kernel.wire.messages import Close, Failure, Hello, Ok, Open, Opened, Restart, Welcome
+from tests.procs import eventually
 
 Body = object
 Answer = Callable[[Body], "Body | None"]
@@ -68,6 +69,7 @@ class ScriptedBroker:
         """Stop a process as a broker would: the intent first."""
         self.page.set(0, PAUSED)
         os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(pid) == "T")  # a busy host takes its time
 
     def leave(self) -> None:
         """Stop answering, as a broker that is gone."""
