@@ -14,7 +14,6 @@ import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.client.start import ensure_broker
@@ -134,13 +133,8 @@ class KernelSession:
 
     def _is_another(self, pid: int) -> bool:
         """Say whether a process was started as part of another session."""
-        try:
-            started_with = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it is gone, or somebody else's: it is taken for ours
-            return False
-        mark = f"{SESSION}=".encode()
-        own = mark + self.session.encode()
-        return any(entry.startswith(mark) and entry != own for entry in started_with)
+        # None: it has none, is gone, or is somebody else's; then it is taken for ours.
+        return procfs.environ(pid, SESSION) not in (None, self.session)
 
 
 def open_session(

@@ -185,6 +185,17 @@ def send(key: ProcessKey, signum: int) -> bool:
         os.close(pidfd)
 
 
+def environ(pid: int, name: str) -> str | None:
+    """Return a variable of the environment that `pid` was started with; None where it has none or may not be read."""
+    mark = f"{name}=".encode()
+    try:
+        entries = _read(f"/proc/{pid}/environ").split(b"\0")
+    except PermissionError:
+        return None
+    value = next((entry.removeprefix(mark) for entry in entries if entry.startswith(mark)), None)
+    return None if value is None else value.decode(errors="replace")
+
+
 def _walk(root: int, without: Collection[int]) -> dict[ProcessKey, None]:
     """Walk once, breadth first: a parent stands before its children."""
     walked: dict[ProcessKey, None] = {}

@@ -346,3 +346,15 @@ def test_boot_id_names_this_boot() -> None:
         ["cat", "/proc/sys/kernel/random/boot_id"], capture_output=True, check=True
     )
     assert procfs.boot_id() == said.stdout.decode().strip()
+
+
+def test_environ_is_what_a_process_was_started_with() -> None:
+    """A variable by its whole name; None where there is none, or no process."""
+    started = subprocess.Popen(["sleep", "60"], env={"ONE": "1=2", "ONETWO": "x"})
+    try:
+        assert procfs.environ(started.pid, "ONE") == "1=2"
+        assert procfs.environ(started.pid, "TWO") is None
+    finally:
+        started.kill()
+        started.wait()
+    assert procfs.environ(started.pid, "ONE") is None
