@@ -25,8 +25,8 @@ LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 FILLER, FILLER_PART = 0.5, 0.25
 """Cores, and the part of a small device, that must lie idle before a session larger than them may fill them."""
-LOOKS = 8
-"""How many of those who stand still are looked at with each sample, in turns: a bound on work; mostly it is all of them."""
+LOOKS = 1
+"""How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
 PATIENCE = 4
 """Frames in a row in which a session that is larger than what is left lets smaller ones of its user pass."""
 FITS = 32
