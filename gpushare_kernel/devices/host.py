@@ -25,7 +25,7 @@ _STILL = _STOPPED | {"D"}
 """Who stays in D uses no CPU, and stops before it runs user code again: a read that hangs, or a parent
 inside vfork, for as long as its child is stopped."""
 
-_EAGER_ROUNDS = 5
+_EAGER_ROUNDS = 0
 _PATIENT_ROUNDS = 10
 """So long (about 20 ms) D is waited for: inside a fork it may still give birth."""
 _LONGEST_NAP = 0.005
@@ -180,8 +180,8 @@ class HostDevice:
                 return PauseStatus.GONE if gone else PauseStatus.FORBIDDEN
             if monotonic() >= deadline:
                 return PauseStatus.BUSY
-            # Nothing tells a stranger that a process has stopped, so we look: at once (it mostly takes
-            # 50 us), then less and less often.
+            # Nothing tells a stranger that a process has stopped, so we look again, less and less often. Not at
+            # once: a target whose core we run on stops only when we let go of it.
             confirmed = 0
             rounds += 1
             nap = 0.0 if rounds <= _EAGER_ROUNDS else 0.0005 * 2 ** (rounds - _EAGER_ROUNDS)
