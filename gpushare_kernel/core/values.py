@@ -131,10 +131,16 @@ class ProcessKey:
 class Usage:
     """One sample of a session's tree. Cumulative seconds; `wanted` adds time spent ready to run.
 
-    `wanted >= device_time`: where the device is overloaded, the difference is demand not met.
-    `memory` is in bytes, or None where it was not read this time.
+    `wanted >= device_time`: where the device is overloaded, the difference is demand not met. A device whose time is
+    given out in turns (a GPU) does not measure seconds: there both stay 0, and the core keeps the time by its turns.
+    `memory` is in bytes without the contexts, or None where it was not read this time; `contexts` is how many
+    processes of the tree have a context (None: not read). `progress` counts the boundaries that it has met.
+    `active`: it was seen at work on the device since the last sample (None: nobody can tell).
     """
 
     device_time: float
     wanted: float
     memory: int | None = None
+    contexts: int | None = None
+    progress: int = 0
+    active: bool | None = None

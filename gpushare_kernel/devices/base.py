@@ -7,7 +7,7 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What this device cannot do is said here, not found out later."""
+    """What this device cannot do is said here, not found out later.
+
+    `can_pause` False: turns are cooperative only (who meets boundaries gives its turn back there, the rest is
+    co-run), and `why` says what stands in the way and what to do about it.
+    """
 
     can_pause: bool
     can_park: bool
@@ -34,7 +38,11 @@ class Capabilities:
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """What the device is. `compute` is how much it can run at once (cores; 1.0 for a GPU), `reserve`
-    the estimate of one context before it is measured, `capacity` what was free when we started."""
+    the estimate of one context before it is measured, `capacity` what was free when we started.
+
+    `total` is all the memory it has, 0 where that is no number to plan with. `divisible`: what it can run at once
+    is divided like cores; a GPU runs one saturating process at a time and is divided by turns.
+    """
 
     id: DeviceId
     kind: str
@@ -42,6 +50,19 @@ class Inventory:
     capacity: int
     compute: float
     reserve: int
+    total: int = 0
+    divisible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A process that uses the device and belongs to no session; `size` in bytes. `display`: it draws a screen."""
+
+    key: ProcessKey
+    uid: int
+    size: int
+    name: str
+    display: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,22 @@ class Device(Protocol):
         Its root is gone, or nobody can measure (NVML gone, device lost). Whether the root is gone is
         for the pidfd to say, not for this.
         """
+
+    def utilization(self) -> float | None:
+        """Part of the time (0 to 1) in which the device was busy during its last closed window of `window` seconds.
+
+        None where nobody measures.
+        """
+
+    @property
+    def window(self) -> float:
+        """Length of a window of `utilization`, in seconds; 0 where it is never measured."""
+
+    def environment(self) -> Mapping[str, str]:
+        """Return what a kernel on this device is to have in its environment when it is launched."""
+
+    def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
+        """Return who uses the device and is in none of the sessions `targets`, as last seen."""
 
     def foreign(self, managed: int) -> int:
         """Bytes in use beyond `managed` and beyond what was in use when we started (may shrink to 0)."""

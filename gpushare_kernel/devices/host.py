@@ -8,14 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
-from gpushare_kernel.devices.base import Capabilities, Intents, Inventory, PauseOutcome, Target
+from gpushare_kernel.devices.base import (
+    Capabilities,
+    Intents,
+    Inventory,
+    PauseOutcome,
+    Stranger,
+    Target,
+)
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.meter import TreeMeter
 
@@ -106,6 +113,23 @@ class HostDevice:
             if memory
             else None,
         )
+
+    def utilization(self) -> float | None:
+        """Return None: here demand is measured by session."""
+        return None
+
+    @property
+    def window(self) -> float:
+        """Return 0: there is no utilization."""
+        return 0.0
+
+    def environment(self) -> Mapping[str, str]:
+        """Return nothing: a kernel finds its CPU by itself."""
+        return {}
+
+    def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:  # noqa: ARG002
+        """Return nobody: on a CPU everybody is."""
+        return ()
 
     def foreign(self, managed: int) -> int:
         """Return what others took of the capacity since we started.

@@ -6,14 +6,21 @@ the drain itself passes in the next `advance`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import DeviceId, GiB, MiB, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
-from gpushare_kernel.devices.base import Capabilities, Intents, Inventory, PauseOutcome, Target
-from gpushare_kernel.devices.model_gpu import ModelGpu, ModelProcess
+from gpushare_kernel.devices.base import (
+    Capabilities,
+    Intents,
+    Inventory,
+    PauseOutcome,
+    Stranger,
+    Target,
+)
+from gpushare_kernel.devices.model_gpu import WINDOW, ModelGpu, ModelProcess
 
 __all__ = ["ModelDevice", "ModelProcess"]
 
@@ -68,6 +75,28 @@ class ModelDevice(ModelGpu):
         process = self.process(target)
         resident = process.resident if memory else None
         return Usage(process.device_time, process.wanted, resident)
+
+    def utilization(self) -> float | None:
+        """Return how busy the device was in its last closed window of model time."""
+        return None if self.nvml_gone or self.lost else self.busy_before
+
+    @property
+    def window(self) -> float:
+        """Return the length of such a window, in model seconds."""
+        return WINDOW
+
+    def environment(self) -> Mapping[str, str]:
+        """Return nothing: its processes are scripts."""
+        return {}
+
+    def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
+        """Return the processes with a context that are no target's."""
+        known = {target.root for target in targets}
+        return [
+            Stranger(p.key, p.uid, p.resident, f"process {p.key.pid}")
+            for p in self._processes.values()
+            if p.resident and p.key not in known
+        ]
 
     def foreign(self, managed: int) -> int:
         """Return the bytes in use beyond `managed`.

@@ -15,6 +15,10 @@ from gpushare_kernel.devices.answers import ProcessState
 from gpushare_kernel.devices.base import Target
 
 
+WINDOW = 0.2
+"""Seconds over which NVML says how busy the device was (measured: one value each 200 ms)."""
+
+
 class Call(StrEnum):
     """What a CUDA call of a target comes to."""
 
@@ -63,6 +67,10 @@ class ModelGpu:
     def __init__(self, *, size: int, reserve: int, compute: float, uid: int) -> None:
         self.now = 0.0
         self.size = size
+        #: How busy the device was in its last closed window, and since this one began.
+        self.busy_before: float | None = None
+        self._busy = 0.0
+        self._window_ends = WINDOW
         self.lost = False
         self.mismatched = False
         self.nvml_gone = False
@@ -127,10 +135,14 @@ class ModelGpu:
         """Let time pass: who may run shares the device, nobody above its demand, the rest max-min."""
         while seconds > 0:
             ends = [p.still_at - self.now for p in self._processes.values()]
+            ends.append(self._window_ends - self.now)
             step = min([seconds, *(end for end in ends if end > 0)])
             self._run(step)
             self.now += step
             seconds -= step
+            if self.now >= self._window_ends:
+                self.busy_before, self._busy = self._busy / WINDOW, 0.0
+                self._window_ends = self.now + WINDOW
 
     def set_foreign(self, size: int) -> int:
         """Let processes that are nobody's session hold `size`; they get at most what is free."""
@@ -254,6 +266,7 @@ class ModelGpu:
         for place, process in enumerate(running):
             share = min(process.demand, left / (len(running) - place))
             left -= share
+            self._busy += share * seconds / self._compute
             process.device_time += share * seconds
             process.wanted += process.demand * seconds
 

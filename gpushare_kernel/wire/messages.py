@@ -39,12 +39,19 @@ class _Message(Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Open(_Message, frozen=True):
-    """A provisioner is about to start a kernel. Reply: `Opened`, with the session's page as fd."""
+    """A provisioner is about to start a kernel. Reply: `Opened`, with the session's page as fd.
+
+    `device` is a device's id, or its number in the broker's list; empty lets the broker choose. `needs` are the bytes
+    it is known to need, 0 where nothing is known. A `background` session yields to every other.
+    """
 
     name: str
     kernel_id: str = ""
     language: str = "python"
     weight: float = 1.0
+    device: str = ""
+    needs: int = 0
+    background: bool = False
 
 
 class Restart(_Message, frozen=True):
@@ -86,10 +93,11 @@ class HeldJob(Struct, frozen=True):
     lane: int
     slot: int
     running: bool
+    plain: bool = False
 
 
 class Attach(_Message, frozen=True):
-    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd. The connection stays."""
+    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd + tally fd. The connection stays."""
 
     token: str
     held: tuple[HeldJob, ...] = ()
@@ -109,14 +117,19 @@ class Hello(Struct, frozen=True):
 
 
 class Opened(_Message, frozen=True):
-    """A session exists. `token` goes to the kernel's environment."""
+    """A session exists on `device`. `token` and `environment` go to the kernel's environment."""
 
     session: SessionId
     token: str
+    device: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Attached(_Message, frozen=True):
-    """The client is known. Sizes in bytes; `device` is a device id, `kind` its kind (host, cuda, model)."""
+    """The client is known. Sizes in bytes; `device` is a device id, `kind` its kind (host, cuda, model).
+
+    `reserve` is what one context takes of the device; `limit` as in `Budget`.
+    """
 
     session: SessionId
     device: str
@@ -124,6 +137,8 @@ class Attached(_Message, frozen=True):
     device_name: str
     capacity: int
     plain_grace: float
+    reserve: int = 0
+    limit: int | None = None
 
 
 class Ok(_Message, frozen=True):
@@ -152,7 +167,11 @@ class Welcome(Struct, frozen=True):
 class Submit(_Message, frozen=True):
     """A declared job. Either `size` (the most this notebook may hold while it runs; the broker splits it)
     or `persistent` (the session's total) and `ephemeral`. Reply: `Granted` when it may run, or `Failure`.
-    Until then `Waiting` notices say why. `job` is chosen by the client (unique)."""
+    Until then `Waiting` notices say why. `job` is chosen by the client (unique).
+
+    `plain`: nobody declared it; a cell is about to use the device for the first time, and waits until there is room
+    for a context and a little more. What it may hold beyond that is its `Budget`.
+    """
 
     job: JobId
     name: str
@@ -162,6 +181,7 @@ class Submit(_Message, frozen=True):
     weight: float = 1.0
     cooperative: bool = False
     dry_run: bool = False
+    plain: bool = False
 
 
 class Cancel(_Message, frozen=True):
@@ -315,6 +335,17 @@ class Slowed(_Message, frozen=True):
     reason: str = ""
 
 
+class Budget(_Message, frozen=True):
+    """What this session may hold of its device from now on, in bytes, its contexts apart. None: no cap of ours.
+
+    The client applies it at the next boundary or cell end: it gives back what is unused above `limit`, and
+    caps its frameworks there. `waiting` people wait for memory.
+    """
+
+    limit: int | None
+    waiting: int = 0
+
+
 class Announce(_Message, frozen=True):
     """A line for the user."""
 
@@ -330,7 +361,7 @@ class Closing(_Message, frozen=True):
 Request = Submit | Cancel | Yield | End | Release | GetSnapshot | SetWeight | SetPolicy | Stop
 ClientNotice = CellStarted | CellEnded
 Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply
-BrokerNotice = Waiting | Soon | Slowed | Announce | Closing
+BrokerNotice = Waiting | Soon | Slowed | Budget | Announce | Closing
 
 
 class ToBroker(Struct, frozen=True, array_like=True):
