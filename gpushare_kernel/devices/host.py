@@ -37,6 +37,8 @@ _PATIENT_ROUNDS = 10
 """So long (about 20 ms) D is waited for: inside a fork it may still give birth."""
 _LONGEST_NAP = 0.005
 _CONFIRMATIONS = 2
+_AGAIN = 0.1
+"""Seconds within which a tree is stopped again that somebody has continued."""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,11 @@ class HostDevice:
             )
             raise DeviceError(msg)
 
+    @property
+    def lost(self) -> str | None:
+        """Return None: a host that has lost its CPU asks nobody."""
+        return None
+
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
         """Return the tree's CPU seconds, also of those who ended, and its private bytes if asked."""
         if not procfs.alive(target.root):
@@ -156,6 +163,15 @@ class HostDevice:
         if status is not PauseStatus.PAUSED:
             self._continue(session)
         return PauseOutcome(status, monotonic() - asked)
+
+    async def still(self, target: Target) -> bool:
+        """Stop again whom somebody has continued, and who is new."""
+        session = self._sessions.get(target.root)
+        states = {} if session is None else {k: procfs.state_of(k) for k in session.stopped}
+        if all(state is None or state in _STILL | _ENDED for state in states.values()):
+            return True
+        await self.pause(target, limit=_AGAIN)
+        return False
 
     async def resume(self, target: Target) -> PauseOutcome:
         """Continue whom we stopped, orphans too. NOTHING: nobody stands still on our account any more."""
