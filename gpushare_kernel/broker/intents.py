@@ -57,7 +57,7 @@ class IntentTable:
             os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), size=_SIZE
         )
         self._words[_BOOT], self._words[_BOOT + 1] = _boot()
-        self._read_rows()
+        self.refresh()
         if before is not None:
             self._words[_RESTART:_FIRST_ROW] = before._words[_RESTART:_FIRST_ROW]
             for how in Hold:
@@ -87,7 +87,7 @@ class IntentTable:
         if table._words[0] != _MAGIC or tuple(table._words[_BOOT : _BOOT + 2]) != _boot():
             table.close()
             return None
-        table._read_rows()
+        table.refresh()
         return table
 
     def _map(self, fd: int, size: int = 0) -> None:
@@ -96,9 +96,10 @@ class IntentTable:
             os.ftruncate(fd, size)
         self._memory = mmap.mmap(fd, _SIZE)
         self._words = memoryview(self._memory).cast("Q")
-        self._rows: dict[ProcessKey, tuple[int, Hold]] = {}
 
-    def _read_rows(self) -> None:
+    def refresh(self) -> None:
+        """Read the rows: whoever shares the table with its broker sees only then what was written since."""
+        self._rows: dict[ProcessKey, tuple[int, Hold]] = {}
         self._free: list[int] = []
         for row in range(_WORDS - 2, _FIRST_ROW - 2, -2):
             if word := self._words[row]:
@@ -175,6 +176,7 @@ def resume_all(table: IntentTable, unlockers: Unlockers | None = None) -> list[P
     unlockers
         Who undoes the driver's locks; default is workers started now.
     """
+    table.refresh()
     resumed = []
     for key in table.held(Hold.SIGNAL):
         with contextlib.suppress(PermissionError):
