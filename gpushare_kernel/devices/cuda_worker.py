@@ -110,12 +110,12 @@ class Worker:
     def serve(self, requests: IO[str], replies: IO[str]) -> None:
         """Answer requests until they end, then unlock what is still locked by us."""
         answer = self._driver.init()
-        with suppress(BrokenPipeError, ConnectionResetError):
-            print(answer, ProcessState.NONE, file=replies, flush=True)
-            if answer != answers.SUCCESS:
-                return
+        _say(Reply(answer, ProcessState.NONE), replies)
+        if answer != answers.SUCCESS:
+            return
+        with suppress(ConnectionResetError):  # it ended with a reply of ours unread
             for line in requests:
-                print(*self.answer(line), file=replies, flush=True)
+                _say(self.answer(line), replies)
         for key in self._holds:
             if self._alive(key):
                 self._driver.unlock(key.pid)
@@ -152,6 +152,12 @@ class Worker:
         else:
             self._holds.discard(key)
         return reply
+
+
+def _say(reply: Reply, replies: IO[str]) -> None:
+    """Nobody need listen any more: what was asked for is done all the same."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        print(*reply, file=replies, flush=True)
 
 
 def main() -> None:
