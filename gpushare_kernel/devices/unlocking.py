@@ -228,23 +228,28 @@ class _Round:
     """Who is still to be unlocked, and who has been."""
 
     def __init__(self, keys: Iterable[ProcessKey]) -> None:
-        self.waiting = deque(keys)
         self.asked: dict[Caller, ProcessKey] = {}
         self.confirming: set[Caller] = set()  # unlocked it, and have been asked how it stands
         self.done: list[ProcessKey] = []
         self.starts = _MOST
         self._tries: dict[ProcessKey, int] = {}
+        self.waiting = deque(key for key in keys if self._answers(key))
 
     def next(self) -> ProcessKey | None:
         """Return the next to be unlocked of whom the driver would answer."""
         while self.waiting:
             key = self.waiting.popleft()
-            state = procfs.state_of(key)
-            if state is None or state in "ZX":
-                self.done.append(key)
-            elif state not in "Tt":
+            if self._answers(key):
                 return key
         return None
+
+    def _answers(self, key: ProcessKey) -> bool:
+        """Tell whether the driver would answer: not for one that is stopped, nor for one that has ended (which is done)."""
+        state = procfs.state_of(key)
+        if state is None or state in "ZX":
+            self.done.append(key)
+            return False
+        return state not in "Tt"
 
     def again(self, key: ProcessKey) -> None:
         """Try once more, a few times."""
