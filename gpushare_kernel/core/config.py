@@ -34,3 +34,9 @@ class Config:
     tell_paused: float = 5.0
     #: After a broker's restart: no pauses, no admissions, until its sessions have confirmed what they hold.
     orphan_grace: float = 5.0
+    #: Cores are divided among sessions; a GPU is not, it is given out in slots of time.
+    divisible: bool = True
+    #: Seconds over which such a device says how busy it was; 0 where it never does.
+    window: float = 0.2
+    #: Pause from outside also those who meet boundaries: the device does it faster and lets its queues drain.
+    enforce: bool = False

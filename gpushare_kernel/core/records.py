@@ -108,6 +108,8 @@ class Session:
     demand: float | None = None
     used: float | None = None
     wanted: float = 0.0
+    #: Boundaries it had met when it was last sampled.
+    progress: int = 0
     device_time: float = 0.0
     #: Seconds with a turn since the last sample, and since when it has one now.
     held: float = 0.0
