@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.broker import Broker
+from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
@@ -51,47 +52,52 @@ class Housekeeping:
         broker = self._broker
         if not (self._listener.in_place and _leads_to(self._places.broker_lock, self._lock)):
             # Nobody finds us, and the next to come starts a second broker for the same device.
-            broker.engine.resume_everybody()
+            for engine in broker.engines.values():
+                engine.resume_everybody()
             broker.stop("its folder was removed", for_good=False)
             return
         self._round += 1
-        self._look_at_kernels()
-        self._watch_capacity()
+        for engine in broker.engines.values():
+            self._look_at_kernels(engine)
+            self._watch_capacity(engine)
+            engine.look_at_paused()
         broker.tell_waits()
+        broker.tell_budgets()
         broker.save_accounts()
         if self._idle_exit and broker.idle_for >= self._idle_exit:
             self._retire()
 
-    def _look_at_kernels(self) -> None:
+    def _look_at_kernels(self, engine: Engine) -> None:
         """Who stirs without having said so? One clock read each; a close look only where it is worth it."""
         used: dict[SessionId, Usage] = {}
         for number, kernel in enumerate(self._broker.registry):
-            if self._worth_a_look(kernel) or number % ROUNDS == self._round % ROUNDS:
-                usage = self._broker.engine.usage(kernel, memory=True)
+            if self._broker.engine_of(kernel.id) is not engine:
+                continue
+            if self._worth_a_look(engine, kernel) or number % ROUNDS == self._round % ROUNDS:
+                usage = engine.usage(kernel, memory=True)
                 if usage is not None:
                     used[kernel.id] = usage
                     self._memory[kernel.id] = usage.memory or 0
         if used:
-            engine = self._broker.engine
             engine.feed(ev.Sampled(at=engine.now, used=used))
 
-    def _worth_a_look(self, kernel: Kernel) -> bool:
+    def _worth_a_look(self, engine: Engine, kernel: Kernel) -> bool:
         if kernel.key is None:
             return False
-        session = self._broker.scheduler.sessions.get(kernel.id)
-        if session is not None and session.jobs:
-            return True
+        session = engine.scheduler.sessions.get(kernel.id)
+        if session is not None and (session.jobs or not engine.scheduler.config.divisible):
+            return True  # what a device's driver knows of it has been read already
         cpu = procfs.cpu_seconds(kernel.key.pid) or 0.0
         stirred = cpu - self._cpu.get(kernel.id, 0.0) > _STIRRED
         self._cpu[kernel.id] = cpu
         return stirred
 
-    def _watch_capacity(self) -> None:
+    def _watch_capacity(self, engine: Engine) -> None:
         """What others took of the device since we started is not ours to give."""
-        broker, engine = self._broker, self._broker.engine
-        book = broker.scheduler.book
-        sessions = broker.scheduler.sessions
-        self._memory = {name: seen for name, seen in self._memory.items() if name in sessions}
+        book = engine.scheduler.book
+        sessions = engine.scheduler.sessions
+        registry = self._broker.registry
+        self._memory = {n: seen for n, seen in self._memory.items() if registry.get(n) is not None}
         managed = sum(
             max(s.measured, self._memory.get(s.id, 0)) + s.context for s in sessions.values()
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from gpushare_kernel.core.values import MiB
 
@@ -40,3 +41,9 @@ class Config:
     window: float = 0.2
     #: Pause from outside also those who meet boundaries: the device does it faster and lets its queues drain.
     enforce: bool = False
+    #: Nobody can be paused: who meets no boundary runs beside the others.
+    can_pause: bool = True
+
+    def for_gpu(self, margin: int) -> Self:
+        """Return the settings of a GPU: who declares nothing may take `margin` bytes at once, and keeps what it has."""
+        return replace(self, plain_persistent=0, plain_ephemeral=margin, plain_grace=0.1)

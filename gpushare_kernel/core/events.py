@@ -25,6 +25,8 @@ class SessionOpened(Event):
     user_weight: float | None = None
     persistent: int = 0
     orphaned: bool = False
+    #: It yields to every session that is not.
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

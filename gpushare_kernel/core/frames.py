@@ -150,7 +150,7 @@ class Frames(Turns):
         return self.compute - self.busy + sum(s.counted for s in beside)
 
     def _count(self, session: Session) -> None:
-        if not session.pausable:
+        if not session.pausable and not self._cooperates(session):
             counted = 0.0
         elif session.demand is None:
             counted = self.compute

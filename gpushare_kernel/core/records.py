@@ -79,6 +79,8 @@ class Session:
     weight: float = 1.0
     #: Its weight between jobs that declare one of their own.
     usual_weight: float = 1.0
+    #: It yields to every session that is not.
+    background: bool = False
     presence: Presence = Presence.OPENED
     #: Bytes of P: the largest total declared since it was last released, and what it was last seen to hold.
     declared: int = 0

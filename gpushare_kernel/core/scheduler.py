@@ -113,6 +113,7 @@ class Scheduler:
             user.weight = user_weight
         session = Session(event.session, user, next(self._order), idle_since=event.at)
         session.weight = session.usual_weight = weight
+        session.background, session.pausable = event.background, self.config.can_pause
         self.sessions[session.id] = session
         user.sessions.add(session.id)
         if event.orphaned:
@@ -134,7 +135,7 @@ class Scheduler:
         self._empty(session)
         session.become(Presence.OPENED)
         session.demand = session.used = None
-        session.pausable, session.exempt_until = True, 0.0
+        session.pausable, session.exempt_until = self.config.can_pause, 0.0
         self._admit(event.at)
 
     def _session_closed(self, event: ev.SessionClosed) -> None:
@@ -153,7 +154,7 @@ class Scheduler:
         session.cell_open = session.begun = False
         # Those that occupy their lane come last: it must not pass to a job that ends here too.
         for job in sorted(session.jobs.values(), key=self._occupies):
-            if job.waits and not job.plain:
+            if job.waits:
                 self._emit(do.Drop(job.id, session.id))
             self._over(session, job, JobState.LOST)
         self.turns.free(session)
@@ -177,6 +178,7 @@ class Scheduler:
             need,
             event.size,
             event.at,
+            plain=event.plain,
             cooperative=event.cooperative,
         )
         refusal = self.book.never_fits(session, need, event.size)
@@ -186,7 +188,7 @@ class Scheduler:
             return
         weight = check_weight(event.weight)
         if session.plain_job is not None:
-            # The cell declares its work after all: it is not counted twice.
+            # The cell declares its work after all (or says itself that it begins): it is not counted twice.
             self._over(session, session.plain_job, JobState.DONE)
         self._enlist(session, job)
         session.weight = weight
@@ -199,7 +201,16 @@ class Scheduler:
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
         session = self.sessions[event.session]
         need = Need(event.persistent, event.ephemeral)
-        job = Job(event.job, session.id, next(self._order), need, None, event.at, cooperative=True)
+        job = Job(
+            event.job,
+            session.id,
+            next(self._order),
+            need,
+            None,
+            event.at,
+            plain=event.plain,
+            cooperative=not event.plain,
+        )
         self._enlist(session, job)
         lane = self.book.table.lanes.get(self._groups.get(event.group, LaneId(-1)))
         taken = lane is not None and lane.occupant is not None and event.running
@@ -428,6 +439,8 @@ class Scheduler:
         self.turns.account(session, usage, seen, at)
         if usage.memory is not None and all(job.plain for job in session.jobs.values()):
             self.book.charge(session, measured=usage.memory)
+        if usage.contexts or (usage.contexts == 0 and not session.jobs):
+            self.book.context(session, usage.contexts * self.config.reserve)
         return seen
 
     def _plain_begins(self, session: Session, at: float, *, background: bool) -> None:

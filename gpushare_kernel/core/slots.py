@@ -108,7 +108,11 @@ class Slots(Turns):
     def all_fit(self, at: float) -> bool:  # noqa: ARG002
         """Whether nobody saturates the device, as far as is known."""
         rivals = self._rivals()
-        return len(rivals) < 2 or all(self._is_light(s) for s in rivals)  # noqa: PLR2004
+        if len(rivals) < 2:  # noqa: PLR2004
+            return True
+        if any(s.background for s in rivals) and not all(s.background for s in rivals):
+            return False  # the background yields
+        return all(self._is_light(s) for s in rivals)
 
     @property
     def turn(self) -> float:
@@ -134,7 +138,8 @@ class Slots(Turns):
 
     def _count(self, session: Session) -> None:
         idle = session.demand is not None and session.demand < IDLE
-        counted = 0.0 if idle or not session.pausable else self.compute
+        stays = not session.pausable and not self._cooperates(session)
+        counted = 0.0 if idle or stays else self.compute
         self.load += counted - session.counted
         session.counted = counted
 
@@ -266,6 +271,8 @@ class Slots(Turns):
     def _choose(self, held: list[Session], at: float) -> dict[SessionId, Session]:
         self._bill(at)
         rivals = self._rivals()
+        foreground = [s for s in rivals if not s.background]
+        rivals = foreground or rivals
         self._was = self.slot
         self.slot, chosen, self._length = self._next_slot(rivals, at)
         self.accounts.advance()
@@ -281,7 +288,7 @@ class Slots(Turns):
     def _next_slot(self, rivals: list[Session], at: float) -> tuple[Slot, list[Session], float]:
         turn, measuring = self.config.turn, max(self.config.turn, self._window)
         if not self.accounts.policy.rotates:
-            return Slot.ALONE, self._first(), turn
+            return Slot.ALONE, self._first(rivals), turn
         names = frozenset(s.id for s in rivals)
         if self._worth_a_trial(names, rivals, at):
             self._tried, self._tried_at = names, at
@@ -291,7 +298,7 @@ class Slots(Turns):
         self._judge(rivals)
         if self._at_once:
             return self._all_or_last(rivals, at)
-        first = self._first()
+        first = self._first(rivals)
         if first and self._is_light(first[0]) and not self._is_to_be_timed(first[0]):
             light = [s for s in self._waiting(rivals) if self._is_light(s)]
             return Slot.LIGHT, light, turn
@@ -331,8 +338,9 @@ class Slots(Turns):
         pace = self.pace(session)
         return pace.met > 0 and not pace.solo.known and pace.solo.seconds < 4 * self._window
 
-    def _first(self) -> list[Session]:
-        first = next(self.accounts.ranked(self._cost), None)
+    def _first(self, rivals: list[Session]) -> list[Session]:
+        ranked = self.accounts.ranked(self._cost)
+        first = next((s for s in ranked if s in rivals), None)
         return [] if first is None else [first]
 
     def _waiting(self, rivals: list[Session]) -> list[Session]:

@@ -33,6 +33,8 @@ SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
 LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
+PATIENT_GRACE = 1.0
+"""Seconds in which a boundary must come where nothing but asking is possible."""
 LOOKS = 1
 """How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
 
@@ -232,8 +234,17 @@ class Turns(ABC):
 
     def late(self, session: Session, at: float) -> None:
         """The deadline of `session` to reach its boundary has come."""
-        if session.phase is Phase.LEAVING and not session.pausing and at >= session.leave_by:
+        if session.phase is not Phase.LEAVING or session.pausing or at < session.leave_by:
+            return
+        if session.pausable:
             self._pause(session, at, PauseReason.TURN_ENDED)
+            return
+        for job in _at_work(
+            session
+        ):  # nobody can pause it, and it does not answer: it runs beside the others
+            job.cooperative = False
+        self._recount(session)
+        self._stay(session, at)
 
     def restop(self, session: Session) -> None:
         """`session` used the device although it is paused: somebody else continued it."""
@@ -325,14 +336,10 @@ class Turns(ABC):
             self._left(session, at)
             return
         job = running[0]
-        if (
-            len(running) == 1
-            and job.cooperative
-            and not self.config.enforce
-            and (job.interval or 0.0) <= self.config.boundary_grace
-        ):
+        if self._is_asked(session):
             job.asked = True
-            session.leave_by = at + self.config.boundary_grace
+            grace = self.config.boundary_grace if session.pausable else PATIENT_GRACE
+            session.leave_by = at + grace
             self._emit(Ask(job.id, session.id, turn=True, lane=self._crowded(job)))
             self._timer(session.leave_by, session)
         else:
@@ -370,7 +377,22 @@ class Turns(ABC):
         session.held += at - session.on_since
 
     def _may_pause(self, session: Session, at: float) -> bool:
-        return session.pausable and at >= session.exempt_until
+        return (session.pausable or self._is_asked(session)) and at >= session.exempt_until
+
+    def _is_asked(self, session: Session) -> bool:
+        """Whether `session` is asked for its turn at a boundary, rather than paused from outside."""
+        running = _at_work(session)
+        if len(running) != 1 or not running[0].cooperative:
+            return False
+        if not session.pausable:
+            return True
+        soon = (running[0].interval or 0.0) <= self.config.boundary_grace
+        return soon and not self.config.enforce
+
+    @staticmethod
+    def _cooperates(session: Session) -> bool:
+        """Whether all work of `session` meets boundaries."""
+        return bool(session.jobs) and all(job.cooperative for job in session.jobs.values())
 
     def _recount(self, session: Session) -> None:
         before = session.counted

@@ -129,6 +129,9 @@ class Device(Protocol):
         PAUSED never comes back from here.
         """
 
+    async def still(self, target: Target) -> bool:
+        """Say whether all that we paused of this session stands still: a process can unlock itself."""
+
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """What of this session stands still on our account."""
 

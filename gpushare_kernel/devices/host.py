@@ -167,6 +167,12 @@ class HostDevice:
         self._forget(target.root)
         return PauseOutcome(PauseStatus.GONE)
 
+    async def still(self, target: Target) -> bool:
+        """Return whether nobody has continued whom we stopped."""
+        session = self._sessions.get(target.root)
+        keys = () if session is None else session.stopped
+        return all(procfs.state_of(key) in _STILL or not procfs.alive(key) for key in keys)
+
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """Return whom we stopped and nobody has continued since."""
         session = self._sessions.get(target.root)

@@ -147,6 +147,10 @@ class ModelDevice(ModelGpu):
             self._forget(target.root)
         return PauseOutcome(status)
 
+    async def still(self, target: Target) -> bool:
+        """Return whether the process we locked has not unlocked itself."""
+        return target.root not in self._paused or bool(self.paused(target))
+
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """Return the process where we locked it and it has not unlocked itself."""
         if target.root in self._paused and self.process(target).state in (

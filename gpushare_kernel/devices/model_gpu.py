@@ -14,7 +14,6 @@ from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
 from gpushare_kernel.devices.base import Target
 
-
 WINDOW = 0.2
 """Seconds over which NVML says how busy the device was (measured: one value each 200 ms)."""
 

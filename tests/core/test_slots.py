@@ -132,3 +132,33 @@ def test_a_newcomer_comes_to_its_turn_at_once() -> None:
     while kernel.done < 0.05:
         world.run(0.005)
         assert world.now - began < 0.25
+
+
+def test_the_background_yields_to_every_notebook() -> None:
+    """A background session runs while nobody else wants the GPU, and not beside a notebook."""
+    world = GpuWorld()
+    world.start("back", "heavy", background=True)
+    world.run(2)
+    assert progress(world, 2)["back"] > 0.99
+    world.start("note", "light")
+    world.run(0.2)
+    rates = progress(world, 3)
+    assert rates["back"] == 0.0
+    assert rates["note"] > 0.98
+    world.end("note/job")
+    assert progress(world, 2)["back"] > 0.99
+
+
+def test_where_nobody_can_be_paused_boundaries_pass_turns_on() -> None:
+    """Cooperative only: those who meet boundaries share by turns, and one that never does runs beside them."""
+    world = GpuWorld(can_pause=False, enforce=False)
+    for name in ("a", "b"):
+        world.start(name, "heavy", cooperative=True).interval = 0.01
+    world.run(3)
+    rates = progress(world, 10)
+    assert abs(rates["a"] - rates["b"]) < 0.05
+    assert sum(rates.values()) > 0.95
+    assert not [i for i in world.log if isinstance(i, do.Pause)]
+    world.start("deaf", "heavy", cooperative=True)
+    world.run(4)
+    assert all(rate > 0.1 for rate in progress(world, 5).values())

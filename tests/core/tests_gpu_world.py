@@ -142,15 +142,38 @@ class GpuWorld(World):
                 self.wake = None
                 self.sample()
 
-    def start(self, name: str, kind: str, *, user: str = "", seen: bool = True, weight: float = 1.0) -> GpuKernel:  # fmt: skip
+    def start(
+        self,
+        name: str,
+        kind: str,
+        *,
+        user: str = "",
+        seen: bool = True,
+        weight: float = 1.0,
+        background: bool = False,
+        cooperative: bool = False,
+    ) -> GpuKernel:
         """Open a session and let a declared job of it run."""
         session = SessionId(name)
         self.send(
-            ev.SessionOpened(at=self.now, session=session, user=UserId(user or name), weight=weight)
+            ev.SessionOpened(
+                at=self.now,
+                session=session,
+                user=UserId(user or name),
+                weight=weight,
+                background=background,
+            )
         )
         self.kernels[name] = kernel = GpuKernel(kind, seen)
         self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
         self.send(
-            ev.JobSubmitted(at=self.now, job=JobId(f"{name}/job"), session=session, size=GiB, weight=weight)
-        )  # fmt: skip
+            ev.JobSubmitted(
+                at=self.now,
+                job=JobId(f"{name}/job"),
+                session=session,
+                size=GiB,
+                weight=weight,
+                cooperative=cooperative,
+            )
+        )
         return kernel
