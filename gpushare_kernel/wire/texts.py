@@ -23,6 +23,7 @@ BROKER_AWAY = (
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
 LEFT_QUEUE = "Left the queue. The cell has not run."
+LEFT_QUEUE_COMMAND = "Left the queue. The command has not run."
 SWITCHED_OFF = "gpushare is silent here, and this notebook no longer cooperates. The device stays shared. %gpushare on undoes it."
 SWITCHED_ON = "gpushare speaks again, and this notebook cooperates."
 BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."
@@ -62,13 +63,20 @@ def waited_text(seconds: float, noun: str = "GPU memory") -> str:
     return f"Waited {format_duration(seconds)} for {noun}."
 
 
-def wait_ended_text(seconds: float, wait: Wait | None, noun: str = "GPU memory") -> str:
-    """Return the error of a job whose `--wait` is over."""
+def wait_ended_text(
+    seconds: float, wait: Wait | None, noun: str = "GPU memory", what: str = "cell"
+) -> str:
+    """Return the error of a job whose `--wait` is over; `what` it is: a cell, a command."""
     why = "" if wait is None else f" {_numbers(wait)}"
     return (
-        f"still no {noun} after {format_duration(seconds)}, as long as --wait says; the cell has not run."
+        f"still no {noun} after {format_duration(seconds)}, as long as --wait says; the {what} has not run."
         f"{why} Run it again later, or without --wait."
     )
+
+
+def for_command(text: str) -> str:
+    """Return a notebook's sentence as a command in a terminal reads it."""
+    return text.replace("this notebook", "this command").replace("This notebook", "This command")
 
 
 def used_text(report: Report, line: str) -> str:

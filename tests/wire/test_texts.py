@@ -121,6 +121,13 @@ def test_other_lines() -> None:
         "still no memory after 30 s, as long as --wait says; the cell has not run. "
         "Run it again later, or without --wait."
     )
+    assert texts.wait_ended_text(5, None, what="command").endswith(
+        "as long as --wait says; the command has not run. Run it again later, or without --wait."
+    )
+    assert texts.LEFT_QUEUE_COMMAND == "Left the queue. The command has not run."
+    assert texts.for_command(texts.BROKER_AWAY) == (
+        "The gpushare broker is away: this command runs on, and shares again when it is back."
+    )
     assert texts.LEFT_QUEUE == "Left the queue. The cell has not run."
     assert texts.PLACE_LOST == "The gpushare broker restarted and your place in the queue is lost: waiting again."  # fmt: skip
     assert texts.BROKER_AWAY == "The gpushare broker is away: this notebook runs on, and shares again when it is back."  # fmt: skip
