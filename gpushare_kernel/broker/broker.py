@@ -219,6 +219,10 @@ class Broker:
         self._measure_context(kernel)
         self._ready(kernel, bare=False)
 
+    def accompanied(self, kernel: Kernel) -> None:
+        """Its starter attaches for it: it is a session without a client until one of its own comes."""
+        self._still_bare(kernel)
+
     def take_over(
         self, kernel: Kernel, connection: Connection, body: msg.Attach, *, first: bool
     ) -> Desk:

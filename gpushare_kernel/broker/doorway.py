@@ -144,9 +144,13 @@ class Doorway:
             problem = "this notebook's session has ended. Restart the kernel."
             raise BadToken(problem)
         # A pid of 0 is a client in a pid namespace we cannot see into: its token and uid must do.
-        if peer.pid and not procfs.is_descendant(peer.pid, kernel.key.pid):
-            problem = f"this token belongs to process {kernel.key.pid} and its children, and {peer.pid} is none of them."
-            raise BadToken(problem)
+        inside = not peer.pid or procfs.is_descendant(peer.pid, kernel.key.pid)
+        if not inside:
+            # A command's starter holds its memory for it: from outside, where no pause reaches.
+            if kernel.opener is None or procfs.process_key(peer.pid) != kernel.opener:
+                problem = f"this token belongs to process {kernel.key.pid} and its children, and {peer.pid} is none of them."
+                raise BadToken(problem)
+            self._broker.accompanied(kernel)
         is_root = not peer.pid or peer.pid == kernel.key.pid
         engine = self._broker.engine_of(kernel.id)
         device = engine.device.inventory
