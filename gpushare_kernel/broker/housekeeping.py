@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.adoption import Adoption, Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
@@ -30,10 +32,25 @@ class Housekeeping:
     """One pass a second. `lock` is the descriptor of broker.lock."""
 
     def __init__(
-        self, broker: Broker, listener: Listener, places: Places, idle_exit: float, *, lock: int
+        self,
+        broker: Broker,
+        listener: Listener,
+        places: Places,
+        idle_exit: float,
+        *,
+        lock: int,
+        foreign: Foreign = Foreign.IGNORE,
     ) -> None:
         self._broker, self._listener, self._places = broker, listener, places
         self._idle_exit, self._lock = idle_exit, lock
+        self._adoption = {
+            name: Adoption(
+                foreign,
+                take=partial(broker.take_in, engine=engine),
+                has_sessions=lambda uid: bool(broker.registry.of(uid)),
+            )
+            for name, engine in broker.engines.items()
+        }
         self._round = 0
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
@@ -60,6 +77,7 @@ class Housekeeping:
         for engine in broker.engines.values():
             self._look_at_kernels(engine)
             self._watch_capacity(engine)
+            self._look_at_strangers(engine)
             engine.look_at_paused()
         broker.tell_waits()
         broker.tell_budgets()
@@ -91,6 +109,12 @@ class Housekeeping:
         stirred = cpu - self._cpu.get(kernel.id, 0.0) > _STIRRED
         self._cpu[kernel.id] = cpu
         return stirred
+
+    def _look_at_strangers(self, engine: Engine) -> None:
+        """Who uses the device and is in no session: they take part, where that is wanted."""
+        kernels = self._broker.registry
+        targets = [kernel.target for kernel in kernels if kernel.target is not None]
+        self._adoption[engine.device.inventory.id].look(engine.device.strangers(targets))
 
     def _watch_capacity(self, engine: Engine) -> None:
         """What others took of the device since we started is not ours to give."""
