@@ -19,6 +19,7 @@ from gpushare_kernel.core.values import MiB, SessionId, Usage
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.transport.server import Listener
+from gpushare_kernel.wire.messages import Announce
 
 PERIOD = 1.0
 ROUNDS = 10
@@ -75,6 +76,7 @@ class Housekeeping:
             return
         self._round += 1
         for engine in broker.engines.values():
+            self._watch_device(engine)
             self._look_at_kernels(engine)
             self._watch_capacity(engine)
             self._look_at_strangers(engine)
@@ -109,6 +111,16 @@ class Housekeeping:
         stirred = cpu - self._cpu.get(kernel.id, 0.0) > _STIRRED
         self._cpu[kernel.id] = cpu
         return stirred
+
+    def _watch_device(self, engine: Engine) -> None:
+        """A device that is lost: everybody on it runs, nothing is admitted there, and people are told what to do."""
+        why = engine.device.lost
+        if (why is not None) == engine.scheduler.lost:
+            return
+        engine.feed(ev.DeviceLost(at=engine.now, lost=why is not None))
+        if why is not None:
+            _logger.error("a device is lost: %s", why, extra={"device": engine.device.inventory.id})
+            self._broker.say(Announce(why))
 
     def _look_at_strangers(self, engine: Engine) -> None:
         """Who uses the device and is in no session: they take part, where that is wanted."""
