@@ -14,6 +14,7 @@ from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _NAMED_HOLDERS = 2
 _FINE_FRACTION = 4
+_OOM_MARGIN = 15
 
 NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
 BROKER_AWAY = (
@@ -25,6 +26,11 @@ LEFT_QUEUE = "Left the queue. The cell has not run."
 SWITCHED_OFF = "gpushare is silent here, and this notebook no longer cooperates. The device stays shared. %gpushare on undoes it."
 SWITCHED_ON = "gpushare speaks again, and this notebook cooperates."
 BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."
+BROKEN_SESSION = "This notebook's GPU session is broken (others are fine): restart the kernel."
+SELF_UNLOCKED = (
+    "This notebook went on out of turn: the time counts as its own, and it is paused again."
+)
+PROFILED = "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."
 
 
 def memory_noun(kind: str) -> str:
@@ -106,6 +112,123 @@ def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
     if not released.freed:
         return f"Nothing to release: {names} uses all it holds, or holds no {noun}."
     return f"Released {format_size(released.freed)} of {noun}: {names}."
+
+
+def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
+    """Return the line of a plain cell that is held at its first use of the device, until there is room."""
+    if wait.reason is not WaitReason.MEMORY:
+        return wait_text(wait, noun)
+    first = f"Waiting for {noun}: this notebook's first use of it {_needs(wait)}."
+    return " ".join([first, *_holders(wait), *_place(wait), "Interrupt ends the cell."])
+
+
+def oom_text(
+    limit: int | None, needed: int, returned: int, line: str, noun: str = "GPU memory"
+) -> str:
+    """Return the last line of a cell that ran out of memory.
+
+    Parameters
+    ----------
+    limit
+        Bytes this notebook may use; None where no cap of ours was in the way.
+    needed
+        Bytes it held and asked for when it failed.
+    returned
+        Bytes that came back since.
+    line
+        What to put on the first line (`%%gpulane 9GiB`, see `oom_size`); empty where no size would do.
+    """
+    back = f" {format_size(returned)} came back." if returned > 0 else ""
+    way_out = (
+        f"Put this on the first line and run again: {line}"
+        if line
+        else "That is more than there is: run again with a smaller batch."
+    )
+    return f"{_over(limit, needed, noun)}{back} {way_out}"
+
+
+def oom_restart_text(
+    limit: int | None, needed: int, line: str, framework: str = "JAX", noun: str = "GPU memory"
+) -> str:
+    """Return the same for a framework whose limit is fixed when the kernel starts; `line` is `%gpushare memory 20GiB`."""
+    return (
+        f"{_over(limit, needed, noun)} {framework} takes its limit when the kernel starts. "
+        f"Run this, then restart the kernel: {line}"
+    )
+
+
+def oom_size(needed: int) -> str:
+    """Return the size to declare after running out of memory: what was needed, and a little more."""
+    return pasteable_size(needed + needed * _OOM_MARGIN // 100)
+
+
+def restart_memory_text(size: int, noun: str = "GPU memory") -> str:
+    """Return the answer to `%gpushare memory SIZE`."""
+    return f"From its next restart on this notebook may use {format_size(size)} of {noun}. Restart the kernel."
+
+
+def asked_to_release_text(people: int, held: int, since: str) -> str:
+    """Return what an idle holder is asked, once; `since` is a time of day."""
+    return f"{_waiters(people)}; you hold {format_size(held)} idle since {since}: %gpushare release"
+
+
+def over_told_text(held: int, limit: int, noun: str = "GPU memory") -> str:
+    """Return what a notebook over its grant is told first."""
+    return f"{_holds(held, limit, noun)}. Put this on the first line next time: %%gpulane {pasteable_size(held)}"
+
+
+def over_asked_text(held: int, limit: int, people: int, noun: str = "GPU memory") -> str:
+    """Return what it is told when it is asked to give memory back."""
+    return (
+        f"{_holds(held, limit, noun)}, and {_waiters(people)}: it gives back what it does not use."
+    )
+
+
+def over_paused_text(
+    held: int, limit: int, people: int, seconds: float, noun: str = "GPU memory"
+) -> str:
+    """Return what it is told when it is paused for that."""
+    return (
+        f"Paused for at most {_seconds(seconds)}: {_holds(held, limit, noun, start='this')}, and {_waiters(people)}. "
+        "Interrupt the cell, then: %gpushare release"
+    )
+
+
+def desktop_text(size: int, noun: str = "GPU memory") -> str:
+    """Return the line of the display and what draws on it."""
+    return f"The desktop uses {format_size(size)} of {noun}; it is never paused."
+
+
+def foreign_text(size: int, noun: str = "GPU memory") -> str:
+    """Return the line of programs that take no part."""
+    return f"Programs outside gpushare use {format_size(size)} of {noun}; they take no turns."
+
+
+def cooperative_only_text(why: str) -> str:
+    """Return what is said where a device cannot pause anybody."""
+    return (
+        f"Notebooks here cannot be paused ({why}): those that meet steps take turns, "
+        "others run all the time."
+    )
+
+
+def _over(limit: int | None, needed: int, noun: str) -> str:
+    if limit is None:
+        return f"{noun}: this notebook needed about {format_size(needed)}, and there is no room for that now."
+    return f"{noun}: this notebook may use {format_size(limit)} and needed about {_free(needed, limit)}."
+
+
+def _holds(held: int, limit: int, noun: str, start: str = "This") -> str:
+    return f"{start} notebook holds {format_size(held)} of {noun} and may use {_free(limit, held)}"
+
+
+def _waiters(people: int) -> str:
+    return f"{_people(people)} {'waits' if people == 1 else 'wait'}"
+
+
+def _seconds(seconds: float) -> str:
+    """Return a limit in seconds up to two minutes: `60 s` is plainer than `1 min` where one sits and waits."""
+    return f"{seconds:.0f} s" if seconds <= 2 * _MINUTE else format_duration(seconds)
 
 
 def _reason(wait: Wait, noun: str) -> str:
