@@ -1,0 +1,74 @@
+"""Two and four kernels that saturate the GPU: what is left of one alone, and of the driver's slicing? See README.md."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import Figure, Options, progress
+from benchmarks.gpu.notebooks import FREE, SEEN, several
+from benchmarks.gpu.row import Pace, row
+from benchmarks.gpu.scene import scene
+from benchmarks.gpu.statistics import ratios
+from benchmarks.gpu.windows import Job, Seen, warm_clock
+
+QUESTION = "2 and 4 kernels that saturate the GPU: total of one alone, and of the driver's slicing?"
+NUMBERS = (2, 4)
+OF_ALONE = {"matmul": 0.97, "conv": 0.95}
+OF_DRIVER = {"matmul": 1.05, "conv": 1.01}
+
+
+def measure(options: Options) -> Sequence[Figure]:
+    """Alternate windows: n shared kernels, n free ones, one free one alone; for each kind of work."""
+    pace = Pace.of(options, 5, 5.0)
+    seen: dict[tuple[str, str, int], list[Seen]] = defaultdict(list)
+    most = max(NUMBERS)
+    wanted = [*several(SEEN, most), *several(FREE, most)]
+    with scene(options, wanted, OF_ALONE) as (floor, both):
+        ours, theirs = both[:most], both[most:]
+        warm_clock(theirs, "matmul", floor)
+        for n in range(pace.rounds):
+            for kind in OF_ALONE:
+                for arm, number, workers, settle in [
+                    *(("shared", number, ours, pace.settle) for number in NUMBERS),
+                    *(("driver", number, theirs, pace.settle_free) for number in NUMBERS),
+                    ("alone", 1, theirs, pace.settle_free),
+                ]:
+                    jobs = [Job(worker, kind) for worker in workers[:number]]
+                    seen[kind, arm, number].append(
+                        floor.window(jobs, seconds=pace.seconds, settle=settle)
+                    )
+            progress(f"round {n + 1} of {pace.rounds}")
+        explained = floor.explained()
+    return [*_figures(seen), *explained]
+
+
+def _figures(seen: dict[tuple[str, str, int], list[Seen]]) -> list[Figure]:
+    found = []
+    totals = {key: [one.total for one in windows] for key, windows in seen.items()}
+    for kind, of_alone in OF_ALONE.items():
+        alone = totals[kind, "alone", 1]
+        for n in NUMBERS:
+            shared, driver = totals[kind, "shared", n], totals[kind, "driver", n]
+            found += [
+                Figure(f"{kind}_{n}_of_alone", "", ratios(shared, alone), at_least=of_alone),
+                Figure(
+                    f"{kind}_{n}_of_driver", "", ratios(shared, driver), at_least=OF_DRIVER[kind]
+                ),
+                Figure(f"{kind}_{n}_driver_of_alone", "", ratios(driver, alone)),
+                Figure(
+                    f"{kind}_{n}_least_share",
+                    "%",
+                    [min(one.shares) for one in seen[kind, "shared", n]],
+                ),
+            ]
+        found.append(Figure(f"{kind}_alone", "steps/s", alone))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(row("gpu_saturating", QUESTION, measure))
