@@ -46,24 +46,21 @@ class Notebook(Kernel):
 
     Attributes
     ----------
+    shared
+        Whether it is a session of the broker.
     lines
         What its cells showed, with the time (monotonic clock) at which the kernel sent it.
     """
 
     def __init__(self, arm: Arm, *, weight: float | None = None) -> None:
-        self.arm = arm
+        self.shared = arm.provisioner == SHARED
         self.lines: list[Line] = []
         super().__init__(arm.provisioner, spec=_spec(arm, weight))
-
-    @property
-    def shared(self) -> bool:
-        """Whether it is a session of the broker."""
-        return self.arm.provisioner == SHARED
 
     def send(self) -> None:
         """Start its process and wait for nothing."""
         with Path(os.environ["JUPYTER_DATA_DIR"], "kernels.log").open("ab") as log:
-            self.manager.start_kernel(stderr=log)
+            self.manager.start_kernel(stdout=log, stderr=log)  # our stdout is for the result
         self.client.load_connection_file(self.manager.connection_file)
         self.client.start_channels()
 

@@ -7,19 +7,38 @@ workloads too, and the lines that may explain them from what the cells showed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from benchmarks.common import Figure, Stage
-from benchmarks.gpu.notebooks import Notebook
+from benchmarks.common import Stage
+from benchmarks.gpu.pauses import LONG, Pause, unexplained
 from benchmarks.gpu.pauses import Line as Shown
-from benchmarks.gpu.pauses import Pause, unexplained
-from benchmarks.kernels import Counters, Worker
+from benchmarks.kernels import Counters
 from gpushare_kernel.app.line import Line
 
 _LAP = 0.2
 _END_LIMIT = 120.0
+
+
+class Worker(Protocol):
+    """Whatever does counted work: a notebook of ours, one of another user, a program in a terminal.
+
+    `shared` says whether its cells are a session's; `lines` are what they showed.
+    """
+
+    shared: bool
+    lines: list[Shown]
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+
+    def begin(self, code: str, value: str = "None") -> None:
+        """Send a cell."""
+
+    def finish(self, timeout: float | None = None) -> Any:
+        """Wait for its end; return its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,7 @@ class Floor:
     counters: Counters
     pauses: list[Pause] = field(default_factory=list)
     longest: float = 0.0
+    long: int = 0
     watched: int = 0
 
     def window(self, jobs: Sequence[Job], *, seconds: float, settle: float) -> Seen:
@@ -78,43 +98,34 @@ class Floor:
         for slot, job in enumerate(jobs):
             call = f"done = work({job.kind!r}, {str(self.counters.path)!r}, {slot}, {until})"
             job.worker.begin(f"{job.magic}\n{call}" if job.magic else call, "done")
-        seen, marks = [], [self._mark(jobs, began + settle)]
+        seen, marks = [], [self.mark(jobs, began + settle)]
         for n in range(number):
-            marks.append(self._mark(jobs, began + settle + seconds * (n + 1)))
-            seen.append(_between(marks[-2], marks[-1]))
+            marks.append(self.mark(jobs, began + settle + seconds * (n + 1)))
+            seen.append(between(marks[-2], marks[-1]))
         for job in jobs:
             done = job.worker.finish(timeout=_END_LIMIT)
-            if isinstance(job.worker, Notebook) and job.worker.shared:
-                self.note(done["gaps"], done["longest"], job.worker.lines)
+            self.note(job.worker, done, began)
         return seen
 
-    def note(self, gaps: Sequence[Sequence[float]], longest: float, lines: Sequence[Shown]) -> None:
-        """Take the pauses of a shared cell into account."""
+    def note(self, worker: Worker, done: Mapping[str, Any], sent: float) -> None:
+        """Take the pauses of a shared cell that was sent at `sent` into account; the wait before its first line is one."""
+        if not worker.shared:
+            return
+        pauses = [Pause(sent, done["began"]), *(Pause(*gap) for gap in done["gaps"])]
         self.watched += 1
-        self.longest = max(self.longest, longest)
-        self.pauses += unexplained([Pause(*gap) for gap in gaps], lines)
+        self.long += sum(pause.seconds > LONG for pause in pauses)
+        self.longest = max(self.longest, done["longest"], done["began"] - sent)
+        self.pauses += unexplained(pauses, worker.lines)
 
-    def mark(self, jobs: Sequence[Job]) -> Mark:
-        """Read all counts and accounts now."""
-        return self._mark(jobs, 0.0)
-
-    def explained(self) -> list[Figure]:
-        """Return the figures on pauses of all shared cells so far."""
-        if not self.watched:
-            return []
-        return [
-            Figure("unexplained_pauses", "", [float(len(self.pauses))], at_most=0.0),
-            Figure("longest_pause", "s", [self.longest]),
-        ]
-
-    def _mark(self, jobs: Sequence[Job], at: float) -> Mark:
+    def mark(self, jobs: Sequence[Job], at: float = 0.0) -> Mark:
+        """Read all counts and accounts once the monotonic clock says `at`."""
         time.sleep(max(0.0, at - time.monotonic()))
         used = self._device_seconds(jobs)
         counts = self.counters.read()
         return Mark(time.monotonic(), counts[: len(jobs)], used)
 
     def _device_seconds(self, jobs: Sequence[Job]) -> list[float | None]:
-        if not any(getattr(job.worker, "shared", False) for job in jobs):
+        if not any(job.worker.shared for job in jobs):
             return [None] * len(jobs)
         with Line(self.stage.places) as line:
             used = {session.pid: session.device_time for session in line.snapshot().sessions}
@@ -130,7 +141,7 @@ class Mark:
     device: list[float | None]
 
 
-def _between(before: Mark, after: Mark) -> Seen:
+def between(before: Mark, after: Mark) -> Seen:
     passed = after.at - before.at
     return Seen(
         [(b - a) / passed for a, b in zip(before.counts, after.counts, strict=True)],
@@ -139,9 +150,6 @@ def _between(before: Mark, after: Mark) -> Seen:
             for a, b in zip(before.device, after.device, strict=True)
         ],
     )
-
-
-between = _between
 
 
 def warm_clock(workers: Sequence[Any], kind: str, floor: Floor, seconds: float = 3.0) -> None:

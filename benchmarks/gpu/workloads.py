@@ -30,7 +30,7 @@ def prepare(kind, place, **options):
 
 def work(kind, path, slot, until, stop=None):
     """Repeat the step until the monotonic clock says `until`, or a file `stop` is there; return the gaps between steps."""
-    step, gaps, longest = _steps[kind], [], 0.0
+    began, step, gaps, longest = time.monotonic(), _steps[kind], [], 0.0
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:  # noqa: PTH123
         words = memoryview(mapped).cast("Q")
         last = time.monotonic()
@@ -44,7 +44,7 @@ def work(kind, path, slot, until, stop=None):
             if stop is not None and os.path.exists(stop):  # noqa: PTH110  once a step
                 break
         words.release()
-    return {"gaps": gaps, "longest": longest}
+    return {"began": began, "gaps": gaps, "longest": longest}
 
 
 def repeat(kind, times):

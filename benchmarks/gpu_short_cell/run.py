@@ -63,6 +63,7 @@ def _beside(
     )  # a stop file ends them; this is for a benchmark that died
     until = time.monotonic() + most
     stop = floor.stage.folder / f"stop-{time.monotonic_ns()}"
+    sent = time.monotonic()
     for slot, hog in enumerate(hogs):
         hog.begin(
             f"done = work({KIND!r}, {str(floor.counters.path)!r}, {slot}, {until}, {str(stop)!r})",
@@ -72,9 +73,7 @@ def _beside(
     found = _cells(short, times, number)
     stop.touch()
     for hog in hogs:
-        done = hog.finish(timeout=120)
-        if hog.shared:
-            floor.note(done["gaps"], done["longest"], hog.lines)
+        floor.note(hog, hog.finish(timeout=120), sent)
     return found
 
 
