@@ -117,6 +117,16 @@ class Floor:
         self.longest = max(self.longest, done["longest"], done["began"] - sent)
         self.pauses += unexplained(pauses, worker.lines)
 
+    def explained(self) -> list[Figure]:
+        """Return the figures on pauses of all shared cells so far."""
+        if not self.watched:
+            return []
+        return [
+            Figure("unexplained_pauses", "", [float(len(self.pauses))], at_most=0.0),
+            Figure("longest_pause", "s", [self.longest]),
+            Figure("pauses_over_5_s", "", [float(self.long)]),
+        ]
+
     def mark(self, jobs: Sequence[Job], at: float = 0.0) -> Mark:
         """Read all counts and accounts once the monotonic clock says `at`."""
         time.sleep(max(0.0, at - time.monotonic()))
@@ -142,6 +152,7 @@ class Mark:
 
 
 def between(before: Mark, after: Mark) -> Seen:
+    """Return what was done from one mark to the other."""
     passed = after.at - before.at
     return Seen(
         [(b - a) / passed for a, b in zip(before.counts, after.counts, strict=True)],

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Figure, Options, progress
-from benchmarks.gpu.notebooks import ENFORCED, FREE, SEEN
+from benchmarks.gpu.notebooks import FREE, SEEN
 from benchmarks.gpu.row import Pace, row
 from benchmarks.gpu.scene import scene
 from benchmarks.gpu.statistics import ratios
@@ -17,11 +17,11 @@ from benchmarks.gpu.windows import Job, warm_clock
 
 QUESTION = "One kernel alone: how much of its rate without gpushare is left?"
 KINDS = ("matmul", "lstm", "conv")
-ARMS = {"seen": SEEN, "free": FREE, "enforced": ENFORCED}
+ARMS = {"seen": SEEN, "free": FREE}
 
 
 def measure(options: Options) -> Sequence[Figure]:
-    """Windows of one kernel: with adapters, without gpushare, without adapters; every other round backwards."""
+    """Windows of one kernel: with and without gpushare, every other round the other way round."""
     pace = Pace.of(options, 6, 2.0)
     rates: dict[tuple[str, str], list[float]] = {(k, arm): [] for k in KINDS for arm in ARMS}
     wanted = [(arm, None) for arm in ARMS.values()]
@@ -42,9 +42,6 @@ def measure(options: Options) -> Sequence[Figure]:
         free = rates[kind, "free"]
         found += [
             Figure(f"{kind}_of_free", "", ratios(rates[kind, "seen"], free), at_least=0.99),
-            Figure(
-                f"{kind}_enforced_of_free", "", ratios(rates[kind, "enforced"], free), at_least=0.99
-            ),
             Figure(f"{kind}_free", "steps/s", free),
         ]
     return [*found, *explained]

@@ -38,7 +38,7 @@ _steps["wide"] = _meeting
 
 def measure(options: Options) -> Sequence[Figure]:
     """Alternate windows: both in one lane, one of them alone in it, a free one alone."""
-    pace = Pace.of(options, 5, 5.0)
+    pace = Pace.of(options, 5, 4.0)
     capacity, magic = DECLARED[options.device]
     both: list[Seen] = []
     one: list[Seen] = []

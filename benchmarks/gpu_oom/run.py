@@ -45,7 +45,9 @@ def measure(options: Options) -> Sequence[Figure]:
     with scene(options, several(SEEN, 1), []) as (_, (kernel,)):
         kernel.run(TRAIN if device else HOST_TRAIN, timeout=120)
         pid = kernel.pid
-        total = kernel.run("", "torch.cuda.mem_get_info()[1]") if device else 80 * 2**30
+        total = (
+            kernel.run("total = torch.cuda.mem_get_info()[1]", "total") if device else 80 * 2**30
+        )
         large = {"declared": 131_072, "plain": int(1.5 * total / (4096 * 4 * 9))}
         for n in range(rounds):
             for way, magic in [("declared", "%%gpulane 4GiB\n"), ("plain", "")]:

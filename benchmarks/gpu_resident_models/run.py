@@ -28,7 +28,7 @@ LEAD = 2.0
 def measure(options: Options) -> Sequence[Figure]:
     """Alternate windows: requests to 42 shared kernels, the same requests to a few free ones."""
     models, few = (6, 2) if options.quick or options.device == "host" else (MODELS, FREE_KERNELS)
-    pace = Pace.of(options, 5, 8.0)
+    pace = Pace.of(options, 5, 6.0)
     shared: list[list[float]] = []
     free: list[list[float]] = []
     wanted = [*several(SEEN, models), *several(FREE, few)]

@@ -47,16 +47,10 @@ class Intents:
 def measure(options: Options) -> Sequence[Figure]:
     """Alternate two free kernels by the device's own pause and resume, for each kind of work."""
     number = 20 if options.quick else 150
-    found: dict[str, _Times] = {}
     work = [kind for kind in KINDS if kind != "idle"]
     with house() as stage, notebooks(several(FREE, 2), options.device, work) as pair:
-        device = _device(options.device)
-        try:
-            for kind in KINDS:
-                found[kind] = _alternate(device, pair, kind, number, stage.folder)
-                progress(f"{kind}: {len(found[kind]['hand_over'])} changes")
-        finally:
-            device.close()
+        # One loop for all of it: a device may keep to the loop it was first used in.
+        found = asyncio.run(_each_kind(options.device, pair, number, stage.folder))
     return [
         figure
         for kind, times in found.items()
@@ -68,7 +62,20 @@ def measure(options: Options) -> Sequence[Figure]:
     ]
 
 
-def _alternate(
+async def _each_kind(
+    place: str, pair: Sequence[Notebook], number: int, folder: Path
+) -> dict[str, _Times]:
+    device, found = _device(place), {}
+    try:
+        for kind in KINDS:
+            found[kind] = await _alternate(device, pair, kind, number, folder)
+            progress(f"{kind}: {len(found[kind]['hand_over'])} changes")
+    finally:
+        device.close()
+    return found
+
+
+async def _alternate(
     device: Device, pair: Sequence[Notebook], kind: str, number: int, folder: Path
 ) -> _Times:
     """Let two work in turns; return the milliseconds of each part of a change."""
@@ -78,12 +85,11 @@ def _alternate(
         until = time.monotonic() + 300
         for slot, one in enumerate(pair):
             one.begin(f"work({kind!r}, {str(counters)!r}, {slot}, {until}, {str(stop)!r})")
-    targets = [Target(_key(one.pid)) for one in pair]
     times: _Times = {"pause": [], "drain": [], "resume": [], "hand_over": []}
     try:
-        asyncio.run(_changes(device, targets, number, times))
+        await _changes(device, [Target(_key(one.pid)) for one in pair], number, times)
     finally:
-        stop.touch()
+        stop.touch()  # both run again: nothing waits for one that stands still
         if kind != "idle":
             for one in pair:
                 one.finish(timeout=60)

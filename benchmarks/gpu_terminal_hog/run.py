@@ -72,7 +72,7 @@ class Terminal:
 
 def measure(options: Options) -> Sequence[Figure]:
     """Windows of a notebook beside a hog: started with `jupyter gpushare run`, then announced to nobody (adopted)."""
-    pace = Pace.of(options, 5, 5.0)
+    pace = Pace.of(options, 5, 2.0)
     run = [sys.executable, "-m", "gpushare_kernel.app.main", "run", "--"]
     ways = [
         *([("run", run, pace.settle)] if "run" in GpuShareApp.subcommands else []),

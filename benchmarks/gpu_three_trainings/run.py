@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def measure(options: Options) -> Sequence[Figure]:
         jobs = [Job(worker, KIND) for worker in three]
         marks = _run(floor, jobs, gap)
         explained = floor.explained()
-    seconds = [between(one, next_) for one, next_ in zip(marks, marks[1:], strict=False)]
+    seconds = [between(one, next_) for one, next_ in itertools.pairwise(marks)]
     alone = between(marks[0], marks[gap])
     two = between(marks[gap + round(JOIN)], marks[2 * gap])
     three_of = between(marks[2 * gap + round(JOIN)], marks[3 * gap])

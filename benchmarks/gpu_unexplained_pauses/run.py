@@ -36,8 +36,7 @@ def measure(options: Options) -> Sequence[Figure]:
             progress(f"round {n + 1} of {pace.rounds}: {len(floor.pauses)} unexplained")
         for pause in floor.pauses:
             progress(f"nobody said why it stood for {pause.seconds:.1f} s")
-        explained = floor.explained()
-    return explained
+        return floor.explained()
 
 
 if __name__ == "__main__":
