@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import as_json, machine
 from benchmarks.gpu import checkout, facts
@@ -30,6 +29,7 @@ from benchmarks.gpu.keeping import Result, found, gather, keep, keep_log, usable
 from benchmarks.gpu.plan import ROWS, TESTS, Budget, Plan, Row, chosen
 from benchmarks.gpu.row import HOST_NOTICE
 
+ROOT = checkout.ROOT
 MET, MISSED, CRASHED, LEFT = 0, 1, 2, 3
 """Exit statuses; the gravest counts, and rows that are left count more than missed targets."""
 

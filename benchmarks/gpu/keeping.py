@@ -26,9 +26,8 @@ def keep_log(folder: Path, name: str, text: str) -> None:
 
 def gather(folder: Path, target: Path) -> None:
     """Write all results and logs of `folder` into one file."""
-    results = {name: result for name, result in found(folder).items()}
     logs = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.log"))}
-    _write(target, {"rows": results, "logs": logs})
+    _write(target, {"rows": found(folder), "logs": logs})
 
 
 def found(place: Path) -> dict[str, Result]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.common import Stage
+from benchmarks.common import Figure, Stage
 from benchmarks.gpu.pauses import LONG, Pause, unexplained
 from benchmarks.gpu.pauses import Line as Shown
 from benchmarks.kernels import Counters
