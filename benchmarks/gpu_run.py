@@ -27,7 +27,7 @@ from benchmarks.gpu import checkout, facts
 from benchmarks.gpu.children import Ended, run
 from benchmarks.gpu.keeping import Result, found, gather, keep, keep_log, usable
 from benchmarks.gpu.plan import ROWS, TESTS, Budget, Plan, Row, chosen
-from benchmarks.gpu.row import HOST_NOTICE
+from benchmarks.gpu.row import HOST_NOTICE, leave_on_signals
 
 ROOT = checkout.ROOT
 MET, MISSED, CRASHED, LEFT = 0, 1, 2, 3
@@ -37,6 +37,7 @@ MET, MISSED, CRASHED, LEFT = 0, 1, 2, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for and fits; return the exit status."""
     given = _parser().parse_args(arguments)
+    leave_on_signals()
     try:
         rows = chosen([name for name in given.rows.split(",") if name])
     except ValueError as problem:

@@ -71,9 +71,12 @@ class Notebook(Kernel):
     def finish(self, timeout: float | None = None) -> Any:
         """Wait for the cell's end and all its output; return its value."""
         try:
-            return super().finish(timeout)
-        finally:
+            value = super().finish(timeout)
+        except CellFailed:  # only a cell that ended has an end to wait for
             self._drain(self._asked)
+            raise
+        self._drain(self._asked)
+        return value
 
     def attempt(
         self, code: str, value: str = "None", timeout: float = 120.0

@@ -96,7 +96,7 @@ class People:
         """Return the checkout and the PYTHONPATH for others, copies where they cannot read ours."""
         existing = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
         ours = {str((checkout.ROOT / package).resolve()) for package in checkout.PACKAGES}
-        others = [one for one in existing if one not in ours]
+        others = [one for one in existing if one not in ours and Path(one).exists()]
         root, *rest = self._can_read([str(checkout.ROOT / "gpushare_kernel"), *others])
         where = checkout.ROOT if root else self._copy_checkout()
         entries = [
@@ -142,7 +142,12 @@ class People:
                 f"other users cannot read {source}, and its {size >> 20} MiB are too many to copy"
             )
             raise NotMeasured(reason)
-        return shutil.copytree(source, self.folder / f"path-{number}", symlinks=True)
+        target = self.folder / f"path-{number}"
+        return Path(
+            shutil.copytree(source, target, symlinks=True)
+            if source.is_dir()
+            else shutil.copy(source, target)
+        )
 
     def _check(self, imports: str) -> None:
         for uid in self.uids:

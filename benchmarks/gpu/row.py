@@ -55,7 +55,7 @@ def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]
     """Measure a row and print it; return 0 (all met), 1 (one missed) or 3 (cannot be measured here)."""
     given = _parser(name, question).parse_args()
     options = Options(given.quick, given.device, tuple(shlex.split(given.broker)))
-    signal.signal(signal.SIGTERM, _leave)  # the one script's limit: end kernels and broker first
+    leave_on_signals()  # the one script's limit: end kernels and broker first
     described = {**machine(), **facts.gpus(), "versions": facts.versions()}
     if options.device == "host":
         print(HOST_NOTICE, file=sys.stderr, flush=True)
@@ -123,5 +123,12 @@ def _parser(name: str, question: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _leave(signum: int, frame: object) -> None:  # noqa: ARG001  the signature of a handler
-    raise SystemExit(128 + signum)
+def leave_on_signals() -> None:
+    """Have SIGTERM and SIGHUP unwind this process, so that whatever it started is ended."""
+
+    def leave(signum: int, frame: object) -> None:  # noqa: ARG001  the signature of a handler
+        signal.signal(signum, signal.SIG_IGN)  # the first one is enough
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, leave)
