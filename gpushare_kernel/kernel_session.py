@@ -14,7 +14,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
@@ -75,17 +75,23 @@ class Page:
 
 @dataclass(slots=True)
 class KernelSession:
-    """A session as its starter knows it: plain values. `broker` is the process that answered last."""
+    """A session as its starter knows it: plain values. `broker` is the process that answered last.
+
+    `device` is the id of the device it is on, `variables` are what that device wants in its environment.
+    """
 
     places: Places
     session: SessionId
     token: str
     page: Page | None = None
     broker: ProcessKey | None = None
+    device: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """Return what the kernel's process needs to find its session."""
+        """Return what the kernel's process needs to find its session, and its device."""
         return {
+            **self.variables,
             TOKEN: self.token,
             SESSION: self.session,
             SOCKET: str(self.places.socket),
@@ -165,10 +171,45 @@ def _undo_locks(processes: Sequence[ProcessKey]) -> None:
 
 
 def open_session(
-    places: Places, name: str, *, kernel_id: str, language: str, weight: float
+    places: Places,
+    name: str,
+    *,
+    kernel_id: str,
+    language: str,
+    weight: float,
+    device: str = "",
+    needs: int = 0,
+    background: bool = False,
 ) -> KernelSession:
-    """Open a session for a kernel that is about to start."""
-    return _opened(places, Open(name=name, kernel_id=kernel_id, language=language, weight=weight))
+    """Open a session for a kernel that is about to start.
+
+    Parameters
+    ----------
+    places
+        Where the broker lives.
+    name, kernel_id, language
+        What the session is called, and whose it is.
+    weight
+        How it counts among its user's own.
+    device
+        A device's id or number; empty lets the broker choose.
+    needs
+        Bytes it is known to need, 0 where nothing is known.
+    background
+        It yields to every session that is not in the background.
+    """
+    return _opened(
+        places,
+        Open(
+            name=name,
+            kernel_id=kernel_id,
+            language=language,
+            weight=weight,
+            device=device,
+            needs=needs,
+            background=background,
+        ),
+    )
 
 
 def restart_session(old: KernelSession) -> KernelSession:
@@ -224,11 +265,20 @@ def without_session(env: Mapping[str, str]) -> dict[str, str]:
 def _opened(places: Places, body: Open | Restart) -> KernelSession:
     welcome, fds, broker = _exchange(places, body, EXCHANGE_TIMEOUT)
     pages = [Page(fd) for fd in fds]  # owned at once: whatever fails from here on, none stays open
-    if not isinstance(welcome.body, Opened) or len(pages) != 1:
-        answer = f"{type(welcome.body).__name__} and {len(pages)} descriptors"
+    opened = welcome.body
+    if not isinstance(opened, Opened) or len(pages) != 1:
+        answer = f"{type(opened).__name__} and {len(pages)} descriptors"
         msg = f"{type(body).__name__} must be answered by Opened and one descriptor, but was by {answer}."
         raise BadFrame(msg)
-    return KernelSession(places, welcome.body.session, welcome.body.token, pages[0], broker)
+    return KernelSession(
+        places,
+        opened.session,
+        opened.token,
+        pages[0],
+        broker,
+        opened.device,
+        opened.environment,
+    )
 
 
 def _exchange(

@@ -89,6 +89,7 @@ IMPURE = frozenset(
 CORE_MAY = frozenset(
     [
         "__future__",
+        "abc",
         "collections",
         "dataclasses",
         "enum",

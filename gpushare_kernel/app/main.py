@@ -12,9 +12,10 @@ class GpuShareApp(Command):
     name = "jupyter-gpushare"
     description = "Share one device between many Jupyter notebooks."
     examples = """
-    jupyter gpushare demo                   # see it work
-    jupyter gpushare install --sys-prefix   # Python notebooks of this environment take part
-    jupyter gpushare status --json          # what goes on, for programs
+    jupyter gpushare demo                          # see it work
+    jupyter gpushare install --sys-prefix          # Python notebooks of this environment take part
+    jupyter gpushare status --json                 # what goes on, for programs
+    jupyter gpushare run 6GiB -- python train.py   # a script takes turns with the notebooks
     """
     subcommands = {  # noqa: RUF012  traitlets reads it from the class
         "start": (
@@ -25,6 +26,10 @@ class GpuShareApp(Command):
         "status": (
             "gpushare_kernel.app.status.StatusApp",
             "who shares the device, who waits, and why",
+        ),
+        "run": (
+            "gpushare_kernel.app.run.RunApp",
+            "run any command so that it shares the device too",
         ),
         "demo": (
             "gpushare_kernel.app.demo.command.DemoApp",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from gpushare_kernel.core.errors import BadDeclaration
 
-_EVERYWHERE = (
+EVERYWHERE = (
     "-h",
     "--help",
     "--help-all",
@@ -33,6 +33,17 @@ def check_command(words: Sequence[str], commands: Collection[str]) -> None:
         raise BadDeclaration(msg)
 
 
+def positionals(words: Sequence[str], *, options: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the words that stand for themselves, and the rest: options with their values, and flags."""
+    alone: list[str] = []
+    rest: list[str] = []
+    takes = False
+    for word in words:
+        (rest if takes or word.startswith("-") else alone).append(word)
+        takes = not takes and word.startswith("--") and word.removeprefix("--") in options
+    return alone, rest
+
+
 def checked(words: Sequence[str], *, options: Collection[str], flags: Collection[str]) -> list[str]:
     """Return the words with each option and its value as one, which may begin with a dash.
 
@@ -53,7 +64,7 @@ def _checked(
         if not word.startswith("-"):
             msg = f"{word!r} means nothing here. The options are {', '.join(known)}."
             raise BadDeclaration(msg)
-        if name in _EVERYWHERE or "." in name:  # --Class.trait is traitlets' own way
+        if name in EVERYWHERE or "." in name:  # --Class.trait is traitlets' own way
             yield word
         elif name not in known:
             near = difflib.get_close_matches(name, known, 1)

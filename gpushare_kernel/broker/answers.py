@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     """Say what a submit would do now, without doing it."""
-    session, book = broker.scheduler.sessions[kernel.id], broker.scheduler.book
+    core = broker.engine_of(kernel.id).scheduler
+    session, book = core.sessions[kernel.id], core.book
     need = book.need(session, size=body.size, persistent=body.persistent, ephemeral=body.ephemeral)
     refusal = book.never_fits(session, need, body.size)
     if refusal is not None:
         raise Refused(refusal)
     fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
-    job = Job(JobId("dry"), kernel.id, 0, need, body.size, broker.engine.now, state=JobState.QUEUED)
-    wait = None if fits else broker.named(why(broker.scheduler, job), kernel.uid)
+    job = Job(JobId("dry"), kernel.id, 0, need, body.size, broker.now, state=JobState.QUEUED)
+    wait = None if fits else broker.named(why(core, job), kernel.uid)
     return msg.DryRun(bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait)
 
 
@@ -35,11 +36,12 @@ def release(broker: Broker, desk: Desk, notebook: str | None) -> msg.ReleasedNow
     chosen = _chosen(broker, desk, notebook)
     freed = 0
     for kernel in chosen:
-        session = broker.scheduler.sessions[kernel.id]
+        engine = broker.engine_of(kernel.id)
+        session = engine.scheduler.sessions[kernel.id]
         before = session.charged
-        usage = broker.engine.usage(kernel, memory=True)
+        usage = engine.usage(kernel, memory=True)
         held = usage.memory if usage else None
-        broker.engine.feed(ev.Released(at=broker.engine.now, session=kernel.id, persistent=held))
+        engine.feed(ev.Released(at=engine.now, session=kernel.id, persistent=held))
         freed += max(0, before - session.charged)
         broker.save(kernel)
     return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen))
@@ -58,7 +60,7 @@ def _chosen(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
         own = ", ".join(sorted(k.name for k in broker.registry.of(desk.peer.uid))) or "none"
         problem = f"you have no notebook {notebook!r} open. Yours: {own}."
         raise NotYours(problem)
-    busy = [k.name for k in chosen if broker.scheduler.sessions[k.id].jobs]
+    busy = [k.name for k in chosen if (s := broker.session(k)) is not None and s.jobs]
     if busy:
         problem = f"{busy[0]} is running a cell: its memory comes back when the cell ends, or interrupt it."
         raise BadDeclaration(problem)

@@ -13,25 +13,25 @@ import os
 import resource
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
+from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
-from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.hardware import AUTO, config_of, find_devices
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
-from gpushare_kernel.devices.host import HostDevice
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
 from gpushare_kernel.transport.server import Listener, serve
@@ -86,6 +86,18 @@ def parser() -> argparse.ArgumentParser:
         help="cores to share (default: all we may use)",
     )
     found.add_argument(
+        "--device",
+        default=AUTO,
+        metavar="WHICH",
+        help="auto (GPUs, else the CPU), host, cuda, or GPUs by number or UUID: 0,1 (default auto)",
+    )
+    found.add_argument(
+        "--foreign",
+        choices=[*Foreign],
+        help="GPU processes of known users that nobody opened a session for: adopt them (default of a "
+        "system broker) or ignore them",
+    )
+    found.add_argument(
         "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
     )
     found.add_argument(
@@ -102,43 +114,41 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
-    device = HostDevice(
+    held: Counter[str] = Counter()
+    for row in known.sessions:
+        held[row.device] += _resident(row.process)
+    devices = find_devices(
+        given.device,
         table,
         capacity=None if given.capacity is None else parse_size(given.capacity),
         compute=given.compute,
-        held=sum(_resident(row.process) for row in known.sessions),
+        held=held,
     )
-    inventory = device.inventory
-    config = Config(
-        capacity=inventory.capacity,
-        compute=inventory.compute,
-        reserve=inventory.reserve,
-        policy=policy_named(given.policy).name,
-        turn=given.turn,
-        boundary_grace=given.turn / 4,
-    )
-    broker = Broker(config, device, ledger, system=where.system)
+    policy = policy_named(given.policy).name
+    configs = [config_of(device, policy=policy, turn=given.turn) for device in devices]
+    broker = Broker([*zip(configs, devices, strict=True)], ledger, system=where.system)
     for user, account in known.users:
         broker.know_user(UserId(user), account.device_time, account.weight)
     for row in known.sessions:
         broker.adopt(row)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given))
-    keeper.start(partial(_let_run, broker.engine))
+    keeper.start(partial(_let_run, broker))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
     idle_exit = (
         given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
     )
-    housekeeping = Housekeeping(broker, listener, where, idle_exit, lock=lock)
+    foreign = Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE))
+    housekeeping = Housekeeping(broker, listener, where, idle_exit, lock=lock, foreign=foreign)
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
         "listening",
         extra={
             "socket": str(where.socket),
-            "device": inventory.name,
-            "capacity": inventory.capacity,
+            "device": ", ".join(device.inventory.name for device in devices),
+            "capacity": sum(device.inventory.capacity for device in devices),
         },
     )
     where.stopped.unlink(missing_ok=True)
@@ -152,7 +162,8 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         leaving.callback(ledger.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
-        leaving.push_async_callback(broker.engine.close)
+        for engine in broker.engines.values():
+            leaving.push_async_callback(engine.close)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)
@@ -160,9 +171,10 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     return 0
 
 
-def _let_run(engine: Engine, seconds: float) -> None:
+def _let_run(broker: Broker, seconds: float) -> None:
     """Resume everybody, and pause nobody for a while; whom a signal has freed for longer stays free."""
-    for session in list(engine.scheduler.sessions.values()):
+    for session in list(broker.sessions()):
+        engine = broker.engine_of(session.id)
         until = max(engine.now + seconds, session.exempt_until)
         engine.feed(ev.Exempted(at=engine.now, session=session.id, until=until))
 
@@ -216,7 +228,7 @@ def _positive(text: str) -> float:
 def _command(given: argparse.Namespace) -> list[str]:
     """Return how to start a broker like this one again."""
     command = [sys.executable, "-P", "-m", "gpushare_kernel.broker"]
-    for name in ("idle_exit", "capacity", "compute", "turn", "policy"):
+    for name in ("idle_exit", "capacity", "compute", "device", "foreign", "turn", "policy"):
         value = getattr(given, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

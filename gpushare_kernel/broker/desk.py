@@ -18,6 +18,7 @@ from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.engine import Engine
     from gpushare_kernel.broker.kernels import Kernel
 
 _BROKEN = msg.Failure(
@@ -106,10 +107,11 @@ class Desk:
 
     def tell_wait(self, job: JobId) -> None:
         """Tell the client why `job` waits, where that has changed."""
-        record = self._broker.scheduler.jobs.get(job)
+        record = self._broker.job(job)
         if record is None or job not in self._waiting:
             return
-        wait = self._broker.named(why(self._broker.scheduler, record), self.peer.uid)
+        core = self._broker.engine_of(record.session).scheduler
+        wait = self._broker.named(why(core, record), self.peer.uid)
         if wait != self._told.get(job):
             self._told[job] = wait
             self.notify(msg.Waiting(JobId(self._client_id(job)), wait))
@@ -127,7 +129,8 @@ class Desk:
             raise BadDeclaration(problem)
         check_weight(body.weight)
         job = JobId(f"{kernel.id}/{body.job}")
-        if job in self._broker.scheduler.jobs:
+        engine = self._broker.engine_of(kernel.id)
+        if job in engine.scheduler.jobs:
             problem = f"job id {body.job!r} is taken by a job of this session."
             raise BadDeclaration(problem)
         kernel.take_slot(job)
@@ -135,9 +138,9 @@ class Desk:
         self._waiting[job] = number
         self._broker.jobs[job] = self
         self._broker.job_names[job] = clean_name(body.name)
-        taken = self._broker.engine.feed(
+        taken = engine.feed(
             ev.JobSubmitted(
-                at=self._broker.engine.now,
+                at=engine.now,
                 job=job,
                 session=kernel.id,
                 size=body.size,
@@ -145,6 +148,8 @@ class Desk:
                 ephemeral=body.ephemeral,
                 weight=body.weight,
                 cooperative=body.cooperative,
+                plain=body.plain,
+                usage=None if engine.scheduler.config.divisible else engine.usage(kernel),
             )
         )
         if not taken:
@@ -153,7 +158,8 @@ class Desk:
     def _cancel(self, number: int, body: msg.Cancel) -> None:
         job = self.jobs.get(body.job)
         if job is not None:
-            self._broker.engine.feed(ev.JobCancelled(at=self._broker.engine.now, job=job))
+            engine = self._engine()
+            engine.feed(ev.JobCancelled(at=engine.now, job=job))
         self._reply(number, msg.Ok())
 
     def _yield(self, number: int, body: msg.Yield) -> None:
@@ -162,9 +168,10 @@ class Desk:
         self._waiting[job] = number
         self._broker.boundaries[job] = body.boundaries
         self._broker.note_peak(job, body.peak)
-        taken = self._broker.engine.feed(
+        engine = self._engine()
+        taken = engine.feed(
             ev.BoundaryReached(
-                at=self._broker.engine.now,
+                at=engine.now,
                 job=job,
                 trimmed=body.trimmed,
                 persistent=body.persistent,
@@ -173,7 +180,7 @@ class Desk:
         )
         if not taken and job in self._waiting:
             self._reply(self._waiting.pop(job), _BROKEN)
-        record = self._broker.scheduler.jobs.get(job)
+        record = self._broker.job(job)
         if record is not None and not record.waits and job in self._waiting:
             # It runs in the scheduler's eyes (it yielded unasked): let it go on.
             self._broker.answer_granted(record)
@@ -192,34 +199,37 @@ class Desk:
     def abandon(self) -> None:
         """Its client will not come back: its jobs are over."""
         for job in list(self.jobs.values()):
-            record = self._broker.scheduler.jobs.get(job)
+            record = self._broker.job(job)
             if record is not None:
-                session = self._broker.scheduler.sessions[record.session]
+                engine = self._broker.engine_of(record.session)
+                session = engine.scheduler.sessions[record.session]
                 self._broker.end(job, persistent=session.measured, boundaries=0)
             self._forget(job)
 
     def adopt(self, held: tuple[msg.HeldJob, ...]) -> None:
         """The client comes back after a broker's restart or a broken line: take its jobs as they are."""
         kernel = self._own()
+        engine = self._engine()
         for one in held:
             job = JobId(f"{kernel.id}/{one.job}")
             _check_held(one.persistent, one.ephemeral)
             # What a device cannot hold nobody holds: a wrong number must not hold up everybody else.
-            most = self._broker.scheduler.config.capacity
+            most = engine.scheduler.config.capacity
             persistent = min(one.persistent, most)
             self.jobs[one.job] = job
             self._broker.jobs[job] = self
             kernel.take_slot(job, one.slot)
-            if job not in self._broker.scheduler.jobs:
-                self._broker.engine.feed(
+            if job not in engine.scheduler.jobs:
+                engine.feed(
                     ev.JobConfirmed(
-                        at=self._broker.engine.now,
+                        at=engine.now,
                         job=job,
                         session=kernel.id,
                         persistent=persistent,
                         ephemeral=min(one.ephemeral, most - persistent),
                         group=one.lane,
                         running=one.running,
+                        plain=one.plain,
                     )
                 )
 
@@ -246,6 +256,9 @@ class Desk:
             raise NotYours(problem)
         return self.kernel
 
+    def _engine(self) -> Engine:
+        return self._broker.engine_of(self._own().id)
+
     @staticmethod
     def _client_id(job: JobId) -> str:
         return job.split("/", 1)[1]
@@ -254,13 +267,13 @@ class Desk:
 
     def _cell_started(self, _number: int, _body: msg.CellStarted) -> None:
         kernel = self._own()
-        engine = self._broker.engine
+        engine = self._engine()
         engine.feed(ev.CellStarted(at=engine.now, session=kernel.id, usage=engine.usage(kernel)))
 
     def _cell_ended(self, _number: int, body: msg.CellEnded) -> None:
         kernel = self._own()
         _check_held(body.persistent, 0)
-        engine = self._broker.engine
+        engine = self._engine()
         engine.feed(ev.CellEnded(at=engine.now, session=kernel.id, persistent=body.persistent))
 
     # --- everything else ---------------------------------------------------------------------------------------------
@@ -274,15 +287,16 @@ class Desk:
     def _set_weight(self, number: int, body: msg.SetWeight) -> None:
         kernel = self._own()
         weight = kernel.weight = check_weight(body.weight)
-        self._broker.engine.feed(
-            ev.WeightChanged(at=self._broker.engine.now, session=kernel.id, weight=weight)
-        )
+        engine = self._engine()
+        engine.feed(ev.WeightChanged(at=engine.now, session=kernel.id, weight=weight))
         self._reply(number, msg.Ok())
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:
         self._administrator("switch the policy")
         policy_named(body.policy)
-        self._broker.engine.feed(ev.PolicyChanged(at=self._broker.engine.now, policy=body.policy))
+        for engine in self._broker.engines.values():
+            if body.device in {"", engine.device.inventory.id}:
+                engine.feed(ev.PolicyChanged(at=engine.now, policy=body.policy))
         self._reply(number, msg.Ok())
 
     def _stop(self, number: int, _body: msg.Stop) -> None:

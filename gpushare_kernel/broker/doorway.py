@@ -75,16 +75,29 @@ class Doorway:
     def _open(self, body: msg.Open, peer: Peer) -> _Answer:
         weight = check_weight(body.weight)
         opener = procfs.process_key(peer.pid) if peer.pid else None
-        kernel, token = self._broker.registry.open(peer.uid, clean_name(body.name), weight, opener)
-        self._broker.opened(kernel)
-        return msg.Opened(kernel.id, token), (kernel.page.fd,), None
+        registry = self._broker.registry
+        kernel, token = registry.open(
+            peer.uid, clean_name(body.name), weight, opener, background=body.background
+        )
+        try:
+            self._broker.opened(kernel, device=body.device, needs=max(0, body.needs))
+        except BaseException:
+            registry.drop(kernel)
+            raise
+        return self._opened(kernel, token)
+
+    def _opened(self, kernel: Kernel, token: str) -> _Answer:
+        device = self._broker.engine_of(kernel.id).device
+        environment = dict(device.environment())
+        answer = msg.Opened(kernel.id, token, device.inventory.id, environment)
+        return answer, (kernel.page.fd,), None
 
     def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:
         kernel = self._starter_of(body.session, body.token, peer)
         token = self._broker.registry.renew(kernel)
         kernel.opener = procfs.process_key(peer.pid) if peer.pid else None
         self._broker.emptied(kernel)
-        return msg.Opened(kernel.id, token), (kernel.page.fd,), None
+        return self._opened(kernel, token)
 
     def _bind(self, body: msg.Bind, fds: list[int], peer: Peer) -> _Answer:
         kernel = self._kernel(body.session, body.token, peer)
@@ -113,7 +126,7 @@ class Doorway:
     async def _exempt(self, body: msg.Exempt, peer: Peer) -> _Answer:
         kernel = self._starter_of(body.session, body.token, peer)
         seconds = min(max(body.seconds, 0.0), EXEMPT_MOST)
-        engine = self._broker.engine
+        engine = self._broker.engine_of(kernel.id)
         engine.feed(ev.Exempted(at=engine.now, session=kernel.id, until=engine.now + seconds))
         await engine.settled(kernel)
         return msg.Ok(), (), None
@@ -131,11 +144,16 @@ class Doorway:
             problem = "this notebook's session has ended. Restart the kernel."
             raise BadToken(problem)
         # A pid of 0 is a client in a pid namespace we cannot see into: its token and uid must do.
-        if peer.pid and not procfs.is_descendant(peer.pid, kernel.key.pid):
-            problem = f"this token belongs to process {kernel.key.pid} and its children, and {peer.pid} is none of them."
-            raise BadToken(problem)
+        inside = not peer.pid or procfs.is_descendant(peer.pid, kernel.key.pid)
+        if not inside:
+            # A command's starter holds its memory for it: from outside, where no pause reaches.
+            if kernel.opener is None or procfs.process_key(peer.pid) != kernel.opener:
+                problem = f"this token belongs to process {kernel.key.pid} and its children, and {peer.pid} is none of them."
+                raise BadToken(problem)
+            self._broker.accompanied(kernel)
         is_root = not peer.pid or peer.pid == kernel.key.pid
-        engine, device = self._broker.engine, self._broker.engine.device.inventory
+        engine = self._broker.engine_of(kernel.id)
+        device = engine.device.inventory
         attached = msg.Attached(
             kernel.id,
             device.id,
@@ -143,12 +161,14 @@ class Doorway:
             device.name,
             engine.scheduler.config.capacity,
             engine.scheduler.config.plain_grace,
+            device.reserve,
+            self._broker.budget(kernel),
         )
         if is_root:
             self._broker.attached(kernel)
         return (
             attached,
-            (kernel.page.fd,),
+            (kernel.page.fd, kernel.tally.fd),
             lambda c: self._broker.take_over(kernel, c, body, first=is_root),
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from gpushare_kernel.broker.kernels import Kernel, Registry
@@ -101,12 +102,13 @@ class Engine:
         return True
 
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
-        """Sample one kernel; its context is not counted as memory it uses."""
+        """Sample one kernel; what its interpreter held from the start is not counted as memory it uses."""
         target = kernel.target
         usage = None if target is None else self.device.usage(target, memory=memory)
-        if usage is None or usage.memory is None:
-            return usage
-        return Usage(usage.device_time, usage.wanted, max(0, usage.memory - kernel.baseline))
+        if usage is None:
+            return None
+        held = None if usage.memory is None else max(0, usage.memory - kernel.baseline)
+        return replace(usage, memory=held, progress=kernel.tally.read())
 
     def sample(self, *sessions: SessionId) -> None:
         """Sample what the scheduler watches and `sessions`, and let it decide."""
@@ -116,7 +118,7 @@ class Engine:
             usage = None if kernel is None else self.usage(kernel)
             if usage is not None:
                 used[session] = usage
-        self.feed(ev.Sampled(at=self.now, used=used))
+        self.feed(ev.Sampled(at=self.now, used=used, utilization=self.device.utilization()))
 
     async def settled(self, kernel: Kernel) -> None:
         """Wait until every pause and resume of `kernel` asked for so far is carried out, or its user has stopped it."""
@@ -128,6 +130,26 @@ class Engine:
         for session in list(self.scheduler.sessions):
             if self.scheduler.sessions[session].stopped is not None:
                 self.feed(ev.Exempted(at=self.now, session=session, until=self.now + 0.2))
+
+    def look_at_paused(self) -> None:
+        """A process can let itself run: look whether those we paused still stand, side by side."""
+        for session in self.scheduler.sessions.values():
+            kernel = self._registry.get(session.id)
+            if session.stopped is None or session.pausing or kernel is None:
+                continue
+            if kernel.tail is None or kernel.tail.done():
+                self._then(kernel, self._looking(kernel))
+
+    def _looking(self, kernel: Kernel) -> Callable[[], Awaitable[None]]:
+        target = kernel.target
+
+        async def action() -> None:
+            if target is None or await self.device.still(target):
+                return
+            _logger.warning("a paused session lets itself run", extra={"session": kernel.id})
+            self.feed(ev.Continued(at=self.now, session=kernel.id))
+
+        return action
 
     async def close(self) -> None:
         """Let everybody run again and stop deciding."""
@@ -216,6 +238,8 @@ class Engine:
                 if status is not PauseStatus.PAUSED:
                     kernel.mark_paused(paused=False)
             if kernel.id in self.scheduler.sessions:
+                if not self.scheduler.config.divisible:
+                    self.sample(kernel.id)  # it stands still: what it has counted is final
                 self.feed(
                     ev.Paused(
                         at=self.now,

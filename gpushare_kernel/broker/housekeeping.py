@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.adoption import Adoption, Foreign
 from gpushare_kernel.broker.broker import Broker
+from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
@@ -16,6 +19,7 @@ from gpushare_kernel.core.values import MiB, SessionId, Usage
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.transport.server import Listener
+from gpushare_kernel.wire.messages import Announce
 
 PERIOD = 1.0
 ROUNDS = 10
@@ -29,10 +33,25 @@ class Housekeeping:
     """One pass a second. `lock` is the descriptor of broker.lock."""
 
     def __init__(
-        self, broker: Broker, listener: Listener, places: Places, idle_exit: float, *, lock: int
+        self,
+        broker: Broker,
+        listener: Listener,
+        places: Places,
+        idle_exit: float,
+        *,
+        lock: int,
+        foreign: Foreign = Foreign.IGNORE,
     ) -> None:
         self._broker, self._listener, self._places = broker, listener, places
         self._idle_exit, self._lock = idle_exit, lock
+        self._adoption = {
+            name: Adoption(
+                foreign,
+                take=partial(broker.take_in, engine=engine),
+                has_sessions=lambda uid: bool(broker.registry.of(uid)),
+            )
+            for name, engine in broker.engines.items()
+        }
         self._round = 0
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
@@ -51,47 +70,70 @@ class Housekeeping:
         broker = self._broker
         if not (self._listener.in_place and _leads_to(self._places.broker_lock, self._lock)):
             # Nobody finds us, and the next to come starts a second broker for the same device.
-            broker.engine.resume_everybody()
+            for engine in broker.engines.values():
+                engine.resume_everybody()
             broker.stop("its folder was removed", for_good=False)
             return
         self._round += 1
-        self._look_at_kernels()
-        self._watch_capacity()
+        for engine in broker.engines.values():
+            self._watch_device(engine)
+            self._look_at_kernels(engine)
+            self._watch_capacity(engine)
+            self._look_at_strangers(engine)
+            engine.look_at_paused()
         broker.tell_waits()
+        broker.tell_budgets()
         broker.save_accounts()
         if self._idle_exit and broker.idle_for >= self._idle_exit:
             self._retire()
 
-    def _look_at_kernels(self) -> None:
+    def _look_at_kernels(self, engine: Engine) -> None:
         """Who stirs without having said so? One clock read each; a close look only where it is worth it."""
         used: dict[SessionId, Usage] = {}
         for number, kernel in enumerate(self._broker.registry):
-            if self._worth_a_look(kernel) or number % ROUNDS == self._round % ROUNDS:
-                usage = self._broker.engine.usage(kernel, memory=True)
+            if self._broker.engine_of(kernel.id) is not engine:
+                continue
+            if self._worth_a_look(engine, kernel) or number % ROUNDS == self._round % ROUNDS:
+                usage = engine.usage(kernel, memory=True)
                 if usage is not None:
                     used[kernel.id] = usage
                     self._memory[kernel.id] = usage.memory or 0
         if used:
-            engine = self._broker.engine
             engine.feed(ev.Sampled(at=engine.now, used=used))
 
-    def _worth_a_look(self, kernel: Kernel) -> bool:
+    def _worth_a_look(self, engine: Engine, kernel: Kernel) -> bool:
         if kernel.key is None:
             return False
-        session = self._broker.scheduler.sessions.get(kernel.id)
-        if session is not None and session.jobs:
-            return True
+        session = engine.scheduler.sessions.get(kernel.id)
+        if session is not None and (session.jobs or not engine.scheduler.config.divisible):
+            return True  # what a device's driver knows of it has been read already
         cpu = procfs.cpu_seconds(kernel.key.pid) or 0.0
         stirred = cpu - self._cpu.get(kernel.id, 0.0) > _STIRRED
         self._cpu[kernel.id] = cpu
         return stirred
 
-    def _watch_capacity(self) -> None:
+    def _watch_device(self, engine: Engine) -> None:
+        """A device that is lost: everybody on it runs, nothing is admitted there, and people are told what to do."""
+        why = engine.device.lost
+        if (why is not None) == engine.scheduler.lost:
+            return
+        engine.feed(ev.DeviceLost(at=engine.now, lost=why is not None))
+        if why is not None:
+            _logger.error("a device is lost: %s", why, extra={"device": engine.device.inventory.id})
+            self._broker.say(Announce(why))
+
+    def _look_at_strangers(self, engine: Engine) -> None:
+        """Who uses the device and is in no session: they take part, where that is wanted."""
+        kernels = self._broker.registry
+        targets = [kernel.target for kernel in kernels if kernel.target is not None]
+        self._adoption[engine.device.inventory.id].look(engine.device.strangers(targets))
+
+    def _watch_capacity(self, engine: Engine) -> None:
         """What others took of the device since we started is not ours to give."""
-        broker, engine = self._broker, self._broker.engine
-        book = broker.scheduler.book
-        sessions = broker.scheduler.sessions
-        self._memory = {name: seen for name, seen in self._memory.items() if name in sessions}
+        book = engine.scheduler.book
+        sessions = engine.scheduler.sessions
+        registry = self._broker.registry
+        self._memory = {n: seen for n, seen in self._memory.items() if registry.get(n) is not None}
         managed = sum(
             max(s.measured, self._memory.get(s.id, 0)) + s.context for s in sessions.values()
         )

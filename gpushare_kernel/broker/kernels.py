@@ -18,6 +18,7 @@ from gpushare_kernel.core.errors import BadFrame, BadToken, UserError
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.transport import pidfds
+from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import PAUSED, SLOTS, WordPage
 from gpushare_kernel.wire.messages import BrokerNotice
 
@@ -46,6 +47,14 @@ class Kernel:
     token_hash: str
     page: WordPage
     weight: float = 1.0
+    #: It yields to every other session.
+    background: bool = False
+    #: What it is known to need at its next start, in bytes (0: nothing is known).
+    needs: int = 0
+    #: How far its client has come, by its own count.
+    tally: Tally = field(default_factory=Tally.create)
+    #: The budget its client was last told: bytes, None for no cap; -1 before it was told any.
+    told_budget: int | None = -1
     #: Its root process, once bound; `without` are the roots of sessions below it.
     key: ProcessKey | None = None
     pidfd: int = -1
@@ -120,6 +129,7 @@ class Kernel:
         """Close every descriptor."""
         self.let_go()
         self.page.close()
+        self.tally.close()
 
 
 class Registry:
@@ -144,7 +154,13 @@ class Registry:
         return [kernel for kernel in self._kernels.values() if kernel.uid == uid]
 
     def open(
-        self, uid: int, name: str, weight: float, opener: ProcessKey | None
+        self,
+        uid: int,
+        name: str,
+        weight: float,
+        opener: ProcessKey | None,
+        *,
+        background: bool = False,
     ) -> tuple[Kernel, str]:
         """Return a new kernel and its token.
 
@@ -166,7 +182,7 @@ class Registry:
             WordPage.create(),
             weight,
         )
-        kernel.opener = opener
+        kernel.opener, kernel.background = opener, background
         self.add(kernel)
         return kernel, token
 

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpushare_kernel import procfs
@@ -33,20 +33,22 @@ CREATE TABLE IF NOT EXISTS sessions (
     id TEXT NOT NULL, boot TEXT NOT NULL, user TEXT NOT NULL, uid INTEGER NOT NULL, name TEXT NOT NULL,
     pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
+    device TEXT NOT NULL, background INTEGER NOT NULL,
     PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time, opener, opener_start) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start, device, background)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
     "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
-    " opener, opener_start FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    " opener, opener_start, device, background FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
@@ -73,6 +75,8 @@ class SessionRow:
     opened_at: float
     device_time: float
     opener: ProcessKey | None = None
+    device: str = ""
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +121,11 @@ class Ledger:
         sessions: list[SessionRow] = []
         users: list[tuple[UserId, UserRow]] = []
         with self._reporting(), closing(_opened(self._path)) as database:
-            for id_, user, uid, name, pid, start, *kept, opener, since in database.execute(
-                _LOAD, (self._boot,)
-            ):
+            for id_, user, uid, name, pid, start, *kept in database.execute(_LOAD, (self._boot,)):
                 who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
-                token, weight, persistent, opened, used = kept
-                sessions.append(
-                    SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
-                )
+                token, weight, persistent, opened, used, opener, since, device, background = kept
+                row = SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
+                sessions.append(replace(row, device=device, background=bool(background)))
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
         return Loaded(tuple(sessions), tuple(users))
@@ -135,7 +136,13 @@ class Ledger:
         who = (row.id, self._boot, row.user, row.uid, row.name)
         self._note(
             ("session", row.id),
-            (_SESSION, (*who, *_pair(row.process), *kept, *_pair(row.opener))),
+            (
+                _SESSION,
+                (
+                    *(*who, *_pair(row.process), *kept, *_pair(row.opener)),
+                    *(row.device, int(row.background)),
+                ),
+            ),
             urgent=urgent,
         )
 

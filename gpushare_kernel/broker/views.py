@@ -13,6 +13,7 @@ from gpushare_kernel.wire import snapshot as view
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.engine import Engine
     from gpushare_kernel.broker.kernels import Kernel
 
 
@@ -36,7 +37,7 @@ def named(broker: Broker, wait: Wait, uid: int) -> Wait:
         holders,
         wait.eta,
         broker.longest_wait,
-        None if wait.until is None else max(0.0, wait.until - broker.engine.now),
+        None if wait.until is None else max(0.0, wait.until - broker.now),
     )
 
 
@@ -47,18 +48,18 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
         broker=view.BrokerView(
             broker.pid, __version__, broker.uptime, broker.system, broker.longest_wait or None
         ),
-        devices=(_device(broker),),
-        sessions=tuple(_session(broker, s, uid) for s in broker.scheduler.sessions.values()),
+        devices=tuple(_device(engine) for engine in broker.engines.values()),
+        sessions=tuple(_session(broker, s, uid) for s in broker.sessions()),
         queue=tuple(_queue(broker, uid)),
         users=tuple(
-            view.UserView(_user(broker, user.id, uid), user.weight, user.device_time)
-            for user in broker.scheduler.users.values()
+            view.UserView(_user(broker, user, uid), weight, seconds)
+            for user, weight, seconds in broker.accounts()
         ),
     )
 
 
-def _device(broker: Broker) -> view.DeviceView:
-    core, inventory = broker.scheduler, broker.engine.device.inventory
+def _device(engine: Engine) -> view.DeviceView:
+    core, inventory = engine.scheduler, engine.device.inventory
     table = core.book.table
     lanes = tuple(
         view.LaneView(
@@ -89,11 +90,11 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         user=_user(broker, session.user.id, uid),
         name=kernel.name if kernel is not None and open_ else None,
         pid=kernel.key.pid if kernel is not None and open_ and kernel.key else None,
-        state=session_state(session, broker.engine.now),
+        state=session_state(session, broker.now),
         mode=mode,
         p=session.charged if open_ else None,
         device_time=session.device_time,
-        device=broker.engine.device.inventory.id,
+        device=broker.engine_of(session.id).device.inventory.id,
         own=kernel is not None and kernel.uid == uid,
         jobs=tuple(session.jobs),
         demand=session.demand,
@@ -118,12 +119,16 @@ def session_state(session: Session, now: float) -> str:
 
 def core_mode(broker: Broker, session: Session) -> str | None:
     """Return how `session` shares its device now, None where it wants nothing."""
-    return broker.scheduler.turns.mode(session, broker.engine.now)
+    return broker.engine_of(session.id).scheduler.turns.mode(session, broker.now)
 
 
 def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
-    core, out = broker.scheduler, []
-    for job in core.jobs.values():
+    out = []
+    for core, job in (
+        (engine.scheduler, job)
+        for engine in broker.engines.values()
+        for job in engine.scheduler.jobs.values()
+    ):
         session = core.sessions[job.session]
         waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
         if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
@@ -139,7 +144,7 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
                 wait.ahead,
                 wait.eta,
                 wait.needs if open_ else 0,
-                broker.engine.now - job.submitted,
+                broker.now - job.submitted,
                 broker.job_names.get(job.id) if open_ else None,
             )
         )

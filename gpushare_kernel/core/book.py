@@ -61,7 +61,8 @@ class MemoryBook:
         if size is not None:
             return Need(held, max(0, size - held))
         if persistent is None and ephemeral is None:
-            return Need(self.config.plain_persistent, self.config.plain_ephemeral)
+            kept = self.config.plain_persistent if self.config.divisible else held
+            return Need(kept, self.config.plain_ephemeral)
         return Need(held if persistent is None else persistent, ephemeral or 0)
 
     def added(self, session: Session, need: Need) -> int:

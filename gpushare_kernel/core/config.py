@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from gpushare_kernel.core.values import MiB
 
@@ -34,3 +35,15 @@ class Config:
     tell_paused: float = 5.0
     #: After a broker's restart: no pauses, no admissions, until its sessions have confirmed what they hold.
     orphan_grace: float = 5.0
+    #: Cores are divided among sessions; a GPU is not, it is given out in slots of time.
+    divisible: bool = True
+    #: Seconds over which such a device says how busy it was; 0 where it never does.
+    window: float = 0.2
+    #: Pause from outside also those who meet boundaries: the device does it faster and lets its queues drain.
+    enforce: bool = False
+    #: Nobody can be paused: who meets no boundary runs beside the others.
+    can_pause: bool = True
+
+    def for_gpu(self, margin: int) -> Self:
+        """Return the settings of a GPU: who declares nothing may take `margin` bytes at once, and keeps what it has."""
+        return replace(self, plain_persistent=0, plain_ephemeral=margin, plain_grace=0.1)

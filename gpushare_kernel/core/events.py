@@ -25,6 +25,8 @@ class SessionOpened(Event):
     user_weight: float | None = None
     persistent: int = 0
     orphaned: bool = False
+    #: It yields to every session that is not.
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,10 @@ class SessionClosed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSubmitted(Event):
-    """A declared job: either `size`, or `persistent` (the session's total) and `ephemeral`, or neither (default needs)."""
+    """A declared job: either `size`, or `persistent` (the session's total) and `ephemeral`, or neither (default needs).
+
+    `usage` is what the session has used so far.
+    """
 
     job: JobId
     session: SessionId
@@ -61,6 +66,9 @@ class JobSubmitted(Event):
     ephemeral: int | None = None
     weight: float = 1.0
     cooperative: bool = False
+    #: Nobody declared it: a cell is about to use the device for the first time.
+    plain: bool = False
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +81,7 @@ class JobConfirmed(Event):
     ephemeral: int
     group: int
     running: bool
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +128,20 @@ class CellEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled(Event):
-    """The answer to `Wake`: what sessions have used so far. Due deadlines are met with it."""
+    """The answer to `Wake`: what sessions have used so far. Due deadlines are met with it.
+
+    `utilization` is the part of the time (0 to 1) in which the device was busy during its last window; None: not known.
+    """
 
     used: Mapping[SessionId, Usage] = field(default_factory=dict)
+    utilization: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued(Event):
+    """The session was paused, and runs: somebody else let it (a process can unlock itself)."""
+
+    session: SessionId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

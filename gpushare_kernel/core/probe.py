@@ -25,12 +25,13 @@ QUIET_FOR = 1.0
 class Seen:
     """What one sample says. `used` in device seconds since the last one, `demand` in cores where it can be told.
 
-    `begins`: the session works without a job (a plain cell, a background thread, a kernel without our client);
+    `steps` are the boundaries it met since the last one. `begins`: the session works without a job (a plain cell, a background thread, a kernel without our client);
     `quiet`: it has not used its turns for a while; `cheated`: it used the device although it is paused.
     """
 
     used: float
     demand: float | None = None
+    steps: int = 0
     begins: bool = False
     quiet: bool = False
     cheated: bool = False

@@ -79,6 +79,8 @@ class Session:
     weight: float = 1.0
     #: Its weight between jobs that declare one of their own.
     usual_weight: float = 1.0
+    #: It yields to every session that is not.
+    background: bool = False
     presence: Presence = Presence.OPENED
     #: Bytes of P: the largest total declared since it was last released, and what it was last seen to hold.
     declared: int = 0
@@ -108,6 +110,8 @@ class Session:
     demand: float | None = None
     used: float | None = None
     wanted: float = 0.0
+    #: Boundaries it had met when it was last sampled.
+    progress: int = 0
     device_time: float = 0.0
     #: Seconds with a turn since the last sample, and since when it has one now.
     held: float = 0.0

@@ -12,10 +12,13 @@ from gpushare_kernel.core.book import MemoryBook
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.deadlines import Deadlines
 from gpushare_kernel.core.errors import InternalError
+from gpushare_kernel.core.frames import Frames
+from gpushare_kernel.core.glance import Glance
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.policies import check_weight, policy_named
 from gpushare_kernel.core.probe import Probe, Seen
 from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.slots import Slots
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.turns import Turns
 from gpushare_kernel.core.values import (
@@ -40,10 +43,11 @@ class Scheduler:
         self.sessions: dict[SessionId, Session] = {}
         self.jobs: dict[JobId, Job] = {}
         self.book = MemoryBook(config)
-        self.turns = Turns(
+        kind = Frames if config.divisible else Slots
+        self.turns: Turns = kind(
             config, self._emit, self._leave_timer, self._grant_waiting, self._crowded_lane
         )
-        self.probe = Probe(config)
+        self.probe = Probe(config) if config.divisible else Glance(config)
         self.lost = False
         #: Confirmed jobs of one former lane meet again: former lane -> lane.
         self._groups: dict[int, LaneId] = {}
@@ -63,6 +67,7 @@ class Scheduler:
             ev.CellStarted: self._cell_started,
             ev.CellEnded: self._cell_ended,
             ev.Sampled: self._sampled,
+            ev.Continued: self._continued,
             ev.Paused: self._paused,
             ev.Exempted: self._exempted,
             ev.CapacityChanged: self._capacity_changed,
@@ -108,6 +113,7 @@ class Scheduler:
             user.weight = user_weight
         session = Session(event.session, user, next(self._order), idle_since=event.at)
         session.weight = session.usual_weight = weight
+        session.background, session.pausable = event.background, self.config.can_pause
         self.sessions[session.id] = session
         user.sessions.add(session.id)
         if event.orphaned:
@@ -129,7 +135,7 @@ class Scheduler:
         self._empty(session)
         session.become(Presence.OPENED)
         session.demand = session.used = None
-        session.pausable, session.exempt_until = True, 0.0
+        session.pausable, session.exempt_until = self.config.can_pause, 0.0
         self._admit(event.at)
 
     def _session_closed(self, event: ev.SessionClosed) -> None:
@@ -148,10 +154,11 @@ class Scheduler:
         session.cell_open = session.begun = False
         # Those that occupy their lane come last: it must not pass to a job that ends here too.
         for job in sorted(session.jobs.values(), key=self._occupies):
-            if job.waits and not job.plain:
+            if job.waits:
                 self._emit(do.Drop(job.id, session.id))
             self._over(session, job, JobState.LOST)
         self.turns.free(session)
+        self.turns.forget(session)
         self.book.charge(session, declared=0, measured=0)
         self.book.context(session, 0)
 
@@ -159,6 +166,8 @@ class Scheduler:
 
     def _job_submitted(self, event: ev.JobSubmitted) -> None:
         session = self.sessions[event.session]
+        if event.usage is not None:
+            self._take(session, event.usage, event.at)
         need = self.book.need(
             session, size=event.size, persistent=event.persistent, ephemeral=event.ephemeral
         )
@@ -169,6 +178,7 @@ class Scheduler:
             need,
             event.size,
             event.at,
+            plain=event.plain,
             cooperative=event.cooperative,
         )
         refusal = self.book.never_fits(session, need, event.size)
@@ -178,7 +188,7 @@ class Scheduler:
             return
         weight = check_weight(event.weight)
         if session.plain_job is not None:
-            # The cell declares its work after all: it is not counted twice.
+            # The cell declares its work after all (or says itself that it begins): it is not counted twice.
             self._over(session, session.plain_job, JobState.DONE)
         self._enlist(session, job)
         session.weight = weight
@@ -191,7 +201,16 @@ class Scheduler:
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
         session = self.sessions[event.session]
         need = Need(event.persistent, event.ephemeral)
-        job = Job(event.job, session.id, next(self._order), need, None, event.at, cooperative=True)
+        job = Job(
+            event.job,
+            session.id,
+            next(self._order),
+            need,
+            None,
+            event.at,
+            plain=event.plain,
+            cooperative=not event.plain,
+        )
         self._enlist(session, job)
         lane = self.book.table.lanes.get(self._groups.get(event.group, LaneId(-1)))
         taken = lane is not None and lane.occupant is not None and event.running
@@ -362,7 +381,7 @@ class Scheduler:
     def _paused(self, event: ev.Paused) -> None:
         session = self.sessions.get(event.session)
         if session is not None:
-            self.turns.paused(session, event.ticket, event.status, event.at)
+            self.turns.paused(session, event.ticket, event.status, event.at, event.drain)
 
     def _exempted(self, event: ev.Exempted) -> None:
         self.turns.exempt(self.sessions[event.session], event.until, event.at)
@@ -404,20 +423,24 @@ class Scheduler:
                 job = session.plain_job
                 if job is not None and job.background:
                     self._over(session, job, JobState.DONE)
+        self.turns.looked(event.utilization, event.at)
         self._deadlines.meet(event.at)
         self._admit(event.at)
+
+    def _continued(self, event: ev.Continued) -> None:
+        session = self.sessions.get(event.session)
+        if session is not None:
+            self.turns.restop(session)
 
     def _take(self, session: Session, usage: Usage, at: float) -> Seen:
         """Put what a sample says on the accounts."""
         seen = self.probe.sample(session, usage, at)
         self.turns.sampled(session)
-        session.user.device_time += seen.used
-        if seen.used and self.turns.crowded(at):
-            self.turns.accounts.charge(session, seen.used)
-        if seen.demand is not None:
-            self.turns.measure(session, seen.demand)
+        self.turns.account(session, usage, seen, at)
         if usage.memory is not None and all(job.plain for job in session.jobs.values()):
             self.book.charge(session, measured=usage.memory)
+        if usage.contexts or (usage.contexts == 0 and not session.jobs):
+            self.book.context(session, usage.contexts * self.config.reserve)
         return seen
 
     def _plain_begins(self, session: Session, at: float, *, background: bool) -> None:

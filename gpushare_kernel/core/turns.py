@@ -1,12 +1,13 @@
-"""Who runs when. All run while their measured demand fits the device; else turns, in frames of one turn length.
+"""Who runs when: what a turn is, on every kind of device. All run while they fit together; else turns.
 
-A frame: rank those who want the device, take the best until it is full (co-run), let the others leave (at a boundary
-where one comes soon, else paused from outside), start the taken ones as room appears. Holes are filled within the
-frame. Nobody's turn costs anything while all fit.
+Here is how a session comes to its turn and how it leaves (at a boundary where one comes soon, else paused from
+outside). Who is chosen next, and for how long, is for the two kinds of device: `frames` packs sessions onto cores,
+`slots` divides the time of a GPU, which runs one saturating session at a time.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -15,27 +16,32 @@ from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
 from gpushare_kernel.core.policies import policy_named
-from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.probe import Seen
+from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobState, Mode, PauseReason, PauseStatus, SessionId, UserId
+from gpushare_kernel.core.values import (
+    JobState,
+    Mode,
+    PauseReason,
+    PauseStatus,
+    SessionId,
+    Usage,
+    UserId,
+)
 
 SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
 LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
-FILLER, FILLER_PART = 0.5, 0.25
-"""Cores, and the part of a small device, that must lie idle before a session larger than them may fill them."""
+PATIENT_GRACE = 1.0
+"""Seconds in which a boundary must come where nothing but asking is possible."""
 LOOKS = 1
 """How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
-PATIENCE = 4
-"""Frames in a row in which a session that is larger than what is left lets smaller ones of its user pass."""
-FITS = 32
-"""How many of those who wait are tried in a hole within a frame, best first; the next frame tries them all."""
 
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
 
-class Turns:
+class Turns(ABC):
     """Phases of sessions, and the frame. Instructions go to `emit`, deadlines to `timer(at, session)`."""
 
     def __init__(
@@ -63,12 +69,7 @@ class Turns:
         #: Who gave its turn back since it was last sampled, and who was sampled since and still stands still.
         self._left_now: dict[SessionId, Session] = {}
         self._standing: dict[SessionId, Session] = {}
-        #: After so many had joined, nobody who waited fitted into so much room: not looked for again before that changes.
-        self._nobody_fits: tuple[int, float] = (-1, 0.0)
         self._leaving = 0
-        self._filler = min(FILLER, FILLER_PART * self.compute)
-        #: Who was taken into this frame with less room than it can use.
-        self._squeezed: Session | None = None
         self._exempt: dict[SessionId, Session] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
@@ -80,9 +81,18 @@ class Turns:
         return (
             not self.lost
             and at >= self.free_until
-            and self.load > self.compute + SLACK
             and len(self.wanting) > 1
+            and not self.all_fit(at)
         )
+
+    @abstractmethod
+    def all_fit(self, at: float) -> bool:
+        """Whether all who want the device can have it at the same time, as far as is known."""
+
+    @property
+    def turn(self) -> float:
+        """How long those chosen now keep the device while others wait, in seconds."""
+        return self.config.turn
 
     def mode(self, session: Session, at: float) -> Mode | None:
         """How `session` shares the device now; None where it wants nothing."""
@@ -90,11 +100,11 @@ class Turns:
             return None
         if len(self.wanting) == 1:
             return Mode.ALONE
-        return (
-            Mode.EXCLUSIVE
-            if self.crowded(at) and session.counted >= self.compute - SLACK
-            else Mode.CO_RUN
-        )
+        return Mode.EXCLUSIVE if self.crowded(at) and self._has_it_alone(session) else Mode.CO_RUN
+
+    def _has_it_alone(self, session: Session) -> bool:
+        """Whether nobody else runs in a turn of `session`."""
+        return session.counted >= self.compute - SLACK
 
     def want(self, session: Session, at: float) -> None:
         """`session` has work: it joins those who want turns; where it runs already it is taken as it is."""
@@ -160,6 +170,18 @@ class Turns:
         if session.id in self.wanting:
             self._recount(session)
 
+    def forget(self, session: Session) -> None:
+        """`session` is gone, or its kernel starts anew."""
+        self._exempt.pop(session.id, None)
+
+    @abstractmethod
+    def account(self, session: Session, usage: Usage, seen: Seen, at: float) -> None:
+        """`session` was sampled: put what it used on its accounts."""
+
+    @abstractmethod
+    def looked(self, utilization: float | None, at: float) -> None:
+        """All samples of one moment are in; `utilization` is how busy the device was in its last window."""
+
     def settle(self, at: float) -> None:
         """Bring phases in line with what is wanted. Called once after every event."""
         if not self.crowded(at):
@@ -175,8 +197,15 @@ class Turns:
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def paused(self, session: Session, ticket: int, status: PauseStatus, at: float) -> None:
-        """A `Pause` was carried out, or could not be."""
+    def paused(
+        self,
+        session: Session,
+        ticket: int,
+        status: PauseStatus,
+        at: float,
+        drain: float = 0.0,  # noqa: ARG002  what a kind of device learns from it
+    ) -> None:
+        """A `Pause` was carried out, or could not be; its work took `drain` seconds to end."""
         if not session.pausing or ticket != session.ticket:
             return
         session.pausing = False
@@ -205,8 +234,17 @@ class Turns:
 
     def late(self, session: Session, at: float) -> None:
         """The deadline of `session` to reach its boundary has come."""
-        if session.phase is Phase.LEAVING and not session.pausing and at >= session.leave_by:
+        if session.phase is not Phase.LEAVING or session.pausing or at < session.leave_by:
+            return
+        if session.pausable:
             self._pause(session, at, PauseReason.TURN_ENDED)
+            return
+        for job in _at_work(
+            session
+        ):  # nobody can pause it, and it does not answer: it runs beside the others
+            job.cooperative = False
+        self._recount(session)
+        self._stay(session, at)
 
     def restop(self, session: Session) -> None:
         """`session` used the device although it is paused: somebody else continued it."""
@@ -228,6 +266,18 @@ class Turns:
 
     # --- frames --------------------------------------------------------------------------------------
 
+    @abstractmethod
+    def _choose(self, held: list[Session], at: float) -> dict[SessionId, Session]:
+        """Return whom the next frame is for, out of the accounts; those in `held` have the device now."""
+
+    @abstractmethod
+    def _fill(self, at: float) -> None:
+        """Start those chosen as room appears, and who else fits."""
+
+    @abstractmethod
+    def _count(self, session: Session) -> None:
+        """Say again what `session` counts for while it wants a turn."""
+
     def _everybody(self, at: float) -> None:
         self.frame_end = None
         for session in [*self.joining.values()]:
@@ -248,9 +298,8 @@ class Turns:
         for session in [*self.joining.values(), *held]:
             self.accounts.join(session)
         self.joining.clear()
-        taken = self._choose(self._room(at) + sum(s.counted for s in held))
-        self.frame_end = at + self.config.turn
-        self.accounts.advance(self._squeezed)
+        taken = self._choose(held, at)
+        self.frame_end = at + self.turn
         for session in held:
             if session.id in taken:
                 del taken[session.id]
@@ -260,94 +309,6 @@ class Turns:
                 self._leave(session, at)
         self.joining = taken
         self._fill(at)
-
-    def _choose(self, room: float) -> dict[SessionId, Session]:
-        """Take the best that fit into `room` together; one that is larger than what is left may get just that."""
-        taken: dict[SessionId, Session] = {}
-        skipped: Session | None = None
-        self._squeezed = None
-        for session in self._candidates():
-            if session.counted <= room + SLACK:
-                self._take(session, taken)
-                room -= session.counted
-            elif skipped is None and self._squeezed is None:
-                # Nobody before it could use what is left, and they would come first in every frame.
-                if taken and room >= self._filler and not self._objectors(session, taken, room):
-                    self._take(session, taken)
-                    self._squeezed, room = session, 0.0
-                else:
-                    skipped = session
-                    session.passed += 1
-        # Cores would lie idle: co-run a larger one, but only while it is not ahead of its share.
-        if taken and skipped is not None and skipped.demand is not None and room >= self._filler:
-            credit = self.accounts.credit
-            others = self._objectors(skipped, taken, room)
-            if all(skipped.user.vtime <= user.vtime + credit / user.weight for user in others):
-                self._take(skipped, taken)
-                self._squeezed = skipped
-        return taken
-
-    def _candidates(self) -> Iterator[Session]:
-        """Yield who waits, best first. Smaller sessions pass a larger one of their user by one turn's worth, not for ever."""
-        left: dict[User, Session] = {}
-        for session in self.accounts.ranked(self._cost):
-            first = left.get(session.user)
-            if (
-                first is not None
-                and self.accounts.policy.rotates
-                and session.vtime > first.vtime + self.accounts.credit / first.weight
-            ):
-                continue
-            yield session
-            if self.accounts.waits(session):
-                left.setdefault(session.user, session)
-
-    def _take(self, session: Session, taken: dict[SessionId, Session]) -> None:
-        self.accounts.leave(session)
-        taken[session.id] = session
-        session.passed = 0
-
-    def _objectors(
-        self, session: Session, taken: dict[SessionId, Session], room: float
-    ) -> list[User]:
-        """Users of `taken` who lose by `session` getting `room`: others of theirs wait, or theirs would be slower.
-
-        Its own user divides its own share: the better ranked ones object only for a while.
-        """
-        return [
-            other.user
-            for other in taken.values()
-            if (
-                session.passed < PATIENCE
-                if other.user is session.user
-                else self.accounts.has_waiting(other.user) or other.counted > room + SLACK
-            )
-        ]
-
-    def _fill(self, at: float) -> None:
-        for session in [*self.joining.values()]:
-            if self._leaving and session.counted > self._room(at) + SLACK:
-                return
-            del self.joining[session.id]
-            self._use(session, at)
-            if self.accounts.policy.rotates:
-                self.frame_end = at + self.config.turn
-        if self._leaving or not self.accounts.users:
-            return
-        if not self.using:
-            self._frame(at)
-            return
-        room = self._room(at)
-        if room <= SLACK or (
-            self._nobody_fits[0] == self.accounts.joins and room <= self._nobody_fits[1]
-        ):
-            return
-        for session in islice(self._candidates(), FITS):
-            if session.counted <= room + SLACK:
-                self.accounts.leave(session)
-                self._use(session, at)
-                room -= session.counted
-        self._nobody_fits = (self.accounts.joins, room)
 
     # --- one session -----------------------------------------------------------------------------------
 
@@ -375,13 +336,10 @@ class Turns:
             self._left(session, at)
             return
         job = running[0]
-        if (
-            len(running) == 1
-            and job.cooperative
-            and (job.interval or 0.0) <= self.config.boundary_grace
-        ):
+        if self._is_asked(session):
             job.asked = True
-            session.leave_by = at + self.config.boundary_grace
+            grace = self.config.boundary_grace if session.pausable else PATIENT_GRACE
+            session.leave_by = at + grace
             self._emit(Ask(job.id, session.id, turn=True, lane=self._crowded(job)))
             self._timer(session.leave_by, session)
         else:
@@ -419,31 +377,28 @@ class Turns:
         session.held += at - session.on_since
 
     def _may_pause(self, session: Session, at: float) -> bool:
-        return session.pausable and at >= session.exempt_until
+        return (session.pausable or self._is_asked(session)) and at >= session.exempt_until
 
-    def _room(self, at: float) -> float:
-        """Cores that nobody's turn takes. Who may not be paused just now is beside the turns, not in their way."""
-        self._exempt = {name: s for name, s in self._exempt.items() if at < s.exempt_until}
-        beside = (s for s in self._exempt.values() if s.phase is Phase.ON)
-        return self.compute - self.busy + sum(s.counted for s in beside)
+    def _is_asked(self, session: Session) -> bool:
+        """Whether `session` is asked for its turn at a boundary, rather than paused from outside."""
+        running = _at_work(session)
+        if len(running) != 1 or not running[0].cooperative:
+            return False
+        if not session.pausable:
+            return True
+        soon = (running[0].interval or 0.0) <= self.config.boundary_grace
+        return soon and not self.config.enforce
+
+    @staticmethod
+    def _cooperates(session: Session) -> bool:
+        """Whether all work of `session` meets boundaries."""
+        return bool(session.jobs) and all(job.cooperative for job in session.jobs.values())
 
     def _recount(self, session: Session) -> None:
         before = session.counted
         self._count(session)
         if session.id in self.using:
             self.busy += session.counted - before
-
-    def _count(self, session: Session) -> None:
-        if not session.pausable:
-            counted = 0.0
-        elif session.demand is None:
-            counted = self.compute
-        else:
-            counted = counted_demand(session.demand, self.compute)
-        if counted < session.counted and session.phase is Phase.WAITING:
-            self._nobody_fits = (-1, 0.0)
-        self.load += counted - session.counted
-        session.counted = counted
 
     def _cost(self, session: Session) -> float:
         return session.counted * self.config.turn
@@ -464,16 +419,6 @@ class Turns:
 
     def _others(self, session: Session) -> int:
         return len(self._users) - (session.user.id in self._users)
-
-
-def counted_demand(demand: float, compute: float) -> float:
-    """What a measured demand counts for: threads are whole, with 10 % tolerance above; next to nothing is nothing."""
-    if demand < 0.02:  # noqa: PLR2004
-        return 0.0
-    whole = round(demand)
-    if whole >= 1 and 0 < demand - whole <= 0.1 * whole:
-        demand = float(whole)
-    return min(demand, compute)
 
 
 def _at_work(session: Session) -> list[Job]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from gpushare_kernel.core.errors import InvariantBroken
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.turns import SLACK
 from gpushare_kernel.core.values import JobState
 
 _CLOSE = 1e-6
@@ -89,7 +88,7 @@ def _turns(scheduler: Scheduler) -> Iterator[str]:
             yield f"turns: {name} is {value}, in fact {fact}"
     if turns.wanting and not turns.using and not scheduler.lost:
         yield "I6: somebody wants the device and nobody uses it"
-    if not turns.crowded(scheduler.at) and waiting and turns.load <= turns.compute + SLACK:
+    if not turns.crowded(scheduler.at) and waiting and turns.all_fit(scheduler.at):
         yield "I6: somebody waits while all fit"
 
 

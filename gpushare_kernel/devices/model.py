@@ -89,8 +89,13 @@ class ModelDevice(ModelGpu):
         if self.fallen or self.nvml_gone or target.root in self._ended:
             return None
         process = self.process(target)
-        resident = process.resident if memory else None
-        return Usage(process.device_time, process.wanted, resident)
+        contexts = int(process.state is not ProcessState.NONE)
+        held = max(0, process.resident - process.reserve) if memory else None
+        active = process.device_time > process.looked_at
+        process.looked_at = process.device_time
+        return Usage(
+            process.device_time, process.wanted, held, contexts, int(process.progress), active
+        )
 
     def utilization(self) -> float | None:
         """Return how busy the device was in its last closed window of model time."""

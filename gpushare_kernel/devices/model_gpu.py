@@ -47,6 +47,9 @@ class ModelProcess:
     imported: bool = False
     device_time: float = 0.0
     wanted: float = 0.0
+    rate: float = 0.0  # boundaries a second alone; 0 where it meets none that can be seen
+    progress: float = 0.0  # boundaries met
+    looked_at: float = 0.0  # its device time when it was last asked for
 
     @property
     def held(self) -> int:
@@ -268,6 +271,7 @@ class ModelGpu:
             self._busy += share * seconds / self._compute
             process.device_time += share * seconds
             process.wanted += process.demand * seconds
+            process.progress += process.rate * share / process.demand * seconds
 
     def _runs(self, process: ModelProcess) -> bool:
         draining = process.state is ProcessState.LOCKED and self.now < process.still_at

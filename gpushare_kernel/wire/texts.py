@@ -14,6 +14,7 @@ from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _NAMED_HOLDERS = 2
 _FINE_FRACTION = 4
+_OOM_MARGIN = 15
 
 NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
 BROKER_AWAY = (
@@ -22,9 +23,19 @@ BROKER_AWAY = (
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
 LEFT_QUEUE = "Left the queue. The cell has not run."
+LEFT_QUEUE_COMMAND = "Left the queue. The command has not run."
 SWITCHED_OFF = "gpushare is silent here, and this notebook no longer cooperates. The device stays shared. %gpushare on undoes it."
 SWITCHED_ON = "gpushare speaks again, and this notebook cooperates."
 BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."
+LEFT_FIRST_USE = "Left the queue. The cell ended at its first use of the GPU."
+RESTART_DEFAULT = "From its next restart on this notebook starts like any other."
+FRAMES_KEPT = "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."
+FRAMES_CLEARED = "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."
+BROKEN_SESSION = "This notebook's GPU session is broken (others are fine): restart the kernel."
+SELF_UNLOCKED = (
+    "This notebook went on out of turn: the time counts as its own, and it is paused again."
+)
+PROFILED = "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."
 
 
 def memory_noun(kind: str) -> str:
@@ -56,13 +67,20 @@ def waited_text(seconds: float, noun: str = "GPU memory") -> str:
     return f"Waited {format_duration(seconds)} for {noun}."
 
 
-def wait_ended_text(seconds: float, wait: Wait | None, noun: str = "GPU memory") -> str:
-    """Return the error of a job whose `--wait` is over."""
+def wait_ended_text(
+    seconds: float, wait: Wait | None, noun: str = "GPU memory", what: str = "cell"
+) -> str:
+    """Return the error of a job whose `--wait` is over; `what` it is: a cell, a command."""
     why = "" if wait is None else f" {_numbers(wait)}"
     return (
-        f"still no {noun} after {format_duration(seconds)}, as long as --wait says; the cell has not run."
+        f"still no {noun} after {format_duration(seconds)}, as long as --wait says; the {what} has not run."
         f"{why} Run it again later, or without --wait."
     )
+
+
+def for_command(text: str) -> str:
+    """Return a notebook's sentence as a command in a terminal reads it."""
+    return text.replace("this notebook", "this command").replace("This notebook", "This command")
 
 
 def used_text(report: Report, line: str) -> str:
@@ -106,6 +124,147 @@ def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
     if not released.freed:
         return f"Nothing to release: {names} uses all it holds, or holds no {noun}."
     return f"Released {format_size(released.freed)} of {noun}: {names}."
+
+
+def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
+    """Return the line of a plain cell that is held at its first use of the device, until there is room."""
+    if wait.reason is not WaitReason.MEMORY:
+        return wait_text(wait, noun)
+    first = f"Waiting for {noun}: this notebook's first use of it {_needs(wait)}."
+    return " ".join([first, *_holders(wait), *_place(wait), "Interrupt ends the cell."])
+
+
+def oom_text(
+    limit: int | None,
+    needed: int,
+    returned: int,
+    line: str,
+    noun: str = "GPU memory",
+    *,
+    others: int = 0,
+) -> str:
+    """Return the last line of a cell that ran out of memory.
+
+    Parameters
+    ----------
+    limit
+        Bytes this notebook may use; None where no cap of ours was in the way.
+    needed
+        Bytes it held and asked for when it failed.
+    returned
+        Bytes that came back since.
+    line
+        What to put on the first line (`%%gpulane 9GiB`, see `oom_size`); empty where no size would do.
+    others
+        Bytes that others hold; 0 where that is not known, or not why.
+    """
+    held = f" Others hold {format_size(others)}." if others > 0 else ""
+    back = f" {format_size(returned)} came back." if returned > 0 else ""
+    way_out = (
+        f"Put this on the first line and run again: {line}"
+        if line
+        else "That is more than there is: run again with a smaller batch."
+    )
+    return f"{_over(limit, needed, noun)}{held}{back} {way_out}"
+
+
+def oom_restart_text(
+    limit: int | None, needed: int, line: str, framework: str = "JAX", noun: str = "GPU memory"
+) -> str:
+    """Return the same for a framework whose limit is fixed when the kernel starts; `line` is `%gpushare memory 20GiB`."""
+    return (
+        f"{_over(limit, needed, noun)} {framework} takes its limit when the kernel starts. "
+        f"Run this, then restart the kernel: {line}"
+    )
+
+
+def oom_size(needed: int) -> str:
+    """Return the size to declare after running out of memory: what was needed, and a little more."""
+    return pasteable_size(needed + needed * _OOM_MARGIN // 100)
+
+
+def adapter_text(framework: str, version: str, what: str) -> str:
+    """Return the line about a part of a framework that cannot be seen here."""
+    return f"{framework} {version} is shared, but not all of it is seen: {what}."
+
+
+def unadapted_text(why: str) -> str:
+    """Return the line of a notebook whose frameworks cannot be adapted at all."""
+    return f"This notebook is shared, but its frameworks are not seen from inside ({why}). jupyter gpushare doctor says more."
+
+
+def uncapped_text(why: str) -> str:
+    """Return the line about a limit that a framework did not take."""
+    return f"This notebook's limit of GPU memory could not be set ({why}): the broker watches it from outside."
+
+
+def restart_memory_text(size: int, noun: str = "GPU memory") -> str:
+    """Return the answer to `%gpushare memory SIZE`."""
+    return f"From its next restart on this notebook may use {format_size(size)} of {noun}. Restart the kernel."
+
+
+def asked_to_release_text(people: int, held: int, since: str) -> str:
+    """Return what an idle holder is asked, once; `since` is a time of day."""
+    return f"{_waiters(people)}; you hold {format_size(held)} idle since {since}: %gpushare release"
+
+
+def over_told_text(held: int, limit: int, noun: str = "GPU memory") -> str:
+    """Return what a notebook over its grant is told first."""
+    return f"{_holds(held, limit, noun)}. Put this on the first line next time: %%gpulane {pasteable_size(held)}"
+
+
+def over_asked_text(held: int, limit: int, people: int, noun: str = "GPU memory") -> str:
+    """Return what it is told when it is asked to give memory back."""
+    return (
+        f"{_holds(held, limit, noun)}, and {_waiters(people)}: it gives back what it does not use."
+    )
+
+
+def over_paused_text(
+    held: int, limit: int, people: int, seconds: float, noun: str = "GPU memory"
+) -> str:
+    """Return what it is told when it is paused for that."""
+    return (
+        f"Paused for at most {_seconds(seconds)}: {_holds(held, limit, noun, start='this')}, and {_waiters(people)}. "
+        "Interrupt the cell, then: %gpushare release"
+    )
+
+
+def desktop_text(size: int, noun: str = "GPU memory") -> str:
+    """Return the line of the display and what draws on it."""
+    return f"The desktop uses {format_size(size)} of {noun}; it is never paused."
+
+
+def foreign_text(size: int, noun: str = "GPU memory") -> str:
+    """Return the line of programs that take no part."""
+    return f"Programs outside gpushare use {format_size(size)} of {noun}; they take no turns."
+
+
+def cooperative_only_text(why: str) -> str:
+    """Return what is said where a device cannot pause anybody."""
+    return (
+        f"Notebooks here cannot be paused ({why}): those that meet steps take turns, "
+        "others run all the time."
+    )
+
+
+def _over(limit: int | None, needed: int, noun: str) -> str:
+    if limit is None:
+        return f"{noun}: this notebook needed about {format_size(needed)}, and there is no room for that now."
+    return f"{noun}: this notebook may use {format_size(limit)} and needed about {_free(needed, limit)}."
+
+
+def _holds(held: int, limit: int, noun: str, start: str = "This") -> str:
+    return f"{start} notebook holds {format_size(held)} of {noun} and may use {_free(limit, held)}"
+
+
+def _waiters(people: int) -> str:
+    return f"{_people(people)} {'waits' if people == 1 else 'wait'}"
+
+
+def _seconds(seconds: float) -> str:
+    """Return a limit in seconds up to two minutes: `60 s` is plainer than `1 min` where one sits and waits."""
+    return f"{seconds:.0f} s" if seconds <= 2 * _MINUTE else format_duration(seconds)
 
 
 def _reason(wait: Wait, noun: str) -> str:

@@ -55,7 +55,17 @@ def test_no_command_lists_them(gpushare):
     """Without a command one reads which there are."""
     done = gpushare()
     assert done.returncode == 1
-    for command in ("start", "stop", "status", "demo", "broker", "doctor", "install", "uninstall"):
+    for command in (
+        "start",
+        "stop",
+        "status",
+        "run",
+        "demo",
+        "broker",
+        "doctor",
+        "install",
+        "uninstall",
+    ):
         assert re.search(rf"^{command}$", done.stdout, re.MULTILINE), command
 
 

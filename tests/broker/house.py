@@ -21,7 +21,13 @@ from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.validate import validate
 from gpushare_kernel.core.values import DeviceId, GiB, PauseStatus, ProcessKey, SessionId, Usage
-from gpushare_kernel.devices.base import Capabilities, Inventory, PauseOutcome, Target
+from gpushare_kernel.devices.base import (
+    Capabilities,
+    Inventory,
+    PauseOutcome,
+    Stranger,
+    Target,
+)
 from gpushare_kernel.transport import fds as descriptors
 from gpushare_kernel.transport.channel import connect, handshake, read_frame, send_frame
 from gpushare_kernel.transport.frames import HEADER, FrameBuffer, pack
@@ -75,6 +81,26 @@ class PlayedDevice:
             raise answer
         return answer
 
+    @property
+    def lost(self) -> str | None:
+        return None
+
+    async def still(self, target: Target) -> bool:
+        return True
+
+    def utilization(self) -> float | None:
+        return None
+
+    @property
+    def window(self) -> float:
+        return 0.0
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
+        return ()
+
     def paused(self, target: Target) -> Collection[ProcessKey]:
         return ()
 
@@ -108,8 +134,11 @@ class Caller:
             self.sock.close()
             raise
         self.welcome, self.body = welcome, welcome.body
-        for fd in got:
-            self.view = WordView(fd)
+        for number, fd in enumerate(got):
+            if number == 0:
+                self.view = WordView(fd)
+            else:
+                os.close(fd)  # the tally
 
     def send(self, body: msg.Request) -> int:
         """Send a request, and do not wait for its reply."""
@@ -172,7 +201,7 @@ class House:
 
     async def _open(self) -> None:
         self.device = PlayedDevice(self._config.capacity, self._config.compute)
-        self.broker = Broker(self._config, self.device, self.ledger, system=False)
+        self.broker = Broker([(self._config, self.device)], self.ledger, system=False)
         self.listener = Listener(self.path, self._mode)
         self._serving = asyncio.create_task(serve(self.listener, Doorway(self.broker).on_hello))
         await asyncio.sleep(0)

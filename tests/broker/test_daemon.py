@@ -214,7 +214,7 @@ def test_everybody_runs_while_there_is_no_guardian(house: House) -> None:
     long = house.do(lambda: engine.now) + 1000
     house.do(lambda: engine.feed(ev.Exempted(at=engine.now, session=first.session, until=long)))
     before = house.do(lambda: engine.now)
-    house.do(lambda: daemon._let_run(engine, 50))
+    house.do(lambda: daemon._let_run(house.broker, 50))
     sessions = engine.scheduler.sessions
     assert sessions[first.session].exempt_until == long
     assert sessions[second.session].exempt_until >= before + 50

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, UserError, VersionMismatch
-from gpushare_kernel.core.values import JobId, Presence, SessionId
+from gpushare_kernel.core.values import GiB, JobId, Presence, SessionId
 from gpushare_kernel.transport.channel import connect
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import decode_welcome
@@ -97,8 +97,24 @@ def test_who_is_not_below_the_sessions_process_is_not_its_client(house: House) -
     with Program("say('up'); wait()") as kernel:
         kernel.said()
         house.bind(opened, kernel.pid)
-        with pytest.raises(BadToken, match=f"belongs to process {kernel.pid} and its children"):
-            house.attach(opened)
+        for opener in (kernel.key, None):  # whoever opened it, it was not we
+            house.kernel(opened).opener = opener
+            with pytest.raises(BadToken, match=f"belongs to process {kernel.pid} and its children"):
+                house.attach(opened)
+
+
+def test_whoever_opened_a_session_may_attach_for_it(house: House) -> None:
+    """The starter of a command holds its memory from outside: the session is one without a client, at once."""
+    opened = house.open()
+    with Program("say('up'); wait()") as command:
+        command.said()
+        house.bind(opened, command.pid)
+        starter = house.attach(opened)
+        session = house.broker.scheduler.sessions[SessionId(opened.session)]
+        assert house.do(lambda: session.presence) is Presence.BARE
+        job = msg.Submit(JobId("j"), "train", persistent=GiB, ephemeral=0)
+        assert isinstance(starter.ask(job), msg.Granted)
+        assert house.do(lambda: session.declared) == GiB
 
 
 def test_a_bind_needs_a_pidfd_of_a_living_process(house: House) -> None:

@@ -57,13 +57,22 @@ def now(coroutine: Coroutine[Any, Any, PauseOutcome]) -> PauseOutcome:
 class Machine(RuleBasedStateMachine):
     """Sessions, jobs, faults and time in any order."""
 
+    divisible = True
     sessions: Bundle[SessionId] = Bundle("sessions")
     jobs: Bundle[JobId] = Bundle("jobs")
 
     def __init__(self) -> None:
         super().__init__()
         self.device = ModelDevice(capacity=CAPACITY, reserve=RESERVE)
-        self.core = Scheduler(Config(capacity=CAPACITY, compute=1.0, reserve=RESERVE))
+        self.core = Scheduler(
+            Config(
+                capacity=CAPACITY,
+                compute=1.0,
+                reserve=RESERVE,
+                divisible=self.divisible,
+                enforce=not self.divisible,
+            )
+        )
         self.at = 0.0
         self.wake: float | None = None
         self.targets: dict[SessionId, Target] = {}
@@ -160,7 +169,7 @@ class Machine(RuleBasedStateMachine):
             usage = None if target is None else self.device.usage(target)
             if usage is not None:
                 used[session] = usage
-        self.send(ev.Sampled(at=self.at, used=used))
+        self.send(ev.Sampled(at=self.at, used=used, utilization=self.device.utilization()))
 
     # --- sessions --------------------------------------------------------------------------------------
 
@@ -262,10 +271,12 @@ class Machine(RuleBasedStateMachine):
         session=sessions,
         demand=st.sampled_from([0.0, 0.3, 1.0]),
         depth=st.sampled_from([0.0, 0.02, 0.8]),
+        rate=st.sampled_from([0.0, 150.0]),
     )
-    def work(self, session: SessionId, demand: float, depth: float) -> None:
+    def work(self, session: SessionId, demand: float, depth: float, rate: float) -> None:
         if session in self.targets:
             self._work(session, demand, depth)
+            self.device.process(self.targets[session]).rate = rate
 
     @rule(session=sessions)
     def cell(self, session: SessionId) -> None:
@@ -374,10 +385,18 @@ class Machine(RuleBasedStateMachine):
         assert all(s.presence is not Presence.CLOSED for s in self.core.sessions.values())
 
 
-Machine.TestCase.settings = settings(
+class SlotMachine(Machine):
+    """The same on a device whose time is given out in slots."""
+
+    divisible = False
+
+
+LONG = settings(
     max_examples=int(os.environ.get("GPUSHARE_EXAMPLES", "150")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+Machine.TestCase.settings = SlotMachine.TestCase.settings = LONG
 TestMachine = Machine.TestCase
+TestSlotMachine = SlotMachine.TestCase

@@ -55,7 +55,7 @@ def test_a_context_is_made_by_the_first_use_and_counts_against_the_gpu(gpu: Mode
     gpu.launch(A)
     assert used(gpu, A).memory == 0
     assert gpu.allocate(A, persistent=GiB) is Call.DONE
-    assert used(gpu, A).memory == GiB + RESERVE
+    assert used(gpu, A).memory == GiB
     assert gpu.free_memory == 15 * GiB - RESERVE
 
 
@@ -63,8 +63,8 @@ def test_an_allocation_gets_all_or_nothing(gpu: ModelDevice) -> None:
     """Out of memory leaves what was held as it was, the neighbour's too."""
     gpu.allocate(A, persistent=10 * GiB)
     assert gpu.allocate(B, persistent=2 * GiB, ephemeral=4 * GiB) is Call.OUT_OF_MEMORY
-    assert used(gpu, A).memory == 10 * GiB + RESERVE
-    assert used(gpu, B).memory == RESERVE
+    assert used(gpu, A).memory == 10 * GiB
+    assert used(gpu, B).memory == 0
     assert gpu.allocate(B, persistent=2 * GiB, ephemeral=3 * GiB) is Call.DONE
     assert gpu.free_memory == 0
     assert gpu.allocate(C) is Call.OUT_OF_MEMORY, "no room for the context itself"
@@ -75,16 +75,16 @@ def test_released_memory_is_free_again(gpu: ModelDevice) -> None:
     """'cuMemFree' gives it back; the context stays."""
     gpu.allocate(A, persistent=GiB, ephemeral=2 * GiB)
     assert gpu.release(A, ephemeral=2 * GiB) is Call.DONE
-    assert used(gpu, A).memory == GiB + RESERVE
+    assert used(gpu, A).memory == GiB
 
 
 def test_foreign_memory_moves_the_room(gpu: ModelDevice) -> None:
     """'capacity = device free at start - foreign use since': others come, take what is free, and go."""
     gpu.allocate(A, persistent=4 * GiB)
     managed = used(gpu, A).memory or 0
-    assert gpu.foreign(managed) == 0
+    assert gpu.foreign(managed) == RESERVE
     assert gpu.set_foreign(8 * GiB) == 8 * GiB
-    assert gpu.foreign(managed) == 8 * GiB
+    assert gpu.foreign(managed) == 8 * GiB + RESERVE
     assert gpu.allocate(A, ephemeral=4 * GiB) is Call.OUT_OF_MEMORY
     assert gpu.set_foreign(100 * GiB) == 12 * GiB - RESERVE
     assert gpu.free_memory == 0
@@ -106,7 +106,7 @@ def test_a_pause_keeps_memory_resident(gpu: ModelDevice) -> None:
     gpu.allocate(A, persistent=GiB, ephemeral=4 * GiB)
     free = gpu.free_memory
     assert pause(gpu, A).status is PauseStatus.PAUSED
-    assert used(gpu, A).memory == 5 * GiB + RESERVE
+    assert used(gpu, A).memory == 5 * GiB
     assert gpu.free_memory == free
 
 
@@ -225,7 +225,7 @@ def test_a_broken_context_is_reported_and_neighbours_are_untouched(gpu: ModelDev
     gpu.break_context(A)
     assert pause(gpu, A).status is PauseStatus.BROKEN
     assert gpu.allocate(A, persistent=1) is Call.FAILED
-    assert used(gpu, A).memory == RESERVE, "held until the process ends"
+    assert used(gpu, A).contexts == 1, "held until the process ends"
     assert pause(gpu, B).status is PauseStatus.PAUSED
 
 
@@ -312,7 +312,7 @@ def test_a_paused_session_uses_and_wants_nothing(gpu: ModelDevice) -> None:
     gpu.work(B, demand=1.0)
     pause(gpu, A)
     gpu.advance(2.0)
-    assert used(gpu, A) == Usage(0.0, 0.0, RESERVE)
+    assert used(gpu, A) == Usage(0.0, 0.0, 0, contexts=1, active=False)
     assert used(gpu, B).device_time == pytest.approx(2.0)
 
 
@@ -358,7 +358,7 @@ def test_a_checkpoint_frees_all_and_a_restore_brings_it_back(gpu: ModelDevice) -
     assert list(gpu.paused(A)) == [A.root]
     assert resume(gpu, A) is PauseStatus.UNSUPPORTED, "restore first"
     assert gpu.restore(A) == "CUDA_SUCCESS"
-    assert used(gpu, A).memory == 10 * GiB + RESERVE
+    assert used(gpu, A).memory == 10 * GiB
     assert gpu.allocate(A, persistent=1) is Call.WAITS, "restored is still locked"
     assert resume(gpu, A) is PauseStatus.NOTHING
     assert gpu.allocate(A, persistent=1) is Call.DONE

@@ -121,6 +121,13 @@ def test_other_lines() -> None:
         "still no memory after 30 s, as long as --wait says; the cell has not run. "
         "Run it again later, or without --wait."
     )
+    assert texts.wait_ended_text(5, None, what="command").endswith(
+        "as long as --wait says; the command has not run. Run it again later, or without --wait."
+    )
+    assert texts.LEFT_QUEUE_COMMAND == "Left the queue. The command has not run."
+    assert texts.for_command(texts.BROKER_AWAY) == (
+        "The gpushare broker is away: this command runs on, and shares again when it is back."
+    )
     assert texts.LEFT_QUEUE == "Left the queue. The cell has not run."
     assert texts.PLACE_LOST == "The gpushare broker restarted and your place in the queue is lost: waiting again."  # fmt: skip
     assert texts.BROKER_AWAY == "The gpushare broker is away: this notebook runs on, and shares again when it is back."  # fmt: skip
@@ -153,3 +160,76 @@ def test_released() -> None:
     assert texts.released_text(ReleasedNow(0, ())) == (
         "No notebook of yours by that name. %gpushare status lists them."
     )
+
+
+def test_out_of_memory() -> None:
+    """The last line of the output: what it may use, what it needed, what came back, and one line to paste."""
+    line = f"%%gpulane {texts.oom_size(int(7.4 * GiB))}"
+    assert texts.oom_text(6 * GiB, int(7.4 * GiB), int(5.1 * GiB), line) == (
+        "GPU memory: this notebook may use 6.0 GiB and needed about 7.4. 5.1 GiB came back. "
+        "Put this on the first line and run again: %%gpulane 9GiB"
+    )
+    assert texts.oom_text(None, 3 * GiB, 0, "") == (
+        "GPU memory: this notebook needed about 3.0 GiB, and there is no room for that now. "
+        "That is more than there is: run again with a smaller batch."
+    )
+    assert texts.oom_text(512 * MiB, 2 * GiB, 0, "%%gpulane 2.5GiB", "memory") == (
+        "memory: this notebook may use 512 MiB and needed about 2.0 GiB. "
+        "Put this on the first line and run again: %%gpulane 2.5GiB"
+    )
+
+
+def test_out_of_memory_where_a_restart_is_needed() -> None:
+    """JAX reads its limit once: the size is remembered for the next start."""
+    assert texts.oom_restart_text(6 * GiB, 17 * GiB, "%gpushare memory 20GiB") == (
+        "GPU memory: this notebook may use 6.0 GiB and needed about 17.0. JAX takes its limit when the kernel starts. "
+        "Run this, then restart the kernel: %gpushare memory 20GiB"
+    )
+    assert texts.restart_memory_text(20 * GiB) == (
+        "From its next restart on this notebook may use 20.0 GiB of GPU memory. Restart the kernel."
+    )
+
+
+def test_lines_of_a_gpu_session() -> None:
+    """What cannot be paused, and what is broken, is said with what it means for whom."""
+    assert texts.BROKEN_SESSION == "This notebook's GPU session is broken (others are fine): restart the kernel."  # fmt: skip
+    assert texts.SELF_UNLOCKED == "This notebook went on out of turn: the time counts as its own, and it is paused again."  # fmt: skip
+    assert texts.PROFILED == "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."  # fmt: skip
+    assert texts.cooperative_only_text("the driver is 535, and 570 can") == (
+        "Notebooks here cannot be paused (the driver is 535, and 570 can): those that meet steps take turns, others run all the time."
+    )
+
+
+def test_asking_for_memory_back() -> None:
+    """Idle holders are asked; whoever is over its grant is told, asked, then paused for a bounded time."""
+    held, limit = int(7.4 * GiB), 6 * GiB
+    assert texts.asked_to_release_text(2, int(4.8 * GiB), "12:10") == (
+        "2 people wait; you hold 4.8 GiB idle since 12:10: %gpushare release"
+    )
+    assert texts.asked_to_release_text(1, GiB, "09:05").startswith("1 person waits; ")
+    assert texts.over_told_text(held, limit) == (
+        "This notebook holds 7.4 GiB of GPU memory and may use 6.0. Put this on the first line next time: %%gpulane 8GiB"
+    )
+    assert texts.over_asked_text(held, limit, 2) == (
+        "This notebook holds 7.4 GiB of GPU memory and may use 6.0, and 2 people wait: it gives back what it does not use."
+    )
+    assert texts.over_paused_text(held, limit, 1, 60.0) == (
+        "Paused for at most 60 s: this notebook holds 7.4 GiB of GPU memory and may use 6.0, and 1 person waits. "
+        "Interrupt the cell, then: %gpushare release"
+    )
+
+
+def test_others_on_the_device() -> None:
+    """Who takes no part is counted and named for what it is."""
+    assert texts.desktop_text(410 * MiB) == "The desktop uses 410 MiB of GPU memory; it is never paused."  # fmt: skip
+    assert texts.foreign_text(5 * GiB, "memory") == "Programs outside gpushare use 5.0 GiB of memory; they take no turns."  # fmt: skip
+
+
+def test_waiting_at_the_first_use() -> None:
+    """A plain cell that finds no room is held where it first uses the GPU; Interrupt ends it."""
+    assert texts.first_use_text(wait(needs=GiB, free=300 * MiB, holders=(OWN,))) == (
+        "Waiting for GPU memory: this notebook's first use of it needs 1.0 GiB, 300 MiB free. "
+        "Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. 2 ahead of you. Interrupt ends the cell."
+    )
+    turn = wait(WaitReason.TURN)
+    assert texts.first_use_text(turn) == texts.wait_text(turn)

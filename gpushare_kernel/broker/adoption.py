@@ -1,0 +1,118 @@
+"""GPU processes that nobody opened a session for: scripts in terminals, notebooks without us. They take turns too.
+
+Once a second the device names the *strangers*: who uses it and belongs to no session. One that is still there at
+the second look and belongs to a known user becomes a session of that user: without a client, so with
+enforced turns and measured memory, and it ends with its process. Of a tree of strangers (workers of a training)
+the topmost becomes the session, and the others are part of it.
+
+Known users are the accounts of people (uid 1000 and up, not `nobody`), and whoever has a session here. Daemons
+are neither: what watches the GPU as root or under an account of its own is left alone, and so are root's
+scripts and containers unless root has notebooks here. Displays are nobody's work: never touched, shown as *desktop*.
+
+Only a system broker adopts (`foreign = adopt`): a user's broker could pause that user's processes only, and would
+have them yield to people who do not yield to them (`ignore`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices.base import Stranger
+
+LOOKS = 2
+"""At so many looks in a row a stranger must be there: a kernel that is being bound, or a short command, is left alone."""
+PEOPLE = range(1000, 65534)
+"""Accounts of people, where login.defs says nothing else; what comes behind is `nobody` and no account."""
+_logger = logging.getLogger(__name__)
+
+
+class Foreign(StrEnum):
+    """What becomes of strangers."""
+
+    ADOPT = "adopt"
+    IGNORE = "ignore"
+
+
+class Adoption:
+    """Makes sessions of strangers.
+
+    Parameters
+    ----------
+    foreign
+        Whether it does, or only counts.
+    take
+        Opens a session for a stranger. Returns whether that was possible; else it is not tried again for this process.
+    has_sessions
+        Whether a uid has sessions here.
+    below
+        Whether a pid is another one or below it.
+
+    Attributes
+    ----------
+    desktop, foreign_memory
+        Bytes that displays, and strangers that are no sessions, were last seen to hold.
+    """
+
+    def __init__(
+        self,
+        foreign: Foreign,
+        *,
+        take: Callable[[Stranger], bool],
+        has_sessions: Callable[[int], bool],
+        below: Callable[[int, int], bool] = procfs.is_descendant,
+    ) -> None:
+        self._foreign = foreign
+        self._take, self._has_sessions, self._below = take, has_sessions, below
+        self._looks: dict[ProcessKey, int] = {}
+        self._left_alone: set[ProcessKey] = set()
+        self.desktop = 0
+        self.foreign_memory = 0
+
+    def look(self, strangers: Sequence[Stranger]) -> None:
+        """Take in who uses the device now, and adopt whom it is time to."""
+        others = [one for one in strangers if not one.display]
+        present = {one.key for one in others}
+        self._left_alone &= present
+        self._looks = {key: self._looks.get(key, 0) + 1 for key in present}
+        due = [one for one in self.adoptable(others) if self._looks[one.key] >= LOOKS]
+        taken = [one for one in due if self._adopt(one)]
+        self.desktop = sum(one.size for one in strangers if one.display)
+        self.foreign_memory = sum(
+            one.size
+            for one in others
+            if not any(self._below(one.key.pid, top.key.pid) for top in taken)
+        )
+
+    def adoptable(self, strangers: Sequence[Stranger]) -> list[Stranger]:
+        """Return whom we would make sessions of: of each tree of one user the topmost."""
+        if self._foreign is Foreign.IGNORE:
+            return []
+        known = [one for one in strangers if not one.display and self._is_known(one.uid)]
+        return [one for one in known if not any(self._within(one, other) for other in known)]
+
+    def _is_known(self, uid: int) -> bool:
+        return uid in PEOPLE or self._has_sessions(uid)
+
+    def _within(self, one: Stranger, other: Stranger) -> bool:
+        return one is not other and one.uid == other.uid and self._below(one.key.pid, other.key.pid)
+
+    def _adopt(self, one: Stranger) -> bool:
+        if one.key in self._left_alone:
+            return False
+        if not self._take(one):
+            self._left_alone.add(one.key)
+            return False
+        _logger.info(
+            "a process takes part from here on",
+            extra={"pid": one.key.pid, "uid": one.uid, "size": one.size},
+        )
+        return True
+
+
+def adopted_name(one: Stranger) -> str:
+    """Return what an adopted process is called in lists."""
+    return f"{one.name} (adopted)"

@@ -1,0 +1,103 @@
+"""Which devices a broker gives out: the host's GPUs where there are any that it can share, else its CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import MiB
+from gpushare_kernel.devices.base import Device, Intents
+from gpushare_kernel.devices.host import HostDevice
+
+AUTO, HOST, CUDA = "auto", "host", "cuda"
+PLAIN_MARGIN = 256 * MiB
+"""What a cell that declares nothing may take on a GPU at once: less than this is no use to any framework."""
+_logger = logging.getLogger(__name__)
+
+
+def find_devices(
+    wanted: str,
+    intents: Intents,
+    *,
+    capacity: int | None = None,
+    compute: float | None = None,
+    held: Mapping[str, int],
+) -> list[Device]:
+    """Return the devices to share.
+
+    Parameters
+    ----------
+    wanted
+        `auto`, `host`, `cuda` (all GPUs), or GPUs by number or UUID, with commas between them.
+    intents
+        Where a process is put on record before it is paused.
+    capacity
+        Bytes of each device to share; None is what is free.
+    compute
+        Cores to share; of a host only.
+    held
+        Bytes that sessions taken over from an earlier broker hold already, by device id.
+
+    Raises
+    ------
+    DeviceError
+        Where what is wanted is not there, or cannot be shared.
+    """
+    if wanted == HOST:
+        return [_host(intents, capacity, compute, held)]
+    try:
+        return [*_gpus(wanted, intents, capacity, held)]
+    except DeviceError as problem:
+        if wanted != AUTO:
+            raise
+        _logger.info("no GPU is shared: %s", problem)
+        return [_host(intents, capacity, compute, held)]
+
+
+def config_of(device: Device, *, policy: str, turn: float) -> Config:
+    """Return how the core is to treat `device`."""
+    inventory, divisible = device.inventory, device.inventory.divisible
+    config = Config(
+        capacity=inventory.capacity,
+        compute=inventory.compute,
+        reserve=inventory.reserve,
+        policy=policy,
+        turn=turn,
+        boundary_grace=turn / 4,
+        divisible=divisible,
+        window=device.window,
+        enforce=not divisible and device.capabilities.can_pause,
+        can_pause=device.capabilities.can_pause,
+    )
+    return config if divisible else config.for_gpu(PLAIN_MARGIN)
+
+
+def _host(
+    intents: Intents, capacity: int | None, compute: float | None, held: Mapping[str, int]
+) -> Device:
+    return HostDevice(intents, capacity=capacity, compute=compute, held=sum(held.values()))
+
+
+def _gpus(
+    wanted: str, intents: Intents, capacity: int | None, held: Mapping[str, int]
+) -> Sequence[Device]:
+    # A host without a GPU must not need what speaks to one.
+    from gpushare_kernel.devices.cuda import CudaDevice  # noqa: PLC0415
+    from gpushare_kernel.devices.nvml import find_gpus  # noqa: PLC0415
+
+    gpus = [*find_gpus()]
+    if wanted not in {AUTO, CUDA}:
+        names = [name.strip() for name in wanted.split(",") if name.strip()]
+        known = {str(gpu.index): gpu for gpu in gpus} | {gpu.uuid: gpu for gpu in gpus}
+        missing = [name for name in names if name not in known]
+        if missing or not names:
+            there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in gpus) or "none"
+            msg = f"no GPU is called {', '.join(missing) or wanted!r}. There is: {there}."
+            raise DeviceError(msg)
+        gpus = [known[name] for name in dict.fromkeys(names)]
+    return [
+        CudaDevice(intents, gpu=gpu.uuid, capacity=capacity, held=held.get(gpu.uuid, 0))
+        for gpu in gpus
+    ]

@@ -1,0 +1,27 @@
+"""What a session may hold of a device that can cap it: what it was granted, or what is free, lent (docs/core.md)."""
+
+from __future__ import annotations
+
+from gpushare_kernel.core.records import Session
+from gpushare_kernel.core.scheduler import Scheduler
+
+
+def budget(core: Scheduler, session: Session) -> int | None:
+    """Return the bytes that `session` may hold now, its contexts apart; None: whatever the device has.
+
+    A declared job may hold what it was granted. What nobody declared is elastic: what is held, and of what is free as
+    much as falls to each user who works now. While somebody waits for memory it is what is held and a margin. A
+    session that has the device to itself meets no cap.
+    """
+    table, margin = core.book.table, core.config.plain_ephemeral
+    declared = [job for job in session.jobs.values() if not job.plain and job.lane is not None]
+    if declared:
+        return session.charged + sum(job.need.ephemeral for job in declared)
+    if len(core.book.queue):
+        return session.charged + margin
+    others = [s for s in core.sessions.values() if s is not session and (s.charged or s.jobs)]
+    if not others:
+        return None
+    users = {s.user for s in (session, *others) if s.jobs} | {session.user}
+    own = sum(job.need.ephemeral for job in session.jobs.values() if job.lane is not None)
+    return session.charged + own + max(margin, max(0, table.free) // len(users))

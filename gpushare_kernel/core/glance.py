@@ -1,0 +1,36 @@
+"""What samples say about a session on a GPU: nobody measures its seconds there, only that it was seen at work."""
+
+from __future__ import annotations
+
+from gpushare_kernel.core.probe import QUIET_FOR, Probe, Seen
+from gpushare_kernel.core.records import Session
+from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.values import Presence, Usage
+
+_QUIET = 5 * QUIET_FOR
+"""A driver names one process at a time: who works little is seen rarely."""
+
+
+class Glance(Probe):
+    """Whether a plain cell, or somebody without one, uses the device."""
+
+    def sample(self, session: Session, usage: Usage, at: float) -> Seen:
+        """Take in what was seen of `session`."""
+        before, since = session.progress, session.sampled_at
+        session.progress, session.sampled_at = usage.progress, at
+        steps = max(0, usage.progress - before)
+        works = steps > 0 or bool(usage.active)
+        resident = usage.contexts is None or usage.contexts > 0
+        if session.phase is Phase.OFF:
+            return self._off(session, steps, at, works=works and resident)
+        session.quiet = 0.0 if works or usage.active is None else session.quiet + (at - since)
+        return Seen(0.0, steps=steps, quiet=session.quiet >= _QUIET)
+
+    def _off(self, session: Session, steps: int, at: float, *, works: bool) -> Seen:
+        if session.cell_since is not None:
+            if works and at - session.cell_since >= self.config.plain_grace:
+                return Seen(0.0, steps=steps, begins=True)
+            self._later(session, 0.0, at)
+            return Seen(0.0, steps=steps)
+        known = session.presence is Presence.BARE or session.begun
+        return Seen(0.0, steps=steps, begins=works and known and not session.jobs)

@@ -1,0 +1,276 @@
+"""`jupyter gpushare run`: a command as it would be without us, except that it takes part."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from gpushare_kernel import procfs
+from gpushare_kernel.app.line import Line
+from gpushare_kernel.app.run import called
+from gpushare_kernel.core.values import SessionId
+from gpushare_kernel.kernel_session import TOKEN, KernelSession
+from tests.app.conftest import PATIENCE
+from tests.procs import eventually
+
+RUN = [sys.executable, "-m", "gpushare_kernel.app.main", "run"]
+READY = "import signal, sys, time\nprint('ready', flush=True)\n"
+
+
+@contextlib.contextmanager
+def running(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """`jupyter gpushare run`, and nobody left at the end."""
+    with subprocess.Popen(
+        [*RUN, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            for key in procfs.tree(process.pid):
+                procfs.send(key, signal.SIGKILL)
+
+
+def sessions(where):
+    with Line(where) as line:
+        return line.snapshot().sessions
+
+
+def queue(where):
+    with Line(where) as line:
+        return line.snapshot().queue
+
+
+# --- as without us -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)],
+)
+def test_the_exit_status_is_the_commands(gpushare, broker, script, status):
+    """128 + n where a signal ended it; we add no word, and no session is left."""
+    done = gpushare("run", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+    assert sessions(broker) == ()
+
+
+def test_streams_are_the_commands(broker):
+    """What is typed goes to it, what it says comes from it, byte by byte."""
+    with running("--", "sh", "-c", "cat; echo oops >&2") as process:
+        assert process.communicate("a line\n", PATIENCE) == ("a line\n", "oops\n")
+        assert process.returncode == 0
+
+
+def test_signal_dispositions_are_the_commands(broker):
+    """Blocked, ignored and default signals are those of our own start: Python's and ours do not leak into it."""
+    show = "grep -E '^Sig(Blk|Ign)' /proc/self/status"
+    alone = subprocess.run(["sh", "-c", show], capture_output=True, text=True, check=True)
+    with running("--", "sh", "-c", show) as process:
+        assert process.communicate(timeout=PATIENCE)[0] == alone.stdout
+
+
+def test_words_behind_the_dashes_are_the_commands(gpushare, broker):
+    """Also those that look like ours, or another pair of dashes."""
+    done = gpushare("run", "--name=n", "--", "echo", "--wait", "--help", "--", "-x")
+    assert done.stdout == "--wait --help -- -x\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ([], 1, "run needs a command behind two dashes."),
+        (["python", "x.py"], 1, "'python x.py', which may be the command: put -- before it."),
+        (["6GiB", "7GiB", "--", "true"], 1, "'6GiB 7GiB' are 2 words"),
+        (["6", "--", "true"], 1, "size '6' has no unit"),
+        (["--wait=3", "--", "true"], 1, "--wait=3 is for a SIZE"),
+        (["1MiB", "--wait=-3", "--", "true"], 1, "--wait must be 0 seconds or more"),
+        (["--weight=0", "--", "true"], 1, "weight"),
+        (["--bakground", "--", "true"], 1, "Did you mean --background?"),
+        (["--", "no-such-program"], 127, "no-such-program: there is no such program here"),
+        (["--", "/etc/passwd"], 127, "/etc/passwd: there is no such program here"),
+        (["2GiB", "--", "true"], 125, "this can never fit: it needs 2.0 GiB"),
+    ],
+)
+def test_what_cannot_be_is_one_line(gpushare, broker, words, status, says):
+    """With the next step; the command has not run, and no session is left."""
+    done = gpushare("run", *words)
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert says in line
+    assert sessions(broker) == ()
+
+
+def test_help_needs_no_command(gpushare, where):
+    """It says how it is called, and its exit statuses."""
+    done = gpushare("run", "--help")
+    assert done.returncode == 0
+    assert "run [SIZE] [options] -- COMMAND" in done.stdout
+    assert "125" in done.stdout
+
+
+def test_without_a_broker_and_leave_to_start_one_nothing_runs(gpushare, where, tmp_path):
+    """A folder that others may write to is no place for one: one line, status 125."""
+    where.runtime.mkdir(mode=0o777)
+    where.runtime.chmod(0o777)
+    done = gpushare("run", "--", "touch", str(tmp_path / "ran"))
+    assert done.returncode == 125
+    assert done.stderr.rstrip().endswith("The command has not run.")
+    assert not (tmp_path / "ran").exists()
+
+
+# --- a session -------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_a_session_with_turns(broker):
+    """It is there under its name from its first line on, as the process that it is, without waiting for a client."""
+    with running("--name", "training", "--", sys.executable, "-c", READY + "input()") as process:
+        assert process.stdout.readline() == "ready\n"
+        (session,) = sessions(broker)
+        assert (session.name, session.state) == ("training", "bare")
+        assert session.pid in procfs.children(process.pid)
+        process.communicate("\n", PATIENCE)
+    assert sessions(broker) == ()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["python", "-u", "a.py"], "python"),
+        (["/usr/bin/python3", "src/train.py", "x"], "python3 train.py"),
+        (["./" + "long" * 20], ("long" * 20)[:40]),
+    ],
+)
+def test_what_a_command_is_called(command, name):
+    """Program and script, without their folders."""
+    assert called(command) == name
+
+
+def test_size_is_held_from_before_the_first_line_to_the_end(broker):
+    """A second command waits for it, says so on stderr, and runs when the first has ended."""
+    with running("700MiB", "--", sys.executable, "-c", READY + "input()") as first:
+        assert first.stdout.readline() == "ready\n"
+        (session,) = sessions(broker)
+        assert session.p >= 700 * 2**20
+        with running("600MiB", "--", "echo", "mine") as second:
+            assert "Waiting for memory: needs 600 MiB" in second.stderr.readline()
+            assert [waiter.needs >= 600 * 2**20 for waiter in queue(broker)] == [True]
+            first.communicate("\n", PATIENCE)
+            out, said = second.communicate(timeout=PATIENCE)
+            assert (second.returncode, out) == (0, "mine\n")
+            assert said.startswith("gpushare: Waited ")
+
+
+def test_a_share_of_the_device_is_a_size(broker):
+    """`50%` is of the device that the broker chose."""
+    with running("50%", "--", sys.executable, "-c", READY + "input()") as process:
+        assert process.stdout.readline() == "ready\n"
+        (session,) = sessions(broker)
+        assert 512 * 2**20 <= session.p < 600 * 2**20
+        process.communicate("\n", PATIENCE)
+
+
+def test_a_lane_inside_counts_against_the_size(gpushare, broker):
+    """It does not wait behind the memory that is held for it."""
+    code = "import gpushare_kernel as g\nwith g.lane('600MiB') as lane: print(lane.shared, lane.waited < 50)"
+    done = gpushare("run", "700MiB", "--", sys.executable, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
+
+
+@pytest.fixture
+def full(broker):
+    """A device of which little is free, until the block ends."""
+    with running("900MiB", "--", sys.executable, "-c", READY + "input()") as process:
+        assert process.stdout.readline() == "ready\n"
+        yield broker
+
+
+def test_waiting_ends_where_wait_says(gpushare, full, tmp_path):
+    """Status 75, the numbers, and the command has not run."""
+    done = gpushare("run", "500MiB", "--wait", "0.1", "--", "touch", str(tmp_path / "ran"))
+    assert done.returncode == 75
+    assert "still no memory after 0.1 s, as long as --wait says; the command has not run. It needs" in done.stderr  # fmt: skip
+    assert not (tmp_path / "ran").exists()
+    assert len(sessions(full)) == 1
+
+
+def test_ctrl_c_gives_up_the_place(full, tmp_path):
+    """Status 130, one line; queue and sessions are as before."""
+    with running("500MiB", "--", "touch", str(tmp_path / "ran")) as process:
+        assert "Waiting for memory" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=PATIENCE)[1]
+        assert process.returncode == 130
+        assert said == "gpushare: Left the queue. The command has not run.\n"
+    assert queue(full) == ()
+    assert len(sessions(full)) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_killed_while_it_waits_it_leaves_nobody(full):
+    """Its gate ends with it, and the broker forgets both."""
+    with running("500MiB", "--", "true") as process:
+        assert "Waiting for memory" in process.stderr.readline()
+        (gate,) = map(procfs.process_key, procfs.children(process.pid))
+        process.kill()
+        process.wait(PATIENCE)
+        eventually(lambda: not procfs.alive(gate))
+        eventually(lambda: len(sessions(full)) == 1 and not queue(full))
+
+
+def test_killed_while_the_command_runs_the_command_goes_on(broker):
+    """It stays a session, and what was held for it goes back to the others."""
+    with running("700MiB", "--", sys.executable, "-c", READY + "input()") as process:
+        process.stdout.readline()
+        (key,) = map(procfs.process_key, procfs.children(process.pid))
+        try:
+            process.kill()
+            process.wait(PATIENCE)
+            eventually(lambda: sessions(broker)[0].jobs == ())
+            (session,) = sessions(broker)
+            assert procfs.alive(key)
+            assert session.pid == key.pid
+        finally:
+            procfs.send(key, signal.SIGKILL)
+        eventually(lambda: sessions(broker) == ())
+
+
+# --- signals -------------------------------------------------------------------------------------------------
+
+COUNT = """
+import signal, sys
+got = []
+for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(one, lambda number, _: (got.append(number), print(number, flush=True)))
+print('ready', flush=True)
+while len(got) < 3: signal.pause()
+"""
+
+
+def test_signals_sent_to_us_reach_the_command_once(broker):
+    """Each is passed on; the command decides, and its status is ours."""
+    with running("--", sys.executable, "-c", COUNT + "sys.exit(9)") as process:
+        process.stdout.readline()
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            process.send_signal(one)
+            assert process.stdout.readline().split() == [str(int(one))]
+        process.wait(PATIENCE)
+        assert process.stdout.read() == ""
+        assert process.returncode == 9
+
+
+def test_what_the_device_wants_is_in_the_environment(where):
+    """Variables of the device go to the kernel beside those that name its session, which they cannot replace."""
+    session = KernelSession(
+        where, SessionId("s1"), "token", variables={"CUDA_VISIBLE_DEVICES": "GPU-1", TOKEN: "x"}
+    )
+    env = session.environment()
+    assert (env["CUDA_VISIBLE_DEVICES"], env[TOKEN]) == ("GPU-1", "token")

@@ -1,0 +1,179 @@
+"""A virtual GPU for the scheduler: who runs beside whom goes on as fast as was measured on an H200 (shared mixes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tests_core_world import World  # type: ignore[import-not-found]
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.values import GiB, JobId, SessionId, Usage, UserId
+
+WINDOW = 0.2
+KINDS = {
+    # kind: (iterations a second alone, part of the time the device is busy then, seconds to drain)
+    "heavy": (1200.0, 0.97, 0.001),
+    "conv": (135.0, 0.99, 0.03),
+    "light": (150.0, 0.55, 0.0005),
+    "idle": (1.0, 0.01, 0.0003),
+}
+FREE = {
+    ("heavy", "heavy", "light", "light"): {"heavy": 0.186, "light": 0.663},
+    ("heavy", "light", "light", "light"): {"heavy": 0.169, "light": 0.60},
+    ("conv", "conv", "light", "light"): {"conv": 0.274, "light": 0.443},
+    ("conv", "conv", "conv", "conv"): {"conv": 0.234},
+    ("conv", "conv", "heavy", "light"): {"heavy": 0.135, "conv": 0.297, "light": 0.481},
+}
+"""What a mix makes of each one's progress where the driver alone divides the GPU."""
+LIGHT_ALONE = {1: 1.0, 2: 0.87, 3: 0.72, 4: 0.61}
+
+
+def beside(kinds: list[str]) -> dict[str, float]:
+    """Return the progress of each kind when these run at once."""
+    kinds = sorted(kind for kind in kinds if kind != "idle")
+    found = FREE.get(tuple(kinds))
+    if found is not None:
+        return found
+    light, heavy = kinds.count("light"), len(kinds) - kinds.count("light")
+    if not heavy:
+        return {"light": LIGHT_ALONE.get(light, 2.4 / max(light, 1))}
+    each = (0.94 if heavy > 1 else 1.0) / (heavy + 0.6 * light)
+    return {"heavy": each, "conv": each, "light": min(0.9, 2.5 * each)}
+
+
+@dataclass
+class GpuKernel:
+    """A process: what it does to the device, whether it stands still, how far it has come."""
+
+    kind: str
+    seen: bool
+    contexts: int = 1
+    paused: bool = False
+    running: set[str] = field(default_factory=set)
+    plain: bool = False
+    interval: float | None = None
+    starts: float = 0.0
+    #: Progress in seconds of its rate alone.
+    done: float = 0.0
+
+    @property
+    def works(self) -> bool:
+        return not self.paused and bool(self.running or self.plain)
+
+    @property
+    def count(self) -> int:
+        return int(self.done * KINDS[self.kind][0]) if self.seen else 0
+
+
+class GpuWorld(World):
+    """A scheduler of one GPU and its kernels on a virtual clock."""
+
+    def __init__(self, **settings: object) -> None:
+        settings = {"capacity": 80 * GiB, "divisible": False, "enforce": True} | settings
+        super().__init__(compute=1.0, **settings)
+        self.busy = 0.0
+        self.busy_before: float | None = None
+        self.window_ends = WINDOW
+        self.resume_takes = 0.0004
+
+    def carry_out(self, instruction: do.Instruction) -> None:
+        match instruction:
+            case do.Pause(session, _, _, ticket):
+                self.log.append(instruction)
+                kernel = self.kernels[session]
+                drain = KINDS[kernel.kind][2]
+                self.drains.append((self.now + drain, session, ticket))
+            case do.Resume(session):
+                super().carry_out(instruction)
+                if session in self.kernels:
+                    self.kernels[session].starts = self.now + self.resume_takes
+            case _:
+                super().carry_out(instruction)
+
+    def finish_drains(self) -> None:
+        due = [d for d in self.drains if d[0] <= self.now + 1e-12]
+        self.drains = [d for d in self.drains if d[0] > self.now + 1e-12]
+        for _, session, ticket in due:
+            kernel = self.kernels.get(session)
+            if kernel is None:
+                continue
+            kernel.paused = True
+            self.sample(session)  # as the broker does: its count is final now
+            self.send(
+                ev.Paused(
+                    at=self.now, session=session, ticket=ticket, status="paused",  # type: ignore[arg-type]
+                    drain=KINDS[kernel.kind][2],
+                )
+            )  # fmt: skip
+
+    def usage(self, session: str) -> Usage:
+        kernel = self.kernels[session]
+        active = kernel.works and kernel.kind != "idle"
+        return Usage(0.0, 0.0, contexts=kernel.contexts, progress=kernel.count, active=active)
+
+    def sample(self, *more: str) -> None:
+        names = {*self.core.watched(self.now), *more}
+        used = {SessionId(s): self.usage(s) for s in names if s in self.kernels}
+        self.send(ev.Sampled(at=self.now, used=used, utilization=self.busy_before))
+
+    def _let_work(self, seconds: float) -> None:
+        working = [k for k in self.kernels.values() if k.works and self.now >= k.starts]
+        rates = beside([k.kind for k in working]) if len(working) > 1 else {}
+        for kernel in working:
+            kernel.done += rates.get(kernel.kind, 1.0) * seconds
+        alone = sum(KINDS[k.kind][1] for k in working)
+        self.busy += min(0.98, alone) * seconds
+        if self.now + seconds >= self.window_ends:
+            self.busy_before, self.busy = self.busy / WINDOW, 0.0
+            self.window_ends += WINDOW
+
+    def run(self, seconds: float, *, step: float = 0.001) -> None:
+        end = self.now + seconds
+        while self.now < end - 1e-9:
+            until = min([end, self.now + step, *(d[0] for d in self.drains)])
+            if self.wake is not None and self.now < self.wake < until:
+                until = self.wake
+            self._let_work(until - self.now)
+            self.now = until
+            self.finish_drains()
+            self.meet_boundaries()
+            if self.wake is not None and self.wake <= self.now:
+                self.wake = None
+                self.sample()
+
+    def start(
+        self,
+        name: str,
+        kind: str,
+        *,
+        user: str = "",
+        seen: bool = True,
+        weight: float = 1.0,
+        background: bool = False,
+        cooperative: bool = False,
+    ) -> GpuKernel:
+        """Open a session and let a declared job of it run."""
+        session = SessionId(name)
+        self.send(
+            ev.SessionOpened(
+                at=self.now,
+                session=session,
+                user=UserId(user or name),
+                weight=weight,
+                background=background,
+            )
+        )
+        self.kernels[name] = kernel = GpuKernel(kind, seen)
+        self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
+        self.send(
+            ev.JobSubmitted(
+                at=self.now,
+                job=JobId(f"{name}/job"),
+                session=session,
+                size=GiB,
+                weight=weight,
+                cooperative=cooperative,
+            )
+        )
+        return kernel
