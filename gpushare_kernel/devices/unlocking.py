@@ -269,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     """Unlock the processes named by pid and start time; exit status 1 where one is not."""
     numbers = list(map(int, arguments))
     keys = [ProcessKey(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
-    workers = Unlockers(spare=min(len(keys), 4))
+    workers = Unlockers(spare=min(len(keys), 2))
     done = workers.unlock(keys, within=30.0)
     workers.close()
     return 0 if len(done) == len(keys) else 1
