@@ -59,8 +59,8 @@ def measure(options: Options) -> Sequence[Figure]:
                 rates.append(seen.total)
         if options.device == "cuda":
             failed = 0
-            theirs.run("import torch; _steps.clear(); torch.cuda.empty_cache()")
-            ours.run(f"_steps.clear()\n{GROW}\ntorch.cuda.empty_cache()")
+            theirs.run("import gc, torch; _steps.clear(); gc.collect(); torch.cuda.empty_cache()")
+            ours.run(f"import gc; _steps.clear(); gc.collect()\n{GROW}\ntorch.cuda.empty_cache()")
             available = theirs.run("", "torch.cuda.mem_get_info()[0]")  # the driver's word
             for name in ("grow", "fill"):
                 taken, failure = ours.attempt(f"taken = {name}({available})", "taken")
