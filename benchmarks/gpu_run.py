@@ -99,7 +99,7 @@ def _verdict(result: Result) -> str:
 
 def _command(row: Row, given: argparse.Namespace) -> list[str]:
     if row.name == TESTS:
-        which = ["-m", "gpu"] if given.device == "cuda" else ["tests/benchmarks/test_statistics.py"]
+        which = ["-m", "gpu"] if given.device == "cuda" else ["tests/benchmarks/test_reckoning.py"]
         return [
             sys.executable,
             "-m",

@@ -99,9 +99,9 @@ def shared_house(options: Options, *arguments: str, foreign: str = "ignore") -> 
     with house() as stage, stage.broker(*said):
         with Line(stage.places) as line:
             kinds = [device.kind for device in line.snapshot().devices]
-        if kinds != [options.device]:
+        if kinds.count("cuda") != (options.device == "cuda"):
             reason = (
-                f"a row is for one device, {options.device}, but the broker shares "
+                f"a row is for {'one GPU' if options.device == 'cuda' else 'the CPU'}, but the broker shares "
                 f"{', '.join(kinds) or 'none'}: see jupyter gpushare doctor"
             )
             raise NotMeasured(reason)
