@@ -40,6 +40,8 @@ from gpushare_kernel.devices.model import ModelDevice
 
 CAPACITY = 8 * GiB
 RESERVE = 512 * MiB
+OWED = 2.0
+"""Device seconds that a session is owed before it counts as starving: a turn, and drains of those before it."""
 sizes = st.integers(0, 40).map(lambda n: n * 128 * MiB)
 
 
@@ -363,16 +365,27 @@ class Machine(RuleBasedStateMachine):
     )
     @rule()
     def everybody_gets_a_turn(self) -> None:
-        """I6: within a few frames each session that wants the device and can be paused has had it."""
+        """I6: each session that wants the device and can be paused has had it once its share is worth some turns."""
         before = {s: self.core.sessions[s].turns for s in self.core.turns.wanting}
         held = set(self.core.turns.using)
-        self.pass_time(0.5 + 4.0 * len(before))
+        seconds = 0.5 + 4.0 * len(before)
+        owed = {s: seconds * share for s, share in self.shares().items()}
+        self.pass_time(seconds)
         for session, turns in before.items():
             record = self.core.sessions.get(session)
-            if record is not None and session in self.core.turns.wanting and session not in held:
+            if record is None or session not in self.core.turns.wanting or session in held:
+                continue
+            if owed[session] >= OWED:
                 assert record.turns > turns or session in self.core.turns.using, (
                     f"{session} starves"
                 )
+
+    def shares(self) -> dict[SessionId, float]:
+        """What each session that wants the device is entitled to."""
+        wanting = [*self.core.turns.wanting.values()]
+        users = sum(user.weight for user in {s.user for s in wanting})
+        own = {s.user: sum(o.weight for o in wanting if o.user is s.user) for s in wanting}
+        return {s.id: s.user.weight / users * s.weight / own[s.user] for s in wanting}
 
     # --- always ------------------------------------------------------------------------------------------------
 
