@@ -89,7 +89,7 @@ def _matmul(place):
 
 
 def _conv(place):
-    """Train 12 convolutions with batch norm by Adam: saturates."""
+    """Train 12 convolutions with batch norm by Adam, the loss read every fourth time: saturates."""
     import torch
     from torch import nn
 
@@ -105,9 +105,10 @@ def _conv(place):
     optimizer, sync = torch.optim.Adam(model.parameters()), _sync(place)
 
     def step():
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
+        for _ in range(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
         sync()
 
     return step
