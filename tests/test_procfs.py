@@ -362,7 +362,9 @@ def test_environ_is_what_a_process_was_started_with() -> None:
     """A variable by its whole name; None where there is none, or no process."""
     started = subprocess.Popen(["sleep", "60"], env={"ONE": "1=2", "ONETWO": "x"})
     try:
-        eventually(lambda: procfs.environ(started.pid, "ONE") == "1=2")  # not at once after the exec
+        eventually(
+            lambda: procfs.environ(started.pid, "ONE") == "1=2"
+        )  # not at once after the exec
         assert procfs.environ(started.pid, "TWO") is None
     finally:
         started.kill()
