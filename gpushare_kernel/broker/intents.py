@@ -32,6 +32,7 @@ RESTARTS = 5
 # 32 bits) and start time.
 _MAGIC = int.from_bytes(b"gpuint02", "little")
 _HOW = 32
+_HOWS = {int(how): how for how in Hold}
 _BOOT, _FLAGS, _RESTART, _FIRST_ROW = 1, 3, 4, 16
 _CLEAN_EXIT = 1
 
@@ -102,9 +103,10 @@ class IntentTable:
         self._rows: dict[ProcessKey, tuple[int, Hold]] = {}
         self._free: list[int] = []
         for row in range(_WORDS - 2, _FIRST_ROW - 2, -2):
-            if word := self._words[row]:
-                key = ProcessKey(word & (1 << _HOW) - 1, self._words[row + 1])
-                self._rows[key] = row, Hold(word >> _HOW)
+            word = self._words[row]
+            how = _HOWS.get(word >> _HOW)
+            if word and how is not None:
+                self._rows[ProcessKey(word & (1 << _HOW) - 1, self._words[row + 1])] = row, how
             else:
                 self._free.append(row)
 

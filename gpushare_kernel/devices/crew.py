@@ -16,7 +16,7 @@ from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.base import Hold, Intents
 from gpushare_kernel.devices.lock_link import LockLink, WorkerLost
 
-_IDLE = 8
+_IDLE = 4
 """Workers kept though nobody needs them now: another takes half a second to start."""
 _FAREWELL = 2.0
 

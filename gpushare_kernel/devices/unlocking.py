@@ -149,6 +149,8 @@ class Unlockers:
         round_ = _Round(keys)
         while (round_.waiting or round_.asked) and time.monotonic() < deadline:
             self._assign(round_)
+            if not self._callers:
+                break
             self._listen(round_, deadline)
         for caller in round_.asked:  # the driver does not answer: it ends when it does
             self._dismiss(caller)
@@ -207,8 +209,11 @@ class Unlockers:
     def _heard(self, round_: _Round, caller: Caller, reply: Reply) -> None:
         if caller in self._starting:
             self._starting.discard(caller)
-            if reply.answer != answers.SUCCESS:  # the driver does not come up
+            if (
+                reply.answer != answers.SUCCESS
+            ):  # the driver does not come up: one more try, no more
                 self._dismiss(caller)
+                round_.starts = min(round_.starts, 1)
             return
         key = round_.asked[caller]
         if reply.answer == answers.SUCCESS and caller not in round_.confirming:

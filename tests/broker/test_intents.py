@@ -147,6 +147,13 @@ def test_what_is_no_table_is_none(path: Path, content: bytes) -> None:
     assert on_record(path) == set()
 
 
+def test_a_row_that_says_nothing_we_know_is_free(path: Path, table: IntentTable) -> None:
+    """Whatever wrote it: a broker starts."""
+    table.add(ProcessKey(7, 7))
+    table._words[table._rows[ProcessKey(7, 7)][0]] |= 99 << 32
+    assert on_record(path, *Hold) == set()
+
+
 def test_another_boots_table_is_none(
     path: Path, table: IntentTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

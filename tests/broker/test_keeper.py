@@ -13,9 +13,16 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker import keeper as keeper_module
+from gpushare_kernel.broker.hardware import lock_worker
 from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.broker.keeper import Keeper
+from gpushare_kernel.devices.cuda import CudaDevice
+from gpushare_kernel.devices.host import HostDevice
+from gpushare_kernel.devices.unlocking import WORKER
+from gpushare_kernel.devices.verdict import Probe, Verdict
 from gpushare_kernel.transport.places import Places
+from tests.devices.gpu import FakeNvml
+from tests.devices.records import Record
 from tests.procs import eventually
 
 
@@ -122,6 +129,20 @@ def test_nobody_is_paused_while_there_is_no_guardian(
         table.close()
 
     asyncio.run(scene())
+
+
+def test_only_who_locks_needs_workers(tmp_path: Path) -> None:
+    """Neither a host, nor a GPU on which nobody can be paused."""
+    host = HostDevice(Record(), capacity=1, compute=1.0)
+
+    def gpu(verdict: Verdict) -> CudaDevice:
+        return CudaDevice(Record(), nvml=FakeNvml(), worker=["/bin/false"], probe=Probe(verdict))
+
+    full, cooperative = gpu(Verdict.FULL), gpu(Verdict.COOPERATIVE)
+    assert lock_worker([host, cooperative]) == ()
+    assert lock_worker([cooperative, full]) == WORKER
+    for device in (host, full, cooperative):
+        device.close()
 
 
 def test_each_guardian_gets_workers_of_its_own(

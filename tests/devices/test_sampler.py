@@ -10,7 +10,7 @@ import pytest
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices import sampler as sampler_module
-from gpushare_kernel.devices.sampler import Sampler
+from gpushare_kernel.devices.sampler import WINDOW, Sampler
 from tests.devices.gpu import FakeNvml
 from tests.procs import Program, eventually
 
@@ -71,13 +71,32 @@ def test_processes_are_read_rarely_where_nothing_changes(
 def test_utilization_is_read_only_while_somebody_asks(
     sampler: Sampler, clock: Clock, nvml: FakeNvml
 ) -> None:
-    """Four times a window, until nobody has asked for three seconds; an old value is none."""
+    """Some times a window, until nobody has asked for three seconds; an old value is none."""
     assert run(sampler, clock, nvml, 5, "utilization") == 0
     assert sampler.utilization() is None
-    assert 55 <= run(sampler, clock, nvml, 10, "utilization") <= 61
+    assert 95 <= run(sampler, clock, nvml, 10, "utilization") <= 101
     assert sampler.utilization() is None
     run(sampler, clock, nvml, 0.1, "utilization")
-    assert sampler.utilization() == 0.5
+    busy = sampler.utilization()
+    assert busy is not None
+    assert busy.part == 0.5
+    assert clock.now - 2 * WINDOW - 0.1 <= busy.since < busy.at <= clock.now
+
+
+def test_a_value_that_changes_dates_its_window(
+    sampler: Sampler, clock: Clock, nvml: FakeNvml
+) -> None:
+    """It was closed between two readings: it began a window before the first of them, and no earlier."""
+    sampler.utilization()
+    run(sampler, clock, nvml, 0.1, "utilization")
+    before = sampler.utilization()
+    nvml.busy = 0.9
+    run(sampler, clock, nvml, 0.031, "utilization")
+    after = sampler.utilization()
+    assert before is not None
+    assert after is not None
+    assert (before.part, after.part) == (0.5, 0.9)
+    assert before.at - WINDOW - 1e-6 <= after.since <= after.at - WINDOW
 
 
 def test_who_was_at_work_is_read_only_while_somebody_asks(
@@ -165,7 +184,7 @@ def test_the_thread_reads_what_is_asked_for_and_ends() -> None:
     nvml = FakeNvml()
     sampler = Sampler(nvml)
     sampler.start()
-    eventually(lambda: sampler.utilization() == 0.5)
+    eventually(lambda: (busy := sampler.utilization()) is not None and busy.part == 0.5)
     eventually(lambda: sampler.want_activity() is not None)
     sampler.close()
     assert nvml.closed

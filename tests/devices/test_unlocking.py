@@ -127,7 +127,7 @@ def test_a_driver_that_does_not_come_up_is_given_up(locked: Locked) -> None:
     """Nobody is called unlocked."""
     (locked.place / "init").write_text("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
     workers = Unlockers(locked.command, spare=1)
-    assert workers.unlock(locked.keys, within=1.0) == []
+    assert workers.unlock(locked.keys, within=10_000) == []  # nobody waits so long
     workers.close()
 
 

@@ -1,11 +1,13 @@
-"""Whoever holds locks on a real GPU is killed: everybody runs again within a second (I4, L3).
+"""Whoever holds locks on a GPU is killed: everybody runs again within a second (I4, L3).
 
-A real guardian, real lock workers and a real device, driven by a broker that does nothing else.
+A real guardian, real workers and a real device, driven by a broker that does nothing else; once on a driver that
+lies in files, and once on a real GPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -20,35 +22,40 @@ from gpushare_kernel import procfs
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.base import Hold
+from gpushare_kernel.devices.unlocking import WORKER, Unlockers
+from tests.devices.gpu import fake_worker
 from tests.devices.gpu_programs import Counting, matmuls
 from tests.faults.conftest import Measured
 from tests.faults.host import kill
 from tests.procs import eventually
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch"),
-]
-
 BROKER = '''
 """Locks the processes it is told, with a guardian, and waits. As a restart it says so, and leaves."""
-import asyncio, sys
+import asyncio, json, sys
 from pathlib import Path
 from gpushare_kernel.broker.guardian import spawn_guardian
 from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.base import Hold, Target
-from gpushare_kernel.devices.cuda import WORKER, CudaDevice
+from gpushare_kernel.devices.cuda import CudaDevice
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places
 
+worker = json.loads(sys.argv[3])
 places = Places(Path(sys.argv[2]), system=False, named=True)
 if sys.argv[1] == "again":
     report_ready(int(sys.argv[sys.argv.index("--ready-fd") + 1]))
     sys.exit()
 table = IntentTable(places.intents)
-guardian = spawn_guardian(table, places, [sys.executable, __file__, "again", sys.argv[2]], WORKER)
-device = CudaDevice(table)
+again = [sys.executable, __file__, "again", *sys.argv[2:4]]
+guardian = spawn_guardian(table, places, again, worker)
+if sys.argv[4] == "real":
+    device = CudaDevice(table)
+else:
+    sys.path.insert(0, sys.argv[5])
+    from gpushare_kernel.devices.verdict import Probe, Verdict
+    from tests.devices.gpu import FakeNvml
+    device = CudaDevice(table, nvml=FakeNvml(), worker=worker, probe=Probe(Verdict.FULL))
 print("up", guardian.pid, flush=True)
 
 async def serve():
@@ -63,16 +70,64 @@ asyncio.run(serve())
 '''
 
 
-class Scene:
-    """A broker with a guardian, and two torch processes that it has locked."""
+UNLOCKED = """
+say('up')
+while True:
+    try: locked = open({place!r} + f'/state.{{os.getpid()}}').read() == 'locked'
+    except FileNotFoundError: locked = False
+    time.sleep(0.0005)
+    if not locked: counted()
+"""
+"""It goes on whenever the driver of files has not locked it."""
 
-    def __init__(self, folder: Path, programs: list[Counting]) -> None:
+
+class Bench:
+    """A driver, and two programs at work on it."""
+
+    def __init__(self, kind: str, place: Path) -> None:
+        self.kind = kind
+        self.worker = list(WORKER) if kind == "real" else fake_worker(place)
+        program = UNLOCKED.format(place=str(place))
+        self.programs = [matmuls() if kind == "real" else Counting(program) for _ in range(2)]
+        for each in self.programs:
+            each.up()
+
+    def undo(self, keys: list[ProcessKey]) -> None:
+        """Undo locks as a notebook server does: by a command."""
+        if self.kind == "real":
+            numbers = [str(number) for key in keys for number in (key.pid, key.start_time)]
+            command = [sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking", *numbers]
+            subprocess.run(command, check=True)
+        else:
+            workers = Unlockers(self.worker)
+            assert set(workers.unlock(keys, within=20)) == set(keys)
+            workers.close()
+
+    def undo_all(self, table: IntentTable) -> list[ProcessKey]:
+        """Undo what is on record as a broker does that starts."""
+        if self.kind == "real":
+            return resume_all(table)
+        workers = Unlockers(self.worker, spare=0)
+        for _ in range(50):  # they have to come up first
+            if resumed := resume_all(table, workers):
+                break
+        workers.close()
+        return resumed
+
+
+class Scene:
+    """A broker with a guardian, and two processes that it has locked."""
+
+    def __init__(self, folder: Path, bench: Bench) -> None:
         self.runtime = folder
-        self.programs = programs
+        self.bench = bench
+        self.programs = bench.programs
         script = folder / "broker.py"
         script.write_text(BROKER)
+        root = str(Path(__file__).parents[2])
+        told = ["first", str(folder), json.dumps(bench.worker), bench.kind, root]
         self.process = subprocess.Popen(
-            [sys.executable, str(script), "first", str(folder)],
+            [sys.executable, str(script), *told],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -116,25 +171,31 @@ def key_of(pid: int) -> ProcessKey:
     return key
 
 
-@pytest.fixture(scope="module")
-def programs() -> Iterator[list[Counting]]:
-    """Two torch processes at work."""
-    with matmuls() as one, matmuls() as two:
-        one.up()
-        two.up()
-        yield [one, two]
+def _torch() -> list[pytest.MarkDecorator]:
+    there = importlib.util.find_spec("torch") is not None
+    return [pytest.mark.gpu, pytest.mark.skipif(not there, reason="needs torch")]
+
+
+@pytest.fixture(scope="module", params=["files", pytest.param("real", marks=_torch())])
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    """Two processes at work."""
+    bench = Bench(request.param, tmp_path_factory.mktemp("driver"))
+    with bench.programs[0], bench.programs[1]:
+        yield bench
 
 
 @pytest.fixture
-def scene(tmp_path: Path, programs: list[Counting]) -> Iterator[Scene]:
+def scene(tmp_path: Path, bench: Bench) -> Iterator[Scene]:
     """Both locked; afterwards both run."""
-    scene = Scene(tmp_path, programs)
+    scene = Scene(tmp_path, bench)
     try:
         scene.lock()
         yield scene
     finally:
         scene.close()
-    for program in programs:
+    for program in bench.programs:
         program.goes_on(steps=3)
 
 
@@ -180,7 +241,7 @@ def test_guardian_workers_and_broker_killed(scene: Scene, measured: Measured) ->
     assert table is not None
     assert set(table.held(Hold.LOCK)) == {program.key for program in scene.programs}
     began = time.monotonic()
-    assert set(resume_all(table)) == {program.key for program in scene.programs}
+    assert set(scene.bench.undo_all(table)) == {program.key for program in scene.programs}
     measured("all run again, everybody killed", scene.all_run(began))
     table.close()
 
@@ -192,11 +253,8 @@ def test_the_last_resort_needs_no_record(scene: Scene, measured: Measured) -> No
         kill(key)
     scene.process.kill()
     scene.process.wait()
-    numbers = [str(n) for p in scene.programs for n in (p.key.pid, p.key.start_time)]
     began = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking", *numbers], check=True
-    )
+    scene.bench.undo([program.key for program in scene.programs])
     measured("all run again, by a program of its own", scene.all_run(began))
 
 
@@ -215,6 +273,6 @@ def test_a_kernel_stopped_by_its_user_while_it_is_locked(scene: Scene) -> None:
     assert table is not None
     assert table.held(Hold.LOCK) == (one.key,)
     os.kill(one.pid, signal.SIGCONT)
-    assert resume_all(table) == [one.key]
+    assert scene.bench.undo_all(table) == [one.key]
     one.goes_on(steps=3)
     table.close()
