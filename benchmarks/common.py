@@ -81,9 +81,15 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a benchmark was called."""
+    """How a benchmark was called. `device` and `broker` are of the GPU rows: "cuda" or "host", and the broker's arguments."""
 
     quick: bool
+    device: str = ""
+    broker: Sequence[str] = ()
+
+
+class NotMeasured(Exception):
+    """A benchmark cannot be measured here, and why: an answer, not a failure."""
 
 
 def main(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]) -> int:
@@ -95,9 +101,9 @@ def main(name: str, question: str, measure: Callable[[Options], Sequence[Figure]
     described = machine()  # before: the load of others, not ours
     figures = measure(Options(quick=given.quick))
     if given.json:
-        print(json.dumps(_as_json(name, question, described, figures, quick=given.quick)))
+        print(json.dumps(as_json(name, question, described, figures, quick=given.quick)))
     else:
-        _print_table(question, described, figures)
+        print_table(question, described, figures)
     return 0 if all(figure.met for figure in figures) else 1
 
 
@@ -196,7 +202,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def _as_json(
+def as_json(
     name: str,
     question: str,
     described: Mapping[str, Any],
@@ -204,6 +210,7 @@ def _as_json(
     *,
     quick: bool,
 ) -> dict[str, Any]:
+    """Return a result as it is kept."""
     return {
         "benchmark": name,
         "question": question,
@@ -222,7 +229,8 @@ def _as_json(
     }
 
 
-def _print_table(question: str, described: Mapping[str, Any], figures: Sequence[Figure]) -> None:
+def print_table(question: str, described: Mapping[str, Any], figures: Sequence[Figure]) -> None:
+    """Print figures for people."""
     print(question)
     print(
         f"{described['cpu']}, {described['cores']:g} cores, Linux {described['kernel']}, "

@@ -35,9 +35,11 @@ class CellFailed(Exception):
 class Kernel:
     """A kernel and its client. `begin` sends a cell, `finish` waits for it and returns its last value."""
 
-    def __init__(self, provisioner: str, *, weight: float | None = None) -> None:
+    def __init__(
+        self, provisioner: str, *, weight: float | None = None, spec: str | None = None
+    ) -> None:
         self.provisioner = provisioner
-        self.manager = KernelManager(kernel_name=_spec(provisioner, weight))
+        self.manager = KernelManager(kernel_name=spec or _spec(provisioner, weight))
         self.client: BlockingKernelClient = self.manager.client()
         self._asked = ""
 

@@ -1,6 +1,8 @@
 """Run every benchmark, one after the other, and keep what each says in results/<name>.json.
 
 python benchmarks/run_all.py [--quick] [name ...]
+
+Those of the GPU (gpu_*) are for `gpu_run.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ RESULTS = HERE / "results"
 
 def main() -> int:
     """Return 0 where every target was met, 1 where one was missed, 2 where a benchmark failed."""
-    names = sorted(path.parent.name for path in HERE.glob("*/run.py"))
+    names = sorted(
+        path.parent.name
+        for path in HERE.glob("*/run.py")
+        if not path.parent.name.startswith("gpu_")
+    )
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short runs; nothing is kept")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of: {', '.join(names)}")

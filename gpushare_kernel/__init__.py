@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpushare_kernel.client.api import current_lane, lane, reports
+    from gpushare_kernel.client.api import current_lane, lane, reports, step
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.core.errors import (
         BadDeclaration,
@@ -42,11 +42,13 @@ __all__ = [
     "current_lane",
     "lane",
     "reports",
+    "step",
 ]
 
 _HOMES = {
     "lane": "gpushare_kernel.client.api",
     "reports": "gpushare_kernel.client.api",
+    "step": "gpushare_kernel.client.api",
     "current_lane": "gpushare_kernel.client.api",
     "Lane": "gpushare_kernel.client.lanes",
 }

@@ -10,10 +10,12 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.client.start import ensure_broker
@@ -44,6 +46,11 @@ TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
 STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
 KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
+_NVIDIA = Path("/dev/nvidiactl")
+"""Where this is missing there is no driver, and no lock of one."""
+_UNLOCKING = (sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking")
+"""Run, not imported: a notebook server never loads CUDA."""
+_undoing: subprocess.Popen[bytes] | None = None
 _AGENT = f"gpushare-kernel {__version__} (Python {sys.version_info.major}.{sys.version_info.minor})"
 
 
@@ -132,15 +139,35 @@ class KernelSession:
         if self.page is None or not self.page.says_paused():
             return False
         nested = {key.pid for key in procfs.tree(pid)[1:] if self._is_another(key.pid)}
-        for key in procfs.tree(pid, nested):
+        mine = procfs.tree(pid, nested)
+        for key in mine:
             with contextlib.suppress(PermissionError):  # a child that runs as somebody else
                 procfs.send(key, signal.SIGCONT)
+        if _NVIDIA.exists():
+            _undo_locks(mine)
         return True
 
     def _is_another(self, pid: int) -> bool:
         """Say whether a process was started as part of another session."""
         # None: it has none, is gone, or is somebody else's; then it is taken for ours.
         return procfs.environ(pid, SESSION) not in (None, self.session)
+
+
+def _undo_locks(processes: Sequence[ProcessKey]) -> None:
+    """Have a process of its own undo the driver's locks, which no signal does. One at a time; nobody waits for it."""
+    global _undoing  # noqa: PLW0603 - one in a process
+    if _undoing is not None and _undoing.poll() is None:
+        return
+    numbers = [str(number) for key in processes for number in (key.pid, key.start_time)]
+    with contextlib.suppress(OSError):
+        _undoing = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [*_UNLOCKING, *numbers],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
 
 
 def open_session(

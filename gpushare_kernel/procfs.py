@@ -70,6 +70,17 @@ def owner(pid: int) -> int | None:
     return None
 
 
+def name(pid: int) -> str:
+    """Return what a process is called (15 characters of it); "" where it is gone."""
+    return _read(f"/proc/{pid}/comm").decode(errors="replace").strip()
+
+
+def named(prefix: str) -> list[int]:
+    """Return the pids of all processes whose name begins so. Reads every process of the machine."""
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208
+    return [pid for pid in pids if name(pid).startswith(prefix)]
+
+
 def parent(pid: int) -> int | None:
     """Return the pid of a process's parent (0 for the first one of a pid namespace)."""
     fields = _stat(pid)

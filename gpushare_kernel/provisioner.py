@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Enum, Float
+from traitlets import Enum, Float, Unicode
 
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import (
@@ -44,6 +45,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 DEFAULT_PROVISIONER = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+DEVICE = "GPUSHARE_DEVICE"
 _INTERRUPT_EXEMPTION = 3.0
 _SHUTDOWN_EXEMPTION = 15.0
 """Seconds; longer than jupyter_client waits for a kernel to shut down by itself."""
@@ -63,6 +65,12 @@ class GpuShareProvisioner(LocalProvisioner):
         or fail. What cannot be started degrades, with one line in the log.""",
     )
     weight = Float(1.0, config=True, help="This kernel's weight among its user's own.")
+    device = Unicode(
+        "",
+        config=True,
+        help="""The GPU for this kernel: a UUID, or its number. Empty: GPUSHARE_DEVICE in the kernel's
+        environment, else where it fits best and least is going on.""",
+    )
 
     _session: KernelSession | None = None
     _launched = False
@@ -98,7 +106,8 @@ class GpuShareProvisioner(LocalProvisioner):
         return info
 
     async def _open(self, env: dict[str, str] | None) -> KernelSession | None:
-        opening = asyncio.ensure_future(off_loop(self._open_blocking, self._name(env)))
+        device = self.device or (env or os.environ).get(DEVICE, "")
+        opening = asyncio.ensure_future(off_loop(self._open_blocking, self._name(env), device))
         try:
             self._session = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -113,25 +122,30 @@ class GpuShareProvisioner(LocalProvisioner):
             self._drop()
         return self._session
 
-    def _open_blocking(self, name: str) -> KernelSession:
+    def _open_blocking(self, name: str, device: str) -> KernelSession:
         where = places() if self._session is None else self._session.places
         find_broker(where, start=self._policy(where) == "start")
         try:
-            return self._open_at(where, name)
+            return self._open_at(where, name, device)
         except VersionMismatch:
             raise
         except BrokerUnavailable:  # it was found, and died that moment: there is another one soon
             find_broker(where, start=self._policy(where) == "start")
-            return self._open_at(where, name)
+            return self._open_at(where, name, device)
 
-    def _open_at(self, where: Places, name: str) -> KernelSession:
+    def _open_at(self, where: Places, name: str, device: str) -> KernelSession:
         old = self._session
         if old is not None:
             with contextlib.suppress(BadToken):  # forgotten, so it is a first start again
                 return restart_session(old)
         language = self.kernel_spec.language or "python"
         return open_session(
-            where, name, kernel_id=self.kernel_id, language=language, weight=self.weight
+            where,
+            name,
+            kernel_id=self.kernel_id,
+            language=language,
+            weight=self.weight,
+            device=device,
         )
 
     async def _bind(self, session: KernelSession, pid: int) -> None:

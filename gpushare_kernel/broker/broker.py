@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.adoption import adopted_name
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
-from gpushare_kernel.broker.kernels import Kernel, Registry, user_name
+from gpushare_kernel.broker.kernels import Kernel, Registry, clean_name, user_name
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
 from gpushare_kernel.broker.placement import choose
 from gpushare_kernel.broker.views import named, snapshot
@@ -33,7 +34,7 @@ from gpushare_kernel.core.values import (
     UserId,
     Wait,
 )
-from gpushare_kernel.devices.base import Device
+from gpushare_kernel.devices.base import Device, Stranger
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.transport.words import WordPage
@@ -219,6 +220,17 @@ class Broker:
         self._measure_context(kernel)
         self._ready(kernel, bare=False)
 
+    def take_in(self, one: Stranger, engine: Engine) -> bool:
+        """A process that uses a device and is in no session becomes one of its user; say whether it could."""
+        try:
+            pidfd = pidfds.open_pidfd(one.key.pid)
+        except OSError:
+            return False
+        if not procfs.alive(one.key):
+            os.close(pidfd)
+            return False
+        return self._take_in(one.uid, adopted_name(one), 1.0, engine, pidfd, one.key) is not None
+
     def accompanied(self, kernel: Kernel) -> None:
         """Its starter attaches for it: it is a session without a client until one of its own comes."""
         self._still_bare(kernel)
@@ -348,17 +360,30 @@ class Broker:
             pidfd = pidfds.open_pidfd(key.pid)
         except OSError:
             return
-        name = f"{kernel.name} (left running)"
+        name, engine = f"{kernel.name} (left running)", self.engine_of(kernel.id)
+        child = self._take_in(kernel.uid, name, kernel.weight, engine, pidfd, key)
+        if child is not None:
+            extra = {"session": child.id, "of": kernel.id}
+            _logger.info("a child outlived its kernel", extra=extra)
+
+    def _take_in(  # noqa: PLR0917  two callers beside it
+        self, uid: int, name: str, weight: float, engine: Engine, pidfd: int, key: ProcessKey
+    ) -> Kernel | None:
+        """Follow a running process as a session without a client; takes over its pidfd."""
         try:
-            child, _ = self.registry.open(kernel.uid, name, kernel.weight, None)
+            kernel, _ = self.registry.open(uid, clean_name(name), weight, None)
         except UserError as problem:
             os.close(pidfd)
-            _logger.warning("a child outlived its kernel and is not followed: %s", problem)
-            return
-        self.opened(child, device=self.engine_of(kernel.id).device.inventory.id)
-        self.bind(child, pidfd, key.pid)
-        self._still_bare(child)
-        _logger.info("a child outlived its kernel", extra={"session": child.id, "of": kernel.id})
+            _logger.warning("a process is not followed: %s", problem, extra={"pid": key.pid})
+            return None
+        self._place(kernel, engine)
+        try:
+            self.bind(kernel, pidfd, key.pid)
+        except BadToken:  # it has ended in this moment
+            self.close(kernel)
+            return None
+        self._still_bare(kernel)
+        return kernel
 
     def _await_process(self, kernel: Kernel) -> None:
         """A session without a process gets one within a while, counted from now, or is closed."""

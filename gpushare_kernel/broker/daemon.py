@@ -19,6 +19,7 @@ from functools import partial
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
+from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.hardware import AUTO, config_of, find_devices
@@ -91,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
         help="auto (GPUs, else the CPU), host, cuda, or GPUs by number or UUID: 0,1 (default auto)",
     )
     found.add_argument(
+        "--foreign",
+        choices=[*Foreign],
+        help="GPU processes of known users that nobody opened a session for: adopt them (default of a "
+        "system broker) or ignore them",
+    )
+    found.add_argument(
         "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
     )
     found.add_argument(
@@ -132,7 +139,8 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     idle_exit = (
         given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
     )
-    housekeeping = Housekeeping(broker, listener, where, idle_exit, lock=lock)
+    foreign = Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE))
+    housekeeping = Housekeeping(broker, listener, where, idle_exit, lock=lock, foreign=foreign)
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
@@ -220,7 +228,7 @@ def _positive(text: str) -> float:
 def _command(given: argparse.Namespace) -> list[str]:
     """Return how to start a broker like this one again."""
     command = [sys.executable, "-P", "-m", "gpushare_kernel.broker"]
-    for name in ("idle_exit", "capacity", "compute", "device", "turn", "policy"):
+    for name in ("idle_exit", "capacity", "compute", "device", "foreign", "turn", "policy"):
         value = getattr(given, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

@@ -2,12 +2,14 @@
 
 `python -P -m gpushare_kernel.broker.guardian`, exec'ed by the broker (which starts another when this one
 dies). It holds the broker by a pidfd and its table of intents by an inherited descriptor, imports
-little, owns no thread and sleeps in one poll: what can fail here is as little as possible.
+little, owns no thread and sleeps in one poll: what can fail here is as little as possible. Where there is a CUDA
+device it has workers of its own, which undo the driver's locks; it never calls the driver itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import select
@@ -21,17 +23,20 @@ from pathlib import Path
 from gpushare_kernel.broker import logs
 from gpushare_kernel.broker.intents import RESTARTS, IntentTable, resume_all
 from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.devices.unlocking import Unlockers
 from gpushare_kernel.transport.launch import environment, free, launch, locked
 from gpushare_kernel.transport.places import Places
 
 CRASH_LOOP_SECONDS = 60.0
 """More than 5 starts in this time are a crash loop; then the guardian gives up."""
 START_SECONDS = 30.0
+_READY = 2
+"""Workers kept ready: an unlock takes a quarter of a millisecond, so few serve many."""
 _logger = logging.getLogger("gpushare_kernel.broker.guardian")  # __name__ is __main__ here
 
 
 def spawn_guardian(
-    table: IntentTable, places: Places, command: Sequence[str]
+    table: IntentTable, places: Places, command: Sequence[str], lock_worker: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Start the guardian of this process and return it; the caller watches it and starts another if it dies.
 
@@ -43,6 +48,9 @@ def spawn_guardian(
         Where the broker lives (for its locks and its log).
     command
         How to start the broker again, without `--ready-fd`.
+    lock_worker
+        How to start a worker that undoes the driver's locks; empty where there is no CUDA device. The guardian
+        keeps some ready.
     """
     broker = os.pidfd_open(os.getpid())
     try:
@@ -50,6 +58,7 @@ def spawn_guardian(
             [
                 *(sys.executable, "-P", "-m", "gpushare_kernel.broker.guardian"),
                 *("--broker-fd", str(broker), "--table-fd", str(table.fd)),
+                *("--lock-worker", json.dumps(lock_worker)),
                 *("--runtime", str(places.runtime), "--log", str(places.log), "--", *command),
             ],
             stdin=subprocess.DEVNULL,
@@ -72,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpushare-guardian")
     parser.add_argument("--broker-fd", type=int, required=True)
     parser.add_argument("--table-fd", type=int, required=True)
+    parser.add_argument("--lock-worker", type=json.loads, default=[])
     parser.add_argument("--runtime", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("command", nargs="+")
@@ -79,9 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = IntentTable.from_fd(given.table_fd)
     if table is None:
         parser.error("--table-fd is no table of this boot")
+    # Ready long before they are needed: starting one takes half of the second in which everybody is to run again.
+    unlockers = Unlockers(given.lock_worker, spare=_READY) if given.lock_worker else None
     _wait_for_end(given.broker_fd)
     # First of all, and also after a clean exit (which leaves nothing): nobody else will.
-    resumed = resume_all(table)
+    resumed = resume_all(table, unlockers)
+    if unlockers is not None:
+        unlockers.close()
     if table.clean_exit and not resumed:
         return 0
     logs.set_up(given.log)

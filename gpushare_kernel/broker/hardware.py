@@ -84,7 +84,8 @@ def _gpus(
     wanted: str, intents: Intents, capacity: int | None, held: Mapping[str, int]
 ) -> Sequence[Device]:
     # A host without a GPU must not need what speaks to one.
-    from gpushare_kernel.devices.cuda import CudaDevice, find_gpus  # noqa: PLC0415
+    from gpushare_kernel.devices.cuda import CudaDevice  # noqa: PLC0415
+    from gpushare_kernel.devices.nvml import find_gpus  # noqa: PLC0415
 
     gpus = [*find_gpus()]
     if wanted not in {AUTO, CUDA}:

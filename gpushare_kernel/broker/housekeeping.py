@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.adoption import Adoption, Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
@@ -17,6 +19,7 @@ from gpushare_kernel.core.values import MiB, SessionId, Usage
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.transport.server import Listener
+from gpushare_kernel.wire.messages import Announce
 
 PERIOD = 1.0
 ROUNDS = 10
@@ -30,10 +33,25 @@ class Housekeeping:
     """One pass a second. `lock` is the descriptor of broker.lock."""
 
     def __init__(
-        self, broker: Broker, listener: Listener, places: Places, idle_exit: float, *, lock: int
+        self,
+        broker: Broker,
+        listener: Listener,
+        places: Places,
+        idle_exit: float,
+        *,
+        lock: int,
+        foreign: Foreign = Foreign.IGNORE,
     ) -> None:
         self._broker, self._listener, self._places = broker, listener, places
         self._idle_exit, self._lock = idle_exit, lock
+        self._adoption = {
+            name: Adoption(
+                foreign,
+                take=partial(broker.take_in, engine=engine),
+                has_sessions=lambda uid: bool(broker.registry.of(uid)),
+            )
+            for name, engine in broker.engines.items()
+        }
         self._round = 0
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
@@ -58,8 +76,10 @@ class Housekeeping:
             return
         self._round += 1
         for engine in broker.engines.values():
+            self._watch_device(engine)
             self._look_at_kernels(engine)
             self._watch_capacity(engine)
+            self._look_at_strangers(engine)
             engine.look_at_paused()
         broker.tell_waits()
         broker.tell_budgets()
@@ -91,6 +111,22 @@ class Housekeeping:
         stirred = cpu - self._cpu.get(kernel.id, 0.0) > _STIRRED
         self._cpu[kernel.id] = cpu
         return stirred
+
+    def _watch_device(self, engine: Engine) -> None:
+        """A device that is lost: everybody on it runs, nothing is admitted there, and people are told what to do."""
+        why = engine.device.lost
+        if (why is not None) == engine.scheduler.lost:
+            return
+        engine.feed(ev.DeviceLost(at=engine.now, lost=why is not None))
+        if why is not None:
+            _logger.error("a device is lost: %s", why, extra={"device": engine.device.inventory.id})
+            self._broker.say(Announce(why))
+
+    def _look_at_strangers(self, engine: Engine) -> None:
+        """Who uses the device and is in no session: they take part, where that is wanted."""
+        kernels = self._broker.registry
+        targets = [kernel.target for kernel in kernels if kernel.target is not None]
+        self._adoption[engine.device.inventory.id].look(engine.device.strangers(targets))
 
     def _watch_capacity(self, engine: Engine) -> None:
         """What others took of the device since we started is not ours to give."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import signal
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +21,24 @@ from typing import Self
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices.base import Hold
+from gpushare_kernel.devices.unlocking import WITHIN, Unlockers
 
 ROWS = 4096
 RESTARTS = 5
 """How many starts of a broker by its guardian are remembered (CLOCK_MONOTONIC seconds)."""
 
-# Everything is a u64: magic, boot id (2), flags, restarts (5), then rows of pid and start time.
-_MAGIC = int.from_bytes(b"gpuint01", "little")
+# Everything is a u64: magic, boot id (2), flags, restarts (5), then rows of pid (with how it is paused above its
+# 32 bits) and start time.
+_MAGIC = int.from_bytes(b"gpuint02", "little")
+_HOW = 32
 _BOOT, _FLAGS, _RESTART, _FIRST_ROW = 1, 3, 4, 16
 _CLEAN_EXIT = 1
+
+_UNDOING, _KILLING, _SETTLING = 0.25, 0.1, 0.05
+"""Seconds: for workers to undo what they hold, for killed ones to be gone, for a lock under way to come through."""
+_FROM_COLD = 5.0
+"""Seconds for workers that have to be started first; a broker that starts waits so long at most."""
 _WORDS = _FIRST_ROW + 2 * ROWS
 _SIZE = 8 * _WORDS
 
@@ -46,10 +57,12 @@ class IntentTable:
             os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), size=_SIZE
         )
         self._words[_BOOT], self._words[_BOOT + 1] = _boot()
+        self.refresh()
         if before is not None:
             self._words[_RESTART:_FIRST_ROW] = before._words[_RESTART:_FIRST_ROW]
-            for key in before.held():
-                self.add(key)
+            for how in Hold:
+                for key in before.held(how):
+                    self.add(key, how)
             before.close()
         self._words[0] = _MAGIC
         fresh.rename(path)
@@ -74,6 +87,7 @@ class IntentTable:
         if table._words[0] != _MAGIC or tuple(table._words[_BOOT : _BOOT + 2]) != _boot():
             table.close()
             return None
+        table.refresh()
         return table
 
     def _map(self, fd: int, size: int = 0) -> None:
@@ -82,36 +96,42 @@ class IntentTable:
             os.ftruncate(fd, size)
         self._memory = mmap.mmap(fd, _SIZE)
         self._words = memoryview(self._memory).cast("Q")
-        self._rows: dict[ProcessKey, int] = {}
+
+    def refresh(self) -> None:
+        """Read the rows: whoever shares the table with its broker sees only then what was written since."""
+        self._rows: dict[ProcessKey, tuple[int, Hold]] = {}
         self._free: list[int] = []
         for row in range(_WORDS - 2, _FIRST_ROW - 2, -2):
-            if self._words[row]:
-                self._rows[ProcessKey(self._words[row], self._words[row + 1])] = row
+            if word := self._words[row]:
+                key = ProcessKey(word & (1 << _HOW) - 1, self._words[row + 1])
+                self._rows[key] = row, Hold(word >> _HOW)
             else:
                 self._free.append(row)
 
-    def add(self, key: ProcessKey) -> None:
+    def add(self, key: ProcessKey, how: Hold = Hold.SIGNAL) -> None:
         """Record that `key` is about to be paused. Refuses where the table is full: then nothing may be paused."""
         if key in self._rows:
             return
         if not self._free:
             msg = f"at most {ROWS} processes may stand still at once, and so many do: this one runs on."
             raise DeviceError(msg)
-        row = self._rows[key] = self._free.pop()
+        row = self._free.pop()
+        self._rows[key] = row, how
         # The pid makes the row count, so it comes last: a kill in between leaves a free row.
         self._words[row + 1] = key.start_time
-        self._words[row] = key.pid
+        self._words[row] = key.pid | how << _HOW
 
     def remove(self, key: ProcessKey) -> None:
         """`key` runs again, or is gone."""
-        row = self._rows.pop(key, None)
-        if row is not None:
-            self._words[row] = 0
-            self._free.append(row)
+        found = self._rows.pop(key, None)
+        if found is not None:
+            self._words[found[0]] = 0
+            self._free.append(found[0])
 
-    def held(self) -> Sequence[ProcessKey]:
-        """Every process on record."""
-        return tuple(self._rows)
+    def held(self, *hows: Hold) -> Sequence[ProcessKey]:
+        """Every process on record that is paused in one of these ways; in any way, where none is given."""
+        wanted = hows or (Hold.SIGNAL, Hold.LOCK)
+        return tuple(key for key, (_, how) in self._rows.items() if how in wanted)
 
     @property
     def clean_exit(self) -> bool:
@@ -142,19 +162,92 @@ class IntentTable:
             self.fd = -1
 
 
-def resume_all(table: IntentTable) -> list[ProcessKey]:
+def resume_all(table: IntentTable, unlockers: Unlockers | None = None) -> list[ProcessKey]:
     """Let every process on record run again; return those that were. The broker that paused them must be gone.
 
     Each row is freed as soon as its process runs, so that a second attempt finds what this one left.
-    A process that only reuses a pid is not touched. What we may not signal stays on record.
+    A process that only reuses a pid is not touched. What we may not signal, or the driver does not unlock,
+    stays on record.
+
+    Parameters
+    ----------
+    table
+        The table of that broker.
+    unlockers
+        Who undoes the driver's locks; default is workers started now.
     """
+    table.refresh()
     resumed = []
-    for key in table.held():
+    for key in table.held(Hold.SIGNAL):
         with contextlib.suppress(PermissionError):
             if procfs.send(key, signal.SIGCONT):
                 resumed.append(key)
             table.remove(key)
+    workers, locked = table.held(Hold.WORKER), table.held(Hold.LOCK)
+    killed = _see_gone(workers)
+    for key in workers:
+        table.remove(key)
+    if locked:
+        resumed += _unlock(table, locked, unlockers, again=killed)
     return resumed
+
+
+def _see_gone(workers: Sequence[ProcessKey]) -> bool:
+    """Wait until the lock workers of a broker that is gone have ended; tell whether one had to be killed.
+
+    They see its end and unlock what they hold. One that a target keeps waiting is killed: it might lock that
+    target after we have unlocked it.
+    """
+    waiting: dict[int, ProcessKey] = {}
+    poll = select.poll()
+    try:
+        for key in workers:
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(key.pid)
+                waiting[pidfd] = key
+                if procfs.process_key(key.pid) == key:
+                    poll.register(pidfd, select.POLLIN)
+                else:
+                    os.close(pidfd)
+                    del waiting[pidfd]
+        left = _wait_for(poll, waiting, _UNDOING)
+        for pidfd in left:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _wait_for(poll, {pidfd: waiting[pidfd] for pidfd in left}, _KILLING)
+    finally:
+        for pidfd in waiting:
+            os.close(pidfd)
+    return bool(left)
+
+
+def _wait_for(poll: select.poll, waiting: dict[int, ProcessKey], seconds: float) -> set[int]:
+    """Wait until all have ended; return the pidfds of those that have not."""
+    left, deadline = set(waiting), time.monotonic() + seconds
+    while left and (pause := deadline - time.monotonic()) > 0:
+        for pidfd, _ in poll.poll(pause * 1000):
+            poll.unregister(pidfd)
+            left.discard(pidfd)
+    return left
+
+
+def _unlock(
+    table: IntentTable, locked: Sequence[ProcessKey], given: Unlockers | None, *, again: bool
+) -> list[ProcessKey]:
+    unlockers = given or Unlockers(spare=min(len(locked), 4))
+    try:
+        done = unlockers.unlock(locked, within=WITHIN if given else _FROM_COLD)
+        if (
+            again
+        ):  # a lock that was under way when its worker was killed may have come through since
+            time.sleep(_SETTLING)
+            done = unlockers.unlock(done)
+    finally:
+        if given is None:
+            unlockers.close()
+    for key in done:
+        table.remove(key)
+    return [key for key in done if procfs.alive(key)]
 
 
 def _boot() -> tuple[int, int]:

@@ -22,10 +22,17 @@ _logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """The broker's side of its guardian."""
+    """The broker's side of its guardian. `lock_worker`: see `spawn_guardian`."""
 
-    def __init__(self, table: IntentTable, places: Places, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        table: IntentTable,
+        places: Places,
+        command: Sequence[str],
+        lock_worker: Sequence[str] = (),
+    ) -> None:
         self._table, self._places, self._command = table, places, command
+        self._lock_worker = lock_worker
         self._guardian: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._again: asyncio.TimerHandle | None = None
@@ -39,7 +46,9 @@ class Keeper:
         self._let_run = let_run
         self._again = None
         try:
-            self._guardian = spawn_guardian(self._table, self._places, self._command)
+            self._guardian = spawn_guardian(
+                self._table, self._places, self._command, self._lock_worker
+            )
             self._pidfd = os.pidfd_open(self._guardian.pid)
         except OSError:
             _logger.exception("a guardian cannot be started: it is tried again")

@@ -16,7 +16,7 @@ from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Report, Submit
 
-__all__ = ["current_lane", "get_session", "lane", "make_lane", "reports", "session_name"]
+__all__ = ["current_lane", "get_session", "lane", "make_lane", "reports", "session_name", "step"]
 
 _making = threading.Lock()
 _session: Session | None = None
@@ -94,6 +94,18 @@ def lane(
     if get_session() is None:
         _tell_unshared()
     return made
+
+
+def step() -> None:
+    """Meet a boundary of whatever runs here: of the open lane, or of a cell that declares nothing.
+
+    For loops whose iterations nobody sees (raw CuPy, JAX). In PyTorch an optimizer's step is seen without it.
+    """
+    lane = current_lane()
+    if lane is not None:
+        lane.step()
+    elif _session is not None:
+        _session.boundary()
 
 
 def reports() -> list[Report]:

@@ -33,20 +33,23 @@ class Shown(Protocol):
         """The waiting is over: after `waited` seconds, or in vain (None)."""
 
 
-Factory = Callable[["Session"], Shown]
+Text = Callable[[Wait, str], str]
+"""Says why a job waits, with the noun of its device's memory."""
+Factory = Callable[["Session", Text], Shown]
 
 
 class Line:
     """Shows the waiting as one line, at most once a second; subclasses say where it goes."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, why: Text = texts.wait_text) -> None:
         self._session = session
+        self._why = why
         self._shown: str | None = None
         self._at = 0.0
 
     def wait(self, wait: Wait | None) -> float | None:
         """Show why it waits, unless the line is as fresh as a second."""
-        text = texts.BROKER_SILENT if wait is None else texts.wait_text(wait, self._session.noun)
+        text = texts.BROKER_SILENT if wait is None else self._why(wait, self._session.noun)
         if text == self._shown:
             return None
         now = time.monotonic()
@@ -79,15 +82,22 @@ class Line:
         sys.stderr.write(f"gpushare: {text}\n")
 
 
-def default(session: Session) -> Shown:
-    """Return the display in use."""
-    return _factory(session)
+def default(session: Session, why: Text = texts.wait_text) -> Shown:
+    """Return the display in use, for a job that says `why` it waits."""
+    return _factory(session, why)
 
 
 def use(factory: Factory | None) -> None:
     """Show waiting through `factory` from now on; None goes back to lines on stderr."""
     global _factory  # noqa: PLW0603 - one front end per process
     _factory = Line if factory is None else factory
+
+
+def one_line(error: _Error, text: str) -> _Error:
+    """Return an error that notebooks show as one line, without a traceback."""
+    error.args = (text,)
+    error.__dict__["_render_traceback_"] = lambda: [f"gpushare: {text}"]
+    return error
 
 
 def without_our_frames(error: _Error) -> _Error:

@@ -51,6 +51,10 @@ class HostMemory:
         """Return the bytes held now, or a moment ago."""
         return self.last if time.monotonic() - self._at < _FRESH else self.now()
 
+    def known(self) -> int:
+        """Return the bytes held now, or a moment ago: any thread may read them."""
+        return self.recent()
+
     def start_peak(self) -> None:
         """Forget the peak so far. Where the kernel does not permit that, samples stand in for it."""
         self._peak_counts = False
@@ -74,6 +78,9 @@ class HostMemory:
             held += max(0, highest - resident)
         self.highest = max(self.highest, held)
         return self.highest
+
+    def settle(self) -> None:
+        """Nothing to wait for: a host has done what was asked of it."""
 
     def trim(self) -> None:
         """Give back what is free: unreachable objects, then the allocator's empty pages."""

@@ -36,21 +36,29 @@ class Job:
         "_since",
         "_view",
         "boundaries",
+        "count",
         "ephemeral",
         "id",
         "interval",
         "lane",
         "name",
         "persistent",
+        "plain",
         "read",
         "slot",
+        "stepped",
         "waited",
     )
 
-    def __init__(self, session: Session, name: str, granted: Granted, waited: float) -> None:
+    def __init__(
+        self, session: Session, name: str, granted: Granted, waited: float, *, plain: bool = False
+    ) -> None:
         self._session = session
         self.id = granted.job
         self.name = name
+        self.plain = plain
+        self.stepped = False
+        self.count: Callable[[], None] = _nobody_counts
         self.lane = granted.lane
         self.slot = granted.slot
         self.persistent = granted.persistent
@@ -64,14 +72,16 @@ class Job:
         self._view: WordView | None = None
         self.read: Callable[[int], int] = _silence
 
-    def watch(self, view: WordView | None) -> None:
-        """Read the job's word from this page from now on; None: run past all boundaries."""
+    def watch(self, view: WordView | None, count: Callable[[], None] | None) -> None:
+        """Read the job's word from this page from now on (None: run past all boundaries), and count them so."""
         self._view = view
+        self.count = count or _nobody_counts
         if self._pending is None:
             self.read = _silence if view is None else view.read
 
     def detach(self) -> None:
         """Run on without a word: the job is over, or belongs to the process that forked us."""
+        self.count = _nobody_counts
         self._view = None
         self.read = _silence
 
@@ -85,16 +95,13 @@ class Job:
             lane=self.lane,
             slot=self.slot,
             running=True,
+            plain=self.plain,
         )
 
     def end(self) -> Report | None:
         """End the job; returns what became of it, or None where the broker is away."""
-        session, pending = self._session, self._pending
-        self.detach()
-        if pending is not None:
-            self._pending = None
-            session.leave(pending)
-        session.ended(self)
+        session = self._session
+        self._over()
         if not session.up:
             return None
         memory, call = session.memory, session.new_call()
@@ -108,6 +115,21 @@ class Job:
                 session.post(End(self.id, memory.last, memory.highest, self.boundaries))
         reply = session.answer(call, _REPORT)
         return reply if isinstance(reply, Report) else None
+
+    def leave(self) -> None:
+        """End the job and wait for no report: nobody reads it."""
+        self._over()
+        memory = self._session.memory
+        memory.peak()
+        self._session.post(End(self.id, memory.last, memory.highest, self.boundaries))
+
+    def _over(self) -> None:
+        session, pending = self._session, self._pending
+        self.detach()
+        if pending is not None:
+            self._pending = None
+            session.leave(pending)
+        session.ended(self)
 
     def meet(self, mask: int) -> None:
         """Do what the word asks for, and go on when the broker says so. A broker that is away is not waited for.
@@ -153,6 +175,7 @@ class Job:
 
     def _yield(self, *, trimmed: bool) -> Yield:
         memory = self._session.memory
+        memory.settle()  # the turn is over when the device has done what it was given
         if trimmed:
             memory.trim()
         return Yield(
@@ -176,10 +199,12 @@ class Job:
 class Unshared:
     """Stands for a job where no broker takes part: boundaries are counted, nothing else happens."""
 
-    __slots__ = ("boundaries", "read", "slot")
+    __slots__ = ("boundaries", "count", "read", "slot", "stepped")
 
     def __init__(self) -> None:
         self.boundaries = 0
+        self.stepped = False
+        self.count: Callable[[], None] = _nobody_counts
         self.slot = 0
         self.read: Callable[[int], int] = _silence
 
@@ -188,6 +213,10 @@ class Unshared:
 
     def end(self) -> None:
         """Nobody has to know."""
+
+
+def _nobody_counts() -> None:
+    return None
 
 
 def _silence(_slot: int) -> int:

@@ -134,7 +134,18 @@ class Lane:
         give back unused memory, pass the turn on, and return when it is this job's turn again.
         """
         job = self._job
+        job.stepped = True
+        self._meet(job)
+
+    def step_unasked(self) -> None:
+        """Meet a boundary that a framework saw. A lane that is stepped by hand knows its boundaries better."""
+        job = self._job
+        if not job.stepped:
+            self._meet(job)
+
+    def _meet(self, job: Job | Unshared) -> None:
         job.boundaries += 1
+        job.count()
         if job.read(job.slot):
             try:
                 job.meet(self._mask)
@@ -152,7 +163,7 @@ class Lane:
         session = self._session
         if session is None:
             return
-        shown = (self._show or display.default)(session)
+        shown = (self._show or display.default)(session, texts.wait_text)
         began: float | None = None
         try:
             self._job = session.submit(

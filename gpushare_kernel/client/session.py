@@ -21,12 +21,14 @@ from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
 from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError
 from gpushare_kernel.core.values import JobId
+from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import WordView
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
     Announce,
     Attach,
     Attached,
+    Budget,
     Cancel,
     CellEnded,
     CellStarted,
@@ -41,6 +43,7 @@ from gpushare_kernel.wire.messages import (
     ReleasedNow,
     Reply,
     Request,
+    SetNeeds,
     SetWeight,
     Slowed,
     SnapshotReply,
@@ -53,7 +56,8 @@ from gpushare_kernel.wire.messages import (
 from gpushare_kernel.wire.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from gpushare_kernel.client.hostmem import HostMemory
+    from gpushare_kernel.client.gpu import Gpu
+    from gpushare_kernel.client.measure import Memory
     from gpushare_kernel.client.queueing import OnWait
 
 _Reply = TypeVar("_Reply")
@@ -83,7 +87,9 @@ class Session:
         self._token = token
         self._path = path
         self._listeners: list[Listener] = []
-        self._memory: HostMemory | None = None
+        self._memory: Memory | None = None
+        self.gpu: Gpu | None = None
+        self.when_idle: Callable[[Callable[[], None]], None] | None = None
         self._quiet = False
         self.cooperates = True
         self._reset()
@@ -94,8 +100,9 @@ class Session:
         self._calls = Calls()
         self._jobs: dict[JobId, Job] = {}
         self._confirming: tuple[JobId, ...] = ()
-        self._cells: list[int] = []
+        self._cells: dict[int, int] = {}
         self._view: WordView | None = None
+        self._tally: Tally | None = None
         self._link: Link | None = None
         self.up = False
         self.attached: Attached | None = None
@@ -123,6 +130,8 @@ class Session:
         # The page is not unmapped by hand: another thread may be reading its word at this moment.
         for job in list(self._jobs.values()):
             job.detach()
+        if self.gpu is not None:
+            self.gpu.close()
 
     def wait_attached(self, timeout: float = ANSWER) -> Attached:
         """Return what the broker said of this session and its device.
@@ -163,13 +172,17 @@ class Session:
         return texts.memory_noun(self.attached.kind if self.attached else "")
 
     @property
-    def memory(self) -> HostMemory:
+    def memory(self) -> Memory:
         """What measures this session's memory."""
         if self._memory is None:
             from gpushare_kernel.client.roots import session_memory  # noqa: PLC0415 - not at kernel start
 
             self._memory = session_memory()
         return self._memory
+
+    def say(self, text: str) -> None:
+        """Show a line to the user, as if the broker had said it."""
+        self._tell(Announce(text))
 
     def listen(self, listener: Listener) -> None:
         """Have `listener` called with what the broker says unasked."""
@@ -218,7 +231,7 @@ class Session:
 
         began = time.monotonic()
         granted = queue(self, submit, wait=wait, on_wait=on_wait, say=say)
-        job = Job(self, submit.name, granted, time.monotonic() - began)
+        job = Job(self, submit.name, granted, time.monotonic() - began, plain=submit.plain)
         with self._changed:
             self._jobs[job.id] = job
             self._watch()
@@ -232,6 +245,19 @@ class Session:
         with self._changed:
             self.cooperates = on
             self._watch()
+
+    def count(self) -> None:
+        """Count one boundary where the broker reads it."""
+        tally = self._tally
+        if tally is not None:
+            tally.add()
+
+    def boundary(self) -> None:
+        """Count a boundary of whatever runs, and apply what came for it."""
+        if self.gpu is not None:
+            self.gpu.boundary()
+        else:
+            self.count()
 
     def ended(self, job: Job) -> None:
         """Forget a job: it holds nothing any more."""
@@ -250,13 +276,20 @@ class Session:
 
     def cell_started(self, cell: int) -> None:
         """Say that a plain cell begins. Never waits, never fails."""
-        self._cells.append(cell)
+        self._cells[cell] = threading.get_ident()
         self._notice(CellStarted(cell))
+
+    def cell_here(self) -> int | None:
+        """Return the plain cell that runs in this thread."""
+        here = threading.get_ident()
+        return next((cell for cell, thread in self._cells.items() if thread == here), None)
 
     def cell_ended(self, cell: int) -> None:
         """Say that it is over."""
-        if cell in self._cells:
-            self._cells.remove(cell)
+        self._cells.pop(cell, None)
+        if self.gpu is not None:
+            self.gpu.plain.cell_ended(cell)
+            self.gpu.cell_event()
         if self.up:
             self._notice(CellEnded(cell, self.memory.recent()))
 
@@ -277,6 +310,10 @@ class Session:
     def set_weight(self, weight: float) -> None:
         """Set this session's weight among the user's own."""
         self.request(SetWeight(weight), Ok)
+
+    def set_needs(self, size: int) -> None:
+        """Say what this notebook is to get, in bytes, when its kernel starts next."""
+        self.request(SetNeeds(size), Ok)
 
     def request(self, body: Request, expected: type[_Reply], timeout: float = ANSWER) -> _Reply:
         """Ask the broker and return its answer; its `Failure` is raised as the error it names."""
@@ -327,29 +364,40 @@ class Session:
         with self._changed:
             held = tuple(job.held() for job in self._jobs.values())
             self._confirming = tuple(self._jobs)
-        return Attach(self._token, held, self.memory.now() if held else 0)
+        return Attach(self._token, held, self.memory.known() if held else 0)
 
     def came_up(self, welcome: Welcome, fds: list[int]) -> None:
-        """Take over the session's page."""
+        """Take over the session's page and its tally (a broker of before has none)."""
+        body = welcome.body
         try:
-            if len(fds) != 1 or not isinstance(welcome.body, Attached):
-                msg = f"an attach is answered with one page, but {type(welcome.body).__name__} and {len(fds)} descriptors came."
+            if len(fds) not in (1, 2) or not isinstance(body, Attached):
+                msg = f"an attach is answered with a page and a tally, but {type(body).__name__} and {len(fds)} descriptors came."
                 raise BadFrame(msg)
-            view = WordView(fds.pop())
+            view = WordView(fds.pop(0))
+            tally = Tally(fds.pop()) if fds else None
         finally:
             for fd in fds:
                 os.close(fd)
+        if tally is not None:
+            tally.let_go()
+        if body.kind == "cuda" and self.gpu is None:
+            from gpushare_kernel.client.gpu import Gpu  # noqa: PLC0415 - not in a kernel without one
+
+            self.gpu = Gpu(self)
+            self._memory = self.gpu.memory
         with self._changed:
-            self.attached = welcome.body
-            self._view = view
+            self.attached = body
+            self._view, self._tally = view, tally
             self._watch()
+        if self.gpu is not None:
+            self.gpu.attached(body)
 
     def went_up(self) -> None:
         """Let everybody go on, and say what changed during the handshake."""
         self._set_up(up=True)
         for job in self._confirming:
             if job not in self._jobs:
-                self.post(End(job, self.memory.recent(), 0, 0))
+                self.post(End(job, self.memory.known(), 0, 0))
         for cell in list(self._cells):
             self._notice(CellStarted(cell))
 
@@ -384,12 +432,17 @@ class Session:
             self._calls.nudge()
         elif isinstance(body, Slowed | Announce):
             self._tell(body)
+        elif isinstance(body, Budget) and self.gpu is not None:
+            self.gpu.budget(body)
 
     # --- Inside ----------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        count = None if self._tally is None else self._tally.add
+        if self.gpu is not None:
+            count = self.gpu.boundary
         for job in self._jobs.values():
-            job.watch(self._view if self.cooperates else None)
+            job.watch(self._view if self.cooperates else None, count)
 
     def _notice(self, body: CellStarted | CellEnded) -> None:
         self._send_quietly(Kind.NOTICE, 0, body)
@@ -405,7 +458,7 @@ class Session:
                 return
 
     def _give_back(self, granted: Granted) -> None:
-        self.post(End(granted.job, self.memory.recent(), 0, 0))
+        self.post(End(granted.job, self.memory.known(), 0, 0))
 
     def _set_up(self, *, up: bool) -> None:
         with self._changed:
@@ -427,6 +480,9 @@ class Session:
             job.detach()
         self._listeners.clear()
         self._quiet = True  # the parent says it
+        if self.gpu is not None:
+            self.gpu.forget()
+        self.when_idle = None
         self._reset()
 
 

@@ -6,6 +6,7 @@ Measured meanings; names as `CUresult` has them.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple, Self
 
 from gpushare_kernel.core.values import PauseStatus
 
@@ -17,6 +18,8 @@ OPERATING_SYSTEM = "CUDA_ERROR_OPERATING_SYSTEM"
 ILLEGAL_STATE = "CUDA_ERROR_ILLEGAL_STATE"
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 ASSERT = "CUDA_ERROR_ASSERT"
+GONE = "GONE"
+"""Not the driver's: the worker found that the process has ended, and did not ask."""
 
 
 class ProcessState(StrEnum):
@@ -29,15 +32,29 @@ class ProcessState(StrEnum):
     FAILED = "failed"
 
 
+class Reply(NamedTuple):
+    """A worker's line: what the driver answered, and how the target stands."""
+
+    answer: str
+    state: ProcessState
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Read a line; ValueError where it is none."""
+        answer, state = line.split()
+        return cls(answer, ProcessState(state))
+
+
 _STATUS_OF = {
     SUCCESS: PauseStatus.PAUSED,
     NOT_READY: PauseStatus.BUSY,
     NOT_INITIALIZED: PauseStatus.NOTHING,
     NOT_SUPPORTED: PauseStatus.UNSUPPORTED,
     OPERATING_SYSTEM: PauseStatus.FORBIDDEN,
+    GONE: PauseStatus.GONE,
 }
 
-_SICK_DRIVER = frozenset(
+SICK_DRIVER = frozenset(
     {
         "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
         "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
@@ -57,7 +74,7 @@ def lock_status(answer: str, state: ProcessState) -> PauseStatus:
     if answer == ILLEGAL_STATE:
         still = state in (ProcessState.LOCKED, ProcessState.CHECKPOINTED)
         return PauseStatus.PAUSED if still else PauseStatus.BROKEN
-    if answer in _SICK_DRIVER:
+    if answer in SICK_DRIVER:
         return PauseStatus.UNSUPPORTED
     return _STATUS_OF.get(answer, PauseStatus.BROKEN)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
@@ -73,17 +74,25 @@ class PauseOutcome:
     drain: float = 0.0
 
 
+class Hold(IntEnum):
+    """How a process on record stands still, and so what makes it run again."""
+
+    SIGNAL = 0  # SIGCONT
+    LOCK = 1  # the driver's unlock, from any process that may
+    WORKER = 2  # not paused: it is a worker that holds locks, and must be gone before anybody else unlocks
+
+
 class Intents(Protocol):
     """Where intent is on record *before* each pause (I4); the guardian reads it when the broker dies."""
 
-    def add(self, key: ProcessKey) -> None:
+    def add(self, key: ProcessKey, how: Hold = Hold.SIGNAL) -> None:
         """Record that `key` is about to be paused."""
 
     def remove(self, key: ProcessKey) -> None:
         """`key` runs again, or is gone."""
 
-    def held(self) -> Sequence[ProcessKey]:
-        """Every process on record."""
+    def held(self, *hows: Hold) -> Sequence[ProcessKey]:
+        """Every process on record that is (or may be) paused in one of these ways; in any way where none is given."""
 
 
 class Device(Protocol):
@@ -91,6 +100,10 @@ class Device(Protocol):
 
     inventory: Inventory
     capabilities: Capabilities
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing can be said or done on this device any more, and what to do; None while all is well."""
 
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
         """Cumulative device time and demand of the session's tree; None where there is no sample.
@@ -121,6 +134,13 @@ class Device(Protocol):
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
         """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped."""
 
+    async def still(self, target: Target) -> bool:
+        """Tell whether all that we paused of this session has stood still since; asked for each quantum.
+
+        False: something of it ran (it was continued, or unlocked itself). It has been paused again where that was
+        possible: `paused` says. Processes that are new in a paused session are paused too, which is no False.
+        """
+
     async def resume(self, target: Target) -> PauseOutcome:
         """Let run again whatever *we* paused of this session.
 
@@ -128,9 +148,6 @@ class Device(Protocol):
         left behind runs again). Any other status: it could not be done now, and why; ask again.
         PAUSED never comes back from here.
         """
-
-    async def still(self, target: Target) -> bool:
-        """Say whether all that we paused of this session stands still: a process can unlock itself."""
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """What of this session stands still on our account."""

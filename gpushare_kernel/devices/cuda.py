@@ -1,71 +1,43 @@
-"""A CUDA GPU: pause and resume by the driver's per-process lock, memory by NVML.
+"""A CUDA GPU: pause and resume by the driver's per-process lock, memory and activity by NVML.
 
-Pauses reach the session's root process; its memory stays resident. Driver calls are made by a worker
-process per target (`cuda_worker`), because they may hang for as long as the target does not answer.
+A session is its process tree; of it, those with a context count. Driver calls are made by worker processes
+(`cuda_worker`), because they may hang for as long as the target does not answer; NVML is read by a thread
+(`sampler`). Nothing here waits for either on the loop. docs/locking.md has the facts and the rules.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from time import monotonic
-from typing import Protocol
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import DeviceId, MiB, PauseStatus, ProcessKey, Usage
-from gpushare_kernel.devices import answers
-from gpushare_kernel.devices.base import Capabilities, Intents, Inventory, PauseOutcome, Target
-from gpushare_kernel.devices.lock_link import LockLink, Reply, WorkerLost
-from gpushare_kernel.devices.nvml import DeviceMemory, Nvml
+from gpushare_kernel.devices.answers import SICK_DRIVER
+from gpushare_kernel.devices.base import (
+    Capabilities,
+    Hold,
+    Intents,
+    Inventory,
+    PauseOutcome,
+    Stranger,
+    Target,
+)
+from gpushare_kernel.devices.crew import Crew
+from gpushare_kernel.devices.gpu_session import GpuSession
+from gpushare_kernel.devices.locker import Locker
+from gpushare_kernel.devices.nvml import GpuReader, Nvml, find_gpus
+from gpushare_kernel.devices.sampler import WINDOW, GpuUser, Sample, Sampler
+from gpushare_kernel.devices.unlocking import WORKER
+from gpushare_kernel.devices.verdict import Probe, Verdict, probe_capabilities
 
-WORKER = (sys.executable, "-P", "-m", "gpushare_kernel.devices.cuda_worker")
-"""The command of a lock worker, without the pid."""
+__all__ = ["WORKER", "CudaDevice", "find_gpus"]
 
 _RESERVE = 520 * MiB
-"""The context of a torch process, before it is measured."""
+"""The context of a torch process, before one is measured."""
 
-_GRACE = 0.25
-"""Seconds beyond the limit in which the driver should have said so."""
-
-_UNLOCK_LIMIT = 1.0
-_SAMPLE_AGE = 1.0
-_FAREWELL = 2.0
-
-
-class MemoryReader(Protocol):
-    """What we need of NVML."""
-
-    name: str
-    uuid: str
-
-    def memory(self) -> DeviceMemory:
-        """Return the GPU's memory now."""
-
-    def process_memory(self) -> dict[int, int]:
-        """Return pid -> bytes."""
-
-    def close(self) -> None:
-        """Give the library back."""
-
-
-@dataclass(slots=True)
-class Gpu:
-    """One GPU."""
-
-    index: int
-    uuid: str
-    name: str
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Wall seconds of one session outside pauses."""
-
-    at: float
-    seconds: float = 0.0
+_STALE = 1.0
+"""Seconds after which a list of processes is read anew before the next pause: a child may be new."""
 
 
 class CudaDevice:
@@ -75,238 +47,263 @@ class CudaDevice:
     ----------
     intents
         Where a process is put on record before it is locked.
+    gpu
+        Its index in NVML's (PCI bus) order, or its UUID.
     capacity
         Bytes to share; default is what is free now.
     held
         Bytes that sessions taken over from an earlier broker hold already: part of the capacity.
     nvml
-        Who reads memory; default is GPU 0 through NVML.
+        Who reads the GPU; for tests.
     worker
-        The command of a lock worker, to which the target's pid is added.
+        The command of a lock worker.
+    probe
+        What this GPU lets us do; default is to find out (half a second).
 
     Raises
     ------
     DeviceError
-        Without a driver, a GPU or the package `cuda-bindings`.
+        Without a driver or such a GPU, and for one that is cut into parts (MIG).
     """
 
     def __init__(
         self,
         intents: Intents,
         *,
+        gpu: int | str = 0,
         capacity: int | None = None,
         held: int = 0,
-        nvml: MemoryReader | None = None,
+        nvml: GpuReader | None = None,
         worker: Sequence[str] = WORKER,
+        probe: Probe | None = None,
     ) -> None:
-        if worker is WORKER:
-            _need_bindings()
+        reader: GpuReader = Nvml(gpu) if nvml is None else nvml
+        info = reader.info
+        if info.mig:
+            reader.close()
+            msg = (
+                f"{info.name} (GPU {info.index}) is cut into parts (MIG), and gpushare shares whole GPUs. "
+                f"Switch that off: sudo nvidia-smi -i {info.index} -mig 0"
+            )
+            raise DeviceError(msg)
+        found = probe or probe_capabilities(reader.info, worker=worker)
         self._intents = intents
-        self._worker = worker
-        self._nvml: MemoryReader = Nvml() if nvml is None else nvml
-        self._free_at_start = self._nvml.memory().free + held
-        self._links: dict[ProcessKey, LockLink] = {}
-        self._leaving: list[tuple[ProcessKey, LockLink]] = []  # hung up on, not ended yet
-        self._paused: set[ProcessKey] = set()
-        self._recorded = set(intents.held())  # also by a broker before us, that may be held still
-        self._clocks: dict[ProcessKey, _Clock] = {}
-        self._sample: tuple[float, dict[int, int]] | None = None
+        self._sampler = Sampler(reader)
+        self._crew = Crew(intents, worker)
+        self._sessions: dict[ProcessKey, GpuSession] = {}
+        self._left_over = set(intents.held(Hold.LOCK))  # by a broker before us: locked, perhaps
+        self._sick: str | None = None
+        self._memory = self._sampler.now.memory
+        self._free_at_start = self._memory.free + held
         self.capabilities = Capabilities(
-            can_pause=True,
-            can_park=False,
-            why="this device pauses and resumes; memory stays on the GPU",
+            can_pause=found.verdict is Verdict.FULL, can_park=False, why=found.text
         )
         self.inventory = Inventory(
-            id=DeviceId(self._nvml.uuid),
+            id=DeviceId(info.uuid),
             kind="cuda",
-            name=self._nvml.name,
+            name=info.name,
             capacity=self._free_at_start if capacity is None else capacity,
             compute=1.0,
             reserve=_RESERVE,
+            total=info.total,
+            divisible=False,
         )
+        for key in self._left_over:
+            if procfs.state_of(key) in ("T", "t"):
+                self._crew.unlock_later(key)
+        self._sampler.start()
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing can be said or done on this GPU any more, and what to do; None while all is well."""
+        return self._sick or self._sampler.lost
+
+    # ------------------------------------------------------------ what there is to know
 
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
-        """Return wall seconds outside pauses (an upper bound of its GPU time) and its tree's GPU bytes."""
-        if not procfs.alive(target.root):
-            self._forget(target.root)
+        """Return what NVML knows of the session's tree: bytes beside its contexts, contexts, whether it was at work."""
+        session = self._sessions.get(target.root)
+        if session is not None:
+            session.settle()
+        sample = self._sampler.sample
+        if not procfs.alive(target.root) or sample is None:
             return None
-        seconds = self._tick(target.root)
-        try:
-            held = self._memory_of(target) if memory else None
-        except DeviceError:
-            return None  # NVML is gone: nobody measures, which says nothing about the session
-        return Usage(seconds, seconds, held)
+        session = self._session(target.root)
+        if self.capabilities.can_pause and len(self._sessions) > 1:
+            self._crew.prepare()  # alone on the GPU nobody is ever paused
+        mine = self._mine(target, session, sample)
+        active = self._active(session, mine)
+        if not memory:
+            return Usage(0.0, 0.0, active=active)
+        self._measure()
+        held = sum(user.size for user in mine) - len(mine) * self.inventory.reserve
+        return Usage(0.0, 0.0, max(0, held), len(mine), active=active)
+
+    def utilization(self) -> float | None:
+        """Return how busy the GPU was in its last closed window."""
+        return self._sampler.utilization()
+
+    @property
+    def window(self) -> float:
+        """Return the length of NVML's window."""
+        return WINDOW
+
+    def environment(self) -> Mapping[str, str]:
+        """Return what makes a kernel see this GPU only, and take its memory as it needs it."""
+        return {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": self.inventory.id,
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
+
+    def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
+        """Return the processes with a context that are in no session's tree."""
+        sample = self._sampler.sample
+        roots = {target.root.pid for target in targets}
+        known = {
+            key
+            for t in targets
+            if (s := self._sessions.get(t.root)) is not None
+            for key in s.members
+        }
+        return [
+            Stranger(user.key, user.uid, user.size, user.name, user.display)
+            for user in (() if sample is None else sample.users)
+            if user.line.isdisjoint(roots) and user.key not in known and procfs.alive(user.key)
+        ]
 
     def foreign(self, managed: int) -> int:
-        """Return what others took of the GPU's memory since we started."""
+        """Return what others took of the GPU's memory since we started, as of the last reading."""
+        sample = self._sampler.sample
+        if sample is not None:
+            self._memory = sample.memory
         spare = max(0, self._free_at_start - self.inventory.capacity)
-        return max(0, self._free_at_start - self._nvml.memory().free - managed - spare)
+        return max(0, self._free_at_start - self._memory.free - managed - spare)
+
+    # ------------------------------------------------------------ pause and resume
 
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
-        """Lock the root process: its submitted work drains, its next CUDA call waits.
+        """Lock every process of the session that has a context: submitted work drains, the next CUDA call waits.
 
-        Past `limit` the target runs on (BUSY). Where the driver does not even say so, the worker is
-        left to itself: it undoes a lock that comes through late.
+        All of them or none; past `limit` they run on (BUSY). The drain is that of the slowest.
         """
-        root = target.root
-        if (standing := self._look(root)) is not None:
-            return PauseOutcome(standing)
-        if not self._answered(root):
-            return PauseOutcome(PauseStatus.BUSY)
-        if root not in self._recorded:
-            self._intents.add(root)
-            self._recorded.add(root)
-        asked = monotonic()
-        try:
-            reply, asked = await self._ask(root, f"lock {round(limit * 1000)}", limit + _GRACE)
-        except TimeoutError:
-            status = _standing(root) or PauseStatus.BUSY
-        except WorkerLost:
-            status = PauseStatus.UNSUPPORTED
-        except BaseException:  # cancelled: the worker was hung up on, and undoes what it did
-            self._runs_again(root)
-            raise
-        else:
-            status = answers.lock_status(reply.answer, reply.state)
-            if not procfs.alive(root):
-                status = PauseStatus.GONE
-        if status is PauseStatus.PAUSED:
-            self._tick(root)  # the drain is the locked one's
-            self._paused.add(root)
-        elif status is PauseStatus.GONE:
-            self._forget(root)
-        else:
-            self._runs_again(root)
-        return PauseOutcome(status, monotonic() - asked)
+        if not procfs.alive(target.root):
+            return PauseOutcome(PauseStatus.GONE)
+        if not self.capabilities.can_pause or self.lost:
+            return PauseOutcome(PauseStatus.UNSUPPORTED)
+        session = self._adopted(target)
+        outcome = await session.pause(self._members(target, session), limit)
+        self._note_trouble(session)
+        return outcome
+
+    async def still(self, target: Target) -> bool:
+        """Look whether all that we locked is locked still; lock again who is not, and who is new."""
+        session = self._sessions.get(target.root)
+        return session is None or await session.still(self._members(target, session))
 
     async def resume(self, target: Target) -> PauseOutcome:
-        """Unlock the root process, whoever held its lock for us. NOTHING: it runs."""
-        root = target.root
-        standing = self._look(root)
-        if root not in self._recorded:
-            return PauseOutcome(
-                PauseStatus.GONE if standing is PauseStatus.GONE else PauseStatus.NOTHING
-            )
-        if standing is not None:
-            return PauseOutcome(standing)
-        asked = monotonic()
-        try:
-            reply, asked = await self._ask(root, "unlock", _UNLOCK_LIMIT)
-        except TimeoutError:
-            return PauseOutcome(_standing(root) or PauseStatus.BUSY, monotonic() - asked)
-        except WorkerLost:
-            return PauseOutcome(PauseStatus.UNSUPPORTED)
-        status = answers.unlock_status(reply.answer, reply.state)
-        if status in (PauseStatus.NOTHING, PauseStatus.BROKEN):
-            self._runs_again(root)
-        return PauseOutcome(status, monotonic() - asked)
+        """Unlock whatever we (or a broker before us) locked of this session. NOTHING: all of it runs."""
+        outcome = await self._adopted(target).resume()
+        if outcome.status is PauseStatus.GONE:
+            self._forget(target.root)
+        return outcome
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
-        """Return the root process where we locked it. One that unlocked itself shows at the next pause."""
-        return [target.root] if target.root in self._paused and procfs.alive(target.root) else []
+        """Return which processes we locked. One that unlocked itself is found by `still`."""
+        session = self._sessions.get(target.root)
+        return () if session is None else session.locked()
 
-    def survivors(self, target: Target) -> Sequence[ProcessKey]:  # noqa: ARG002
-        """Return nobody: only root processes are followed here."""
-        return ()
+    def survivors(self, target: Target) -> Sequence[ProcessKey]:
+        """Return the processes with a context that outlived their root; forget the rest."""
+        session = self._sessions.get(target.root)
+        if session is None or procfs.alive(target.root):
+            return ()
+        self._forget(target.root)
+        left = [key for key in session.members if procfs.alive(key)]
+        left = [k for k in left if not any(procfs.is_descendant(k.pid, r) for r in target.without)]
+        return [key for key in left if procfs.parent(key.pid) not in {other.pid for other in left}]
 
     def close(self) -> None:
         """Hang up on all workers: each unlocks what it holds. Waits for them a moment."""
-        for root in [*self._links]:
-            self._hang_up(root)
-        for root in [*self._paused]:
-            self._runs_again(root)
-        deadline = monotonic() + _FAREWELL
-        for _, link in self._leaving:  # one that hangs still does its duty, after us
-            link.wait(max(0.0, deadline - monotonic()))
-        self._nvml.close()
+        for session in self._sessions.values():
+            session.close()
+        self._crew.close()
+        for session in self._sessions.values():
+            session.settle()
+        self._sampler.close()
 
-    async def _ask(self, root: ProcessKey, request: str, limit: float) -> tuple[Reply, float]:
-        """Ask the target's worker; return its reply and when it was asked. A lost worker is replaced once."""
-        for attempt in (1, 2):
-            link = self._links.get(root)
-            try:
-                if link is None:
-                    link = self._links[root] = LockLink(self._worker, root.pid)
-                    await link.ready()
-                asked = monotonic()
-                return await link.ask(request, limit=limit), asked
-            except WorkerLost:
-                self._hang_up(root)
-                if attempt == 2:  # noqa: PLR2004
-                    raise
-            except BaseException:  # no reply in time, or the caller was cancelled
-                self._hang_up(root)
-                raise
-        raise AssertionError
+    # ------------------------------------------------------------ whose is what
 
-    def _look(self, root: ProcessKey) -> PauseStatus | None:
-        standing = _standing(root)
-        if standing is PauseStatus.GONE:
-            self._forget(root)
-        return standing
+    def _session(self, root: ProcessKey) -> GpuSession:
+        session = self._sessions.get(root)
+        if session is None:
+            session = self._sessions[root] = GpuSession(root, self._locker)
+        return session
 
-    def _hang_up(self, root: ProcessKey) -> None:
-        link = self._links.pop(root, None)
-        if link is not None:
-            link.hang_up()
-            self._leaving.append((root, link))
+    def _locker(self, key: ProcessKey) -> Locker:
+        recorded = key in self._left_over
+        self._left_over.discard(key)
+        return Locker(key, self._intents, self._crew, recorded=recorded)
 
-    def _answered(self, root: ProcessKey) -> bool:
-        """Tell whether no earlier worker is still stuck: two would undo each other's locks."""
-        self._leaving = [(key, link) for key, link in self._leaving if not link.ended()]
-        return all(key != root for key, _ in self._leaving)
+    def _adopted(self, target: Target) -> GpuSession:
+        """Return the session, with those of its tree whom a broker before us may have locked."""
+        session = self._session(target.root)
+        for key in [*self._left_over]:
+            if key == target.root or procfs.is_descendant(key.pid, target.root.pid):
+                session.adopt(self._locker(key))
+        return session
 
-    def _runs_again(self, root: ProcessKey) -> None:
-        self._tick(root)
-        self._paused.discard(root)
-        if root in self._recorded:
-            self._recorded.remove(root)
-            self._intents.remove(root)
+    def _mine(self, target: Target, session: GpuSession, sample: Sample) -> list[GpuUser]:
+        """Return who of the session has a context; remember them, for when their parent ends before them."""
+        mine = [
+            user
+            for user in sample.users
+            if user.below(target.root.pid, target.without)
+            or (user.key in session.members and user.line.isdisjoint(target.without))
+        ]
+        session.members |= {user.key: None for user in mine if user.key != target.root}
+        return mine
+
+    def _members(self, target: Target, session: GpuSession) -> list[ProcessKey]:
+        """Return whom to lock beside the root. Who draws a screen is never touched."""
+        sample = self._sampler.sample
+        if sample is None:
+            return [key for key in session.members if procfs.alive(key)]
+        self._sampler.hurry(older_than=_STALE)
+        return [
+            user.key
+            for user in self._mine(target, session, sample)
+            if user.key != target.root and not user.display and procfs.alive(user.key)
+        ]
+
+    def _active(self, session: GpuSession, mine: Collection[GpuUser]) -> bool | None:
+        """Tell whether NVML saw it at work since it was last asked; None where it has not looked again yet."""
+        if not mine:
+            return False
+        activity = self._sampler.want_activity()
+        if activity is None or activity.reading == session.reading:
+            return None
+        stamp = max((activity.stamps.get(user.key.pid, 0) for user in mine), default=0)
+        first, before = session.reading < 0, session.stamp
+        session.reading, session.stamp = activity.reading, max(stamp, before)
+        return None if first else stamp > before
+
+    def _measure(self) -> None:
+        """Put the size that contexts really have in the place of the estimate."""
+        seen = self._sampler.context
+        if seen is not None and seen != self.inventory.reserve:
+            self.inventory = dataclasses.replace(self.inventory, reserve=seen)
+
+    def _note_trouble(self, session: GpuSession) -> None:
+        answers = [each.trouble for each in session.lockers.values() if each.trouble in SICK_DRIVER]
+        if answers:
+            self._sick = (
+                f"the CUDA driver does not come up ({answers[0]}): it was replaced, or the GPU is gone. "
+                "Restart the machine, then the broker."
+            )
 
     def _forget(self, root: ProcessKey) -> None:
-        self._hang_up(root)
-        self._runs_again(root)
-        self._clocks.pop(root, None)
-        self._answered(root)
-
-    def _tick(self, root: ProcessKey) -> float:
-        """Bring a session's clock up to now, and return its seconds."""
-        now = monotonic()
-        clock = self._clocks.setdefault(root, _Clock(now))
-        if root not in self._paused:
-            clock.seconds += now - clock.at
-        clock.at = now
-        return clock.seconds
-
-    def _memory_of(self, target: Target) -> int:
-        now = monotonic()
-        if self._sample is None or now - self._sample[0] > _SAMPLE_AGE:
-            self._sample = now, self._nvml.process_memory()
-        held = self._sample[1]
-        return sum(held.get(key.pid, 0) for key in procfs.tree(target.root.pid, target.without))
-
-
-def find_gpus() -> Sequence[Gpu]:
-    """Return the GPUs of this host. DeviceError where there are none, or nobody can say."""
-    return [Gpu(0, Nvml().uuid, "")]
-
-
-def _standing(root: ProcessKey) -> PauseStatus | None:
-    """Return why the driver need not be asked: stopped by its user it would not answer."""
-    state = procfs.state_of(root)
-    if state is None or state in "ZX":
-        return PauseStatus.GONE
-    return PauseStatus.STOPPED if state in "Tt" else None
-
-
-def _need_bindings() -> None:
-    try:
-        found = importlib.util.find_spec("cuda.bindings") is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        msg = (
-            "pausing on a CUDA GPU needs the package cuda-bindings, which is not installed. "
-            "Install it for your driver: pip install 'gpushare-kernel[cuda13]' (or [cuda12])."
-        )
-        raise DeviceError(msg)
+        session = self._sessions.get(root)
+        if session is not None and not session.holds:
+            del self._sessions[root]

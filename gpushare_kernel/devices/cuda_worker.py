@@ -1,22 +1,33 @@
-"""The process that locks and unlocks one CUDA process: `python -P -m gpushare_kernel.devices.cuda_worker PID`.
+"""The process that locks and unlocks CUDA processes: `python -P -m gpushare_kernel.devices.cuda_worker`.
 
 It is exec'ed, not forked (cuInit does not survive a fork), has no context and no GPU memory. One line
-in (`lock MILLISECONDS`, `unlock`), one line out (`ANSWER STATE`), the first unasked: cuInit's answer.
-The driver may hang far beyond its limit (a target in SIGSTOP), which is why each target has its own.
+in (`lock PID START MILLISECONDS`, `unlock PID START`, `state PID START`), one line out (`ANSWER STATE`),
+the first unasked: cuInit's answer. START is the process's start time: a pid that has been reused is not
+asked about. The driver may hang far beyond its limit (a target in SIGSTOP): one worker at a time serves one target.
 
 When the line ends, by the broker's will or its death, the worker unlocks what it locked and exits: a
 lock never outlives the broker. That holds for a lock that comes through only after the line ended.
+
+With `--lockable` it lets anybody of its user lock it, whatever Yama says: the counterpart of a self-test.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any, Protocol
 
+from gpushare_kernel import procfs
+from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices import answers
-from gpushare_kernel.devices.answers import ProcessState
+from gpushare_kernel.devices.answers import ProcessState, Reply
+
+LOCKABLE = "--lockable"
+_PR_SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
 class Driver(Protocol):
@@ -47,6 +58,7 @@ class CudaDriver:
             states.CU_PROCESS_STATE_RUNNING: ProcessState.RUNNING,
             states.CU_PROCESS_STATE_LOCKED: ProcessState.LOCKED,
             states.CU_PROCESS_STATE_CHECKPOINTED: ProcessState.CHECKPOINTED,
+            states.CU_PROCESS_STATE_FAILED: ProcessState.FAILED,
         }
 
     def init(self) -> str:
@@ -67,11 +79,17 @@ class CudaDriver:
 
     def unlock(self, pid: int) -> str:
         """Call cuCheckpointProcessUnlock."""
-        return self._name(self._cu.cuCheckpointProcessUnlock(pid, None))
+        try:
+            return self._name(self._cu.cuCheckpointProcessUnlock(pid, None))
+        except RuntimeError:
+            return answers.NOT_SUPPORTED
 
     def state(self, pid: int) -> ProcessState:
         """Call cuCheckpointProcessGetState."""
-        error, *state = self._cu.cuCheckpointProcessGetState(pid)
+        try:
+            error, *state = self._cu.cuCheckpointProcessGetState(pid)
+        except RuntimeError:
+            return ProcessState.RUNNING  # such a driver has no locks
         if error.name == answers.NOT_INITIALIZED:
             return ProcessState.NONE
         return self._states.get(state[0], ProcessState.FAILED) if state else ProcessState.FAILED
@@ -81,37 +99,78 @@ class CudaDriver:
         return str(result[0].name)
 
 
-def serve(driver: Driver, pid: int, requests: IO[str], replies: IO[str]) -> None:
-    """Answer requests about `pid` until they end, then leave it unlocked."""
-    answer = driver.init()
-    holds = False
-    with suppress(BrokenPipeError, ConnectionResetError):
-        print(answer, ProcessState.NONE, file=replies, flush=True)
+class Worker:
+    """Answers requests, and knows what it has locked."""
+
+    def __init__(self, driver: Driver, alive: Callable[[ProcessKey], bool] = procfs.alive) -> None:
+        self._driver = driver
+        self._alive = alive
+        self._holds: set[ProcessKey] = set()
+
+    def serve(self, requests: IO[str], replies: IO[str]) -> None:
+        """Answer requests until they end, then unlock what is still locked by us."""
+        answer = self._driver.init()
+        _say(Reply(answer, ProcessState.NONE), replies)
         if answer != answers.SUCCESS:
             return
-        for line in requests:
-            command, *words = line.split()
-            if command == "lock":
-                answer = driver.lock(pid, int(words[0]))
-                state = _after_lock(driver, pid, answer)
-                holds = state is ProcessState.LOCKED
-            else:
-                answer = driver.unlock(pid)
-                done = answer == answers.SUCCESS
-                state = ProcessState.RUNNING if done else driver.state(pid)
-                holds = state is ProcessState.LOCKED
-            print(answer, state, file=replies, flush=True)
-    if holds:
-        driver.unlock(pid)
+        with suppress(ConnectionResetError):  # it ended with a reply of ours unread
+            for line in requests:
+                _say(self.answer(line), replies)
+        for key in self._holds:
+            if self._alive(key):
+                self._driver.unlock(key.pid)
+
+    def answer(self, line: str) -> Reply:
+        """Carry one request out."""
+        command, pid, start, *words = line.split()
+        key = ProcessKey(int(pid), int(start))
+        if not self._alive(key):
+            self._holds.discard(key)
+            return Reply(answers.GONE, ProcessState.NONE)
+        if command == "lock":
+            return self._note(key, self._lock(key.pid, int(words[0])))
+        if command == "unlock":
+            return self._note(key, self._unlock(key.pid))
+        return Reply(answers.SUCCESS, self._driver.state(key.pid))
+
+    def _lock(self, pid: int, milliseconds: int) -> Reply:
+        answer = self._driver.lock(pid, milliseconds)
+        if answer == answers.SUCCESS:
+            return Reply(answer, ProcessState.LOCKED)
+        # Only ILLEGAL_STATE leaves a question; asking more would cost 0.1 ms each time.
+        open_question = answer == answers.ILLEGAL_STATE
+        return Reply(answer, self._driver.state(pid) if open_question else ProcessState.RUNNING)
+
+    def _unlock(self, pid: int) -> Reply:
+        answer = self._driver.unlock(pid)
+        done = answer == answers.SUCCESS
+        return Reply(answer, ProcessState.RUNNING if done else self._driver.state(pid))
+
+    def _note(self, key: ProcessKey, reply: Reply) -> Reply:
+        if reply.state is ProcessState.LOCKED:
+            self._holds.add(key)
+        else:
+            self._holds.discard(key)
+        return reply
 
 
-def _after_lock(driver: Driver, pid: int, answer: str) -> ProcessState:
-    if answer == answers.SUCCESS:
-        return ProcessState.LOCKED
-    # Only ILLEGAL_STATE leaves a question; asking more would cost 0.1 ms each time.
-    return driver.state(pid) if answer == answers.ILLEGAL_STATE else ProcessState.RUNNING
+def _say(reply: Reply, replies: IO[str]) -> None:
+    """Nobody need listen any more: what was asked for is done all the same."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        print(*reply, file=replies, flush=True)
+
+
+def main() -> None:
+    """Serve the line that is our standard input and output."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(
+            signum, signal.SIG_IGN
+        )  # who ends a service's whole group ends us by the line
+    if LOCKABLE in sys.argv[1:]:
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
+    Worker(CudaDriver()).serve(sys.stdin, sys.stdout)
 
 
 if __name__ == "__main__":
-    serve(CudaDriver(), int(sys.argv[1]), sys.stdin, sys.stdout)
+    main()
     os._exit(0)  # what could not be written to a line that ended must not be flushed once more

@@ -37,6 +37,8 @@ _PATIENT_ROUNDS = 10
 """So long (about 20 ms) D is waited for: inside a fork it may still give birth."""
 _LONGEST_NAP = 0.005
 _CONFIRMATIONS = 2
+_AGAIN = 0.1
+"""Seconds within which a tree is stopped again that somebody has continued."""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,11 @@ class HostDevice:
             )
             raise DeviceError(msg)
 
+    @property
+    def lost(self) -> str | None:
+        """Return None: a host that has lost its CPU asks nobody."""
+        return None
+
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
         """Return the tree's CPU seconds, also of those who ended, and its private bytes if asked."""
         if not procfs.alive(target.root):
@@ -157,6 +164,15 @@ class HostDevice:
             self._continue(session)
         return PauseOutcome(status, monotonic() - asked)
 
+    async def still(self, target: Target) -> bool:
+        """Stop again whom somebody has continued, and who is new."""
+        session = self._sessions.get(target.root)
+        states = {} if session is None else {k: procfs.state_of(k) for k in session.stopped}
+        if all(state is None or state in _STILL | _ENDED for state in states.values()):
+            return True
+        await self.pause(target, limit=_AGAIN)
+        return False
+
     async def resume(self, target: Target) -> PauseOutcome:
         """Continue whom we stopped, orphans too. NOTHING: nobody stands still on our account any more."""
         session = self._sessions.get(target.root)
@@ -166,12 +182,6 @@ class HostDevice:
             return PauseOutcome(PauseStatus.NOTHING)
         self._forget(target.root)
         return PauseOutcome(PauseStatus.GONE)
-
-    async def still(self, target: Target) -> bool:
-        """Return whether nobody has continued whom we stopped."""
-        session = self._sessions.get(target.root)
-        keys = () if session is None else session.stopped
-        return all(procfs.state_of(key) in _STILL or not procfs.alive(key) for key in keys)
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """Return whom we stopped and nobody has continued since."""

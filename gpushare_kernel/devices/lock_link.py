@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from gpushare_kernel import procfs
+from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices import answers
-from gpushare_kernel.devices.answers import ProcessState
+from gpushare_kernel.devices.answers import Reply
+from gpushare_kernel.devices.unlocking import start_worker
 
 _START_LIMIT = 30.0
 """Python, the bindings and cuInit: half a second, but a machine may be busy and its disk cold."""
@@ -17,38 +20,29 @@ _START_LIMIT = 30.0
 _LONGEST_LINE = 200
 
 
-class Reply(NamedTuple):
-    """What the driver answered, and how the target stands."""
-
-    answer: str
-    state: ProcessState
-
-
 class WorkerLost(Exception):
     """The worker ended, or speaks nonsense."""
 
 
 class LockLink:
-    """A lock worker for the process `pid`, started at once; `ready` waits until it can be asked."""
+    """A lock worker, started at once; the first question waits until it can be asked."""
 
-    def __init__(self, command: Sequence[str], pid: int) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self._line, theirs = socket.socketpair()
         self._line.setblocking(False)  # noqa: FBT003 - the signature of the standard library
+        self._ready = False
+        #: What was locked through it last: asking about the same process again is quicker.
+        self.last: ProcessKey | None = None
         try:
-            # In its own session: Ctrl-C at a broker in the foreground must not kill who holds locks.
             # Not in a thread: this takes under a millisecond, and a cancelled caller must not lose it.
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*command, str(pid)],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                cwd="/",
-                start_new_session=True,
-            )
+            self._process = start_worker(command, theirs)
         except OSError:
             self._line.close()
             raise
         finally:
             theirs.close()
+        self.key = procfs.process_key(self._process.pid)
+        """The worker as a process; None where it has been reaped already."""
 
     async def ready(self) -> None:
         """Wait until the worker has initialised the driver.
@@ -58,13 +52,16 @@ class LockLink:
         WorkerLost
             Where it did not come up; the text has the driver's answer.
         """
+        if self._ready:
+            return
         async with asyncio.timeout(_START_LIMIT):
             reply = await self._receive()
         if reply.answer != answers.SUCCESS:
             raise WorkerLost(reply.answer)
+        self._ready = True
 
-    async def ask(self, request: str, *, limit: float) -> Reply:
-        """Send one request and wait for its reply.
+    async def ask(self, request: str, key: ProcessKey, *words: int, limit: float) -> Reply:
+        """Send one request about `key` and wait for its reply.
 
         Raises
         ------
@@ -74,12 +71,18 @@ class LockLink:
             Where the driver does not answer. Hang up then: the reply would be taken for the next one's.
         """
         loop = asyncio.get_running_loop()
+        line = " ".join(map(str, (request, key.pid, key.start_time, *words)))
         async with asyncio.timeout(limit):
             try:
-                await loop.sock_sendall(self._line, f"{request}\n".encode())
+                await loop.sock_sendall(self._line, f"{line}\n".encode())
             except OSError as error:
                 raise WorkerLost(str(error)) from error
             return await self._receive()
+
+    def say(self, request: str, key: ProcessKey) -> None:
+        """Send a request whose reply nobody waits for: the next thing is to hang up."""
+        with contextlib.suppress(OSError):
+            self._line.send(f"{request} {key.pid} {key.start_time}\n".encode())
 
     def hang_up(self) -> None:
         """End the line: the worker unlocks what it holds, now or when the driver answers, and exits."""
@@ -96,11 +99,9 @@ class LockLink:
 
     def wait(self, seconds: float) -> bool:
         """Wait until the worker is gone, at most `seconds`."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return self.ended()
 
     async def _receive(self) -> Reply:
         loop = asyncio.get_running_loop()
@@ -114,7 +115,6 @@ class LockLink:
             if not chunk or len(received) > _LONGEST_LINE:
                 raise WorkerLost(received.decode(errors="replace"))
         try:
-            answer, state = received.decode().split()
-            return Reply(answer, ProcessState(state))
+            return Reply.parse(received.decode())
         except ValueError as error:
             raise WorkerLost(received.decode(errors="replace")) from error

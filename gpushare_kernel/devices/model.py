@@ -14,6 +14,7 @@ from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
 from gpushare_kernel.devices.base import (
     Capabilities,
+    Hold,
     Intents,
     Inventory,
     PauseOutcome,
@@ -26,6 +27,9 @@ __all__ = ["ModelDevice", "ModelProcess"]
 
 _RESERVE = 520 * MiB
 """The context of a torch process."""
+
+_AGAIN = 0.1
+"""Seconds that a process may drain which is locked again."""
 
 
 class ModelDevice(ModelGpu):
@@ -68,9 +72,21 @@ class ModelDevice(ModelGpu):
         )
         self.capabilities = Capabilities(can_pause=True, can_park=True)
 
+    @property
+    def lost(self) -> str | None:
+        """Why nothing can be said or done any more: it fell off the bus, its driver was replaced, NVML is gone."""
+        for so, what in (
+            (self.fallen, "is lost (fell off the bus)"),
+            (self.mismatched, "has a driver that was replaced while it ran"),
+            (self.nvml_gone, "does not answer NVML"),
+        ):
+            if so:
+                return f"the model GPU {what}. Restart the machine, then the broker."
+        return None
+
     def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
         """Return what the process used; None where it has ended, or nobody can measure any more."""
-        if self.nvml_gone or self.lost or target.root in self._ended:
+        if self.fallen or self.nvml_gone or target.root in self._ended:
             return None
         process = self.process(target)
         contexts = int(process.state is not ProcessState.NONE)
@@ -83,7 +99,7 @@ class ModelDevice(ModelGpu):
 
     def utilization(self) -> float | None:
         """Return how busy the device was in its last closed window of model time."""
-        return None if self.nvml_gone or self.lost else self.busy_before
+        return None if self.fallen or self.nvml_gone else self.busy_before
 
     @property
     def window(self) -> float:
@@ -111,9 +127,8 @@ class ModelDevice(ModelGpu):
         DeviceError
             Where the device is lost: nothing about its memory is true any more.
         """
-        if self.lost:
-            msg = "the model GPU is lost (fell off the bus). Restart the machine, then the broker."
-            raise DeviceError(msg)
+        if self.fallen:
+            raise DeviceError(self.lost)
         return max(0, self.used_memory - managed)
 
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
@@ -125,7 +140,7 @@ class ModelDevice(ModelGpu):
             # The driver would hang far beyond the limit; whoever asks finds out when it is over.
             return PauseOutcome(PauseStatus.STOPPED, limit)
         if self._intents is not None and target.root not in self._recorded:
-            self._intents.add(target.root)
+            self._intents.add(target.root, Hold.LOCK)
             self._recorded.add(target.root)
         answer, took = self.lock(target, limit=limit)
         status = answers.lock_status(answer, process.state)
@@ -134,6 +149,13 @@ class ModelDevice(ModelGpu):
         else:
             self._forget(target.root)
         return PauseOutcome(status, took)
+
+    async def still(self, target: Target) -> bool:
+        """Lock it again where it has unlocked itself."""
+        if target.root not in self._paused or target.root in self._ended or self.paused(target):
+            return True
+        await self.pause(target, limit=_AGAIN)
+        return False
 
     async def resume(self, target: Target) -> PauseOutcome:
         """Unlock the process. NOTHING: nothing holds it any more."""
@@ -146,10 +168,6 @@ class ModelDevice(ModelGpu):
         if status in (PauseStatus.NOTHING, PauseStatus.BROKEN):
             self._forget(target.root)
         return PauseOutcome(status)
-
-    async def still(self, target: Target) -> bool:
-        """Return whether the process we locked has not unlocked itself."""
-        return target.root not in self._paused or bool(self.paused(target))
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """Return the process where we locked it and it has not unlocked itself."""

@@ -73,7 +73,7 @@ class ModelGpu:
         self.busy_before: float | None = None
         self._busy = 0.0
         self._window_ends = WINDOW
-        self.lost = False
+        self.fallen = False
         self.mismatched = False
         self.nvml_gone = False
         self._reserve = reserve
@@ -153,7 +153,7 @@ class ModelGpu:
 
     def lose_device(self) -> None:
         """The GPU falls off the bus: all contexts and what they hold are gone."""
-        self.lost = True
+        self.fallen = True
         for process in self._processes.values():
             if process.state is not ProcessState.NONE:
                 process.broken = True
@@ -231,7 +231,7 @@ class ModelGpu:
     def _enter(self, target: Target) -> tuple[ModelProcess | None, Call]:
         """Enter the driver from inside the target: None and why, where the call does not come through."""
         process = self.process(target)
-        if self.lost or process.broken or process.state is ProcessState.FAILED:
+        if self.fallen or process.broken or process.state is ProcessState.FAILED:
             return None, Call.FAILED
         if process.state in (ProcessState.LOCKED, ProcessState.CHECKPOINTED) or process.stopped:
             return None, Call.WAITS

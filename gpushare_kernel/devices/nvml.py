@@ -1,18 +1,29 @@
-"""NVML: what the GPU is called, how much memory it has, and who holds it. The only importer of `pynvml`.
+"""NVML: which GPUs there are, how much memory they have, who holds it, how busy they are. The only importer of `pynvml`.
 
-The list of processes takes 0.4-4.5 ms and a lock of the whole driver: ask for it rarely.
+The list of processes takes 0.4-4.5 ms and a lock of the whole driver, process utilization 2-2.6 ms: ask
+rarely, and off the loop (`sampler`). Pids are those of the host's pid namespace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import pynvml
 
 from gpushare_kernel.core.errors import DeviceError
+
+NEEDED_CUDA = (12, 8)
+"""The first CUDA version whose driver can lock a process (driver 570)."""
+
+_ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+
+
+class GpuLost(DeviceError):
+    """The GPU itself is gone (it fell off the bus, or needs a reset): only a restart brings it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +35,58 @@ class DeviceMemory:
     used: int
 
 
+@dataclass(frozen=True, slots=True)
+class GpuInfo:
+    """What one GPU is. `index` is NVML's (PCI bus) order; `mig`: it is cut into parts; `exclusive`: one process only."""
+
+    index: int
+    uuid: str
+    name: str
+    total: int
+    mig: bool = False
+    exclusive: bool = False
+    display: bool = False
+
+
+class Running(NamedTuple):
+    """One process with a context. `display`: it draws (it may compute, too)."""
+
+    pid: int
+    size: int
+    display: bool
+
+
+class GpuReader(Protocol):
+    """What the rest of the room needs of NVML; tests have one of their own."""
+
+    info: GpuInfo
+
+    def memory(self) -> DeviceMemory:
+        """Return the GPU's memory now (0.03 ms)."""
+
+    def processes(self) -> Sequence[Running]:
+        """Return who has a context (0.4-0.8 ms)."""
+
+    def utilization(self) -> float:
+        """Return how busy the GPU was in its last closed window (0.04 ms), 0 to 1."""
+
+    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
+        """Return pid and time stamp (us) of who was seen at work after `since` (2 ms); one a window."""
+
+    def reopen(self) -> None:
+        """Begin again, after the library has failed."""
+
+    def close(self) -> None:
+        """Give the library back."""
+
+
 class Nvml:
-    """One GPU as NVML sees it.
+    """One GPU as NVML sees it. The library counts who has initialised it: several GPUs share one.
 
     Parameters
     ----------
-    index
-        Which GPU, in NVML's (PCI bus) order.
+    gpu
+        Which GPU: its index in NVML's (PCI bus) order, or its UUID.
 
     Raises
     ------
@@ -38,17 +94,22 @@ class Nvml:
         Where there is no driver, no such GPU, or driver and library do not match.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, gpu: int | str = 0) -> None:
+        self._gpu = gpu
+        self._open = False
+        self._begin()
+
+    def _begin(self) -> None:
         with _in_words():
             pynvml.nvmlInit()
         try:
             with _in_words():
-                self._handle: Any = pynvml.nvmlDeviceGetHandleByIndex(index)
-                self.name = _text(pynvml.nvmlDeviceGetName(self._handle))
-                self.uuid = _text(pynvml.nvmlDeviceGetUUID(self._handle))
+                self._handle = _handle(self._gpu)
+                self.info = _info(self._handle)
         except DeviceError:
             pynvml.nvmlShutdown()
             raise
+        self._open = True
 
     def memory(self) -> DeviceMemory:
         """Return the GPU's memory now (0.03 ms)."""
@@ -56,16 +117,120 @@ class Nvml:
             info = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
         return DeviceMemory(int(info.total), int(info.free), int(info.used))
 
-    def process_memory(self) -> dict[int, int]:
-        """Return pid -> bytes for all processes with a context; pids are the host's."""
+    def processes(self) -> Sequence[Running]:
+        """Return all processes with a context; who both draws and computes stands there once, as a display."""
         with _in_words():
-            running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return {int(each.pid): int(each.usedGpuMemory or 0) for each in running}
+            computing = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+            drawing = _supported(pynvml.nvmlDeviceGetGraphicsRunningProcesses, self._handle) or []
+        found = {
+            int(each.pid): Running(int(each.pid), _bytes(each), display=False) for each in computing
+        }
+        found |= {
+            int(each.pid): Running(int(each.pid), _bytes(each), display=True) for each in drawing
+        }
+        return list(found.values())
+
+    def utilization(self) -> float:
+        """Return how busy the GPU was in its last closed window of 200 ms, 0 to 1 (0.04 ms)."""
+        with _in_words():
+            return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+
+    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
+        """Return pid and time stamp (us) of those seen at work after `since`; NVML names one process a window."""
+        try:
+            seen = pynvml.nvmlDeviceGetProcessUtilization(self._handle, since)
+        except pynvml.NVMLError as error:
+            if error.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND):
+                return ()  # nobody was
+            with _in_words():
+                raise
+        return [(int(each.pid), int(each.timeStamp)) for each in seen if each.timeStamp > since]
+
+    def reopen(self) -> None:
+        """Begin again: the library forgets a driver that was reloaded only then."""
+        self.close()
+        self._begin()
 
     def close(self) -> None:
-        """Give the library back."""
+        """Give the library back. Idempotent; one that is broken is not asked to say goodbye nicely."""
+        if self._open:
+            self._open = False
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+
+
+def find_gpus() -> Sequence[GpuInfo]:
+    """Return the GPUs of this machine, also those that cannot be shared; none where there is no NVIDIA driver.
+
+    Raises
+    ------
+    DeviceError
+        Where there is a driver that does not work (library and driver do not match, for one).
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if error.value in _ABSENT:
+            return ()
         with _in_words():
+            raise
+    try:
+        with _in_words():
+            count = int(pynvml.nvmlDeviceGetCount())
+        found = []
+        for index in range(count):
+            with suppress(DeviceError), _in_words():  # one that is lost does not hide the others
+                found.append(_info(pynvml.nvmlDeviceGetHandleByIndex(index)))
+        return found
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def versions() -> tuple[str, tuple[int, int]]:
+    """Return the driver's version, and the newest CUDA version it can serve.
+
+    Raises
+    ------
+    DeviceError
+        Where there is no driver, or it does not work.
+    """
+    with _in_words():
+        pynvml.nvmlInit()
+        try:
+            cuda = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+            return _text(pynvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10)
+        finally:
             pynvml.nvmlShutdown()
+
+
+def _handle(gpu: int | str) -> Any:
+    if isinstance(gpu, int):
+        return pynvml.nvmlDeviceGetHandleByIndex(gpu)
+    return pynvml.nvmlDeviceGetHandleByUUID(gpu)
+
+
+def _info(handle: Any) -> GpuInfo:
+    mig = _supported(pynvml.nvmlDeviceGetMigMode, handle)
+    mode = _supported(pynvml.nvmlDeviceGetComputeMode, handle)
+    return GpuInfo(
+        index=int(pynvml.nvmlDeviceGetIndex(handle)),
+        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        total=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        mig=mig is not None and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
+        exclusive=mode is not None and mode != pynvml.NVML_COMPUTEMODE_DEFAULT,
+        display=bool(_supported(pynvml.nvmlDeviceGetDisplayActive, handle)),
+    )
+
+
+def _supported(ask: Any, handle: Any) -> Any:
+    """Return an answer, or None from a GPU that does not know the question."""
+    try:
+        return ask(handle)
+    except pynvml.NVMLError as error:
+        if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
+            return None
+        raise
 
 
 @contextmanager
@@ -73,11 +238,18 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        msg = (
-            f"the NVIDIA management library says: {error}. "
-            "Does nvidia-smi work here? After a driver update, restart the machine."
+        lost = error.value in _GONE
+        step = (
+            "Restart the machine, then the broker."
+            if lost
+            else "Does nvidia-smi work here? After a driver update, restart the machine."
         )
-        raise DeviceError(msg) from error
+        msg = f"the NVIDIA management library says: {error}. {step}"
+        raise (GpuLost if lost else DeviceError)(msg) from error
+
+
+def _bytes(process: Any) -> int:
+    return int(process.usedGpuMemory or 0)
 
 
 def _text(value: str | bytes) -> str:

@@ -49,6 +49,12 @@ class Tally:
         """Return the count."""
         return self._word[0]
 
+    def let_go(self) -> None:
+        """Close the descriptor: the mapping is all a client needs, and it ends with the last one who holds this."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def close(self) -> None:
         """Give up the mapping and the descriptor."""
         if self.fd >= 0:

@@ -32,6 +32,7 @@ _BROKER_NOTICES = (
     messages.Waiting,
     messages.Soon,
     messages.Slowed,
+    messages.Budget,
     messages.Announce,
     messages.Closing,
 )

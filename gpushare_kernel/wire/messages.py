@@ -229,6 +229,14 @@ class SetWeight(_Message, frozen=True):
     weight: float
 
 
+class SetNeeds(_Message, frozen=True):
+    """What the caller's notebook is to get when its kernel starts next, in bytes: its session's `Open.needs` from then on,
+    and in the launch environment of frameworks that read their limit only there (JAX). 0 forgets it. Reply: `Ok`.
+    """
+
+    needs: int
+
+
 class SetPolicy(_Message, frozen=True):
     """Administrators: switch the policy of a device (`fifo`, `fair`). Reply: `Ok`."""
 
@@ -358,7 +366,9 @@ class Closing(_Message, frozen=True):
     reason: str
 
 
-Request = Submit | Cancel | Yield | End | Release | GetSnapshot | SetWeight | SetPolicy | Stop
+Request = (
+    Submit | Cancel | Yield | End | Release | GetSnapshot | SetWeight | SetNeeds | SetPolicy | Stop
+)
 ClientNotice = CellStarted | CellEnded
 Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply
 BrokerNotice = Waiting | Soon | Slowed | Budget | Announce | Closing

@@ -27,6 +27,10 @@ LEFT_QUEUE_COMMAND = "Left the queue. The command has not run."
 SWITCHED_OFF = "gpushare is silent here, and this notebook no longer cooperates. The device stays shared. %gpushare on undoes it."
 SWITCHED_ON = "gpushare speaks again, and this notebook cooperates."
 BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."
+LEFT_FIRST_USE = "Left the queue. The cell ended at its first use of the GPU."
+RESTART_DEFAULT = "From its next restart on this notebook starts like any other."
+FRAMES_KEPT = "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."
+FRAMES_CLEARED = "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."
 BROKEN_SESSION = "This notebook's GPU session is broken (others are fine): restart the kernel."
 SELF_UNLOCKED = (
     "This notebook went on out of turn: the time counts as its own, and it is paused again."
@@ -131,7 +135,13 @@ def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
 
 
 def oom_text(
-    limit: int | None, needed: int, returned: int, line: str, noun: str = "GPU memory"
+    limit: int | None,
+    needed: int,
+    returned: int,
+    line: str,
+    noun: str = "GPU memory",
+    *,
+    others: int = 0,
 ) -> str:
     """Return the last line of a cell that ran out of memory.
 
@@ -145,14 +155,17 @@ def oom_text(
         Bytes that came back since.
     line
         What to put on the first line (`%%gpulane 9GiB`, see `oom_size`); empty where no size would do.
+    others
+        Bytes that others hold; 0 where that is not known, or not why.
     """
+    held = f" Others hold {format_size(others)}." if others > 0 else ""
     back = f" {format_size(returned)} came back." if returned > 0 else ""
     way_out = (
         f"Put this on the first line and run again: {line}"
         if line
         else "That is more than there is: run again with a smaller batch."
     )
-    return f"{_over(limit, needed, noun)}{back} {way_out}"
+    return f"{_over(limit, needed, noun)}{held}{back} {way_out}"
 
 
 def oom_restart_text(
@@ -168,6 +181,21 @@ def oom_restart_text(
 def oom_size(needed: int) -> str:
     """Return the size to declare after running out of memory: what was needed, and a little more."""
     return pasteable_size(needed + needed * _OOM_MARGIN // 100)
+
+
+def adapter_text(framework: str, version: str, what: str) -> str:
+    """Return the line about a part of a framework that cannot be seen here."""
+    return f"{framework} {version} is shared, but not all of it is seen: {what}."
+
+
+def unadapted_text(why: str) -> str:
+    """Return the line of a notebook whose frameworks cannot be adapted at all."""
+    return f"This notebook is shared, but its frameworks are not seen from inside ({why}). jupyter gpushare doctor says more."
+
+
+def uncapped_text(why: str) -> str:
+    """Return the line about a limit that a framework did not take."""
+    return f"This notebook's limit of GPU memory could not be set ({why}): the broker watches it from outside."
 
 
 def restart_memory_text(size: int, noun: str = "GPU memory") -> str:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["autoload", "dry_run", "enter", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = [
+    "autoload",
+    "begin",
+    "dry_run",
+    "enter",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
 
 
 def autoload() -> None:
@@ -39,6 +46,13 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     from gpushare_magics import extension  # noqa: PLC0415
 
     extension.unload(shell)
+
+
+def begin() -> None:
+    """Begin the running plain cell on a GPU. Stands before its first statement."""
+    from gpushare_magics import extension  # noqa: PLC0415
+
+    extension.active().cells.begin()
 
 
 def enter(arguments: str) -> None:

@@ -1,8 +1,9 @@
-"""Cells: which one runs in which thread, and which lanes it entered.
+"""Cells: which one runs in which thread, which lanes it entered, and how it ended.
 
 `pre_run_cell` and `post_run_cell` also fire for cells run inside cells (`%%capture`), and at the same
 time in the threads of subshells: a stack for each thread keeps them apart. Handlers of these events
-must not raise: IPython would print it and run the cell anyway.
+must not raise: IPython would print it and run the cell anyway. So a plain cell on a GPU begins by a
+statement of its own (`gpushare_magics.node`): an interrupt there stops it.
 """
 
 from __future__ import annotations
@@ -19,22 +20,28 @@ if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
 
 Leave = Callable[[], None]
+Ended = Callable[[BaseException | None], Leave]
+"""Called when a cell is over, with its error; returns what is to be done once its lanes are left."""
 
 
 @dataclass(slots=True)
 class _Cell:
-    """One running cell; `number` is set where the broker knows it as a plain one."""
+    """One running cell; `number` is set where the broker knows it as a plain one, `awaits` where its node is still to come."""
 
     info: Any
     number: int | None = None
+    awaits: bool = False
     leave: list[Leave] = field(default_factory=list)
 
 
 class Cells:
     """The running cells of one shell."""
 
-    def __init__(self, session: Callable[[], Session | None]) -> None:
+    def __init__(
+        self, session: Callable[[], Session | None], ended: Ended = lambda _error: _nothing
+    ) -> None:
         self._session = session
+        self._ended = ended
         self._stacks: dict[int, list[_Cell]] = {}
         self._numbers = itertools.count(1)
         self._stray: dict[int, list[Leave]] = {}
@@ -64,10 +71,29 @@ class Cells:
         cell = _Cell(info)
         if not stack and arguments_of(info.raw_cell) is None:
             session = self._session()
-            if session is not None:
+            cell.awaits = session is not None and session.gpu is not None
+            if session is not None and not cell.awaits:
                 cell.number = next(self._numbers)
                 session.cell_started(cell.number)
         stack.append(cell)
+
+    def take_node(self) -> bool:
+        """Say, once, that the cell about to run in this thread begins by a statement of ours."""
+        stack = self._stacks.get(threading.get_ident())
+        if not stack or not stack[-1].awaits:
+            return False
+        stack[-1].awaits = False
+        return True
+
+    def begin(self) -> None:
+        """A plain cell on a GPU begins: its statement runs. An interrupt here stops it."""
+        stack, session = self._stacks.get(threading.get_ident()), self._session()
+        if not stack or session is None or stack[0].number is not None:
+            return
+        stack[0].number = next(self._numbers)
+        session.cell_started(stack[0].number)
+        if session.gpu is not None:
+            session.gpu.cell_event()
 
     def post_run_cell(self, result: Any) -> None:
         """A cell is over: well, with an error, interrupted, or cancelled (then there is no result)."""
@@ -81,12 +107,15 @@ class Cells:
             if info is not None and (not info.raw_cell or info.raw_cell.isspace()):
                 return  # an empty cell ends without having begun
             depth = len(stack) - 1
+        # Before its lanes are left: what an error kept comes back first, and is not measured as kept.
+        finish = self._ended(None if result is None else result.error_in_exec)
         ended = stack[depth:]
         del stack[depth:]
         if not stack:
             del self._stacks[thread]
         for cell in reversed(ended):
             self._end(cell)
+        finish()
 
     def post_execute(self) -> None:
         """A silent execution may be over."""
@@ -100,6 +129,10 @@ class Cells:
             session = self._session()
             if session is not None:
                 session.cell_ended(cell.number)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _leave_all(leaves: list[Leave]) -> None:

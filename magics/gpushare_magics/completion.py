@@ -9,7 +9,7 @@ from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, contex
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
-COMMANDS = ("status", "lanes", "release", "off", "on", "doctor")
+COMMANDS = ("status", "lanes", "release", "memory", "debug", "off", "on", "doctor")
 _OPTIONS = ("--persistent", "--ephemeral", "--weight", "--name", "--wait", "--dry-run")
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.client import api, display, roots
@@ -11,6 +15,7 @@ from gpushare_kernel.wire import texts
 from gpushare_magics import transform
 from gpushare_magics.cells import Cells
 from gpushare_magics.lines import Output, UpdatingLine
+from gpushare_magics.node import PlainNode
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     from gpushare_magics.args import Declaration
 
 _active: Extension | None = None
+_STEPS = re.compile(r"\bcurrent_lane\b|\bgpushare\w*\.step\(")
+"""A cell that asks for its lane, or steps, meets boundaries."""
+_ATTACH = 0.3
+"""Seconds in which a kernel that has just started has a broker, or none for now."""
 
 
 class Extension:
@@ -31,7 +40,10 @@ class Extension:
         self.session: Session | None = api.get_session()
         # Only the kernel itself speaks of its cells: an IPython started in it has lanes, no cells.
         is_kernel = self.session is not None and roots.claim()
-        self.cells = Cells(lambda: self.session if is_kernel else None)
+        self.cells = Cells(lambda: self.session if is_kernel else None, self.ended)
+        self.node = PlainNode(self.cells)
+        self.keep_frames = False
+        self._failed: set[int] = set()
         self._slowed = UpdatingLine(self.output)
 
     def enter(self, arguments: str) -> None:
@@ -45,6 +57,7 @@ class Extension:
         from gpushare_magics.args import parse  # noqa: PLC0415
 
         declaration = parse(arguments)
+        cooperative = self._meets_boundaries()
         lane = api.make_lane(
             size=declaration.size,
             persistent=declaration.persistent,
@@ -52,19 +65,52 @@ class Extension:
             name=declaration.name,
             weight=declaration.weight,
             wait=declaration.wait,
-            # A cell that never asks for its lane has no boundaries.
-            cooperative="current_lane" in self.cells.source(),
+            cooperative=cooperative,
         )
         if self.session is None and not self.output.quiet:
             self.output.show(texts.NO_BROKER)
         return declaration, lane.__enter__()
+
+    def _meets_boundaries(self) -> bool:
+        """Say whether the running cell meets boundaries: it asks for its lane, or a framework does it unasked."""
+        source, session = self.cells.source(), self.session
+        if session is not None and session.attached is None:
+            with contextlib.suppress(GpushareError):
+                session.wait_attached(_ATTACH)
+        gpu = None if session is None else session.gpu
+        if gpu is not None:
+            gpu.cell_event()
+            if gpu.adapters.meets_boundaries(source):
+                return True
+        return bool(_STEPS.search(source))
+
+    def ended(self, error: BaseException | None) -> Callable[[], None]:
+        """A cell is over: give back what its error kept. Returns what says so, as the last line of the output."""
+        session = self.session
+        line = None
+        if error is not None and session is not None and session.gpu is not None:
+            from gpushare_kernel.client.aftermath import recover  # noqa: PLC0415 - hardly ever
+
+            line = recover(session, error, keep_frames=self.keep_frames)
+        if line is None:
+            return lambda: None
+        thread, text = threading.get_ident(), line
+        self._failed.add(thread)  # what it used is no advice for next time
+
+        def say() -> None:
+            self._failed.discard(thread)
+            if not self.output.quiet:
+                self.output.show(text)
+
+        return say
 
     def leave(self, declaration: Declaration, lane: Lane) -> None:
         """Leave the lane, and say what to declare next time."""
         from gpushare_magics.args import next_line  # noqa: PLC0415
 
         lane.close()
-        if lane.report is not None and not self.output.quiet:
+        told = self.output.quiet or threading.get_ident() in self._failed
+        if lane.report is not None and not told:
             self.output.show(texts.used_text(lane.report, next_line(declaration, lane.report)))
 
     def dry_run(self, arguments: str) -> None:
@@ -96,6 +142,12 @@ class Extension:
             self.output.show(notice.text)
         elif self.cells.running:
             self._slowed.put(texts.slowed_text(notice))
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Have `call` run on the kernel's main thread once no cell is in its way (any thread)."""
+        loop = getattr(getattr(self.shell, "kernel", None), "io_loop", None)
+        if loop is not None:
+            loop.add_callback(call)
 
     def new_slowed_line(self, _info: object) -> None:
         """Each cell has a line of its own about being slowed."""
@@ -143,11 +195,13 @@ def load(shell: InteractiveShell) -> None:
     events.register("pre_run_cell", extension.cells.pre_run_cell)
     events.register("post_run_cell", extension.cells.post_run_cell)
     events.register("post_execute", extension.cells.post_execute)
+    shell.ast_transformers.append(extension.node)
     if shell.Completer is not None:
         shell.Completer.custom_matchers.append(complete)
     display.use(extension.output.waiting)
     if extension.session is not None:
         extension.session.listen(extension.hear)
+        extension.session.when_idle = extension.when_idle
     _active = extension
 
 
@@ -160,6 +214,7 @@ def unload(shell: InteractiveShell) -> None:
         return
     extension, _active = _active, None
     shell.input_transformers_cleanup.remove(transform.rewrite)
+    shell.ast_transformers.remove(extension.node)
     events = shell.events
     events.unregister("pre_run_cell", extension.new_slowed_line)
     events.unregister("pre_run_cell", extension.cells.pre_run_cell)
@@ -172,3 +227,4 @@ def unload(shell: InteractiveShell) -> None:
     display.use(None)
     if extension.session is not None:
         extension.session.unlisten(extension.hear)
+        extension.session.when_idle = None

@@ -6,7 +6,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from gpushare_kernel.client.display import Line
+from gpushare_kernel.client.display import Line, Text
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -33,16 +33,16 @@ class Output:
         publisher = self._shell.display_pub
         publisher.publish({"text/plain": text}, {}, transient=transient, update=update)
 
-    def waiting(self, session: Session) -> WaitingLine:
+    def waiting(self, session: Session, why: Text) -> WaitingLine:
         """Return the line of a job that is about to queue."""
-        return WaitingLine(session, self)
+        return WaitingLine(session, self, why)
 
 
 class WaitingLine(Line):
     """The updating line of one waiting job."""
 
-    def __init__(self, session: Session, output: Output) -> None:
-        super().__init__(session)
+    def __init__(self, session: Session, output: Output, why: Text) -> None:
+        super().__init__(session, why)
         self._output = output
         self._line = UpdatingLine(output)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
 from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.wire import texts
 from gpushare_magics.completion import COMMANDS
 
@@ -70,6 +71,8 @@ class GpuShareMagics(Magics):
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
+        %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
+        %gpushare debug on|off        keep the frames of a failed cell for %debug, with the memory they hold
         %gpushare off, %gpushare on   no messages and no cooperation here; the device stays shared
         %gpushare doctor              what this kernel finds, and what is amiss
         """
@@ -77,7 +80,7 @@ class GpuShareMagics(Magics):
 
         words = _words(line) or ["status"]
         command, rest = words[0], words[1:]
-        if command not in COMMANDS or (rest and command != "release"):
+        if command not in COMMANDS or (rest and command not in _WITH_WORDS):
             raise UserError(_unknown(" ".join(words) if command in COMMANDS else command))
         with plain_errors():
             self._run(command, " ".join(rest) or None)
@@ -88,15 +91,39 @@ class GpuShareMagics(Magics):
         output, session = self._extension.output, self._extension.session
         if command in ("off", "on"):
             self._switch(on=command == "on")
+        elif command == "debug":
+            output.show(self._keep_frames(notebook))
         elif command == "doctor":
             output.show(tables.doctor(session))
         elif session is None:
             output.show(texts.NO_BROKER)
+        elif command == "memory":
+            output.show(self._remember(session, notebook))
         elif command == "release":
             output.show(texts.released_text(session.release(notebook), session.noun))
         else:
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
+
+    def _remember(self, session: Session, size: str | None) -> str:
+        """Have the broker remember what this notebook gets when its kernel starts next."""
+        gpu = session.gpu
+        if gpu is None:
+            raise UserError(_NOT_FIXED)
+        if size is None:
+            raise UserError(_HOW_MUCH)
+        if size == "default":
+            session.set_needs(0)
+            return texts.RESTART_DEFAULT
+        wanted = parse_size(size, whole=gpu.capacity)
+        session.set_needs(wanted)
+        return texts.restart_memory_text(wanted, session.noun)
+
+    def _keep_frames(self, word: str | None) -> str:
+        if word not in ("on", "off"):
+            raise UserError(_ON_OR_OFF)
+        self._extension.keep_frames = word == "on"
+        return texts.FRAMES_KEPT if word == "on" else texts.FRAMES_CLEARED
 
     def _switch(self, *, on: bool) -> None:
         extension = self._extension
@@ -105,6 +132,12 @@ class GpuShareMagics(Magics):
         if session is not None:
             session.cooperate(on=on)
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
+
+
+_WITH_WORDS = ("release", "memory", "debug")
+_NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
+_HOW_MUCH = "say how much: %gpushare memory 20GiB. %gpushare memory default forgets it."
+_ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."
 
 
 def _words(line: str) -> list[str]:

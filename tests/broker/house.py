@@ -81,6 +81,10 @@ class PlayedDevice:
             raise answer
         return answer
 
+    @property
+    def lost(self) -> str | None:
+        return None
+
     async def still(self, target: Target) -> bool:
         return True
 

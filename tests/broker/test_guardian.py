@@ -157,6 +157,16 @@ def test_a_killed_broker_leaves_nobody_stopped_and_comes_back(scene: Scene) -> N
     table.close()
 
 
+def test_the_guardian_sees_what_was_paused_long_after_it_started(scene: Scene) -> None:
+    """It reads the table when the broker is gone, not when it starts: nobody waits for another broker."""
+    watches(scene)
+    key = scene.paused_kernel()
+    scene.kill_broker()
+    continued(key)
+    scene.guardian_ended()
+    assert scene.log()[0] == "the broker is gone: resumed 1 processes"
+
+
 def test_a_clean_exit_restarts_nothing(scene: Scene) -> None:
     """A broker that leaves on purpose is not brought back, and nothing is logged about it."""
     scene.tell("leave")
@@ -196,6 +206,12 @@ def test_the_guardian_outlives_signals_to_the_group(scene: Scene, signum: int) -
     continued(key)
     scene.guardian_ended()
     assert scene.starts() == ["first", "restarted"]
+
+
+def watches(scene: Scene) -> None:
+    """Wait until a guardian has its table and sleeps: it has read all that it reads at its start."""
+    table, maps = str(scene.runtime / "intents"), Path(f"/proc/{scene.guardian}/maps")
+    eventually(lambda: table in maps.read_text() and procfs.state(scene.guardian) == "S")
 
 
 def ready_to_ignore(pid: int, signum: int) -> None:

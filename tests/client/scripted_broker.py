@@ -18,6 +18,7 @@ from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.values import GiB, MiB, SessionId
 from gpushare_kernel.transport import fds as descriptors
 from gpushare_kernel.transport.frames import FrameBuffer, pack
+from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import WordPage
 from gpushare_kernel.wire.codec import decode_hello, decode_to_broker, encode, failure_from
 from gpushare_kernel.wire.messages import (
@@ -41,7 +42,9 @@ LIMIT = 20.0
 _Body = TypeVar("_Body")
 
 
-def attached(kind: str = "host", capacity: int = 8 * GiB) -> Attached:
+def attached(
+    kind: str = "host", capacity: int = 8 * GiB, *, reserve: int = 0, limit: int | None = None
+) -> Attached:
     """Return what this broker says to one who attaches."""
     return Attached(
         session=SessionId("s1"),
@@ -50,6 +53,8 @@ def attached(kind: str = "host", capacity: int = 8 * GiB) -> Attached:
         device_name="the test's device",
         capacity=capacity,
         plain_grace=0.05,
+        reserve=reserve,
+        limit=limit,
     )
 
 
@@ -59,6 +64,7 @@ class Peer:
     def __init__(self, sock: socket.socket, hello: Hello) -> None:
         self.hello = hello
         self.page = WordPage.create()
+        self.tally = Tally.create()
         self._sock = sock
         self._buffer = FrameBuffer(TO_BROKER_LIMIT)
         self.seen: list[object] = []
@@ -69,11 +75,15 @@ class Peer:
         assert isinstance(self.hello.body, Attach)
         return self.hello.body
 
-    def welcome(self, body: Attached | Failure | None = None) -> None:
-        """Answer the handshake, with the page where it went well."""
+    def welcome(
+        self, body: Attached | Failure | None = None, *, with_tally: bool = True
+    ) -> None:
+        """Answer the handshake, with the page and the tally where it went well."""
         answer = attached() if body is None else body
         payload = encode(Welcome(version=1, broker_pid=1, broker_version="0", body=answer))
         fds = [self.page.fd] if isinstance(answer, Attached) else []
+        if fds and with_tally:
+            fds.append(self.tally.fd)
         descriptors.send(self._sock, pack(payload, FROM_BROKER_LIMIT), fds)
 
     def next(self) -> ToBroker | None:
@@ -113,6 +123,7 @@ class Peer:
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
         self.page.close()
+        self.tally.close()
 
     def _send(self, frame: FromBroker) -> None:
         self._sock.sendall(pack(encode(frame), FROM_BROKER_LIMIT))

@@ -279,6 +279,8 @@ class _Info:
 
 
 class _Result:
+    error_in_exec: BaseException | None = None
+
     def __init__(self, info: _Info) -> None:
         self.info = info
 
@@ -330,7 +332,7 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, release, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, release, memory, debug, off, on, doctor."),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip

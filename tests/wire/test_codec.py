@@ -38,6 +38,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return values(hint.__supertype__)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return st.one_of(*map(values, typing.get_args(hint)))
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(*map(values, typing.get_args(hint)), max_size=3)
     if typing.get_origin(hint) is tuple:
         return st.lists(values(typing.get_args(hint)[0]), max_size=3).map(tuple)
     if issubclass(hint, enum.Enum):

@@ -1,0 +1,134 @@
+"""What every GPU row has: its options, its stage with a broker, and its result with the GPU's facts in it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.common import (
+    Figure,
+    NotMeasured,
+    Options,
+    Stage,
+    as_json,
+    environment,
+    machine,
+    print_table,
+    staged,
+)
+from benchmarks.gpu import checkout, facts
+from gpushare_kernel.app.line import Line
+
+NOT_MEASURED = 3
+HOST_NOTICE = (
+    "CPU stand-ins (--device host): this shows that the script works, and nothing about a GPU"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many windows, how long, and how long kernels work before they are counted (seconds).
+
+    Shared kernels get two seconds: that is how long classifying a job may take. The driver shares at once.
+    """
+
+    rounds: int
+    seconds: float
+    settle: float = 2.0
+    settle_free: float = 0.3
+
+    @classmethod
+    def of(cls, options: Options, rounds: int, seconds: float) -> Pace:
+        """Return a row's pace, or a short one that is not for keeping."""
+        if options.quick:
+            return cls(rounds=2, seconds=min(seconds, 1.0), settle=0.5)
+        return cls(rounds, seconds)
+
+
+def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]) -> int:
+    """Measure a row and print it; return 0 (all met), 1 (one missed) or 3 (cannot be measured here)."""
+    given = _parser(name, question).parse_args()
+    options = Options(given.quick, given.device, tuple(shlex.split(given.broker)))
+    leave_on_signals()  # the one script's limit: end kernels and broker first
+    described = {**machine(), **facts.gpus(), "versions": facts.versions()}
+    if options.device == "host":
+        print(HOST_NOTICE, file=sys.stderr, flush=True)
+    try:
+        figures: Sequence[Figure] = measure(options)
+        why = ""
+    except NotMeasured as reason:
+        figures, why = (), str(reason)
+    found = {
+        **as_json(name, question, described, figures, quick=options.quick),
+        "device": options.device,
+        "command": [sys.executable, *sys.argv],
+    }
+    if options.device == "host":
+        found["notice"] = HOST_NOTICE
+    if why:
+        found |= {"not_measured": why, "met": False}
+    if given.json:
+        print(json.dumps(found))
+    elif why:
+        print(f"{question}\n  not measured: {why}")
+    else:
+        print_table(question, described, figures)
+    return NOT_MEASURED if why else 0 if found["met"] else 1
+
+
+@contextlib.contextmanager
+def shared_house(options: Options, *arguments: str) -> Iterator[Stage]:
+    """Have a stage with a broker on the device that was asked for; nothing pretends to be a GPU."""
+    with house() as stage, stage.broker(*options.broker, *arguments):
+        with Line(stage.places) as line:
+            kinds = [device.kind for device in line.snapshot().devices]
+        if (options.device == "cuda") is not ("cuda" in kinds):
+            reason = (
+                f"the row is for {options.device}, but the broker shares {', '.join(kinds)}: "
+                "see jupyter gpushare doctor"
+            )
+            raise NotMeasured(reason)
+        yield stage
+
+
+@contextlib.contextmanager
+def house() -> Iterator[Stage]:
+    """Have a stage without a broker, on which the checkout is found by every process."""
+    with staged() as stage:
+        variables = checkout.environment(stage.folder / "site")
+        checkout.adopt(variables["PYTHONPATH"])
+        with environment(variables):
+            yield stage
+
+
+def _parser(name: str, question: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"benchmarks/{name}/run.py", description=question)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "host"),
+        default="cuda",
+        help="host: stand-ins on the CPU, to see that the script works without a GPU",
+    )
+    parser.add_argument(
+        "--broker", default="", metavar="ARGUMENTS", help="further arguments for the broker"
+    )
+    return parser
+
+
+def leave_on_signals() -> None:
+    """Have SIGTERM and SIGHUP unwind this process, so that whatever it started is ended."""
+
+    def leave(signum: int, frame: object) -> None:  # noqa: ARG001  the signature of a handler
+        signal.signal(signum, signal.SIG_IGN)  # the first one is enough
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, leave)

@@ -1,0 +1,50 @@
+"""What gpushare asks of a framework. One module each, documented APIs first, and what is missing is said."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Adapter(Protocol):
+    """One framework of this process. Nothing here makes a context; all but `up` is called only where there is one.
+
+    Attributes
+    ----------
+    name
+        What people call it.
+    meets
+        Whether it meets boundaries by itself (a training loop needs no line of ours).
+    fixed
+        Whether its limit is read at the start of the kernel and cannot change.
+    """
+
+    name: str
+    meets: bool
+    fixed: bool
+
+    def up(self) -> bool:
+        """Say whether the framework uses the device."""
+
+    def held(self) -> int:
+        """Return the bytes it took from the driver, its context apart."""
+
+    def start_peak(self) -> None:
+        """Forget the peak so far."""
+
+    def peak(self) -> int:
+        """Return the most bytes held since `start_peak`."""
+
+    def settle(self) -> None:
+        """Wait for the work that was launched."""
+
+    def trim(self) -> None:
+        """Give back what its pool keeps unused."""
+
+    def cap(self, limit: int | None) -> None:
+        """Let it hold `limit` bytes at most; None lets it hold what there is."""
+
+    def limit(self) -> int | None:
+        """Return the limit it was started with, where that is fixed."""
+
+    def remove(self) -> None:
+        """Take everything back that was hooked."""

@@ -1,0 +1,163 @@
+"""A session whose device is a GPU: its frameworks, its budget, and the boundaries of whatever runs.
+
+Everything that calls a framework runs on a thread of the user's: at a boundary, at the start or end of
+a cell, or, while the kernel is idle, where the front end says (`Session.when_idle`).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.client.adapters import Adapters
+from gpushare_kernel.client.adapters.base import Adapter
+from gpushare_kernel.client.device_memory import DeviceMemory
+from gpushare_kernel.client.lanes import current_lane
+from gpushare_kernel.client.plain import PlainUse
+from gpushare_kernel.client.ptracer import let_workers_in
+from gpushare_kernel.wire import texts
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.session import Session
+    from gpushare_kernel.wire.messages import Attached, Budget
+
+
+class Gpu:
+    """The GPU side of a session.
+
+    Attributes
+    ----------
+    limit
+        Bytes this notebook may hold, its contexts apart; None where no cap of ours exists.
+    broken
+        Whether its context is lost: no framework is asked for anything any more.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._applying = threading.Lock()
+        self._capped = False
+        self._due = False
+        self._told: set[str] = set()
+        self.limit: int | None = None
+        self.reserve = 0
+        self.capacity = 0
+        self.broken = False
+        self.plain = PlainUse(session)
+        self.adapters = Adapters(self)
+        self.memory = DeviceMemory(lambda: () if self.broken else tuple(self.adapters.active))
+
+    # --- What the broker says (reader thread) ----------------------------------------------------------
+
+    def attached(self, body: Attached) -> None:
+        """Take over the device's numbers; the first time, look out for frameworks."""
+        self.capacity, self.reserve = body.capacity, body.reserve
+        self._set_limit(body.limit)
+        let_workers_in()
+        try:
+            self.adapters.install()
+        except ImportError as problem:  # half an installation must not end the session
+            self.say_once(texts.unadapted_text(str(problem)))
+
+    def budget(self, notice: Budget) -> None:
+        """Keep the latest budget; it is applied on the user's thread."""
+        self._set_limit(notice.limit)
+
+    def _set_limit(self, limit: int | None) -> None:
+        self.limit = limit
+        self._due = True
+        later = self._session.when_idle
+        if later is not None:
+            later(self.apply_due)
+
+    # --- On the user's thread ---------------------------------------------------------------------------
+
+    def boundary(self) -> None:
+        """Count a boundary, and apply a budget that came meanwhile."""
+        self._session.count()
+        if self._due:
+            self.apply()
+
+    def met(self) -> None:
+        """A framework has met a boundary: of the lane that is open here, or of whatever runs."""
+        lane = current_lane()
+        if lane is None:
+            self.boundary()
+        else:
+            lane.step_unasked()
+
+    def first_use(self) -> None:
+        """A framework is about to use the device for the first time: a plain cell waits here until there is room."""
+        self.plain.hold()
+
+    def first_used(self) -> None:
+        """It has a context now, and can be capped."""
+        self.apply()
+
+    def cell_event(self) -> None:
+        """A cell begins or ends: cap what grew, and meet frameworks that were too early for us."""
+        self.adapters.meet_late()
+        if self._due or self.limit is not None:
+            self.apply()
+
+    def apply_due(self) -> None:
+        """Apply a budget that nobody has applied yet."""
+        if self._due:
+            self.apply()
+
+    def apply(self) -> None:
+        """Give back what is unused above the limit, then cap the frameworks there. Never raises but for an interrupt."""
+        if not self._applying.acquire(blocking=False):
+            return
+        try:
+            self._due = False
+            self._apply(self.limit)
+        except Exception as problem:  # noqa: BLE001 - a cap that cannot be set must not end a cell
+            self.say_once(texts.uncapped_text(f"{type(problem).__name__}: {problem}"))
+        finally:
+            self._applying.release()
+
+    def _apply(self, limit: int | None) -> None:
+        if limit is None:
+            if self._capped:
+                for adapter in self.memory.in_use():
+                    adapter.cap(None)
+                self._capped = False
+            return
+        if self.memory.now() > limit:
+            self.memory.trim()
+        held = self.memory.held()
+        whole = sum(held.values())
+        for adapter, own in held.items():
+            # One framework's room is what the others leave of the limit. What it holds it keeps.
+            adapter.cap(max(own, limit - (whole - own)))
+            self._capped = True
+
+    # --- Words -------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Show a line to the user."""
+        self._session.say(text)
+
+    def say_once(self, text: str) -> None:
+        """Show a line, once in this process."""
+        if text not in self._told:
+            self._told.add(text)
+            self.say(text)
+
+    def fixed(self, name: str) -> Adapter | None:
+        """Return the framework of this name where its limit was fixed at the kernel's start."""
+        return next((a for a in self.memory.in_use() if a.fixed and a.name == name), None)
+
+    # --- Ends --------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """In a forked child: nothing of the parent's job or budget is ours."""
+        self._applying = threading.Lock()
+        self._due = False
+        self.plain.forget()
+        let_workers_in()
+
+    def close(self) -> None:
+        """Take all hooks back."""
+        self.adapters.remove()

@@ -1,0 +1,164 @@
+"""The lock of one process: on record before it is asked for, held through a worker, undone by whoever can."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.values import PauseStatus, ProcessKey
+from gpushare_kernel.devices import answers
+from gpushare_kernel.devices.answers import ProcessState, Reply
+from gpushare_kernel.devices.base import Hold, Intents, PauseOutcome
+from gpushare_kernel.devices.crew import Crew
+from gpushare_kernel.devices.lock_link import LockLink, WorkerLost
+
+_GRACE = 0.25
+"""Seconds beyond the limit in which the driver should have said so."""
+_UNLOCK_LIMIT = 1.0
+_STATE_LIMIT = 0.25
+_ATTEMPTS = 2
+
+
+class Locker:
+    """Locks and unlocks one process; one call at a time."""
+
+    def __init__(
+        self, key: ProcessKey, intents: Intents, crew: Crew, *, recorded: bool = False
+    ) -> None:
+        self.key = key
+        #: It was locked through us, and we have not unlocked it. It may have unlocked itself: `holds`.
+        self.locked = False
+        #: It stands on record: locked, or perhaps locked by a broker before us, or by a worker that hangs.
+        self.recorded = recorded
+        #: Why the last worker did not come up, in the driver's words.
+        self.trouble: str | None = None
+        self._intents = intents
+        self._crew = crew
+        self._link: LockLink | None = None
+        self._left = False  # to a worker that hangs, and undoes what it does
+
+    async def lock(self, limit: float) -> PauseOutcome:
+        """Let it drain and keep it out of the driver.
+
+        Past `limit` it runs on (BUSY). Where the driver does not even say so the worker is left to itself: it
+        undoes a lock that comes through late, and until it has ended the process stays on record.
+        """
+        if (standing := self.standing()) is not None:
+            held = (
+                self.locked and standing is PauseStatus.STOPPED
+            )  # and will be when it is continued
+            return PauseOutcome(PauseStatus.PAUSED if held else standing)
+        if self._crew.busy_with(self.key):
+            return PauseOutcome(PauseStatus.BUSY)
+        if not self.recorded:
+            self._intents.add(self.key, Hold.LOCK)
+            self.recorded = True
+        asked = monotonic()
+        try:
+            reply, asked = await self._ask("lock", round(limit * 1000), limit=limit + _GRACE)
+        except TimeoutError:
+            return PauseOutcome(self.standing() or PauseStatus.BUSY, monotonic() - asked)
+        except WorkerLost as lost:
+            self.trouble = str(lost)
+            self._runs()
+            return PauseOutcome(PauseStatus.UNSUPPORTED)
+        status = answers.lock_status(reply.answer, reply.state)
+        if not procfs.alive(self.key):
+            status = PauseStatus.GONE
+        if status is PauseStatus.PAUSED:
+            self.locked = True
+        else:
+            self.forget()
+        return PauseOutcome(status, monotonic() - asked)
+
+    async def unlock(self) -> PauseOutcome:
+        """Let it in again, whoever held its lock for us. NOTHING: it runs."""
+        standing = self.standing()
+        if not self.recorded:
+            gone = standing is PauseStatus.GONE
+            return PauseOutcome(PauseStatus.GONE if gone else PauseStatus.NOTHING)
+        if standing is not None:
+            return PauseOutcome(standing)
+        asked = monotonic()
+        try:
+            reply, asked = await self._ask("unlock", limit=_UNLOCK_LIMIT)
+        except TimeoutError:
+            return PauseOutcome(self.standing() or PauseStatus.BUSY, monotonic() - asked)
+        except WorkerLost as lost:
+            self.trouble = str(lost)
+            return PauseOutcome(PauseStatus.UNSUPPORTED)
+        status = answers.unlock_status(reply.answer, reply.state)
+        if status in (PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE):
+            self.forget()
+        return PauseOutcome(status, monotonic() - asked)
+
+    async def holds(self) -> bool:
+        """Tell whether what we locked is locked still: a process can unlock itself, from any of its threads.
+
+        True where nobody can tell now: then it is stopped, or its lock is looked at the next time.
+        """
+        if self.standing() is not None or self._crew.busy_with(self.key):
+            return True
+        try:
+            reply, _ = await self._ask("state", limit=_STATE_LIMIT)
+        except (TimeoutError, WorkerLost):
+            return True
+        return reply.state is not ProcessState.RUNNING
+
+    def standing(self) -> PauseStatus | None:
+        """Return why the driver need not be asked: stopped by its user it would not answer."""
+        state = procfs.state_of(self.key)
+        if state is None or state in "ZX":
+            self.forget()
+            return PauseStatus.GONE
+        return PauseStatus.STOPPED if state in "Tt" else None
+
+    def settle(self) -> None:
+        """Take it off the record where only a worker that hung kept it there, and that has ended."""
+        if self._left and not self.locked and not self._crew.busy_with(self.key):
+            self._runs()
+
+    def forget(self) -> None:
+        """It is gone, or runs: nothing is to be undone."""
+        if self._link is not None:
+            self._crew.give_back(self._link)
+            self._link = None
+        self._runs()
+
+    def let_go(self) -> None:
+        """Hang up on whoever holds it: that worker unlocks it, now or as soon as the driver answers."""
+        if self._link is not None:
+            self._drop()
+        elif self.recorded and not self._crew.busy_with(self.key):
+            self._crew.unlock_later(self.key)
+        self._left, self.locked = True, False
+
+    async def _ask(self, request: str, *words: int, limit: float) -> tuple[Reply, float]:
+        """Ask a worker; return its reply and when it was asked. One that is lost is replaced once."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if self._link is None:
+                    self._link = self._crew.take(self.key)
+                await self._link.ready()
+                asked = monotonic()
+                return await self._link.ask(request, self.key, *words, limit=limit), asked
+            except WorkerLost:
+                self._drop()
+                if attempt == _ATTEMPTS:
+                    raise
+            except BaseException:  # no reply in time, or the caller was cancelled
+                self._left = True
+                self._drop()
+                raise
+        raise AssertionError
+
+    def _drop(self) -> None:
+        if self._link is not None:
+            self._crew.dismiss(self.key, self._link)
+            self._link = None
+
+    def _runs(self) -> None:
+        self.locked = self._left = False
+        if self.recorded:
+            self.recorded = False
+            self._intents.remove(self.key)

@@ -1,0 +1,190 @@
+"""A fake GPU for tests: a driver whose state lies in files (it outlives every worker), and an NVML of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import MiB, PauseStatus, ProcessKey
+from gpushare_kernel.devices.base import PauseOutcome, Target
+from gpushare_kernel.devices.cuda import CudaDevice
+from gpushare_kernel.devices.nvml import DeviceMemory, GpuInfo, GpuLost, Running
+from gpushare_kernel.devices.verdict import Probe, Verdict
+from tests.devices.records import Record
+
+FAKE = f"""
+import sys
+sys.path[:0] = {[str(Path.cwd()), *sys.path]!r}
+from pathlib import Path
+from gpushare_kernel.devices.answers import ProcessState
+from gpushare_kernel.devices.cuda_worker import Worker
+
+place = Path(sys.argv[1])
+
+def read(name, default):
+    file = place / name
+    return file.read_text() if file.exists() else default
+
+def of(name, pid, default):
+    return read(f"{{name}}.{{pid}}", read(name, default))
+
+def gate(pid):
+    for name in (f"gate.{{pid}}", "gate"):
+        if (place / name).exists():
+            (place / name).open().read()
+            return
+
+class Fake:
+    def init(self):
+        return read("init", "CUDA_SUCCESS")
+    def note(self, *words):
+        with (place / "log").open("a") as log: print(*words, file=log)
+    def lock(self, pid, milliseconds):
+        self.note("lock", pid, milliseconds)
+        if of("crash", pid, ""): sys.exit(1)
+        gate(pid)
+        if answer := of("answer", pid, ""): return answer
+        if self.state(pid) != "running": return "CUDA_ERROR_ILLEGAL_STATE"
+        (place / f"state.{{pid}}").write_text("locked")
+        return "CUDA_SUCCESS"
+    def unlock(self, pid):
+        self.note("unlock", pid)
+        gate(pid)
+        if self.state(pid) != "locked": return "CUDA_ERROR_ILLEGAL_STATE"
+        (place / f"state.{{pid}}").write_text("running")
+        return "CUDA_SUCCESS"
+    def state(self, pid):
+        return ProcessState(of("state", pid, "running"))
+
+Worker(Fake()).serve(sys.stdin, sys.stdout)
+"""
+"""`answer.PID`, `state.PID`, `crash.PID` and `gate.PID` (a fifo: calls wait for its writer) script one process, the same
+names without a pid all of them; `init` is what cuInit says."""
+
+INFO = GpuInfo(0, "GPU-fake", "Fake GPU", 1000 * MiB)
+
+
+class FakeNvml:
+    """A GPU of 1000 MiB; the test sets what is free, who holds what, and who is seen at work."""
+
+    def __init__(self, info: GpuInfo = INFO) -> None:
+        self.info = info
+        self.free = 900 * MiB
+        self.held: dict[int, int] = {}
+        self.displays: Collection[int] = ()
+        self.busy = 0.5
+        self.seen: list[tuple[int, int]] = []
+        self.failure: DeviceError | None = None
+        self.calls: list[str] = []
+        self.closed = False
+
+    def memory(self) -> DeviceMemory:
+        self._called("memory")
+        return DeviceMemory(1000 * MiB, self.free, 1000 * MiB - self.free)
+
+    def processes(self) -> Sequence[Running]:
+        self._called("processes")
+        return [Running(pid, size, pid in self.displays) for pid, size in self.held.items()]
+
+    def utilization(self) -> float:
+        self._called("utilization")
+        return self.busy
+
+    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
+        self._called("process_utilization")
+        return [each for each in self.seen if each[1] > since]
+
+    def reopen(self) -> None:
+        self._called("reopen")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def gone(self, *, lost: bool = False) -> None:
+        """NVML fails from now on."""
+        self.failure = GpuLost("the GPU is lost") if lost else DeviceError("NVML is gone")
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.failure is not None:
+            raise self.failure
+
+
+class Gpu:
+    """A device on a fake driver."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.worker = fake_worker(place)
+        self.record = Record()
+        self.nvml = FakeNvml()
+        self.device = self.make()
+
+    def make(self) -> CudaDevice:
+        """Make another device, as another broker would."""
+        probe = Probe(Verdict.FULL)
+        return CudaDevice(self.record, nvml=self.nvml, worker=self.worker, probe=probe)
+
+    def set(self, name: str, value: str) -> None:
+        """Script the driver."""
+        (self.place / name).write_text(value)
+
+    def shut(self, name: str) -> None:
+        """Have the driver hang; `opened` lets it go on."""
+        os.mkfifo(self.place / name)
+
+    def opened(self, name: str) -> None:
+        """Let whoever hangs go on, and nobody hang again. Waits for one to hang."""
+        with (self.place / name).open("w"):
+            (self.place / name).unlink()
+
+    def state(self, key: ProcessKey) -> str:
+        """How a process stands."""
+        file = self.place / f"state.{key.pid}"
+        return file.read_text() if file.exists() else "running"
+
+    def log(self) -> list[str]:
+        """What the driver was asked to do."""
+        log = self.place / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def holds(self, *keys: ProcessKey, size: int = 600 * MiB) -> None:
+        """NVML sees these processes from now on."""
+        self.nvml.held = {key.pid: size for key in keys}
+        self.device._sampler.look()
+
+    def pause(self, target: Target, limit: float = 20.0) -> PauseOutcome:
+        return asyncio.run(self.device.pause(target, limit=limit))
+
+    def resume(self, target: Target) -> PauseStatus:
+        return asyncio.run(self.device.resume(target)).status
+
+    def still(self, target: Target) -> bool:
+        return asyncio.run(self.device.still(target))
+
+    def worker_of(self, key: ProcessKey) -> int:
+        """The worker that holds a process."""
+        for session in self.device._sessions.values():
+            if key in session.lockers and (link := session.lockers[key]._link) is not None:
+                return link.pid
+        raise LookupError(key)
+
+    def busy_with(self, key: ProcessKey) -> bool:
+        """Whether a worker that we hung up on is still at it."""
+        return self.device._crew.busy_with(key)
+
+    def close(self) -> None:
+        """End it: nothing is on record then."""
+        self.device.close()
+        assert self.record.hows == {}
+        assert self.nvml.closed
+
+
+def fake_worker(place: Path) -> list[str]:
+    """Return the command of a worker with a fake driver."""
+    (place / "worker.py").write_text(FAKE)
+    return [sys.executable, str(place / "worker.py"), str(place)]
