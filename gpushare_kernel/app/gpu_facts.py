@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import shutil
 import subprocess
@@ -67,8 +66,9 @@ def gpu_facts(root: Path = Path("/")) -> GpuFacts:
 
 def _probed() -> GpuFacts:
     """Try the driver: half a second, and no GPU memory."""
-    verdict = importlib.import_module("gpushare_kernel.devices.verdict")
-    probe = verdict.probe_capabilities()
+    from gpushare_kernel.devices.verdict import probe_capabilities  # noqa: PLC0415 - only where a driver is
+
+    probe = probe_capabilities()
     return GpuFacts(str(probe.verdict), probe.why, probe.command, dict(probe.facts))
 
 
