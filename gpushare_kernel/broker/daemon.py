@@ -147,8 +147,8 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         "listening",
         extra={
             "socket": str(where.socket),
-            "devices": [device.inventory.name for device in devices],
-            "capacity": [device.inventory.capacity for device in devices],
+            "device": ", ".join(device.inventory.name for device in devices),
+            "capacity": sum(device.inventory.capacity for device in devices),
         },
     )
     where.stopped.unlink(missing_ok=True)

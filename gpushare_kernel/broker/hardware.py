@@ -88,6 +88,9 @@ def _gpus(
     from gpushare_kernel.devices.nvml import find_gpus  # noqa: PLC0415
 
     gpus = [*find_gpus()]
+    if not gpus:
+        msg = "this host has no NVIDIA GPU, or no driver for it. nvidia-smi says more."
+        raise DeviceError(msg)
     if wanted not in {AUTO, CUDA}:
         names = [name.strip() for name in wanted.split(",") if name.strip()]
         known = {str(gpu.index): gpu for gpu in gpus} | {gpu.uuid: gpu for gpu in gpus}
