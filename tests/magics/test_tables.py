@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from gpushare_magics import tables
+
 from gpushare_kernel.client.shown import DeviceView, SessionView, Snapshot
 from gpushare_kernel.core.values import GiB, MiB
-from gpushare_magics import tables
 
 
 def gpu(name: str, **more: object) -> DeviceView:
