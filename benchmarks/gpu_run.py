@@ -30,6 +30,7 @@ from benchmarks.gpu.plan import ROWS, TESTS, Budget, Plan, Row, chosen
 from benchmarks.gpu.row import HOST_NOTICE, leave_on_signals
 
 ROOT = checkout.ROOT
+REPORT = "tests.xml"
 MET, MISSED, CRASHED, LEFT = 0, 1, 2, 3
 """Exit statuses; the gravest counts, and rows that are left count more than missed targets."""
 
@@ -98,7 +99,7 @@ def _verdict(result: Result) -> str:
 
 def _command(row: Row, given: argparse.Namespace) -> list[str]:
     if row.name == TESTS:
-        which = ["-m", "gpu"] if given.device == "cuda" else ["tests/benchmarks/test_statistics.py"]
+        which = ["-m", "gpu"] if given.device == "cuda" else ["tests/benchmarks/test_reckoning.py"]
         return [
             sys.executable,
             "-m",
@@ -106,7 +107,7 @@ def _command(row: Row, given: argparse.Namespace) -> list[str]:
             "-q",
             "-p",
             "no:cacheprovider",
-            "--junitxml=/dev/stdout",
+            f"--junitxml={given.out.absolute() / REPORT}",
             *which,
         ]
     words = ["--json", "--device", given.device, *(["--quick"] if given.quick else [])]
@@ -116,12 +117,13 @@ def _command(row: Row, given: argparse.Namespace) -> list[str]:
 
 
 def _of_tests(ended: Ended, given: argparse.Namespace) -> Result | None:
-    """Return the result of the tests, from the report among their output; None where there is no report."""
-    start = ended.output.find("<?xml")
-    end = ended.output.rfind("</testsuites>")
-    if start < 0 or end < 0:
+    """Return the result of the tests, from pytest's report; None where there is none."""
+    report = given.out / REPORT
+    try:
+        suites = ET.parse(report).getroot()  # our own pytest's
+    except (OSError, ET.ParseError):
         return None
-    suites = ET.fromstring(ended.output[start : end + len("</testsuites>")])  # our own pytest's
+    report.unlink()
     counts = {
         name: sum(int(suite.get(name, 0)) for suite in suites.iter("testsuite"))
         for name in ("tests", "failures", "errors", "skipped")
@@ -135,7 +137,7 @@ def _of_tests(ended: Ended, given: argparse.Namespace) -> Result | None:
         "met": failed == 0 and counts["tests"] > counts["skipped"],
         "missed": ["failures"] if failed else [],
         "medians": {"failures": failed},
-        "log": ended.output[:start] + ended.output[end:] if failed else "",
+        "log": ended.output if failed else "",
     }
 
 

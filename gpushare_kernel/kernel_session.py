@@ -50,7 +50,6 @@ _NVIDIA = Path("/dev/nvidiactl")
 """Where this is missing there is no driver, and no lock of one."""
 _UNLOCKING = (sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking")
 """Run, not imported: a notebook server never loads CUDA."""
-_undoing: subprocess.Popen[bytes] | None = None
 _AGENT = f"gpushare-kernel {__version__} (Python {sys.version_info.major}.{sys.version_info.minor})"
 
 
@@ -87,6 +86,7 @@ class KernelSession:
     broker: ProcessKey | None = None
     device: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+    undoing: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
 
     def environment(self) -> dict[str, str]:
         """Return what the kernel's process needs to find its session, and its device."""
@@ -144,30 +144,28 @@ class KernelSession:
             with contextlib.suppress(PermissionError):  # a child that runs as somebody else
                 procfs.send(key, signal.SIGCONT)
         if _NVIDIA.exists():
-            _undo_locks(mine)
+            self._undo_locks(mine)
         return True
+
+    def _undo_locks(self, processes: Sequence[ProcessKey]) -> None:
+        """Have a process of its own undo the driver's locks, which no signal does. Nobody waits for it."""
+        if self.undoing is not None and self.undoing.poll() is None:
+            return
+        numbers = [str(number) for key in processes for number in (key.pid, key.start_time)]
+        with contextlib.suppress(OSError):
+            self.undoing = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [*_UNLOCKING, *numbers],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
 
     def _is_another(self, pid: int) -> bool:
         """Say whether a process was started as part of another session."""
         # None: it has none, is gone, or is somebody else's; then it is taken for ours.
         return procfs.environ(pid, SESSION) not in (None, self.session)
-
-
-def _undo_locks(processes: Sequence[ProcessKey]) -> None:
-    """Have a process of its own undo the driver's locks, which no signal does. One at a time; nobody waits for it."""
-    global _undoing  # noqa: PLW0603 - one in a process
-    if _undoing is not None and _undoing.poll() is None:
-        return
-    numbers = [str(number) for key in processes for number in (key.pid, key.start_time)]
-    with contextlib.suppress(OSError):
-        _undoing = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*_UNLOCKING, *numbers],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
 
 
 def open_session(

@@ -91,6 +91,16 @@ def test_a_command_name_with_parentheses_and_spaces_is_read_right() -> None:
         assert procfs.alive(program.key)
 
 
+def test_a_process_is_found_by_its_name() -> None:
+    """By how it begins; one that ended has none."""
+    with Program("open('/proc/self/comm', 'w').write('gps-named'); say('up'); wait()") as program:
+        program.said()
+        assert procfs.name(program.pid) == "gps-named"
+        assert program.pid in procfs.named("gps-")
+        assert program.pid not in procfs.named("named")
+    assert procfs.name(program.pid) == ""
+
+
 def test_owner_is_the_real_uid() -> None:
     """Our own processes are ours."""
     with Program("wait()") as program:
@@ -352,7 +362,9 @@ def test_environ_is_what_a_process_was_started_with() -> None:
     """A variable by its whole name; None where there is none, or no process."""
     started = subprocess.Popen(["sleep", "60"], env={"ONE": "1=2", "ONETWO": "x"})
     try:
-        assert procfs.environ(started.pid, "ONE") == "1=2"
+        eventually(
+            lambda: procfs.environ(started.pid, "ONE") == "1=2"
+        )  # not at once after the exec
         assert procfs.environ(started.pid, "TWO") is None
     finally:
         started.kill()

@@ -40,8 +40,8 @@ def found(place: Path) -> dict[str, Result]:
 
 
 def usable(result: Mapping[str, Any], *, quick: bool, device: str) -> bool:
-    """Say whether a former result stands: of the same device, and no short run where a full one is asked for."""
-    if result.get("device") != device:
+    """Say whether a former result stands: measured, on the same device, and no short run where a full one is asked for."""
+    if result.get("device") != device or "not_measured" in result:
         return False
     return quick or not result.get("quick", False)
 

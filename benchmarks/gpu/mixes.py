@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.common import Figure
 from benchmarks.gpu.notebooks import ENFORCED, FREE, SEEN
-from benchmarks.gpu.statistics import by_job, progress_of_share, ratios, total_progress
+from benchmarks.gpu.reckoning import by_job, progress_of_share, ratios, total_progress
 from benchmarks.gpu.windows import Seen
 
 ARMS = {

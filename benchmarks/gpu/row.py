@@ -8,6 +8,7 @@ import json
 import shlex
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,15 @@ from benchmarks.common import (
     environment,
     machine,
     print_table,
+    progress,
     staged,
 )
 from benchmarks.gpu import checkout, facts
 from gpushare_kernel.app.line import Line
+from gpushare_kernel.broker.daemon import parser
 
 NOT_MEASURED = 3
+_LOG_LINES = 40
 HOST_NOTICE = (
     "CPU stand-ins (--device host): this shows that the script works, and nothing about a GPU"
 )
@@ -53,7 +57,7 @@ class Pace:
 
 def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]) -> int:
     """Measure a row and print it; return 0 (all met), 1 (one missed) or 3 (cannot be measured here)."""
-    given = _parser(name, question).parse_args()
+    given = _options(name, question).parse_args()
     options = Options(given.quick, given.device, tuple(shlex.split(given.broker)))
     leave_on_signals()  # the one script's limit: end kernels and broker first
     described = {**machine(), **facts.gpus(), "versions": facts.versions()}
@@ -83,15 +87,22 @@ def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]
 
 
 @contextlib.contextmanager
-def shared_house(options: Options, *arguments: str) -> Iterator[Stage]:
-    """Have a stage with a broker on the device that was asked for; nothing pretends to be a GPU."""
-    with house() as stage, stage.broker(*options.broker, *arguments):
+def shared_house(options: Options, *arguments: str, foreign: str = "ignore") -> Iterator[Stage]:
+    """Have a stage with a broker on the device that was asked for; nothing pretends to be a GPU.
+
+    The free kernels of a row are processes that nobody announced: unless that is what is measured, the broker must
+    not adopt them (`foreign`).
+    """
+    said = [*options.broker, *arguments]
+    if "--foreign" in parser().format_help():  # a broker that adopts can be told not to
+        said += ["--foreign", foreign]
+    with house() as stage, stage.broker(*said):
         with Line(stage.places) as line:
             kinds = [device.kind for device in line.snapshot().devices]
-        if (options.device == "cuda") is not ("cuda" in kinds):
+        if kinds.count("cuda") != (options.device == "cuda"):
             reason = (
-                f"the row is for {options.device}, but the broker shares {', '.join(kinds)}: "
-                "see jupyter gpushare doctor"
+                f"a row is for {'one GPU' if options.device == 'cuda' else 'the CPU'}, but the broker shares "
+                f"{', '.join(kinds) or 'none'}: see jupyter gpushare doctor"
             )
             raise NotMeasured(reason)
         yield stage
@@ -99,28 +110,42 @@ def shared_house(options: Options, *arguments: str) -> Iterator[Stage]:
 
 @contextlib.contextmanager
 def house() -> Iterator[Stage]:
-    """Have a stage without a broker, on which the checkout is found by every process."""
+    """Have a stage without a broker, on which the checkout is found by every process. What fails shows the logs."""
     with staged() as stage:
         variables = checkout.environment(stage.folder / "site")
         checkout.adopt(variables["PYTHONPATH"])
         with environment(variables):
-            yield stage
+            try:
+                yield stage
+            except Exception as problem:
+                if not isinstance(problem, NotMeasured):
+                    _show_logs(stage)
+                raise
 
 
-def _parser(name: str, question: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"benchmarks/{name}/run.py", description=question)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
-    parser.add_argument(
+def _show_logs(stage: Stage) -> None:
+    """Print the ends of the kernels' log and the broker's: the folder they are in goes away."""
+    for path in (stage.folder / "jupyter" / "kernels.log", stage.places.log):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
+            progress(f"--- the end of {path.name}")
+            for line in deque(lines, maxlen=_LOG_LINES):
+                progress(line.rstrip())
+
+
+def _options(name: str, question: str) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog=f"benchmarks/{name}/run.py", description=question)
+    found.add_argument("--json", action="store_true", help="print one JSON object")
+    found.add_argument("--quick", action="store_true", help="a short run, to see that it works")
+    found.add_argument(
         "--device",
         choices=("cuda", "host"),
         default="cuda",
         help="host: stand-ins on the CPU, to see that the script works without a GPU",
     )
-    parser.add_argument(
+    found.add_argument(
         "--broker", default="", metavar="ARGUMENTS", help="further arguments for the broker"
     )
-    return parser
+    return found
 
 
 def leave_on_signals() -> None:

@@ -18,9 +18,10 @@ def scene(
     wanted: Sequence[tuple[Arm, float | None]],
     kinds: Sequence[str],
     *arguments: str,
+    foreign: str = "ignore",
 ) -> Iterator[tuple[Floor, list[Notebook]]]:
     """Have a broker (with `arguments`) and a notebook for each (arm, weight) of `wanted`, ready for work of `kinds`."""
-    with shared_house(options, *arguments) as stage:
+    with shared_house(options, *arguments, foreign=foreign) as stage:
         counters = Counters(stage.folder / "counters")
         try:
             with notebooks(wanted, options.device, kinds) as started:

@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu.notebooks import FREE, SEEN, several
+from benchmarks.gpu.reckoning import ratios
 from benchmarks.gpu.row import Pace, row
 from benchmarks.gpu.scene import scene
-from benchmarks.gpu.statistics import ratios
 from benchmarks.gpu.windows import Job, Seen, warm_clock
 
 QUESTION = "4 kernels bound by launches (LSTM training): how much of what they do freely is left?"

@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu.notebooks import FREE, SEEN
+from benchmarks.gpu.reckoning import ratios
 from benchmarks.gpu.row import Pace, row
 from benchmarks.gpu.scene import scene
-from benchmarks.gpu.statistics import ratios
 from benchmarks.gpu.windows import Job, warm_clock
 
 QUESTION = "A plain ResNet cell alone, nothing declared: does it ever meet a cap of ours?"
@@ -59,8 +59,8 @@ def measure(options: Options) -> Sequence[Figure]:
                 rates.append(seen.total)
         if options.device == "cuda":
             failed = 0
-            theirs.run("import torch; _steps.clear(); torch.cuda.empty_cache()")
-            ours.run(f"_steps.clear()\n{GROW}\ntorch.cuda.empty_cache()")
+            theirs.run("import gc, torch; _steps.clear(); gc.collect(); torch.cuda.empty_cache()")
+            ours.run(f"import gc; _steps.clear(); gc.collect()\n{GROW}\ntorch.cuda.empty_cache()")
             available = theirs.run("", "torch.cuda.mem_get_info()[0]")  # the driver's word
             for name in ("grow", "fill"):
                 taken, failure = ours.attempt(f"taken = {name}({available})", "taken")

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu.mixes import ARMS, of_mix
 from benchmarks.gpu.notebooks import ENFORCED, FREE, SEEN, several
+from benchmarks.gpu.reckoning import ratios
 from benchmarks.gpu.row import Pace, row
 from benchmarks.gpu.scene import scene
-from benchmarks.gpu.statistics import ratios
 from benchmarks.gpu.windows import Job, Seen, warm_clock
 
 QUESTION = "2 and 4 kernels that saturate the GPU: total of one alone, and of the driver's slicing?"

@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu.notebooks import SEEN
+from benchmarks.gpu.reckoning import pooled, share_error
 from benchmarks.gpu.row import Pace, row
 from benchmarks.gpu.scene import scene
-from benchmarks.gpu.statistics import pooled, share_error
 from benchmarks.gpu.windows import Job, Seen, warm_clock
 
 QUESTION = "Two kernels that saturate the GPU, by weight: how far off is a share over 30 s, and the ledger?"

@@ -82,7 +82,7 @@ def measure(options: Options) -> Sequence[Figure]:
         reason = "this version has no `jupyter gpushare run`, and a CPU's processes are not adopted"
         raise NotMeasured(reason)
     found: list[Figure] = []
-    with scene(options, several(SEEN, 1), [KIND]) as (floor, (notebook,)):
+    with scene(options, several(SEEN, 1), [KIND], foreign="adopt") as (floor, (notebook,)):
         people = People(floor.stage.folder, 1, imports="torch" if options.device == "cuda" else "")
         warm_clock([notebook], KIND, floor)
         for name, prefix, settle in ways:

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu.notebooks import SEEN, several
+from benchmarks.gpu.reckoning import share_error
 from benchmarks.gpu.row import row
 from benchmarks.gpu.scene import scene
-from benchmarks.gpu.statistics import share_error
 from benchmarks.gpu.windows import Floor, Job, Mark, between, warm_clock
 
 QUESTION = "Three trainings started at 0, 15 and 30 s: are they equal while they are together?"

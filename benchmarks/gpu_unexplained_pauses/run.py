@@ -15,8 +15,8 @@ from benchmarks.gpu.scene import scene
 from benchmarks.gpu.windows import Job
 
 QUESTION = "Cells that wait for memory and turns: is there a pause over 5 s that the cell does not explain?"
-CAPACITY = {"cuda": "16GiB", "host": "6GiB"}
-DECLARED = {"cuda": "%%gpulane 9GiB", "host": "%%gpulane 4GiB"}
+CAPACITY = {"cuda": "24GiB", "host": "6GiB"}
+DECLARED = {"cuda": "%%gpulane 12GiB", "host": "%%gpulane 4GiB"}
 """One such cell has room beside two plain ones, two have not: the second waits until the first has ended."""
 
 

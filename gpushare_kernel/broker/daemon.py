@@ -22,7 +22,7 @@ from gpushare_kernel.broker import logs
 from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
-from gpushare_kernel.broker.hardware import AUTO, config_of, find_devices
+from gpushare_kernel.broker.hardware import AUTO, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
@@ -132,7 +132,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     for row in known.sessions:
         broker.adopt(row)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
-    keeper = Keeper(table, where, _command(given))
+    keeper = Keeper(table, where, _command(given), lock_worker(devices))
     keeper.start(partial(_let_run, broker))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")

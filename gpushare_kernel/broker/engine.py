@@ -120,7 +120,15 @@ class Engine:
             usage = None if kernel is None else self.usage(kernel)
             if usage is not None:
                 used[session] = usage
-        self.feed(ev.Sampled(at=self.now, used=used, utilization=self.device.utilization()))
+        busy = self.device.utilization()
+        self.feed(
+            ev.Sampled(
+                at=self.now,
+                used=used,
+                utilization=None if busy is None else busy.part,
+                utilization_since=0.0 if busy is None else busy.since,
+            )
+        )
 
     async def settled(self, kernel: Kernel) -> None:
         """Wait until every pause and resume of `kernel` asked for so far is carried out, or its user has stopped it."""

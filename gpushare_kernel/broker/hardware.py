@@ -10,6 +10,7 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices.base import Device, Intents
 from gpushare_kernel.devices.host import HostDevice
+from gpushare_kernel.devices.unlocking import WORKER
 
 AUTO, HOST, CUDA = "auto", "host", "cuda"
 PLAIN_MARGIN = 256 * MiB
@@ -72,6 +73,12 @@ def config_of(device: Device, *, policy: str, turn: float) -> Config:
         can_pause=device.capabilities.can_pause,
     )
     return config if divisible else config.for_gpu(PLAIN_MARGIN)
+
+
+def lock_worker(devices: Sequence[Device]) -> Sequence[str]:
+    """Return the command of the workers that the guardian needs to undo the driver's locks; empty where nobody locks."""
+    locks = any(d.inventory.kind == CUDA and d.capabilities.can_pause for d in devices)
+    return WORKER if locks else ()
 
 
 def _host(

@@ -130,11 +130,13 @@ class CellEnded(Event):
 class Sampled(Event):
     """The answer to `Wake`: what sessions have used so far. Due deadlines are met with it.
 
-    `utilization` is the part of the time (0 to 1) in which the device was busy during its last window; None: not known.
+    `utilization` is the part of the time (0 to 1) in which the device was busy over a window that began at
+    `utilization_since` or later and is closed; None: not known.
     """
 
     used: Mapping[SessionId, Usage] = field(default_factory=dict)
     utilization: float | None = None
+    utilization_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ class Frames(Turns):
         if seen.demand is not None:
             self.measure(session, seen.demand)
 
-    def looked(self, utilization: float | None, at: float) -> None:
+    def looked(self, utilization: float | None, since: float, at: float) -> None:
         """Nothing follows: here demand is measured by session."""
 
     def _choose(self, held: list[Session], at: float) -> dict[SessionId, Session]:

@@ -423,7 +423,7 @@ class Scheduler:
                 job = session.plain_job
                 if job is not None and job.background:
                     self._over(session, job, JobState.DONE)
-        self.turns.looked(event.utilization, event.at)
+        self.turns.looked(event.utilization, event.utilization_since, event.at)
         self._deadlines.meet(event.at)
         self._admit(event.at)
 
@@ -509,8 +509,13 @@ class Scheduler:
         wake = self._deadlines.changed(
             self.at,
             frame=turns.frame_end if rotates else None,
-            look=self.probe.next_look(),
+            look=_earlier(self.probe.next_look(), turns.look_by(self.at)),
             wanting=len(turns.wanting),
         )
         if wake is not None:
             self._emit(do.Wake(*wake))
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    times = [at for at in (one, other) if at is not None]
+    return min(times, default=None)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from gpushare_kernel.core.pace import Pace
+from gpushare_kernel.core.pace import ENOUGH_TIME, Pace
 from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Session, User
 from gpushare_kernel.core.states import Phase
@@ -32,18 +32,24 @@ GAIN, LEAST_GAIN = 1.08, 1.03
 """Progress of all together when they run at once, over one after the other: from here on it is worth it, until here."""
 DEEP, DEEP_TIMES = 0.0025, 3
 """A session that does not saturate drains within this (seconds); where it does not, so often, it is measured anew."""
+IDLE_PAUSE = 60.0
+"""Seconds at most after which those who are taken for idle are measured again, where the device is busier than expected."""
 COMPARED, MISSING = 1.0, 0.12
 """Over so many seconds a device less busy by that part than expected says that somebody's work has changed."""
 MOST = 0.97
 """How busy a saturated device says it is, gaps between kernels included."""
+SAME_WORK = 2.0
+"""Work that begins so soon (seconds) after the session's last is taken for as demanding as that."""
 REMEASURE = 15.0
 """Seconds after which a session's pace alone, and what running at once gains, are measured anew."""
 AGAIN = 2.0
 """Seconds after which all may run at once anew, where it was not seen yet what that gains."""
 LAG = 0.5
 """Turns by which a session may be behind its share before it gets a slot alone."""
-WITHIN, WINDOWS = 2.0, 2.2
-"""How many windows of utilization must pass until one lies within that time, and how many a slot for that lasts."""
+WINDOWS = 2.4
+"""How many windows of utilization a slot lasts at most in which somebody is to be measured: one lies within it."""
+LOOK = 0.04
+"""How often such a slot is looked at (seconds): it ends when the measurement is there."""
 NEAR = 1.5
 """Whoever has more than so many times its share beside all others need not be measured alone again."""
 LONGEST = 3
@@ -72,6 +78,7 @@ class Slots(Turns):
         #: Busy seconds of the device that those who had it would make, and that were seen, over how long each.
         self._expected = self._expected_for = 0.0
         self._seen = self._seen_for = self._looked = 0.0
+        self._idle_again, self._idle_pause = 0.0, COMPARED
         self._billed = 0.0
         self._lagged = 0.0
         self._paces: dict[SessionId, Pace] = {}
@@ -98,11 +105,16 @@ class Slots(Turns):
         self._bill(at)
         if session.id not in self.wanting:
             self.pace(session).forget()
+            if at - self.pace(session).worked_at > SAME_WORK:
+                session.demand = None
+            self._idle_pause, self._idle_again = COMPARED, at
         super().want(session, at)
 
     def unwant(self, session: Session, at: float) -> None:
         """`session` has no work left."""
         self._bill(at)
+        if session.id in self.wanting:
+            self.pace(session).worked_at = at
         super().unwant(session, at)
 
     def all_fit(self, at: float) -> bool:  # noqa: ARG002
@@ -151,12 +163,8 @@ class Slots(Turns):
     def account(self, session: Session, usage: Usage, seen: Seen, at: float) -> None:
         """A sample: bring the clocks up to now, and see how far the session has come."""
         self._bill(at)
-        if (
-            usage.active
-            and session.id in self.wanting
-            and session.counted == 0
-            and session.pausable
-        ):
+        idle = session.id in self.wanting and session.counted == 0 and session.pausable
+        if idle and (usage.active or seen.steps):
             self._measure_anew(session)
         pace = self._paces.get(session.id)
         if pace is None:
@@ -169,22 +177,36 @@ class Slots(Turns):
         if seen.steps and self._steers() and pace.solo.known:
             pace.lag -= seen.steps / pace.solo.value
 
-    def looked(self, utilization: float | None, at: float) -> None:
+    def looked(self, utilization: float | None, since: float, at: float) -> None:
         """How busy the device was tells the demand of whoever had it alone for that long."""
         self._fall_behind(at)
         if utilization is None:
             return
         self._suspect(utilization, at)
-        if at - self._since < WITHIN * self.config.window:
+        if self._leaving or since < self._since:
             return
         running = [s for s in self.using.values() if s.counted > 0]
-        if len(running) == 1 and not self._leaving:
-            self._measured(running[0], utilization)
+        if len(self.using) == 1 or len(running) == 1:
+            self._measured((running or [*self.using.values()])[0], utilization)
+            self._end_early(at)
         elif utilization < LIGHT and len(running) == len(self._rivals()):
             # All run, and the device still has idle time: none of them saturates it.
             for session in running:
                 if self._unmeasured(session):
                     self._measured(session, utilization)
+        elif self.slot is Slot.ALL and not self._at_once:
+            self._end_early(at)
+
+    def _end_early(self, at: float) -> None:
+        """What a slot was to show has been seen; it lasts a turn at least, and long enough to tell paces."""
+        shortest = max(self.config.turn, ENOUGH_TIME)
+        if self.frame_end is not None and self._length > self.config.turn:
+            self.frame_end = min(self.frame_end, max(at, self._since + shortest))
+
+    def look_by(self, at: float) -> float | None:
+        """When a slot that is to show something is to be looked at next; None where none is."""
+        measuring = self.frame_end is not None and self._length >= self._window
+        return at + LOOK if measuring else None
 
     def _suspect(self, utilization: float, at: float) -> None:
         """The device is less busy than those who had it would make it: one of them does other work now."""
@@ -196,6 +218,13 @@ class Slots(Turns):
         missing = self._expected / self._expected_for - self._seen / self._seen_for
         if missing > MISSING:
             self._stale.update(s.id for s in self._rivals() if not self._is_light(s))
+        elif missing < -MISSING and at >= self._idle_again:
+            # Somebody who is taken for idle is not. Where it is nobody of ours, that is not looked at for ever longer.
+            idle = [s for s in self.wanting.values() if s.counted == 0 and s.pausable]
+            for session in idle:
+                self._measure_anew(session)
+            self._idle_pause = min(2 * self._idle_pause, IDLE_PAUSE)
+            self._idle_again = at + (self._idle_pause if idle else 0.0)
         self._expected = self._expected_for = self._seen = self._seen_for = 0.0
 
     @property

@@ -179,8 +179,12 @@ class Turns(ABC):
         """`session` was sampled: put what it used on its accounts."""
 
     @abstractmethod
-    def looked(self, utilization: float | None, at: float) -> None:
-        """All samples of one moment are in; `utilization` is how busy the device was in its last window."""
+    def looked(self, utilization: float | None, since: float, at: float) -> None:
+        """All samples of one moment are in; `utilization` is how busy the device was in a window after `since`."""
+
+    def look_by(self, at: float) -> float | None:  # noqa: ARG002
+        """When it is to be sampled next although no frame ends then; None where there is no need."""
+        return None
 
     def settle(self, at: float) -> None:
         """Bring phases in line with what is wanted. Called once after every event."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
 
@@ -53,6 +53,17 @@ class Inventory:
     reserve: int
     total: int = 0
     divisible: bool = True
+
+
+class Busy(NamedTuple):
+    """Part of the time (0 to 1) in which the device was busy, over some window of `window` seconds.
+
+    The window lies between `since` and `at` (monotonic clock; `at` is when it was read).
+    """
+
+    since: float
+    at: float
+    part: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +123,8 @@ class Device(Protocol):
         for the pidfd to say, not for this.
         """
 
-    def utilization(self) -> float | None:
-        """Part of the time (0 to 1) in which the device was busy during its last closed window of `window` seconds.
-
-        None where nobody measures.
-        """
+    def utilization(self) -> Busy | None:
+        """How busy the device was, as last read; None where nobody measures."""
 
     @property
     def window(self) -> float:

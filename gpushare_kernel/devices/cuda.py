@@ -15,6 +15,7 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import DeviceId, MiB, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices.answers import SICK_DRIVER
 from gpushare_kernel.devices.base import (
+    Busy,
     Capabilities,
     Hold,
     Intents,
@@ -139,8 +140,8 @@ class CudaDevice:
         held = sum(user.size for user in mine) - len(mine) * self.inventory.reserve
         return Usage(0.0, 0.0, max(0, held), len(mine), active=active)
 
-    def utilization(self) -> float | None:
-        """Return how busy the GPU was in its last closed window."""
+    def utilization(self) -> Busy | None:
+        """Return how busy the GPU was, as last read."""
         return self._sampler.utilization()
 
     @property

@@ -16,6 +16,7 @@ from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices.base import (
+    Busy,
     Capabilities,
     Intents,
     Inventory,
@@ -121,7 +122,7 @@ class HostDevice:
             else None,
         )
 
-    def utilization(self) -> float | None:
+    def utilization(self) -> Busy | None:
         """Return None: here demand is measured by session."""
         return None
 

@@ -44,9 +44,8 @@ class Locker:
         undoes a lock that comes through late, and until it has ended the process stays on record.
         """
         if (standing := self.standing()) is not None:
-            held = (
-                self.locked and standing is PauseStatus.STOPPED
-            )  # and will be when it is continued
+            # Locked before it was stopped, it is when it is continued.
+            held = self.locked and standing is PauseStatus.STOPPED
             return PauseOutcome(PauseStatus.PAUSED if held else standing)
         if self._crew.busy_with(self.key):
             return PauseOutcome(PauseStatus.BUSY)

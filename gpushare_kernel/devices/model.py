@@ -13,6 +13,7 @@ from gpushare_kernel.core.values import DeviceId, GiB, MiB, PauseStatus, Process
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
 from gpushare_kernel.devices.base import (
+    Busy,
     Capabilities,
     Hold,
     Intents,
@@ -97,9 +98,11 @@ class ModelDevice(ModelGpu):
             process.device_time, process.wanted, held, contexts, int(process.progress), active
         )
 
-    def utilization(self) -> float | None:
+    def utilization(self) -> Busy | None:
         """Return how busy the device was in its last closed window of model time."""
-        return None if self.fallen or self.nvml_gone else self.busy_before
+        if self.fallen or self.nvml_gone or self.busy_before is None:
+            return None
+        return Busy(self.now - 2 * WINDOW, self.now, self.busy_before)
 
     @property
     def window(self) -> float:

@@ -17,12 +17,13 @@ from time import monotonic
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices.base import Busy
 from gpushare_kernel.devices.nvml import DeviceMemory, GpuLost, GpuReader, Running
 
 WINDOW = 0.2
 """Seconds over which NVML says how busy the GPU was: there is one value each 200 ms (measured)."""
 
-_OFTEN = 0.05  # a quarter of a window, 0.04 ms each
+_OFTEN = 0.03  # a fraction of a window, 0.04 ms each
 _LIST_EVERY, _LIST_RARELY = 1.0, 5.0
 _ACTIVITY_EVERY = 1.0
 _WANTED_FOR = 3.0
@@ -90,7 +91,7 @@ class Sampler:
         """Bytes of the smallest context seen, of those that are plausible."""
         self.sample: Sample | None = None
         self.activity: Activity | None = None
-        self._busy: tuple[float, float] | None = None
+        self._busy: Busy | None = None
         self._busy_wanted = self._activity_wanted = -_WANTED_FOR
         self._next_list = self._next_busy = self._next_activity = 0.0
         self._every = _LIST_EVERY
@@ -114,15 +115,15 @@ class Sampler:
         if not self._thread.is_alive():
             self._nvml.close()
 
-    def utilization(self) -> float | None:
-        """Return how busy the GPU was in its last closed window; None where no fresh value is known (yet)."""
+    def utilization(self) -> Busy | None:
+        """Return how busy the GPU was, as last read; None where no fresh value is known (yet)."""
         now = monotonic()
         asleep = now - self._busy_wanted >= _WANTED_FOR
         self._busy_wanted = now
         if asleep:
             self._wake.set()
         busy = self._busy
-        return None if busy is None or now - busy[0] > 2 * WINDOW else busy[1]
+        return None if busy is None or now - busy.at > 2 * WINDOW else busy
 
     def want_activity(self) -> Activity | None:
         """Return who was seen at work, and keep looking for a while."""
@@ -214,7 +215,14 @@ class Sampler:
             self.context = min([*sizes, *([] if self.context is None else [self.context])])
 
     def _utilization(self, now: float) -> None:
-        self._busy = now, self._nvml.utilization()
+        part, before = self._nvml.utilization(), self._busy
+        if before is not None and part != before.part and now - before.at < WINDOW:
+            since = before.at - WINDOW  # its window was closed between the two readings
+        elif before is not None and part == before.part and now - before.at < WINDOW:
+            since = max(before.since, now - 2 * WINDOW)
+        else:
+            since = now - 2 * WINDOW
+        self._busy = Busy(since, now, part)
         self._next_busy = now + _OFTEN
 
     def _active(self, now: float) -> None:

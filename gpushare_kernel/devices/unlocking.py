@@ -228,23 +228,28 @@ class _Round:
     """Who is still to be unlocked, and who has been."""
 
     def __init__(self, keys: Iterable[ProcessKey]) -> None:
-        self.waiting = deque(keys)
         self.asked: dict[Caller, ProcessKey] = {}
         self.confirming: set[Caller] = set()  # unlocked it, and have been asked how it stands
         self.done: list[ProcessKey] = []
         self.starts = _MOST
         self._tries: dict[ProcessKey, int] = {}
+        self.waiting = deque(key for key in keys if self._answers(key))
 
     def next(self) -> ProcessKey | None:
         """Return the next to be unlocked of whom the driver would answer."""
         while self.waiting:
             key = self.waiting.popleft()
-            state = procfs.state_of(key)
-            if state is None or state in "ZX":
-                self.done.append(key)
-            elif state not in "Tt":
+            if self._answers(key):
                 return key
         return None
+
+    def _answers(self, key: ProcessKey) -> bool:
+        """Tell whether the driver would answer: not for one that is stopped, nor for one that has ended (which is done)."""
+        state = procfs.state_of(key)
+        if state is None or state in "ZX":
+            self.done.append(key)
+            return False
+        return state not in "Tt"
 
     def again(self, key: ProcessKey) -> None:
         """Try once more, a few times."""
@@ -264,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     """Unlock the processes named by pid and start time; exit status 1 where one is not."""
     numbers = list(map(int, arguments))
     keys = [ProcessKey(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
-    workers = Unlockers(spare=min(len(keys), 4))
+    workers = Unlockers(spare=min(len(keys), 2))
     done = workers.unlock(keys, within=30.0)
     workers.close()
     return 0 if len(done) == len(keys) else 1

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from gpushare_kernel import procfs
@@ -107,7 +108,7 @@ def _pausing(cuda: tuple[int, int], worker: Sequence[str]) -> Probe | None:
         return Probe(Verdict.COOPERATIVE, why, f"pip install 'gpushare-kernel[cuda{cuda[0]}]'")
     if _mps_runs():
         return _with_mps("MPS runs on this machine: under it nobody can be paused.")
-    return _meaning(_try_lock(worker))
+    return _meaning(_tried() if worker is WORKER else _try_lock(worker))
 
 
 def _meaning(answer: str) -> Probe | None:
@@ -127,6 +128,12 @@ def _meaning(answer: str) -> Probe | None:
 
 def _with_mps(why: str) -> Probe:
     return Probe(Verdict.COOPERATIVE, why, "echo quit | nvidia-cuda-mps-control")
+
+
+@cache
+def _tried() -> str:
+    """It is the same for all GPUs of a machine, and as long as we run."""
+    return _try_lock(WORKER)
 
 
 def _try_lock(worker: Sequence[str]) -> str:

@@ -61,3 +61,10 @@ def test_the_startup_file_goes_into_the_profile_where_the_environment_has_none(
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
     assert not checkout.place_startup(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_no_module_of_the_rows_hides_one_of_the_standard_library():
+    """`driver.py` and `hog.py` are started as scripts, so their folder comes first on their path."""
+    ours = {path.stem for path in (checkout.ROOT / "benchmarks/gpu").glob("*.py")}
+    assert "driver" in ours
+    assert not ours & sys.stdlib_module_names

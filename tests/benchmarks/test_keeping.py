@@ -52,9 +52,10 @@ def test_all_results_travel_in_one_file(tmp_path):
 
 
 def test_a_former_result_stands_where_it_answers_the_same_question():
-    """A short run is no answer where a full one is asked for, and the CPU is no GPU."""
+    """A short run is no answer where a full one is asked for, the CPU is no GPU, and what could not be measured may be now."""
     assert usable(result(), quick=False, device="cuda")
     assert usable(result(), quick=True, device="cuda")
     assert usable(result(quick=True), quick=True, device="cuda")
     assert not usable(result(quick=True), quick=False, device="cuda")
     assert not usable(result(device="host"), quick=False, device="cuda")
+    assert not usable(result(not_measured="needs root"), quick=False, device="cuda")

@@ -89,7 +89,7 @@ class PlayedDevice:
     async def still(self, target: Target) -> bool:
         return True
 
-    def utilization(self) -> float | None:
+    def utilization(self) -> None:
         return None
 
     @property

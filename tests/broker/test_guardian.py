@@ -19,16 +19,19 @@ from gpushare_kernel import procfs
 from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS
 from gpushare_kernel.broker.intents import RESTARTS, IntentTable
 from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices.base import Hold
+from tests.devices.gpu import fake_worker
 from tests.procs import eventually
 
 BROKER = '''
 """Pauses the processes it is told, with a guardian, and waits. As a restart: says so, and is ready."""
-import fcntl, os, signal, sys
+import fcntl, json, os, signal, sys
 from pathlib import Path
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.guardian import spawn_guardian
 from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices.base import Hold
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places
 
@@ -44,7 +47,8 @@ lock = os.open(places.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 fcntl.flock(lock, fcntl.LOCK_EX)
 table = IntentTable(places.intents)
 again = "loop" if mode == "loop" else "restarted"
-guardian = spawn_guardian(table, places, [sys.executable, __file__, again, runtime])
+worker = json.loads(os.environ.get("TEST_LOCK_WORKER", "[]"))
+guardian = spawn_guardian(table, places, [sys.executable, __file__, again, runtime], worker)
 if mode == "loop":
     if ready is not None:
         report_ready(ready)
@@ -56,6 +60,9 @@ for line in sys.stdin:
         key = ProcessKey(*map(int, numbers))
         table.add(key)
         procfs.send(key, signal.SIGSTOP)
+    elif word in ("LOCK", "WORKER"):
+        table.add(ProcessKey(*map(int, numbers)), Hold[word])
+        print("noted", flush=True)
     elif word == "leave":
         table.mark_clean_exit()
         os._exit(0)
@@ -79,6 +86,12 @@ class Scene:
         self.guardian = int(self.broker.stdout.readline())
         self.guardian_fd = os.pidfd_open(self.guardian)
         self.kernels: list[subprocess.Popen[bytes]] = []
+
+    def note(self, how: str, key: ProcessKey) -> None:
+        """Put a process on the broker's record."""
+        self.tell(how, key.pid, key.start_time)
+        assert self.broker.stdout is not None
+        assert self.broker.stdout.readline() == "noted\n"
 
     def tell(self, *words: object) -> None:
         assert self.broker.stdin is not None
@@ -278,6 +291,97 @@ def test_another_broker_was_faster(scene: Scene) -> None:
     assert scene.log()[-1] == "another broker already lives here"
 
 
+# ---------------------------------------------------------------- the driver's locks
+
+
+class Gpu:
+    """A driver of files, and processes that it has locked."""
+
+    def __init__(self, scene: Scene, place: Path) -> None:
+        self.scene, self.place = scene, place
+
+    def locked(self, key: ProcessKey) -> ProcessKey:
+        """Lock a process, as a worker of the broker would have."""
+        (self.place / f"state.{key.pid}").write_text("locked")
+        self.scene.note("LOCK", key)
+        return key
+
+    def state(self, key: ProcessKey) -> str:
+        return (self.place / f"state.{key.pid}").read_text()
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    """A scene on a GPU."""
+    place, runtime = tmp_path / "gpu", tmp_path / "run"
+    place.mkdir()
+    runtime.mkdir()
+    monkeypatch.setenv("TEST_LOCK_WORKER", json.dumps(fake_worker(place)))
+    scene = Scene(runtime)
+    yield Gpu(scene, place)
+    scene.close()
+
+
+def test_a_killed_broker_leaves_nobody_locked(gpu: Gpu) -> None:
+    """L3: by workers of the guardian's own, which were ready before; stopped ones are continued as ever."""
+    watches(gpu.scene)
+    assert len(procfs.children(gpu.scene.guardian)) == 2
+    kernels = [gpu.locked(gpu.scene.kernel()) for _ in range(5)]
+    stopped = gpu.scene.paused_kernel()
+    workers = [procfs.process_key(pid) for pid in procfs.children(gpu.scene.guardian)]
+    gpu.scene.kill_broker()
+    continued(stopped)
+    gpu.scene.guardian_ended()
+    assert {gpu.state(key) for key in kernels} == {"running"}
+    assert gpu.scene.log()[0] == "the broker is gone: resumed 6 processes"
+    eventually(lambda: not any(key and procfs.alive(key) for key in workers))
+
+
+def test_the_broker_s_workers_are_gone_before_anybody_is_unlocked(gpu: Gpu) -> None:
+    """L6: one that does not end by itself is killed: it might lock again what we unlock."""
+    watches(gpu.scene)
+    key = gpu.locked(gpu.scene.kernel())
+    worker = gpu.scene.kernel()
+    gpu.scene.note("WORKER", worker)
+    gpu.scene.kill_broker()
+    result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    assert result is not None
+    assert result.si_status == signal.SIGKILL
+    gpu.scene.guardian_ended()
+    assert gpu.state(key) == "running"
+
+
+def test_a_worker_s_pid_that_was_reused_is_nobody_s_to_kill(gpu: Gpu) -> None:
+    """L2."""
+    watches(gpu.scene)
+    other = gpu.scene.kernel()
+    gpu.scene.note("WORKER", ProcessKey(other.pid, other.start_time - 1))
+    gpu.scene.kill_broker()
+    gpu.scene.guardian_ended()
+    assert procfs.alive(other)
+
+
+def test_who_is_stopped_by_its_user_stays_on_record(gpu: Gpu) -> None:
+    """L5: the next broker sees to it."""
+    watches(gpu.scene)
+    key = gpu.locked(gpu.scene.kernel())
+    os.kill(key.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, key.pid, os.WSTOPPED)
+    gpu.scene.kill_broker()
+    gpu.scene.guardian_ended()
+    assert gpu.state(key) == "locked"
+    table = IntentTable.open_existing(gpu.scene.runtime / "intents")
+    assert table is not None
+    assert table.held(Hold.LOCK) == (key,)
+    table.close()
+
+
+def test_without_a_cuda_device_there_are_no_workers(scene: Scene) -> None:
+    """Nothing of CUDA is loaded for a host."""
+    watches(scene)
+    assert procfs.children(scene.guardian) == []
+
+
 def test_the_guardian_imports_little() -> None:
     """No loop, no codec, no database: what it does not load cannot fail in it."""
     code = "import sys, gpushare_kernel.broker.guardian\nprint(*sys.modules)"
@@ -287,5 +391,14 @@ def test_the_guardian_imports_little() -> None:
         ).stdout.split()
     )
     assert loaded.isdisjoint(
-        {"asyncio", "msgspec", "sqlite3", "traitlets", "jupyter_client", "IPython"}
+        {
+            "asyncio",
+            "cuda",
+            "pynvml",
+            "msgspec",
+            "sqlite3",
+            "traitlets",
+            "jupyter_client",
+            "IPython",
+        }
     )

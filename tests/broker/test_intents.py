@@ -18,6 +18,10 @@ from gpushare_kernel.broker import intents
 from gpushare_kernel.broker.intents import ROWS, IntentTable, resume_all
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices.base import Hold
+from gpushare_kernel.devices.unlocking import Unlockers
+from tests.devices.gpu import fake_worker
+from tests.procs import eventually
 
 
 @pytest.fixture
@@ -46,31 +50,38 @@ def stopped() -> Iterator[ProcessKey]:
         process.kill()
 
 
-def on_record(path: Path) -> set[ProcessKey]:
+def on_record(path: Path, *hows: Hold) -> set[ProcessKey]:
     """Return what somebody else finds on record."""
     table = IntentTable.open_existing(path)
     assert table is not None
-    held = set(table.held())
+    held = set(table.held(*hows))
     table.close()
     return held
 
 
-@given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 9), st.integers(0, 2))))
+@given(
+    steps=st.lists(
+        st.tuples(st.booleans(), st.integers(1, 9), st.integers(0, 2), st.sampled_from(Hold))
+    )
+)
 def test_the_file_always_says_what_is_held(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int, int]]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int, int, Hold]]
 ) -> None:
     """After any adds and removes, in any order and repeated, a reader of the file finds exactly what is held."""
     path = tmp_path_factory.mktemp("intents") / "intents"
-    table, model = IntentTable(path), set()
-    for adds, pid, start in steps:
+    table, model = IntentTable(path), {}
+    for adds, pid, start, how in steps:
         key = ProcessKey(pid, start)
         if adds:
-            table.add(key)
-            model.add(key)
+            table.add(key, how)
+            model.setdefault(key, how)
         else:
             table.remove(key)
-            model.discard(key)
-    assert set(table.held()) == model == on_record(path)
+            model.pop(key, None)
+    for how in Hold:
+        held = {key for key, its in model.items() if its is how}
+        assert set(table.held(how)) == held == on_record(path, how)
+    assert set(table.held()) == {key for key, how in model.items() if how is not Hold.WORKER}
     table.close()
 
 
@@ -107,10 +118,12 @@ def test_each_broker_has_a_file_of_its_own(path: Path, table: IntentTable) -> No
     table.note_restart(100.0)
     table.add(ProcessKey(3, 3))
     table.mark_clean_exit()
+    table.add(ProcessKey(5, 5), Hold.LOCK)
     new = IntentTable(path)
     new.add(ProcessKey(4, 4))
     assert set(old.held()) == set()
-    assert on_record(path) == {ProcessKey(3, 3), ProcessKey(4, 4)}
+    assert on_record(path, Hold.SIGNAL) == {ProcessKey(3, 3), ProcessKey(4, 4)}
+    assert on_record(path, Hold.LOCK) == {ProcessKey(5, 5)}
     assert (new.restarts, new.clean_exit, old.clean_exit) == ([100.0], False, True)
     new.close()
     old.close()
@@ -186,3 +199,48 @@ def test_resume_all_keeps_what_it_may_not_signal(
     table.add(stopped)
     assert resume_all(table) == [stopped]
     assert table.held() == (other,)
+
+
+def test_a_shared_table_is_read_anew(path: Path, table: IntentTable) -> None:
+    """Two map one file; each sees what the other has written when it asks for it."""
+    other = IntentTable.open_existing(path)
+    assert other is not None
+    table.add(ProcessKey(7, 7), Hold.LOCK)
+    assert other.held() == ()
+    other.refresh()
+    assert other.held(Hold.LOCK) == (ProcessKey(7, 7),)
+    other.close()
+
+
+def test_resume_all_undoes_the_driver_s_locks(
+    table: IntentTable, tmp_path: Path, stopped: ProcessKey
+) -> None:
+    """L2: each row by what it says: one process is unlocked, another one continued; the dead leave the record."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        key = procfs.process_key(process.pid)
+        assert key is not None
+        (tmp_path / f"state.{key.pid}").write_text("locked")
+        table.add(key, Hold.LOCK)
+        table.add(ProcessKey(2**22 + 5, 1), Hold.LOCK)
+        table.add(ProcessKey(2**22 + 6, 1), Hold.WORKER)
+        table.add(stopped)
+        workers = Unlockers(fake_worker(tmp_path), spare=1)
+        eventually(lambda: set(resume_all(table, workers)) <= {key, stopped} and not table.held())
+        workers.close()
+        assert (tmp_path / f"state.{key.pid}").read_text() == "running"
+        assert table.held(*Hold) == ()
+        process.kill()
+
+
+def test_a_lock_that_cannot_be_undone_stays_on_record(table: IntentTable, tmp_path: Path) -> None:
+    """The driver does not come up, say: the next one tries again."""
+    (tmp_path / "init").write_text("CUDA_ERROR_NO_DEVICE")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        key = procfs.process_key(process.pid)
+        assert key is not None
+        table.add(key, Hold.LOCK)
+        workers = Unlockers(fake_worker(tmp_path), spare=1)
+        assert resume_all(table, workers) == []
+        workers.close()
+        assert table.held() == (key,)
+        process.kill()

@@ -124,6 +124,34 @@ def test_nobody_is_paused_while_there_is_no_guardian(
     asyncio.run(scene())
 
 
+def test_each_guardian_gets_workers_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a CUDA device: the command of a lock worker is passed on to every one."""
+    passed: list[object] = []
+    real = keeper_module.spawn_guardian
+
+    def spawn(*arguments: object) -> subprocess.Popen[bytes]:
+        passed.append(arguments[-1])
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
+
+    async def scene() -> None:
+        table, _ = keeping(tmp_path)
+        places = Places(tmp_path, system=False, named=True)
+        keeper = Keeper(table, places, ["/bin/true"], ["/bin/cat"])
+        keeper.start(lambda _: None)
+        guardian = await guardian_of(keeper)
+        await keeper.stop()
+        guardian.kill()
+        guardian.wait()
+        table.close()
+
+    asyncio.run(scene())
+    assert passed == [["/bin/cat"]]
+
+
 def test_a_guardian_that_lived_long_is_replaced_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

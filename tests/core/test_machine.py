@@ -169,7 +169,15 @@ class Machine(RuleBasedStateMachine):
             usage = None if target is None else self.device.usage(target)
             if usage is not None:
                 used[session] = usage
-        self.send(ev.Sampled(at=self.at, used=used, utilization=self.device.utilization()))
+        busy = self.device.utilization()
+        self.send(
+            ev.Sampled(
+                at=self.at,
+                used=used,
+                utilization=None if busy is None else busy.part,
+                utilization_since=0.0 if busy is None else busy.since,
+            )
+        )
 
     # --- sessions --------------------------------------------------------------------------------------
 

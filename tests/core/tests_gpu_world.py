@@ -115,7 +115,14 @@ class GpuWorld(World):
     def sample(self, *more: str) -> None:
         names = {*self.core.watched(self.now), *more}
         used = {SessionId(s): self.usage(s) for s in names if s in self.kernels}
-        self.send(ev.Sampled(at=self.now, used=used, utilization=self.busy_before))
+        self.send(
+            ev.Sampled(
+                at=self.now,
+                used=used,
+                utilization=self.busy_before,
+                utilization_since=self.window_ends - 2 * WINDOW,
+            )
+        )
 
     def _let_work(self, seconds: float) -> None:
         working = [k for k in self.kernels.values() if k.works and self.now >= k.starts]

@@ -1,23 +1,22 @@
-"""The CUDA device on a real GPU: a torch process that multiplies matrices, and counts in shared memory."""
+"""The CUDA device on a real GPU: torch processes that multiply matrices, and count their steps."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
-import mmap
 import os
 import signal
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import MiB, PauseStatus, ProcessKey
-from gpushare_kernel.devices import cuda
+from gpushare_kernel.devices import locker as locker_module
 from gpushare_kernel.devices.base import PauseOutcome, Target
 from gpushare_kernel.devices.cuda import CudaDevice
+from gpushare_kernel.devices.verdict import Verdict, probe_capabilities
+from tests.devices.gpu_programs import LOOP, MATMULS, Counting, matmuls
 from tests.devices.records import Record
 from tests.procs import Program, eventually
 
@@ -26,60 +25,108 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch"),
 ]
 
-MATMULS = """
-import mmap, struct, torch
-shared = mmap.mmap(os.open({path!r}, os.O_RDWR), 8)
-a = torch.randn(2048, 2048, device="cuda", dtype=torch.bfloat16)
-b = torch.empty_like(a)
-def step():
-    for _ in range(4): torch.matmul(a, a, out=b)
-    torch.cuda.synchronize()
-step(); say('up')
-count = 0
-while True:
-    step(); count += 1; shared[:8] = struct.pack('<Q', count)
-"""
-
 LONG_KERNEL = """
 import torch
 torch.cuda._sleep(1); torch.cuda.synchronize(); say('up'); wait()
 torch.cuda._sleep(6_000_000_000); say('launched'); torch.cuda.synchronize(); say('over'); wait()
 """
 
+DEEP = """
+import torch
+a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+b = torch.empty_like(a)
+torch.matmul(a, a, out=b); torch.cuda.synchronize(); say('up')
+while True:
+    for _ in range(50): torch.matmul(a, a, out=b)
+    torch.cuda.synchronize(); counted()
+"""
+"""Fifty launches of about 2 ms ahead of each synchronisation."""
 
-class Matmuls(Program):
-    """The running torch process, with its counter."""
+CHEAT = (
+    MATMULS
+    + """
+from cuda.bindings import driver
+def cheat():
+    wait(); say(driver.cuCheckpointProcessUnlock(os.getpid(), None)[0].name)
+threading.Thread(target=cheat, daemon=True).start()
+"""
+    + LOOP
+)
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "counter"
-        path.write_bytes(bytes(8))
-        with path.open("rb") as file:
-            self._shared = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
-        super().__init__(MATMULS.format(path=str(path)), site=True)
-        self.target = Target(self.key)
-        assert self.said() == ["up"]
+PROFILED = (
+    MATMULS
+    + """
+from torch.profiler import profile, ProfilerActivity
+with profile(activities=[ProfilerActivity.CUDA]):
+    step(); say('profiling')
+    while True: step(); counted()
+"""
+)
 
-    @property
-    def count(self) -> int:
-        """Steps so far."""
-        return int(struct.unpack("<Q", self._shared[:8])[0])
+BROKEN = """
+import torch
+torch.zeros(1, device="cuda"); say('up'); wait()
+try:
+    torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]; torch.cuda.synchronize()
+except Exception: say('broken')
+wait()
+"""
 
-    def goes_on(self) -> None:
-        """Wait until it has made ten more steps."""
-        before = self.count
-        eventually(lambda: self.count >= before + 10)
+CHILDREN = """
+import multiprocessing, torch
+def work(place):
+    a = torch.randn(1024, 1024, device="cuda")
+    while True: torch.matmul(a, a); torch.cuda.synchronize(); counted(place)
+context = multiprocessing.get_context("fork")
+children = [context.Process(target=work, args=(place,), daemon=True) for place in (1, 2)]
+for child in children: child.start()  # before CUDA is up here
+say(*[child.pid for child in children]); wait()
+a = torch.randn(1024, 1024, device="cuda"); say('up')
+while True: torch.matmul(a, a); torch.cuda.synchronize(); counted()
+"""
 
-    def stands_still(self) -> bool:
-        """Tell whether another process can use 100 ms of CPU while it makes no step."""
-        elsewhere(0.02)  # the step whose work has drained may still be counted
-        before = self.count
-        elsewhere(0.1)
-        return self.count == before
+LOADERS = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+class Numbers(Dataset):
+    def __len__(self): return 1_000_000
+    def __getitem__(self, index): return torch.full((64, 64), float(index))
+a = torch.randn(64, 64, device="cuda")
+loader = DataLoader(Numbers(), batch_size=16, num_workers=2, pin_memory=False)
+for batch in loader:
+    (batch.cuda() @ a).sum().item()
+    if not struct.unpack('<Q', shared[:8])[0]: say('up')
+    counted()
+"""
 
+GIL = (
+    MATMULS
+    + """
+import ctypes
+wait(); say('in')
+ctypes.PyDLL(None).usleep(3_000_000)
+say('out'); wait()
+"""
+)
+"""It sleeps in C for 3 s without letting go of the GIL."""
 
-def elsewhere(seconds: float) -> None:
-    with Program(f"spin({seconds}); say('done')") as other:
-        other.said()
+DDP = """
+import torch, torch.distributed as dist, torch.multiprocessing as mp
+def rank(place):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.FileStore({store!r}, 2)
+    dist.init_process_group("gloo", store=store, rank=place, world_size=2)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(512, 512).cuda())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.randn(256, 512, device="cuda")
+    while True:
+        optimizer.zero_grad(); model(x).square().mean().backward(); optimizer.step()
+        torch.cuda.synchronize(); counted(place)
+context = mp.get_context("fork")
+ranks = [context.Process(target=rank, args=(place,)) for place in (0, 1)]
+for each in ranks: each.start()
+say(*[each.pid for each in ranks]); wait()
+"""
 
 
 @pytest.fixture
@@ -88,15 +135,23 @@ def device(record: Record) -> Iterator[CudaDevice]:
     device = CudaDevice(record)
     yield device
     device.close()
-    assert record.keys == []
+    assert record.hows == {}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Counting]:
+    """A torch process at work, for the tests that leave it unharmed: it takes seconds to start."""
+    with matmuls() as program:
+        program.up()
+        yield program
 
 
 @pytest.fixture
-def matmuls(tmp_path: Path) -> Iterator[Matmuls]:
-    """A torch process at work."""
-    with Matmuls(tmp_path) as program:
-        program.goes_on()
-        yield program
+def worker(shared: Counting) -> Iterator[Counting]:
+    """A torch process at work, that is at work again afterwards."""
+    shared.goes_on()
+    yield shared
+    shared.goes_on()
 
 
 def pause(device: CudaDevice, target: Target, limit: float = 2.0) -> PauseOutcome:
@@ -107,79 +162,110 @@ def resume(device: CudaDevice, target: Target) -> PauseStatus:
     return asyncio.run(device.resume(target)).status
 
 
+def still(device: CudaDevice, target: Target) -> bool:
+    return asyncio.run(device.still(target))
+
+
+def worker_of(device: CudaDevice, key: ProcessKey) -> int:
+    """The lock worker that holds a process."""
+    link = next(s.lockers[key]._link for s in device._sessions.values() if key in s.lockers)
+    assert link is not None
+    return link.pid
+
+
+def seen_by_nvml(device: CudaDevice, *pids: int) -> None:
+    """Wait until NVML lists processes."""
+
+    def there() -> bool:
+        device._sampler.look()
+        sample = device._sampler.sample
+        return sample is not None and set(pids) <= {user.key.pid for user in sample.users}
+
+    eventually(there)
+
+
+# ---------------------------------------------------------------- what it is
+
+
 def test_inventory_is_the_gpu_s(device: CudaDevice) -> None:
-    """A name, a uuid, and memory."""
+    """A name, a uuid, and memory; it can pause, since it tried."""
     assert device.inventory.kind == "cuda"
     assert device.inventory.id.startswith("GPU-")
-    assert device.inventory.capacity > 1024 * MiB
+    assert device.inventory.total >= device.inventory.capacity > 1024 * MiB
+    assert (device.capabilities.can_pause, device.lost) == (True, None)
+
+
+def test_the_verdict_is_full() -> None:
+    """Found by a lock of one worker on another."""
+    found = probe_capabilities()
+    assert (found.verdict, found.text) == (Verdict.FULL, "")
+    print(dict(found.facts))
+
+
+def test_what_nvml_says_of_a_session(device: CudaDevice, worker: Counting) -> None:
+    """One context, measured in the end; at work; the GPU is busy."""
+    seen_by_nvml(device, worker.pid)
+    usage = device.usage(worker.target, memory=True)
+    assert usage is not None
+    assert usage.contexts == 1
+    eventually(lambda: device.usage(worker.target).active is True)  # type: ignore[union-attr]
+    eventually(lambda: (device.utilization() or 0) > 0.5)
+    device._sampler.look()
+    device.usage(worker.target, memory=True)
+    assert 200 * MiB <= device.inventory.reserve <= 900 * MiB
+    assert worker.key in [stranger.key for stranger in device.strangers([])]
+    assert worker.key not in [each.key for each in device.strangers([worker.target])]
+
+
+# ---------------------------------------------------------------- pause and resume
 
 
 def test_a_paused_process_stands_still_and_goes_on(
-    device: CudaDevice, record: Record, matmuls: Matmuls
+    device: CudaDevice, record: Record, worker: Counting
 ) -> None:
-    """Its counter stops, its memory stays; after the resume it counts on from there."""
-    before = device.usage(matmuls.target, memory=True)
-    outcome = pause(device, matmuls.target)
+    """L1: its counter stops, its memory stays; after the resume it counts on from there."""
+    seen_by_nvml(device, worker.pid)
+    before = device.usage(worker.target, memory=True)
+    outcome = pause(device, worker.target)
     assert outcome.status is PauseStatus.PAUSED
     assert outcome.drain < 1.0
-    assert record.keys == [matmuls.key]
-    assert matmuls.stands_still()
-    device._sample = None
-    during = device.usage(matmuls.target, memory=True)
+    assert record.keys == [worker.key]
+    assert worker.stands_still()
+    assert still(device, worker.target)
+    device._sampler.look()
+    during = device.usage(worker.target, memory=True)
     assert before is not None
     assert during is not None
-    if before.memory:  # 0 where NVML's pids are of another namespace than ours
-        assert before.memory > 100 * MiB
     assert during.memory == before.memory
-    assert resume(device, matmuls.target) is PauseStatus.NOTHING
-    matmuls.goes_on()
+    assert resume(device, worker.target) is PauseStatus.NOTHING
 
 
-def test_pauses_can_follow_each_other_fast(device: CudaDevice, matmuls: Matmuls) -> None:
+def test_pauses_can_follow_each_other_fast(device: CudaDevice, worker: Counting) -> None:
     """Fifty turns, and what a turn costs, for the record."""
     drains, resumes = [], []
     for _ in range(50):
-        outcome = pause(device, matmuls.target)
+        outcome = pause(device, worker.target)
         assert outcome.status is PauseStatus.PAUSED
         drains.append(outcome.drain)
-        answer = asyncio.run(device.resume(matmuls.target))
+        answer = asyncio.run(device.resume(worker.target))
         assert answer.status is PauseStatus.NOTHING
         resumes.append(answer.drain)
-    matmuls.goes_on()
     drains, resumes = sorted(drains), sorted(resumes)
     print(f"pause median {drains[25] * 1e3:.2f} ms, worst {drains[-1] * 1e3:.2f} ms")
     print(f"resume median {resumes[25] * 1e3:.2f} ms, worst {resumes[-1] * 1e3:.2f} ms")
 
 
-def test_a_worker_killed_while_it_holds_the_lock_is_replaced(
-    device: CudaDevice, matmuls: Matmuls
-) -> None:
-    """'the locker dies holding the lock: target stays locked; any other allowed process can unlock it'."""
-    pause(device, matmuls.target)
-    os.kill(device._links[matmuls.key].pid, signal.SIGKILL)
-    assert matmuls.stands_still()
-    assert resume(device, matmuls.target) is PauseStatus.NOTHING
-    matmuls.goes_on()
-
-
-def test_a_second_pause_by_a_new_worker_finds_the_lock(
-    device: CudaDevice, matmuls: Matmuls
-) -> None:
-    """ILLEGAL_STATE and LOCKED: paused as asked."""
-    pause(device, matmuls.target)
-    os.kill(device._links[matmuls.key].pid, signal.SIGKILL)
-    assert pause(device, matmuls.target).status is PauseStatus.PAUSED
-    assert matmuls.stands_still()
-    assert resume(device, matmuls.target) is PauseStatus.NOTHING
-    matmuls.goes_on()
-
-
-def test_the_end_of_the_line_unlocks(device: CudaDevice, matmuls: Matmuls) -> None:
-    """The broker dies without a word: its worker lets the target go."""
-    pause(device, matmuls.target)
-    assert matmuls.stands_still()
-    device._links[matmuls.key].hang_up()
-    matmuls.goes_on()
+def test_a_deep_launch_queue_drains_first(device: CudaDevice) -> None:
+    """L1: 'it waits until submitted work has drained'; the time it takes is said."""
+    with Counting(DEEP) as program:
+        program.up()
+        program.goes_on(steps=1)
+        outcome = pause(device, program.target)
+        assert outcome.status is PauseStatus.PAUSED
+        print(f"drained for {outcome.drain * 1e3:.1f} ms")
+        assert program.stands_still()
+        assert resume(device, program.target) is PauseStatus.NOTHING
+        program.goes_on(steps=1)
 
 
 def test_without_a_context_there_is_nothing_to_pause(device: CudaDevice, record: Record) -> None:
@@ -207,48 +293,202 @@ def test_a_long_kernel_reaches_the_limit_and_is_unharmed(device: CudaDevice) -> 
         resume(device, target)
 
 
-def test_a_process_stopped_by_its_user_is_left_alone(device: CudaDevice, matmuls: Matmuls) -> None:
-    """The driver is not asked; after SIGCONT a pause works."""
-    os.kill(matmuls.pid, signal.SIGSTOP)
-    eventually(lambda: procfs.state(matmuls.pid) == "T")
-    assert pause(device, matmuls.target).status is PauseStatus.STOPPED
-    os.kill(matmuls.pid, signal.SIGCONT)
-    matmuls.goes_on()
-    assert pause(device, matmuls.target).status is PauseStatus.PAUSED
-    assert resume(device, matmuls.target) is PauseStatus.NOTHING
+# ---------------------------------------------------------------- workers
+
+
+def test_a_worker_killed_while_it_holds_the_lock_is_replaced(
+    device: CudaDevice, worker: Counting
+) -> None:
+    """L2: 'the locker dies holding the lock: target stays locked; any other allowed process can unlock it'."""
+    pause(device, worker.target)
+    os.kill(worker_of(device, worker.key), signal.SIGKILL)
+    assert worker.stands_still()
+    assert resume(device, worker.target) is PauseStatus.NOTHING
+
+
+def test_a_second_pause_by_a_new_worker_finds_the_lock(
+    device: CudaDevice, worker: Counting
+) -> None:
+    """ILLEGAL_STATE and LOCKED: paused as asked."""
+    pause(device, worker.target)
+    os.kill(worker_of(device, worker.key), signal.SIGKILL)
+    assert pause(device, worker.target).status is PauseStatus.PAUSED
+    assert worker.stands_still()
+    assert resume(device, worker.target) is PauseStatus.NOTHING
+
+
+def test_the_end_of_the_line_unlocks(device: CudaDevice, worker: Counting) -> None:
+    """L3: the broker dies without a word: its worker lets the target go."""
+    pause(device, worker.target)
+    assert worker.stands_still()
+    device._sessions[worker.key].close()
+    worker.goes_on()
+
+
+# ---------------------------------------------------------------- stopped, killed, cheating
+
+
+def test_a_process_stopped_by_its_user_is_left_alone(device: CudaDevice, worker: Counting) -> None:
+    """L5: the driver is not asked; after SIGCONT a pause works."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    eventually(lambda: procfs.state(worker.pid) == "T")
+    assert pause(device, worker.target).status is PauseStatus.STOPPED
+    os.kill(worker.pid, signal.SIGCONT)
+    worker.goes_on()
+    assert pause(device, worker.target).status is PauseStatus.PAUSED
+    assert resume(device, worker.target) is PauseStatus.NOTHING
 
 
 def test_stopped_just_before_the_lock_it_is_unlocked_in_the_end(
-    device: CudaDevice, matmuls: Matmuls, monkeypatch: pytest.MonkeyPatch
+    device: CudaDevice, worker: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """'Lock hangs far beyond its limit, until SIGCONT': the worker undoes what comes through late."""
-    pause(device, matmuls.target)
-    resume(device, matmuls.target)
-    os.kill(matmuls.pid, signal.SIGSTOP)
-    eventually(lambda: procfs.state(matmuls.pid) == "T")
-    look, looks = cuda._standing, []
+    """L6: 'Lock hangs far beyond its limit, until SIGCONT': the worker undoes what comes through late."""
+    pause(device, worker.target)
+    resume(device, worker.target)
+    os.kill(worker.pid, signal.SIGSTOP)
+    eventually(lambda: procfs.state(worker.pid) == "T")
+    look, looks = procfs.state_of, []
 
-    def too_late(root: ProcessKey) -> PauseStatus | None:
-        looks.append(root)
-        return look(root) if len(looks) > 1 else None
+    def too_late(key: ProcessKey) -> str | None:
+        looks.append(key)
+        return look(key) if len(looks) > 1 else "S"
 
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "_standing", too_late)
-        outcome = pause(device, matmuls.target, limit=0.2)
+        patch.setattr(locker_module.procfs, "state_of", too_late)
+        outcome = pause(device, worker.target, limit=0.2)
     assert outcome.status is PauseStatus.STOPPED
     assert outcome.drain < 2.0
-    os.kill(matmuls.pid, signal.SIGCONT)
-    eventually(lambda: device._answered(matmuls.key))
-    matmuls.goes_on()
-    assert pause(device, matmuls.target).status is PauseStatus.PAUSED
-    assert resume(device, matmuls.target) is PauseStatus.NOTHING
-    matmuls.goes_on()
+    os.kill(worker.pid, signal.SIGCONT)
+    eventually(lambda: not device._crew.busy_with(worker.key))
+    worker.goes_on()
+    device.usage(worker.target)
+    assert pause(device, worker.target).status is PauseStatus.PAUSED
+    assert resume(device, worker.target) is PauseStatus.NOTHING
 
 
-def test_killed_while_paused_it_is_gone(device: CudaDevice, matmuls: Matmuls) -> None:
+def test_killed_while_paused_it_is_gone(device: CudaDevice) -> None:
     """'SIGKILL of a locked process: dies at once, its memory is freed'."""
-    pause(device, matmuls.target)
-    matmuls.process.kill()
-    matmuls.process.wait(20)
-    assert resume(device, matmuls.target) is PauseStatus.GONE
-    eventually(lambda: device.foreign(0) < 200 * MiB)
+    with matmuls() as victim:
+        victim.up()
+        device._sampler.look()
+        used = device.foreign(0)
+        pause(device, victim.target)
+        victim.process.kill()
+        victim.process.wait(20)
+        assert resume(device, victim.target) is PauseStatus.GONE
+
+    def freed() -> bool:
+        device._sampler.look()
+        return device.foreign(0) < max(1, used - 300 * MiB)
+
+    eventually(freed)
+
+
+def test_a_process_that_unlocks_itself_is_found_and_locked_again(device: CudaDevice) -> None:
+    """L7: 'the target unlocks itself: works, from any of its threads: a cheat'."""
+    with Counting(CHEAT) as program:
+        program.up()
+        program.goes_on()
+        assert pause(device, program.target).status is PauseStatus.PAUSED
+        assert program.stands_still()
+        program.tell()
+        assert program.said() == ["CUDA_SUCCESS"]
+        program.goes_on()
+        assert not still(device, program.target)
+        assert program.stands_still()
+        assert still(device, program.target)
+        assert resume(device, program.target) is PauseStatus.NOTHING
+        program.goes_on()
+
+
+def test_a_profiled_process_cannot_be_paused_and_runs_on(device: CudaDevice) -> None:
+    """L9: 'CUPTI in use (torch.profiler): CUDA_ERROR_NOT_SUPPORTED; it runs on unharmed'."""
+    with Counting(PROFILED) as program:
+        program.up()
+        assert program.said() == ["profiling"]
+        assert pause(device, program.target).status is PauseStatus.UNSUPPORTED
+        program.goes_on()
+
+
+def test_a_broken_context_is_said_and_leaves_others_alone(
+    device: CudaDevice, worker: Counting
+) -> None:
+    """'a target whose context is broken (device-side assert) [...] a neighbour's context is untouched'."""
+    with Program(BROKEN, site=True) as program:
+        assert program.said() == ["up"]
+        program.tell()
+        assert program.said() == ["broken"]
+        assert pause(device, Target(program.key)).status is PauseStatus.BROKEN
+        worker.goes_on()
+        assert pause(device, worker.target).status is PauseStatus.PAUSED
+        assert resume(device, worker.target) is PauseStatus.NOTHING
+
+
+def test_a_call_that_keeps_the_gil_does_not_keep_the_lock_waiting(device: CudaDevice) -> None:
+    """The driver answers for the process, not its interpreter."""
+    with Program(GIL, site=True) as program:
+        assert program.said() == ["up"]
+        program.tell()
+        assert program.said() == ["in"]
+        outcome = pause(device, Target(program.key))
+        assert outcome.status is PauseStatus.PAUSED
+        assert outcome.drain < 1.0
+        assert resume(device, Target(program.key)) is PauseStatus.NOTHING
+        assert program.said() == ["out"]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_children_with_a_context_are_paused_with_their_root(
+    device: CudaDevice, record: Record
+) -> None:
+    """L4: all three stand still, all three go on; the two that outlive their root run and are named."""
+    with Counting(CHILDREN) as program:
+        children = program.said_pids()
+        program.tell()
+        program.up()
+        for place in range(3):
+            program.goes_on(place)
+        seen_by_nvml(device, program.pid, *children)
+        assert pause(device, program.target).status is PauseStatus.PAUSED
+        assert len(record.keys) == 3
+        assert all(program.stands_still(place) for place in range(3))
+        usage = device.usage(program.target, memory=True)
+        assert usage is not None
+        assert usage.contexts == 3
+        program.process.kill()
+        program.process.wait(20)
+        assert program.stands_still(1)
+        assert resume(device, program.target) is PauseStatus.GONE
+        for place in (1, 2):
+            program.goes_on(place)
+
+
+def test_data_loader_workers_have_nothing_to_lock(device: CudaDevice, record: Record) -> None:
+    """Forked from a process with a context they have none; the training stands still, and goes on."""
+    with Counting(LOADERS) as program:
+        program.up()
+        program.goes_on()
+        assert len(procfs.children(program.pid)) >= 2
+        seen_by_nvml(device, program.pid)
+        assert pause(device, program.target).status is PauseStatus.PAUSED
+        assert record.keys == [program.key]
+        assert program.stands_still()
+        assert resume(device, program.target) is PauseStatus.NOTHING
+        program.goes_on()
+
+
+def test_two_ranks_on_one_gpu_are_locked_together(device: CudaDevice, tmp_path: object) -> None:
+    """L4: they wait for each other in every step; one of them alone would never drain."""
+    with Counting(DDP.format(store=f"{tmp_path}/store")) as program:
+        ranks = program.said_pids()
+        for place in (0, 1):
+            program.goes_on(place, seconds=60)
+        seen_by_nvml(device, *ranks)
+        for _ in range(10):
+            assert pause(device, program.target).status is PauseStatus.PAUSED
+            assert program.stands_still(0)
+            assert program.stands_still(1)
+            assert resume(device, program.target) is PauseStatus.NOTHING
+            program.goes_on(0, steps=2)

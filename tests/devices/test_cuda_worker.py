@@ -6,10 +6,10 @@ import io
 
 import pytest
 
-from gpushare_kernel.core.values import PauseStatus
+from gpushare_kernel.core.values import PauseStatus, ProcessKey
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState, lock_status, unlock_status
-from gpushare_kernel.devices.cuda_worker import serve
+from gpushare_kernel.devices.cuda_worker import Worker
 
 
 class Script:
@@ -36,32 +36,38 @@ class Script:
         return self.standing
 
 
-def talk(driver: Script, *requests: str) -> list[str]:
-    """Return the worker's lines."""
+def talk(driver: Script, *requests: str, dead: frozenset[int] = frozenset()) -> list[str]:
+    """Return the worker's lines; the processes 7 and 8 have start time 1, and live where they are not `dead`."""
+
+    def alive(key: ProcessKey) -> bool:
+        return key.start_time == 1 and key.pid not in dead
+
     replies = io.StringIO()
-    serve(driver, 7, io.StringIO("".join(f"{line}\n" for line in requests)), replies)
+    Worker(driver, alive).serve(io.StringIO("".join(f"{line}\n" for line in requests)), replies)
     return replies.getvalue().splitlines()
 
 
 def test_worker_says_at_once_whether_the_driver_came_up() -> None:
     """And ends where it did not."""
-    assert talk(Script("CUDA_ERROR_NO_DEVICE"), "lock 5") == ["CUDA_ERROR_NO_DEVICE none"]
+    assert talk(Script("CUDA_ERROR_NO_DEVICE"), "lock 7 1 5") == ["CUDA_ERROR_NO_DEVICE none"]
 
 
 def test_worker_unlocks_what_it_holds_when_the_line_ends() -> None:
-    """The broker is gone: nobody stays locked."""
-    driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS", "CUDA_SUCCESS")
-    assert talk(driver, "lock 5") == ["CUDA_SUCCESS none", "CUDA_SUCCESS locked"]
-    assert driver.asked == ["lock 7 5", "unlock 7"]
+    """L3: the broker is gone: nobody stays locked."""
+    driver = Script(*["CUDA_SUCCESS"] * 5)
+    locked = talk(driver, "lock 7 1 5", "lock 8 1 5")
+    assert locked == ["CUDA_SUCCESS none", *["CUDA_SUCCESS locked"] * 2]
+    assert driver.asked[:2] == ["lock 7 5", "lock 8 5"]
+    assert set(driver.asked[2:]) == {"unlock 7", "unlock 8"}
 
 
 def test_worker_unlocks_nothing_that_it_does_not_hold() -> None:
     """A target that drained too long, or was unlocked on request, is left alone."""
     driver = Script("CUDA_SUCCESS", "CUDA_ERROR_NOT_READY")
-    assert talk(driver, "lock 5")[1:] == ["CUDA_ERROR_NOT_READY running"]
+    assert talk(driver, "lock 7 1 5")[1:] == ["CUDA_ERROR_NOT_READY running"]
     assert driver.asked == ["lock 7 5"]
     driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS", "CUDA_SUCCESS")
-    assert talk(driver, "lock 5", "unlock")[2:] == ["CUDA_SUCCESS running"]
+    assert talk(driver, "lock 7 1 5", "unlock 7 1")[2:] == ["CUDA_SUCCESS running"]
     assert driver.asked == ["lock 7 5", "unlock 7"]
 
 
@@ -69,8 +75,48 @@ def test_worker_asks_for_the_state_only_where_the_answer_leaves_it_open() -> Non
     """ILLEGAL_STATE: locked by somebody before us, and now ours to unlock."""
     driver = Script("CUDA_SUCCESS", answers.ILLEGAL_STATE, answers.SUCCESS)
     driver.standing = ProcessState.LOCKED
-    assert talk(driver, "lock 5")[1:] == ["CUDA_ERROR_ILLEGAL_STATE locked"]
+    assert talk(driver, "lock 7 1 5")[1:] == ["CUDA_ERROR_ILLEGAL_STATE locked"]
     assert driver.asked == ["lock 7 5", "state 7", "unlock 7"]
+
+
+def test_worker_says_how_a_process_stands() -> None:
+    """Asked for each quantum; whoever unlocked itself is still unlocked by us in the end, which harms nobody."""
+    driver = Script(*["CUDA_SUCCESS"] * 3)
+    assert talk(driver, "lock 7 1 5", "state 7 1")[2:] == ["CUDA_SUCCESS running"]
+    assert driver.asked == ["lock 7 5", "state 7", "unlock 7"]
+
+
+def test_worker_never_asks_about_a_pid_that_was_reused() -> None:
+    """L2: its start time differs: neither locked, nor unlocked, nor looked at."""
+    driver = Script("CUDA_SUCCESS")
+    assert talk(driver, "lock 7 2 5", "unlock 7 2", "state 7 2")[1:] == ["GONE none"] * 3
+    assert driver.asked == []
+
+
+def test_worker_unlocks_nobody_who_has_ended() -> None:
+    """L2: nor whoever has its pid now."""
+    dead: set[int] = set()
+
+    class Killed(Script):
+        def lock(self, pid: int, milliseconds: int) -> str:
+            dead.add(pid)
+            return super().lock(pid, milliseconds)
+
+    driver = Killed("CUDA_SUCCESS", "CUDA_SUCCESS")
+    talk(driver, "lock 7 1 5", dead=dead)  # type: ignore[arg-type]
+    assert driver.asked == ["lock 7 5"]
+
+
+def test_worker_does_what_was_asked_though_nobody_listens_any_more() -> None:
+    """L3: left behind with an unlock, it waits for the driver and carries it out."""
+
+    class Deaf(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS")
+    Worker(driver, lambda _: True).serve(io.StringIO("unlock 7 1\n"), Deaf())
+    assert driver.asked == ["unlock 7"]
 
 
 # ---------------------------------------------------------------- the table of answers
@@ -80,7 +126,7 @@ def test_every_answer_we_know_is_one_of_the_driver_s() -> None:
     """A misspelt name would never be met."""
     driver = pytest.importorskip("cuda.bindings.driver")
     ours = {v for v in vars(answers).values() if isinstance(v, str) and v.startswith("CUDA_")}
-    known = ours | set(answers._STATUS_OF) | set(answers._SICK_DRIVER)
+    known = (ours | set(answers._STATUS_OF) | answers.SICK_DRIVER) - {answers.GONE}
     assert len(known) > 8
     assert known <= {each.name for each in driver.CUresult}
 

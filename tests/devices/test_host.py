@@ -247,6 +247,30 @@ def test_one_continued_by_somebody_else_is_seen_and_stopped_again(host: HostDevi
         assert procfs.state(program.pid) != "T"
 
 
+def test_a_look_stops_again_who_was_continued(host: HostDevice) -> None:
+    """False once, and everybody stands still again; who is not paused is not looked at."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        child, _ = program.said_pids()
+        target = Target(program.key)
+
+        def still() -> bool:
+            return asyncio.run(host.still(target))
+
+        assert still()
+        pause(host, target)
+        assert still()
+        os.kill(child, signal.SIGCONT)
+        eventually(lambda: procfs.state(child) == "R")
+        assert not still()
+        assert procfs.state(child) == "T"
+        assert still()
+        os.kill(child, signal.SIGKILL)
+        eventually(lambda: procfs.state(child) in (None, "Z"))
+        assert still()
+        resume(host, target)
+    assert host.lost is None
+
+
 def test_killed_while_paused_is_gone(host: HostDevice) -> None:
     """SIGKILL reaches a stopped process; pause, resume and usage then say that it is gone."""
     with Program(SPIN) as program:

@@ -218,6 +218,19 @@ def test_a_target_can_unlock_itself_and_that_is_seen(gpu: ModelDevice) -> None:
     assert pause(gpu, A).status is PauseStatus.PAUSED
 
 
+def test_a_look_locks_again_who_unlocked_itself(gpu: ModelDevice, record: Record) -> None:
+    """'the target unlocks itself: works, from any of its threads: a cheat. GetState each quantum'."""
+    gpu.work(A, demand=1.0)
+    assert asyncio.run(gpu.still(A))
+    pause(gpu, A)
+    assert asyncio.run(gpu.still(A))
+    gpu.self_unlock(A)
+    assert not asyncio.run(gpu.still(A))
+    assert list(gpu.paused(A)) == record.keys == [A.root]
+    gpu.kill(A)
+    assert asyncio.run(gpu.still(A))
+
+
 def test_a_broken_context_is_reported_and_neighbours_are_untouched(gpu: ModelDevice) -> None:
     """'device-side assert: CUDA_ERROR_ASSERT, stays RUNNING; a neighbour's context is untouched'."""
     gpu.work(A, demand=1.0)
@@ -419,7 +432,9 @@ def test_a_driver_mismatch_leaves_the_running_running(gpu: ModelDevice) -> None:
     gpu.work(A, demand=0.5)
     gpu.work(B, demand=0.5)
     pause(gpu, A)
+    assert gpu.lost is None
     gpu.mismatched = True
+    assert "replaced" in str(gpu.lost)
     assert pause(gpu, B).status is PauseStatus.UNSUPPORTED
     assert resume(gpu, A) is PauseStatus.NOTHING
     gpu.advance(1.0)
@@ -430,6 +445,7 @@ def test_without_nvml_nothing_is_measured_but_pauses_work(gpu: ModelDevice) -> N
     """Usage is None for everybody, alive or not; locks need no NVML."""
     gpu.work(A, demand=1.0)
     gpu.nvml_gone = True
+    assert "NVML" in str(gpu.lost)
     assert gpu.usage(A) is None
     assert pause(gpu, A).status is PauseStatus.PAUSED
     assert resume(gpu, A) is PauseStatus.NOTHING

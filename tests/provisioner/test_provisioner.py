@@ -16,7 +16,7 @@ import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-from gpushare_kernel import procfs
+from gpushare_kernel import kernel_session, procfs
 from gpushare_kernel.client import start
 from gpushare_kernel.core.errors import NoBroker, Refused
 from gpushare_kernel.transport.channel import connect
@@ -359,6 +359,28 @@ def test_the_last_resort_leaves_other_sessions_alone(broker, never_starts):
     assert root != "T"
     assert plain != "T"
     assert other == "T"
+
+
+def test_the_last_resort_undoes_the_driver_s_locks(broker, never_starts, tmp_path, monkeypatch):
+    """Where there is a driver: by a program of its own (no CUDA in the server), told pids and start times."""
+    told = tmp_path / "told"
+    script = f"import pathlib, sys; pathlib.Path({str(told)!r}).write_text(' '.join(sys.argv[1:]))"
+    monkeypatch.setattr(kernel_session, "_NVIDIA", tmp_path)
+    monkeypatch.setattr(kernel_session, "_UNLOCKING", (sys.executable, "-c", script))
+
+    async def test(manager):
+        await run_cell(manager, "import subprocess; p = subprocess.Popen(['sleep', '600'])")
+        provisioner = manager.provisioner
+        keys = procfs.tree(provisioner.pid)
+        broker.pause(provisioner.pid)
+        assert provisioner._session.resume(provisioner.pid)
+        assert provisioner._session.undoing.wait(PATIENCE) == 0
+        return " ".join(f"{key.pid} {key.start_time}" for key in keys)
+
+    expected = started(test)
+    assert told.read_text() == expected
+    assert len(expected.split()) == 4
+    assert "cuda" not in {name.partition(".")[0] for name in sys.modules}
 
 
 def test_poll_resumes_a_paused_kernel_whose_broker_is_gone(broker, never_starts):

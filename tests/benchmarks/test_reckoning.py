@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.common import Figure
-from benchmarks.gpu import statistics as st
+from benchmarks.gpu import reckoning as st
 from benchmarks.gpu.mixes import ARMS, of_mix
 from benchmarks.gpu.pauses import Line, Pause, unexplained
 from benchmarks.gpu.windows import Mark, Seen, between
