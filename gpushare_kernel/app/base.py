@@ -18,7 +18,7 @@ from gpushare_kernel.core.sizes import parse_size
 NO_BROKER = 3
 """Exit status where no broker answers; every other error is 1."""
 
-_OPTIONS = ("capacity", "compute", "policy", "turn", "idle_exit")
+_OPTIONS = ("capacity", "compute", "policy", "turn", "idle_exit", "device", "foreign")
 
 
 class Command(JupyterApp):
@@ -67,6 +67,18 @@ class BrokerCommand(Command):
         allow_none=True,
         config=True,
         help="Seconds without notebooks after which the broker exits; 0 is never.",
+    )
+    device = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="What to share: auto (GPUs, else the CPU), host, cuda, or GPUs by number or UUID: 0,1.",
+    )
+    foreign = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="GPU processes without a session: adopt (they take turns too) or ignore (they are counted).",
     )
 
     aliases = {  # noqa: RUF012  traitlets reads it from the class

@@ -86,6 +86,8 @@ class Holding:
 class _Outside(Session):
     """A client that holds nothing itself: what the command holds is for the broker to measure."""
 
+    inside = False
+
     def __init__(self, token: str, session: KernelSession, pid: int) -> None:
         super().__init__(token, session.places.socket)
         self._memory = _Unmeasured(pid, 0)

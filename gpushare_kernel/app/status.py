@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +16,11 @@ from gpushare_kernel.client.shown import label, names_of_jobs
 from gpushare_kernel.core.errors import NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.transport.places import places
-from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
+from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot
 from gpushare_kernel.wire.texts import format_duration
+
+_NAMES = ("notebook", "used by", "members", "waiting")
+"""Columns that give way where the terminal is narrow: names may be long."""
 
 
 class StatusApp(Command):
@@ -46,46 +51,61 @@ class StatusApp(Command):
 
 
 def show(snapshot: Snapshot, out: Console) -> None:
-    """Print a snapshot as tables."""
+    """Print a snapshot as tables: each device with those who are on it, then who waits."""
     if snapshot.broker is not None:
         kind = "system broker" if snapshot.broker.system else "broker"
         out.print(
             f"gpushare {snapshot.broker.version}, {kind} {snapshot.broker.pid}, "
             f"up {format_duration(snapshot.broker.uptime)}"
         )
-    for device in snapshot.devices:
-        out.print(_device(device))
+    numbered = len(snapshot.devices) > 1
+    for number, device in enumerate(snapshot.devices):
+        out.print()
+        out.print(_device(device, f"{number}  " if numbered else ""))
+        for line in _limits(device):
+            out.print(Text(line, style="yellow"))
+        here = [one for one in snapshot.sessions if one.device in ("", device.id)]
+        if here or device.desktop or device.foreign:
+            out.print(_sessions(device, here))
+        else:
+            out.print("No kernels.")
         if device.lanes:
             out.print(_lanes(device, snapshot))
-    if not snapshot.sessions:
-        out.print("No kernels.")
-        return
-    out.print(_sessions(snapshot))
     if snapshot.queue:
+        out.print()
         out.print(_queue(snapshot))
 
 
-def _device(device: DeviceView) -> Text:
+def _device(device: DeviceView, number: str) -> Text:
     lanes = sum(lane.size for lane in device.lanes)
+    whole = f" of {format_size(device.total)}" if device.total else ""
     return Text(
-        f"{device.name}: {format_size(device.capacity)}, {format_size(device.free)} free; "
-        f"kept {format_size(device.persistent)}, lanes {format_size(lanes)}, policy {device.policy}"
+        f"{number}{device.name}: shares {format_size(device.capacity)}{whole}, {format_size(device.free)} free\n"
+        f"kept {format_size(device.persistent)}, contexts {format_size(device.reserve)}, "
+        f"lanes {format_size(lanes)}, policy {device.policy}"
     )
+
+
+def _limits(device: DeviceView) -> list[str]:
+    if device.lost:
+        return [f"It does not answer: {device.lost}"]
+    return [device.limits] if device.limits else []
 
 
 def _lanes(device: DeviceView, snapshot: Snapshot) -> Table:
     table = _table("lane", ">size", "used by", "members")
     names = names_of_jobs(snapshot)
     for lane in device.lanes:
-        occupant = names.get(lane.occupant, lane.occupant) if lane.occupant else "-"
+        occupant = "" if lane.occupant is None else names.get(lane.occupant, lane.occupant)
         members = ", ".join(names.get(job, job) for job in lane.members)
         table.add_row(str(lane.id), format_size(lane.size), Text(occupant), Text(members))
     return table
 
 
-def _sessions(snapshot: Snapshot) -> Table:
-    table = _table("notebook", "user", "state", "mode", ">keeps", ">device time", ">turns", ">pid")
-    for session in snapshot.sessions:
+def _sessions(device: DeviceView, sessions: Sequence[SessionView]) -> Table:
+    time = "GPU time" if device.kind == "cuda" else "device time"
+    table = _table("notebook", "user", "state", "mode", ">keeps", f">{time}", ">turns", ">pid")
+    for session in sessions:
         table.add_row(
             Text(label(session)),
             Text(session.user),
@@ -96,6 +116,12 @@ def _sessions(snapshot: Snapshot) -> Table:
             str(session.turns),
             "" if session.pid is None else str(session.pid),
         )
+    for name, size, state in (
+        ("desktop", device.desktop, "untouched"),
+        ("(not shared)", device.foreign, "no turns"),
+    ):
+        if size:
+            table.add_row(name, "", state, "-", format_size(size))
     return table
 
 
@@ -117,5 +143,10 @@ def _queue(snapshot: Snapshot) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left")
+        table.add_column(
+            column.removeprefix(">"),
+            justify="right" if column[0] == ">" else "left",
+            no_wrap=column not in _NAMES,
+            overflow="fold",
+        )
     return table

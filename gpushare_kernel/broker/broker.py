@@ -226,7 +226,7 @@ class Broker:
             pidfd = pidfds.open_pidfd(one.key.pid)
         except OSError:
             return False
-        if not procfs.alive(one.key):
+        if not procfs.alive(one.key) or procfs.owner(one.key.pid) != one.uid:
             os.close(pidfd)
             return False
         return self._take_in(one.uid, adopted_name(one), 1.0, engine, pidfd, one.key) is not None

@@ -49,6 +49,8 @@ class Engine:
     ) -> None:
         self.scheduler = scheduler
         self.device = device
+        #: Bytes that displays, and others who take no part, were last seen to hold.
+        self.desktop = self.foreign = 0
         self._registry = registry
         self._answers = answers
         self._loop = asyncio.get_running_loop()

@@ -126,7 +126,9 @@ class Housekeeping:
         """Who uses the device and is in no session: they take part, where that is wanted."""
         kernels = self._broker.registry
         targets = [kernel.target for kernel in kernels if kernel.target is not None]
-        self._adoption[engine.device.inventory.id].look(engine.device.strangers(targets))
+        adoption = self._adoption[engine.device.inventory.id]
+        adoption.look(engine.device.strangers(targets))
+        engine.desktop, engine.foreign = adoption.desktop, adoption.foreign_memory
 
     def _watch_capacity(self, engine: Engine) -> None:
         """What others took of the device since we started is not ours to give."""

@@ -59,7 +59,8 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
 
 
 def _device(engine: Engine) -> view.DeviceView:
-    core, inventory = engine.scheduler, engine.device.inventory
+    core, device = engine.scheduler, engine.device
+    inventory = device.inventory
     table = core.book.table
     lanes = tuple(
         view.LaneView(
@@ -78,6 +79,11 @@ def _device(engine: Engine) -> view.DeviceView:
         core.turns.accounts.policy.name,
         core.config.compute,
         max(0, table.free),
+        inventory.total,
+        engine.desktop,
+        engine.foreign,
+        None if device.capabilities.can_pause else device.capabilities.why,
+        device.lost,
     )
 
 

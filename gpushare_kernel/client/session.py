@@ -83,6 +83,9 @@ class Session:
         The broker's socket.
     """
 
+    inside = True
+    """Whether this process is one of the session's, whose frameworks are to be looked after."""
+
     def __init__(self, token: str, path: Path) -> None:
         self._token = token
         self._path = path
@@ -380,7 +383,7 @@ class Session:
                 os.close(fd)
         if tally is not None:
             tally.let_go()
-        if body.kind == "cuda" and self.gpu is None:
+        if body.kind == "cuda" and self.gpu is None and self.inside:
             from gpushare_kernel.client.gpu import Gpu  # noqa: PLC0415 - not in a kernel without one
 
             self.gpu = Gpu(self)

@@ -30,7 +30,11 @@ class LaneView(Struct, frozen=True):
 
 
 class DeviceView(Struct, frozen=True):
-    """A device and its lanes. `reserve`, `persistent`: sums over sessions; `compute`: cores (host) or 1."""
+    """A device and its lanes. `reserve`, `persistent`: sums over sessions; `compute`: cores (host) or 1.
+
+    `total` is all its memory, 0 where that is no number to plan with; `desktop` and `foreign` are bytes that displays,
+    and programs in no session, hold of it. `limits` says why nobody can be paused there, `lost` why it does not answer.
+    """
 
     id: str
     kind: str
@@ -42,6 +46,11 @@ class DeviceView(Struct, frozen=True):
     policy: str = "fair"
     compute: float = 1.0
     free: int = 0
+    total: int = 0
+    desktop: int = 0
+    foreign: int = 0
+    limits: str | None = None
+    lost: str | None = None
 
 
 class SessionView(Struct, frozen=True):

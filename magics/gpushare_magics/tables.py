@@ -22,11 +22,11 @@ _STARTUP = Path("etc/ipython/startup/00-gpushare.py")
 
 def status(snapshot: Snapshot) -> str:
     """Return devices, notebooks and the queue, in the words people read."""
-    parts = [_device(device) for device in snapshot.devices]
-    rows = [("notebook", "state", "keeps", "device time")]
-    ordered = sorted(snapshot.sessions, key=lambda s: (not s.own, s.name or s.user))
-    rows += [(label(s), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
-    parts.append(_table(rows) if len(rows) > 1 else "No notebook is connected.")
+    parts = []
+    for device in snapshot.devices:
+        here = [one for one in snapshot.sessions if one.device in ("", device.id)]
+        parts.append("\n".join([_device(device), *_others(device)]))
+        parts.append(_notebooks(here) if here else "No notebook is connected.")
     if snapshot.queue:
         names = {s.id: label(s) for s in snapshot.sessions}
         waiting = [("waiting", "for", "needs", "ahead", "since", "about")]
@@ -43,6 +43,26 @@ def status(snapshot: Snapshot) -> str:
         ]
         parts.append(_table(waiting))
     return "\n\n".join(parts)
+
+
+def _notebooks(sessions: Sequence[SessionView]) -> str:
+    rows = [("notebook", "state", "keeps", "device time")]
+    ordered = sorted(sessions, key=lambda s: (not s.own, s.name or s.user))
+    rows += [(label(s), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
+    return _table(rows)
+
+
+def _others(device: DeviceView) -> list[str]:
+    """Who uses the device and takes no part; what the device cannot do."""
+    noun = texts.memory_noun(device.kind)
+    said = [f"It does not answer: {device.lost}"] if device.lost else []
+    if device.limits and not device.lost:
+        said.append(device.limits)
+    if device.desktop:
+        said.append(texts.desktop_text(device.desktop, noun))
+    if device.foreign:
+        said.append(texts.foreign_text(device.foreign, noun))
+    return said
 
 
 def lanes(snapshot: Snapshot) -> str:

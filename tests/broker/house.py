@@ -54,6 +54,7 @@ class PlayedDevice:
         #: Whether every session seems to use the whole device all the time.
         self.busy = False
         self.taken_by_others = 0
+        self.others: list[Stranger] = []
         #: While it is not set, calls do not come back.
         self.gate = asyncio.Event()
         self.gate.set()
@@ -99,7 +100,8 @@ class PlayedDevice:
         return {}
 
     def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
-        return ()
+        roots = {target.root for target in targets}
+        return [one for one in self.others if one.key not in roots]
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
         return ()

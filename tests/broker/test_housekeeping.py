@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gpushare_kernel.broker import housekeeping as housekeeping_module
+from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.core.errors import DeviceError, NoBroker
-from gpushare_kernel.core.values import GiB, JobId, MiB, SessionId, Usage
+from gpushare_kernel.core.values import GiB, JobId, MiB, Presence, ProcessKey, SessionId, Usage
+from gpushare_kernel.devices.base import Stranger
 from gpushare_kernel.transport.channel import connect
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import House
 from tests.broker.test_desk import session_of, submit
+from tests.procs import Program
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def lock(house: House) -> Iterator[int]:
 def tidy(house: House, lock: int) -> Callable[[], None]:
     """One pass of the house's housekeeping, with an idle exit that is due at once."""
     places = Places(house.path.parent, system=False, named=True)
-    keeper = Housekeeping(house.broker, house.listener, places, 1e-9, lock=lock)
+    keeper = Housekeeping(
+        house.broker, house.listener, places, 1e-9, lock=lock, foreign=Foreign.ADOPT
+    )
     return lambda: house.do(keeper._tidy)
 
 
@@ -194,3 +199,44 @@ def test_accounts_reach_the_ledger(house: House, tidy: Callable[[], None]) -> No
     tidy()
     house.ledger.flush()
     assert [(name, row.device_time) for name, row in house.ledger.load().users] == [(user.id, 12.5)]
+
+
+def test_a_stranger_becomes_a_session_until_it_ends(house: House, tidy: Callable[[], None]) -> None:
+    """A process that uses the device is adopted at the second pass: bare, its user's, and gone with its pidfd."""
+    house.call(msg.Observe())
+    house.open("hw.ipynb")  # this uid is known here
+    with Program("say('up'); wait()") as script:
+        script.said()
+        screen = Stranger(ProcessKey(1, 1), 0, MiB, "Xorg", display=True)
+        train = Stranger(script.key, os.getuid(), GiB, "python train.py")
+        house.device.others = [screen, train]
+        tidy()
+        assert len(house.broker.registry) == 1
+        (device,) = house.do(lambda: house.broker.snapshot(os.getuid())).devices
+        assert (device.desktop, device.foreign) == (MiB, GiB)
+        tidy()
+        (kernel,) = [one for one in house.broker.registry if one.key == script.key]
+        session = house.broker.scheduler.sessions[kernel.id]
+        assert (kernel.name, kernel.uid) == ("python train.py (adopted)", os.getuid())
+        assert session.presence is Presence.BARE
+        tidy()
+        assert len(house.broker.registry) == 2
+    house.saw(lambda: len(house.broker.registry) == 1)
+
+
+def test_a_stranger_that_is_not_what_it_was_is_no_session(
+    house: House, tidy: Callable[[], None]
+) -> None:
+    """Its pid is another process's by now, or its owner another: nobody is taken for somebody else."""
+    house.call(msg.Observe())
+    house.open("hw.ipynb")
+    with Program("say('up'); wait()") as script:
+        script.said()
+        former = ProcessKey(script.pid, script.key.start_time - 1)
+        house.device.others = [
+            Stranger(former, os.getuid(), GiB, "gone"),
+            Stranger(script.key, 1000 + os.getuid(), GiB, "somebody else's"),
+        ]
+        tidy()
+        tidy()
+        assert len(house.broker.registry) == 1

@@ -24,7 +24,7 @@ KEYS = {
     "": {"schema", "broker", "devices", "sessions", "queue", "users"},
     "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
-    | {"policy", "compute", "free"},
+    | {"policy", "compute", "free", "total", "desktop", "foreign", "limits", "lost"},
     "lanes": {"id", "size", "occupant", "members"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
     | {"device", "own", "jobs", "demand", "turns", "doing"},

@@ -1,0 +1,170 @@
+"""What `doctor` looks at, apart from the GPU: the broker, and what makes kernels share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from IPython.paths import get_ipython_dir
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+
+from gpushare_kernel.app.gpu_facts import CPU, FULL, WATCH, GpuFacts
+from gpushare_kernel.app.kernelspecs import NATIVE
+from gpushare_kernel.app.line import Line
+from gpushare_kernel.core.errors import GpushareError, NoBroker
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.interpreters import STARTUP_FILE
+from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
+from gpushare_kernel.transport.places import Places, may_start
+from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
+
+_OURS = "gpushare"
+_CANNOT = {
+    "host": "This is the CPU, no GPU: notebooks take turns by being stopped, and an idle one keeps its memory.",
+    "model": "This device is pretended, for tests: it runs nothing.",
+}
+_FIRST = ("driver", "lock", "checkpoint", "NVML", "MIG")
+_AS_IT_SHOULD = {"lock": "works", "checkpoint": "yes", "NVML": "answers", "MIG": "off"}
+GPU = "GPU"
+"""The check that is the verdict's own."""
+
+
+class Finding(Enum):
+    """What came of a check: its mark and the mark's style."""
+
+    WELL = ("ok", "green")
+    NOTE = ("note", "yellow")
+    FAILED = ("FAIL", "red")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at, in one sentence."""
+
+    finding: Finding
+    name: str
+    text: str
+
+
+def examine(where: Places, gpu: GpuFacts) -> Iterator[Check]:
+    """Yield each check."""
+    yield from _gpu(gpu)
+    yield from _broker(where, gpu)
+    yield _registered()
+    yield _chosen()
+    yield _startup_file()
+    yield Check(Finding.NOTE, "log", f"The broker's log is {where.log}.")
+
+
+def _gpu(gpu: GpuFacts) -> Iterator[Check]:
+    if gpu.verdict != FULL:
+        step = f" Run: {gpu.command}" if gpu.command else ""
+        finding = Finding.FAILED if gpu.verdict == WATCH else Finding.NOTE
+        yield Check(finding, GPU, f"{gpu.why}{step}")
+    names = [name for name in _FIRST if name in gpu.facts]
+    for name in [*names, *(name for name in gpu.facts if name not in names)]:
+        said = gpu.facts[name]
+        well = said == _AS_IT_SHOULD.get(name, said) and name != "pending upgrade"
+        yield Check(Finding.WELL if well else Finding.NOTE, name, said)
+
+
+def _broker(where: Places, gpu: GpuFacts) -> Iterator[Check]:
+    try:
+        with Line(where) as line:
+            snapshot = line.snapshot()
+            pid = line.pid
+    except NoBroker:
+        said = f"No broker runs at {where.socket}"
+        if may_start(where):
+            yield Check(Finding.NOTE, "broker", f"{said}; the first kernel starts one.")
+        else:
+            yield Check(
+                Finding.FAILED,
+                "broker",
+                f"{said}, and only root may start one here. Ask your administrator.",
+            )
+        return
+    except GpushareError as problem:
+        yield Check(Finding.FAILED, "broker", " ".join(str(problem).split()))
+        return
+    yield Check(Finding.WELL, "broker", f"A broker (pid {pid}) answers at {where.socket}.")
+    for device in snapshot.devices:
+        yield _device(device)
+    if gpu.verdict != CPU and _shares_no_gpu(snapshot):
+        yield Check(
+            Finding.NOTE,
+            "device",
+            "It does not share the GPU. Once what is said above is mended: jupyter gpushare stop, then start.",
+        )
+
+
+def _device(device: DeviceView) -> Check:
+    cannot = f" {_CANNOT[device.kind]}" if device.kind in _CANNOT else ""
+    shares = f"It shares {device.name}, {format_size(device.capacity)}.{cannot}"
+    return Check(Finding.NOTE if cannot else Finding.WELL, "device", shares)
+
+
+def _shares_no_gpu(snapshot: Snapshot) -> bool:
+    return all(device.kind == "host" for device in snapshot.devices)
+
+
+def _registered() -> Check:
+    if _OURS in KernelProvisionerFactory.instance().get_provisioner_entries():
+        return Check(
+            Finding.WELL,
+            "provisioner",
+            f"It is registered in {sys.prefix}; servers that ran before that need a restart.",
+        )
+    return Check(
+        Finding.FAILED,
+        "provisioner",
+        f"It is not registered in {sys.prefix}. Install gpushare-kernel beside Jupyter there.",
+    )
+
+
+def _chosen() -> Check:
+    name = "kernels"
+    if os.environ.get(DEFAULT_PROVISIONER) == _OURS:
+        said = f"{DEFAULT_PROVISIONER}={_OURS} is set: every kernel started from this shell shares."
+        return Check(Finding.WELL, name, said)
+    spec = _native_spec()
+    if spec is not None and _provisioner(spec) == _OURS:
+        return Check(Finding.WELL, name, f"Python 3 kernels share, by {spec}.")
+    return Check(
+        Finding.FAILED,
+        name,
+        f"Nothing makes kernels share here. Run: jupyter gpushare install --sys-prefix, or set {DEFAULT_PROVISIONER}={_OURS}.",
+    )
+
+
+def _native_spec() -> Path | None:
+    folder = KernelSpecManager().find_kernel_specs().get(NATIVE)
+    return None if folder is None else Path(folder) / "kernel.json"
+
+
+def _provisioner(spec: Path) -> str | None:
+    try:
+        metadata = json.loads(spec.read_text(encoding="utf-8")).get("metadata", {})
+    except (OSError, ValueError):
+        return None
+    name = metadata.get("kernel_provisioner", {}).get("provisioner_name")
+    return name if isinstance(name, str) else None
+
+
+def _startup_file() -> Check:
+    name = "client"
+    for prefix in (Path(sys.prefix), Path("/usr/local"), Path("/")):
+        if (prefix / STARTUP_FILE).exists():
+            return Check(Finding.WELL, name, f"Kernels load it from {prefix / STARTUP_FILE}.")
+    return Check(
+        Finding.FAILED,
+        name,
+        f"Kernels do not load it: {Path(sys.prefix) / STARTUP_FILE} is missing (pip install --user puts it where "
+        f"IPython does not look). Install into the environment, or copy the file to {get_ipython_dir()}/profile_default/startup.",
+    )
