@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import re
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -129,7 +128,14 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
 def clear_frames(error: BaseException) -> None:
     """Let go of what the frames of an error keep alive, those of its causes included. What runs keeps its frame."""
     for one in _chain(error):
-        traceback.clear_frames(one.__traceback__)
+        trace = one.__traceback__
+        while trace is not None:
+            with contextlib.suppress(RuntimeError):  # it runs
+                trace.tb_frame.clear()
+                # Until Python 3.12 whoever looked at the locals (to show the traceback) left a copy in the
+                # frame, and looking again takes out of it what is gone.
+                _ = trace.tb_frame.f_locals
+            trace = trace.tb_next
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -75,9 +75,7 @@ class Peer:
         assert isinstance(self.hello.body, Attach)
         return self.hello.body
 
-    def welcome(
-        self, body: Attached | Failure | None = None, *, with_tally: bool = True
-    ) -> None:
+    def welcome(self, body: Attached | Failure | None = None, *, with_tally: bool = True) -> None:
         """Answer the handshake, with the page and the tally where it went well."""
         answer = attached() if body is None else body
         payload = encode(Welcome(version=1, broker_pid=1, broker_version="0", body=answer))

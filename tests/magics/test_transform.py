@@ -114,7 +114,11 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
         ("%%gpulane --w", "--w", ["--weight", "--wait"]),
         ("%%gpulane --wait 3 --w", "--w", ["--weight"]),
         ("%gpushare re", "re", ["release"]),
-        ("%gpushare ", "", ["status", "lanes", "release", "memory", "debug", "off", "on", "doctor"]),
+        (
+            "%gpushare ",
+            "",
+            ["status", "lanes", "release", "memory", "debug", "off", "on", "doctor"],
+        ),
         ("%gpushare release h", "h", []),
         ("x = --w", "--w", []),
     ],
