@@ -123,15 +123,12 @@ def fail(cuda: FakeCuda) -> BaseException:
         activations = Tensor(cuda, gib(5.1))
         raise torch.OutOfMemoryError(TORCH) from ValueError(str(activations))
 
-    try:
+    with pytest.raises(torch.OutOfMemoryError) as caught:
         forward()
-    except torch.OutOfMemoryError as problem:
-        assert problem.__traceback__ is not None
-        shown = problem.__traceback__.tb_next
-        assert shown is not None
-        assert "activations" in shown.tb_frame.f_locals  # as whoever shows a traceback looks at it
-        return problem
-    raise AssertionError
+    shown = caught.value.__traceback__.tb_next  # type: ignore[union-attr]
+    assert shown is not None
+    assert "activations" in shown.tb_frame.f_locals  # as whoever shows a traceback looks at it
+    return caught.value
 
 
 def test_memory_in_the_frames_comes_back(notebook: Notebook, cuda: FakeCuda) -> None:

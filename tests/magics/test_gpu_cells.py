@@ -189,7 +189,7 @@ def test_first_use_in_a_cell(run: Run, gpu: ScriptedBroker, cupy: Any) -> None:
         ("off", "import gpushare_kernel\ngpushare_kernel.current_lane().step()", True),
     ],
 )
-def test_who_meets_boundaries(
+def test_who_meets_boundaries(  # noqa: PLR0917 - fixtures and cases
     gpu: ScriptedBroker, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, switch: str, cell: str, cooperative: bool
 ) -> None:  # fmt: skip
     """A declared cell is cooperative where its framework, or its own text, meets boundaries."""
@@ -308,6 +308,7 @@ def test_interrupt_at_the_first_use(gpu_kernel: tuple[Kernel, Peer], before: str
         shown += text_of(out)
         if shown and shown[-1].startswith("Waiting for GPU memory: this notebook's first use"):
             kernel.manager.interrupt_kernel()
+            shown.append("interrupted")
     peer.expect(Cancel)
     peer.reply(number, Failure("Cancelled", "left the queue"))
     peer.expect(CellEnded)

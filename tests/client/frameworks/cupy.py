@@ -57,16 +57,15 @@ class _Block:
 
 
 _pool = MemoryPool()
-_allocator: Any = _pool.malloc
+_allocator: list[Any] = [_pool.malloc]
 
 
 def _set_allocator(allocator: Any) -> None:
-    global _allocator
-    _allocator = allocator
+    _allocator[0] = allocator
 
 
 cuda = SimpleNamespace(
-    get_allocator=lambda: _allocator,
+    get_allocator=lambda: _allocator[0],
     set_allocator=_set_allocator,
     runtime=SimpleNamespace(deviceSynchronize=lambda: _pool.calls.append("synchronize")),
 )
@@ -79,4 +78,4 @@ def get_default_memory_pool() -> MemoryPool:
 
 def empty(size: int) -> Any:
     """Allocate bytes."""
-    return _allocator(size)
+    return _allocator[0](size)
