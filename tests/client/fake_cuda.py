@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ class FakeCuda:
         self.free = 70 * GiB
         self.fraction: float | None = None
         self.calls: list[str] = []
+        self.threads: list[int] = []
         cuda = torch.cuda
         lazy_init, mem_get_info = self._lazy_init, self._mem_get_info  # one object in all places
         for place in (cuda, cuda.memory, cuda.random):
@@ -64,6 +66,7 @@ class FakeCuda:
 
     def _need(self, call: str) -> None:
         assert self.up, f"{call} would have made a context"
+        self.threads.append(threading.get_ident())
         self.calls.append(call)
 
     def _memory_reserved(self, _device: Any = None) -> int:

@@ -479,6 +479,14 @@ def test_budget_before_the_first_use(
     assert notebook.shown == []
 
 
+def test_a_context_from_before_is_capped_on_the_users_thread(cuda: FakeCuda, new_session: New, broker: ScriptedBroker) -> None:  # fmt: skip
+    """Where CUDA ran before the broker answered, nothing is called until the notebook's own thread comes by."""
+    cuda.use(GiB)
+    Notebook(new_session(), broker, attached("cuda", 78 * GiB, limit=6 * GiB)).session.boundary()
+    assert cuda.calls == ["init", "cap"]
+    assert set(cuda.threads) == {threading.get_ident()}
+
+
 def test_idle_kernels_apply_it_on_their_main_thread(notebook: Notebook, cuda: FakeCuda) -> None:
     """While nothing runs, the front end says when; never is torch called on the reader's thread."""
     cuda.use(3 * GiB)

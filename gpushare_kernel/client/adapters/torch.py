@@ -103,6 +103,7 @@ class Torch:
 
         @functools.wraps(original)
         def compile(model: Any = None, **options: Any) -> Any:  # noqa: A001 - torch's name
+            __tracebackhide__ = True
             if isinstance(model, module) or isinstance(getattr(model, "__self__", None), module):
                 remove()
             return original(model, **options)
@@ -115,6 +116,7 @@ class Torch:
         used = [bool(cuda.is_initialized())]
 
         def lazy_init() -> None:
+            __tracebackhide__ = True  # an error of CUDA's start is not about us
             if used[0]:
                 return original()  # type: ignore[no-any-return]
             gpu.first_use()
@@ -129,8 +131,6 @@ class Torch:
         for place in (cuda, getattr(cuda, "memory", None), getattr(cuda, "random", None)):
             if place is not None and getattr(place, "_lazy_init", None) is original:
                 self._replace(place, "_lazy_init", lazy_init)
-        if used[0]:
-            gpu.first_used()
 
     def _hook_mem_info(self) -> None:
         if os.environ.get(_REAL_NUMBERS[0]) == _REAL_NUMBERS[1]:
