@@ -117,10 +117,7 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
     if not (keep_frames or os.environ.get(KEEP_FRAMES) == "1"):
         clear_frames(error)
     gc.collect()
-    with contextlib.suppress(
-        Exception
-    ):  # an error of the device: the next call of the user shows it
-        memory.trim()
+    memory.trim()
     returned = max(0, before - memory.now())
     return _line(session, gpu, meaning, (meaning.held or peak) + meaning.asked, returned)
 

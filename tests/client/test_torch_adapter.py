@@ -410,6 +410,33 @@ def test_a_declared_cell_asks_nothing_more(notebook: Notebook, cuda: FakeCuda) -
     assert notebook.leave(lane).persistent == GiB
 
 
+def test_the_end_of_a_declared_cell_gives_back(notebook: Notebook, cuda: FakeCuda) -> None:
+    """What it held beyond what is kept goes back to the device, and is reported as its peak."""
+    lane = notebook.lane()
+    cuda.use(5 * GiB)
+    cuda.free_some(3 * GiB)
+    end = notebook.leave(lane)
+    assert (end.persistent, end.peak) == (2 * GiB, 5 * GiB)
+    assert cuda.cached == 0
+
+
+def test_errors_of_the_device_are_left_to_the_users_call(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Where waiting for the device fails, the boundary and the end go on: the next call of the cell shows it."""
+
+    def broken(_device: object) -> None:
+        msg = "CUDA error: an illegal memory access was encountered"
+        raise RuntimeError(msg)
+
+    lane = notebook.lane()
+    cuda.use(GiB)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    notebook.peer.page.set(1, TURN)
+    training = in_thread(lambda: _yielded(notebook))
+    infer(1)
+    training.result(20)
+    assert notebook.leave(lane).persistent == GiB
+
+
 def test_other_threads_and_idle_kernels_are_not_held(notebook: Notebook, cuda: FakeCuda) -> None:
     """Nobody could see or interrupt such a wait: a thread of the cell, and a task after it, go on."""
     notebook.session.cell_started(1)
