@@ -18,10 +18,10 @@ from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import GetSnapshot, SnapshotReply
 from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
 from tests.client.fake_cuda import FakeCuda, torch
+from tests.client.gpu_notebook import Notebook, cuda
 from tests.client.scripted_broker import ScriptedBroker, attached
 from tests.client.test_frameworks import FOLDER, OURS
 from tests.client.test_session import in_thread
-from tests.client.test_torch_adapter import Notebook, cuda
 
 __all__ = ["cuda"]
 New = Callable[[], Session]

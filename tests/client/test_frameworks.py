@@ -19,9 +19,9 @@ from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import CellStarted, End, Submit
+from tests.client.gpu_notebook import Notebook, cuda
 from tests.client.scripted_broker import ScriptedBroker, attached
 from tests.client.test_session import in_thread
-from tests.client.test_torch_adapter import Notebook, cuda
 
 __all__ = ["cuda"]
 New = Callable[[], Session]
