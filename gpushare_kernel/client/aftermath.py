@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import re
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -118,10 +117,7 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
     if not (keep_frames or os.environ.get(KEEP_FRAMES) == "1"):
         clear_frames(error)
     gc.collect()
-    with contextlib.suppress(
-        Exception
-    ):  # an error of the device: the next call of the user shows it
-        memory.trim()
+    memory.trim()
     returned = max(0, before - memory.now())
     return _line(session, gpu, meaning, (meaning.held or peak) + meaning.asked, returned)
 
@@ -129,7 +125,14 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
 def clear_frames(error: BaseException) -> None:
     """Let go of what the frames of an error keep alive, those of its causes included. What runs keeps its frame."""
     for one in _chain(error):
-        traceback.clear_frames(one.__traceback__)
+        trace = one.__traceback__
+        while trace is not None:
+            with contextlib.suppress(RuntimeError):  # it runs
+                trace.tb_frame.clear()
+                # Until Python 3.12 whoever looked at the locals (to show the traceback) left a copy in the
+                # frame, and looking again takes out of it what is gone.
+                _ = trace.tb_frame.f_locals
+            trace = trace.tb_next
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -58,16 +58,21 @@ class DeviceMemory:
         self.highest = max(self.highest, peaks)
         return self.highest
 
+    def job_over(self) -> None:
+        """Give back what the job's pools kept: it was its ephemeral memory, and its peak is known by now."""
+        self.trim()
+        self.now()
+
     def settle(self) -> None:
-        """Wait for the work that was launched. An error of the device comes out here, as in any other call."""
+        """Wait for the work that was launched. An error of the device is left to the user's own next call."""
         for adapter in self.in_use():
-            adapter.settle()
+            _ask(adapter.settle, None)
 
     def trim(self) -> None:
         """Give back what the frameworks' pools keep unused."""
         for adapter in self.in_use():
-            adapter.settle()
-            adapter.trim()
+            _ask(adapter.settle, None)
+            _ask(adapter.trim, None)
 
 
 def _ask(question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:

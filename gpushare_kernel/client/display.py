@@ -114,7 +114,7 @@ def _rendered(shell: Any, error: BaseException) -> object:
     del error.__dict__["_render_traceback_"]
     last, trace = None, error.__traceback__
     while trace is not None:
-        if not str(trace.tb_frame.f_globals.get("__name__")).startswith("gpushare_kernel."):
+        if not str(trace.tb_frame.f_globals.get("__name__")).startswith(_OURS):
             last = trace
         trace = trace.tb_next
     if last is not None:
@@ -122,4 +122,5 @@ def _rendered(shell: Any, error: BaseException) -> object:
     return shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
 
 
+_OURS = ("gpushare_kernel.", "gpushare_magics")
 _factory: Factory = Line

@@ -79,6 +79,9 @@ class HostMemory:
         self.highest = max(self.highest, held)
         return self.highest
 
+    def job_over(self) -> None:
+        """Nothing to do: pages that are freed go back by themselves, sooner or later."""
+
     def settle(self) -> None:
         """Nothing to wait for: a host has done what was asked of it."""
 

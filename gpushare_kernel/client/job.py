@@ -107,6 +107,7 @@ class Job:
         memory, call = session.memory, session.new_call()
         try:
             memory.peak()
+            memory.job_over()
             session.send(End(self.id, memory.last, memory.highest, self.boundaries), call)
         except LinkDown:
             return None

@@ -32,6 +32,9 @@ class Memory(Protocol):
     def peak(self) -> int:
         """Return the most that was held since `start_peak`."""
 
+    def job_over(self) -> None:
+        """A declared job is over: what it held beyond what the notebook keeps goes back."""
+
     def settle(self) -> None:
         """Wait until what was handed to the device is done: the turn is not over before that."""
 

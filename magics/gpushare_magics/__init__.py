@@ -50,9 +50,13 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
 
 def begin() -> None:
     """Begin the running plain cell on a GPU. Stands before its first statement."""
+    from gpushare_kernel.client import display  # noqa: PLC0415
     from gpushare_magics import extension  # noqa: PLC0415
 
-    extension.active().cells.begin()
+    try:
+        extension.active().cells.begin()
+    except KeyboardInterrupt as interrupt:
+        raise display.without_our_frames(interrupt) from None
 
 
 def enter(arguments: str) -> None:

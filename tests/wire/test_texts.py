@@ -190,8 +190,34 @@ def test_out_of_memory_where_a_restart_is_needed() -> None:
     )
 
 
+def test_a_full_device() -> None:
+    """Where no limit of ours was in the way, others hold the memory: how much, where it is known."""
+    assert texts.oom_text(None, 8 * GiB, GiB, "%%gpulane 10GiB", others=70 * GiB) == (
+        "GPU memory: this notebook needed about 8.0 GiB, and there is no room for that now. Others hold 70.0 GiB. "
+        "1.0 GiB came back. Put this on the first line and run again: %%gpulane 10GiB"
+    )
+
+
+def test_lines_about_frameworks() -> None:
+    """What a framework does not let us see is said with what that means."""
+    assert texts.adapter_text("torch", "9.9", "its steps are not seen") == (
+        "torch 9.9 is shared, but not all of it is seen: its steps are not seen."
+    )
+    assert texts.uncapped_text("RuntimeError: no") == (
+        "This notebook's limit of GPU memory could not be set (RuntimeError: no): the broker watches it from outside."
+    )
+    assert texts.unadapted_text("No module named 'wrapt'") == (
+        "This notebook is shared, but its frameworks are not seen from inside (No module named 'wrapt'). "
+        "jupyter gpushare doctor says more."
+    )
+
+
 def test_lines_of_a_gpu_session() -> None:
     """What cannot be paused, and what is broken, is said with what it means for whom."""
+    assert texts.LEFT_FIRST_USE == "Left the queue. The cell ended at its first use of the GPU."
+    assert texts.RESTART_DEFAULT == "From its next restart on this notebook starts like any other."
+    assert texts.FRAMES_KEPT == "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."  # fmt: skip
+    assert texts.FRAMES_CLEARED == "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."  # fmt: skip
     assert texts.BROKEN_SESSION == "This notebook's GPU session is broken (others are fine): restart the kernel."  # fmt: skip
     assert texts.SELF_UNLOCKED == "This notebook went on out of turn: the time counts as its own, and it is paused again."  # fmt: skip
     assert texts.PROFILED == "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."  # fmt: skip

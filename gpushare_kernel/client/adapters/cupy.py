@@ -41,6 +41,7 @@ class CuPy:
             self._cupy.cuda.set_allocator(self._pool.malloc)
 
     def _first(self, size: int) -> Any:
+        __tracebackhide__ = True  # the pool's error is not about us
         if not self._used:
             self._gpu.first_use()
         memory = self._pool.malloc(size)

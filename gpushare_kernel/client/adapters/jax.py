@@ -55,12 +55,16 @@ class Jax:
             )
             return
         original = self._original = self._bridge.backends
+        used = [self.up()]
 
         def backends() -> Any:
-            # JAX asks here for every array: once they are made, one call is all it costs.
-            if not self.up() and self._wants_gpu():
+            if used[0]:
+                return original()
+            if self._wants_gpu():
                 self._gpu.first_use()
-            return original()
+            made = original()
+            used[0] = True
+            return made
 
         self._wrapped = self._bridge.backends = backends
 

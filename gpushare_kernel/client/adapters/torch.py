@@ -3,13 +3,16 @@
 An optimizer's step ends a training iteration. Where none is seen (inference), the end of a root module's
 forward pass is a boundary: a module that no other module's forward pass called. Which one that is, is read
 off the stack: one hook and a look at the caller, where counting depth would cost every module call two.
+A process that compiles a model has no such hook from then on.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +59,7 @@ class Torch:
         ):
             try:
                 part()
-            except AttributeError as problem:
+            except (AttributeError, ImportError) as problem:
                 version = str(getattr(self._torch, "__version__", "?"))
                 self._gpu.say_once(texts.adapter_text(self.name, version, f"{what} ({problem})"))
 
@@ -86,11 +89,26 @@ class Torch:
             else:
                 met()
 
-        register = torch.optim.optimizer.register_optimizer_step_post_hook
-        self._undo.append(register(stepped).remove)
+        optimizers = import_module("torch.optim.optimizer")  # torch.optim hides it
+        self._undo.append(optimizers.register_optimizer_step_post_hook(stepped).remove)
         modules = torch.nn.modules.module
         hook = _root_hook(modules.Module, compiling, root_ran)
-        self._undo.append(modules.register_module_forward_hook(hook).remove)
+        handle = modules.register_module_forward_hook(hook)
+        self._undo.append(handle.remove)
+        self._leave_compiled_models_alone(modules.Module, handle.remove)
+
+    def _leave_compiled_models_alone(self, module: type, remove: Callable[[], None]) -> None:
+        """Once a model is compiled there is no hook on modules: torch would warn of it, and trace every call through it."""
+        original = self._torch.compile
+
+        @functools.wraps(original)
+        def compile(model: Any = None, **options: Any) -> Any:  # noqa: A001 - torch's name
+            __tracebackhide__ = True
+            if isinstance(model, module) or isinstance(getattr(model, "__self__", None), module):
+                remove()
+            return original(model, **options)
+
+        self._replace(self._torch, "compile", compile)
 
     def _hook_first_use(self) -> None:
         cuda = self._torch.cuda
@@ -98,6 +116,7 @@ class Torch:
         used = [bool(cuda.is_initialized())]
 
         def lazy_init() -> None:
+            __tracebackhide__ = True  # an error of CUDA's start is not about us
             if used[0]:
                 return original()  # type: ignore[no-any-return]
             gpu.first_use()
@@ -112,8 +131,6 @@ class Torch:
         for place in (cuda, getattr(cuda, "memory", None), getattr(cuda, "random", None)):
             if place is not None and getattr(place, "_lazy_init", None) is original:
                 self._replace(place, "_lazy_init", lazy_init)
-        if used[0]:
-            gpu.first_used()
 
     def _hook_mem_info(self) -> None:
         if os.environ.get(_REAL_NUMBERS[0]) == _REAL_NUMBERS[1]:

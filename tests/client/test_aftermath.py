@@ -1,0 +1,240 @@
+"""What is recognised as out of memory or as broken, what comes back, and what is said."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from gpushare_kernel.client import aftermath, ptracer
+from gpushare_kernel.client.aftermath import Broken, OutOfMemory, recognise, recover
+from gpushare_kernel.client.session import Session
+from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import GetSnapshot, SnapshotReply
+from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
+from tests.client.fake_cuda import FakeCuda, torch
+from tests.client.gpu_notebook import Notebook, cuda
+from tests.client.scripted_broker import ScriptedBroker, attached
+from tests.client.test_frameworks import FOLDER, OURS
+from tests.client.test_session import in_thread
+
+__all__ = ["cuda"]
+New = Callable[[], Session]
+
+TORCH = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB of which 70.31 GiB is free. "
+    "Process 1 has 5.90 GiB memory in use. 6.00 GiB allowed; Of the allocated memory 5.40 GiB is allocated by PyTorch, "
+    "and 10.00 MiB is reserved by PyTorch but unallocated."
+)
+CUPY = "Out of memory allocating 3,000,000,000 bytes (allocated so far: 1,000,000,000 bytes, limit set to: 2,000,000,000 bytes)."  # fmt: skip
+JAX = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16000000000 bytes."
+
+
+def error(name: str, module: str, text: str, base: type = RuntimeError) -> Any:
+    """Return an error as a framework raises it."""
+    return type(name, (base,), {"__module__": module})(text)
+
+
+def gib(number: float) -> int:
+    return int(number * GiB)
+
+
+@pytest.mark.parametrize(
+    ("problem", "meaning"),
+    [
+        (torch.OutOfMemoryError(TORCH), OutOfMemory("torch", 2 * GiB, gib(5.4))),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), OutOfMemory("torch", 0, 0)),
+        (error("OutOfMemoryError", "cupy.cuda.memory", CUPY, MemoryError), OutOfMemory("cupy", 3 * 10**9, 10**9)),
+        (error("XlaRuntimeError", "jaxlib.xla_extension", JAX), OutOfMemory("jax", 16 * 10**9, 0)),
+        (error("JaxRuntimeError", "jax.errors", JAX.replace("16000000000 bytes", "14.90GiB")), OutOfMemory("jax", gib(14.9), 0)),
+        (error("AcceleratorError", "torch", "CUDA error: out of memory"), OutOfMemory("torch", 0, 0)),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory("torch", 0, 0)),
+        (error("CUDARuntimeError", "cupy_backends.cuda.api.runtime", "cudaErrorMemoryAllocation: out of memory"), OutOfMemory("cupy", 0, 0)),
+    ],
+)  # fmt: skip
+def test_out_of_memory_is_recognised(problem: BaseException, meaning: OutOfMemory) -> None:
+    """Each framework's own error, with the numbers in its text."""
+    assert recognise(problem) == meaning
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        error("AcceleratorError", "torch", "CUDA error: an illegal memory access was encountered"),
+        error("CUDARuntimeError", "cupy_backends.cuda.api.runtime", "cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        error("JaxRuntimeError", "jax.errors", "INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+)  # fmt: skip
+def test_a_broken_context_is_recognised(problem: BaseException) -> None:
+    """What no CUDA call survives."""
+    assert isinstance(recognise(problem), Broken)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ValueError("CUDA out of memory"),
+        RuntimeError("CUDA error: invalid device ordinal"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        RuntimeError("misaligned address in my own parser"),
+        error("JaxRuntimeError", "jax.errors", "INVALID_ARGUMENT: shapes"),
+        MemoryError("the host's"),
+        ZeroDivisionError("division by zero"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_anything_else_is_not_ours(problem: BaseException) -> None:
+    """Errors that leave the GPU as it is get no line."""
+    assert recognise(problem) is None
+
+
+def test_causes_count() -> None:
+    """A library that wraps the error in its own still ran out of memory."""
+    wrapped = ValueError("training failed")
+    wrapped.__cause__ = torch.OutOfMemoryError(TORCH)
+    assert isinstance(recognise(wrapped), OutOfMemory)
+
+
+@pytest.fixture
+def notebook(cuda: FakeCuda, new_session: New, broker: ScriptedBroker) -> Notebook:
+    """A notebook that may use 6 GiB."""
+    return Notebook(new_session(), broker, attached("cuda", 78 * GiB, limit=6 * GiB))
+
+
+class Tensor:
+    """Memory that comes back when nobody holds it."""
+
+    def __init__(self, cuda: FakeCuda, size: int) -> None:
+        cuda.use(size)
+        weakref.finalize(self, cuda.free_some, size)
+
+
+def fail(cuda: FakeCuda) -> BaseException:
+    """Run out of memory with 5.1 GiB in the frames of the error; returns it as a notebook keeps it."""
+
+    def forward() -> None:
+        activations = Tensor(cuda, gib(5.1))
+        raise torch.OutOfMemoryError(TORCH) from ValueError(str(activations))
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        forward()
+    shown = caught.value.__traceback__.tb_next  # type: ignore[union-attr]
+    assert shown is not None
+    assert "activations" in shown.tb_frame.f_locals  # as whoever shows a traceback looks at it
+    return caught.value
+
+
+def test_memory_in_the_frames_comes_back(notebook: Notebook, cuda: FakeCuda) -> None:
+    """After the line is shown the memory is the device's again although the notebook keeps the error."""
+    kept = fail(cuda)
+    line = recover(notebook.session, kept)
+    assert line == (
+        "GPU memory: this notebook may use 6.0 GiB and needed about 7.4. 5.1 GiB came back. "
+        "Put this on the first line and run again: %%gpulane 9GiB"
+    )
+    assert (cuda.in_use, cuda.cached) == (0, 0)
+    assert kept.__traceback__ is not None
+
+
+@pytest.mark.parametrize("way", ["environment", "argument"])
+def test_frames_are_kept_for_debugging(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, way: str) -> None:  # fmt: skip
+    """%debug sees the frames where the user asked for that; the memory is still taken."""
+    if way == "environment":
+        monkeypatch.setenv(aftermath.KEEP_FRAMES, "1")
+    kept = fail(cuda)
+    line = recover(notebook.session, kept, keep_frames=way == "argument")
+    assert line is not None
+    assert "came back" not in line
+    assert cuda.in_use == gib(5.1)
+    frame = kept.__traceback__.tb_next.tb_frame  # type: ignore[union-attr]
+    assert "activations" in frame.f_locals
+
+
+def test_frames_of_causes_and_groups(cuda: FakeCuda) -> None:
+    """An error raised while another was handled, and errors in a group, hold memory too."""
+    inner = fail(cuda)
+    outer = ExceptionGroup("several", [ValueError("one"), inner])  # type: ignore[list-item]
+    outer.__context__ = outer
+    aftermath.clear_frames(outer)
+    assert cuda.in_use == 0
+
+
+def test_more_than_there_is(notebook: Notebook, cuda: FakeCuda) -> None:
+    """Where no size would do, none is proposed."""
+    cuda.use(GiB)
+    line = recover(notebook.session, torch.OutOfMemoryError(TORCH.replace("2.00 GiB", "90.00 GiB")))
+    assert line is not None
+    assert line.endswith("That is more than there is: run again with a smaller batch.")
+
+
+def test_a_full_device_names_the_others(cuda: FakeCuda, new_session: New, broker: ScriptedBroker) -> None:  # fmt: skip
+    """Where no cap of ours was in the way, others hold the memory: how much, as far as the broker says."""
+    notebook = Notebook(new_session(), broker, attached("cuda", 78 * GiB))
+    cuda.use(gib(5.4))
+    device = DeviceView("cuda0", "cuda", "GPU", 78 * GiB, 0, 0, (), free=gib(0.6))
+
+    def answer() -> None:
+        number, _ = notebook.peer.expect(GetSnapshot)
+        notebook.peer.reply(number, SnapshotReply(Snapshot(1, None, devices=(device,))))
+
+    answered = in_thread(answer)
+    line = recover(notebook.session, torch.OutOfMemoryError(TORCH))
+    answered.result(20)
+    assert line == (
+        "GPU memory: this notebook needed about 7.4 GiB, and there is no room for that now. Others hold 70.0 GiB. "
+        "Put this on the first line and run again: %%gpulane 9GiB"
+    )
+
+
+def test_a_broken_session_is_left_alone(notebook: Notebook, cuda: FakeCuda) -> None:
+    """A lost context is said, and no call is made into it any more."""
+    cuda.use(GiB)
+    cuda.calls.clear()
+    problem = RuntimeError("CUDA error: device-side assert triggered")
+    assert recover(notebook.session, problem) == texts.BROKEN_SESSION
+    notebook.budget(MiB)
+    notebook.session.cell_ended(1)
+    assert cuda.calls == []
+
+
+@pytest.fixture
+def jax(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The JAX of a few lines, in use."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module: Any = import_module("jax")
+    module.local_devices()
+    yield module
+    for name in [n for n in sys.modules if n.partition(".")[0] in OURS]:
+        del sys.modules[name]
+
+
+def test_jax_is_told_to_restart(notebook: Notebook, jax: Any) -> None:
+    """Its limit is fixed: the line names what is remembered for the next start."""
+    jax.stats.update(peak_pool_bytes=gib(2), bytes_limit=6 * GiB)
+    line = recover(notebook.session, error("JaxRuntimeError", "jax.errors", JAX))
+    assert line == (
+        "GPU memory: this notebook may use 6.0 GiB and needed about 16.9. JAX takes its limit when the kernel starts. "
+        "Run this, then restart the kernel: %gpushare memory 20GiB"
+    )
+
+
+def test_workers_are_let_in_where_yama_asks(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with ptrace_scope 1 is anybody named as a tracer: 0 needs none, 2 and 3 permit none."""
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(ptracer, "_prctl", lambda option, who, *_: calls.append((option, who.value)) or 0)  # fmt: skip
+    scope = tmp_path / "ptrace_scope"
+    assert not ptracer.let_workers_in(scope)
+    for value in "023":
+        scope.write_text(f"{value}\n")
+        assert not ptracer.let_workers_in(scope)
+    assert calls == []
+    scope.write_text("1\n")
+    assert ptracer.let_workers_in(scope)
+    assert calls == [(0x59616D61, 2**64 - 1)]

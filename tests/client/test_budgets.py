@@ -1,0 +1,115 @@
+"""Budgets: when they are applied, what goes back, and what torch says is free."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.wire import texts
+from tests.client.fake_cuda import FakeCuda, torch
+from tests.client.gpu_notebook import (
+    New,
+    Notebook,
+    cuda,
+    infer,
+    notebook,
+)
+from tests.client.scripted_broker import ScriptedBroker, attached
+
+__all__ = ["cuda", "notebook"]
+
+
+def test_budget_is_applied_at_a_boundary(notebook: Notebook, cuda: FakeCuda) -> None:
+    """Above the limit what is unused goes back, then torch is capped there; None lifts the cap."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    cuda.calls.clear()
+    notebook.budget(2 * GiB)
+    assert cuda.calls == []
+    infer(1)
+    assert cuda.calls == ["synchronize", "empty_cache", "cap"]
+    assert cuda.cap == 2.0
+    notebook.budget(None)
+    infer(1)
+    assert cuda.cap == 80.0
+
+
+def test_nothing_is_capped_below_what_it_holds(notebook: Notebook, cuda: FakeCuda) -> None:
+    """What is in use stays: the cap follows it down, at the latest at the next cell."""
+    cuda.use(5 * GiB)
+    notebook.budget(2 * GiB)
+    notebook.session.cell_started(1)
+    notebook.session.cell_ended(1)
+    assert cuda.cap == 5.0
+    cuda.free_some(4 * GiB)
+    notebook.session.cell_started(2)
+    notebook.session.cell_ended(2)
+    assert (cuda.cap, cuda.cached) == (2.0, 0)
+
+
+def test_budget_before_the_first_use(
+    cuda: FakeCuda, new_session: New, broker: ScriptedBroker
+) -> None:
+    """A limit that came with the attach is set as soon as there is a context, and makes none."""
+    notebook = Notebook(new_session(), broker, attached("cuda", 78 * GiB, limit=6 * GiB))
+    infer(1)
+    assert cuda.calls == []
+    cuda.use(GiB)
+    assert cuda.calls == ["init", "cap"]
+    assert cuda.cap == 6.0
+    assert notebook.shown == []
+
+
+def test_a_context_from_before_is_capped_on_the_users_thread(cuda: FakeCuda, new_session: New, broker: ScriptedBroker) -> None:  # fmt: skip
+    """Where CUDA ran before the broker answered, nothing is called until the notebook's own thread comes by."""
+    cuda.use(GiB)
+    Notebook(new_session(), broker, attached("cuda", 78 * GiB, limit=6 * GiB)).session.boundary()
+    assert cuda.calls == ["init", "cap"]
+    assert set(cuda.threads) == {threading.get_ident()}
+
+
+def test_idle_kernels_apply_it_on_their_main_thread(notebook: Notebook, cuda: FakeCuda) -> None:
+    """While nothing runs, the front end says when; never is torch called on the reader's thread."""
+    cuda.use(3 * GiB)
+    cuda.free_some(3 * GiB)
+    later: list[Callable[[], None]] = []
+    notebook.session.when_idle = later.append
+    notebook.budget(GiB)
+    notebook.budget(2 * GiB)
+    assert cuda.cap is None
+    for call in later:
+        call()
+    assert (cuda.cap, cuda.cached) == (2.0, 0)
+    assert cuda.calls.count("cap") == 1
+
+
+def test_a_cap_that_fails_is_one_line(
+    notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An allocator of the user's own takes no cap: the cell goes on, and it is said once."""
+
+    def refuse(_fraction: float, _device: object) -> None:
+        msg = "pluggable"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", refuse)
+    cuda.use(GiB)
+    notebook.budget(2 * GiB)
+    infer(2)
+    notebook.budget(3 * GiB)
+    infer(2)
+    assert notebook.shown.count(texts.uncapped_text("RuntimeError: pluggable")) == 1
+
+
+def test_mem_get_info(notebook: Notebook, cuda: FakeCuda) -> None:
+    """Libraries that size themselves see what this notebook may take: real numbers until it is capped."""
+    assert torch.cuda.mem_get_info() == (70 * GiB, 80 * GiB)
+    cuda.use(2 * GiB)
+    notebook.budget(6 * GiB)
+    assert torch.cuda.mem_get_info() == (4 * GiB, 6 * GiB + 600 * MiB)
+    assert torch.cuda.memory.mem_get_info(0) == (4 * GiB, 6 * GiB + 600 * MiB)
+    cuda.free = GiB
+    assert torch.cuda.mem_get_info()[0] == GiB
