@@ -9,6 +9,7 @@ import mmap
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,12 @@ class Kernel:
         self, provisioner: str, *, weight: float | None = None, spec: str | None = None
     ) -> None:
         self.provisioner = provisioner
-        self.manager = KernelManager(kernel_name=spec or _spec(provisioner, weight))
+        # Sockets in the file system: ports that several kernels look for at the same time are sometimes taken.
+        self.manager = KernelManager(
+            kernel_name=spec or _spec(provisioner, weight),
+            transport="ipc",
+            ip=str(Path(os.environ["JUPYTER_RUNTIME_DIR"], uuid.uuid4().hex[:8])),
+        )
         self.client: BlockingKernelClient = self.manager.client()
         self._asked = ""
 
