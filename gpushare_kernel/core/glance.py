@@ -7,6 +7,8 @@ from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import Presence, Usage
 
+LATE = 2.5
+"""Seconds that a driver's word of who was at work may be late, its reading included."""
 _QUIET = 5 * QUIET_FOR
 """A driver names one process at a time: who works little is seen rarely."""
 
@@ -32,5 +34,8 @@ class Glance(Probe):
                 return Seen(0.0, steps=steps, begins=True)
             self._later(session, 0.0, at)
             return Seen(0.0, steps=steps)
+        # What is seen now was done up to a second ago, perhaps by a cell that has ended since.
+        before = at - session.idle_since < LATE
         known = session.presence is Presence.BARE or session.begun
-        return Seen(0.0, steps=steps, begins=works and known and not session.jobs)
+        begins = works and known and not session.jobs and not before
+        return Seen(0.0, steps=steps, begins=begins)

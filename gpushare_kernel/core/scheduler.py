@@ -398,6 +398,7 @@ class Scheduler:
     def _cell_ended(self, event: ev.CellEnded) -> None:
         session = self.sessions[event.session]
         session.cell_open = False
+        session.idle_since = event.at
         self.probe.forget(session)
         job = session.plain_job
         if event.persistent is not None and (

@@ -217,7 +217,7 @@ class Slots(Turns):
             return
         missing = self._expected / self._expected_for - self._seen / self._seen_for
         if missing > MISSING:
-            self._stale.update(s.id for s in self._rivals() if not self._is_light(s))
+            self._stale.update(s.id for s in self._rivals())
         elif missing < -MISSING and at >= self._idle_again:
             # Somebody who is taken for idle is not. Where it is nobody of ours, that is not looked at for ever longer.
             idle = [s for s in self.wanting.values() if s.counted == 0 and s.pausable]
@@ -225,6 +225,9 @@ class Slots(Turns):
                 self._measure_anew(session)
             self._idle_pause = min(2 * self._idle_pause, IDLE_PAUSE)
             self._idle_again = at + (self._idle_pause if idle else 0.0)
+        self._compare_anew()
+
+    def _compare_anew(self) -> None:
         self._expected = self._expected_for = self._seen = self._seen_for = 0.0
 
     @property
@@ -239,6 +242,8 @@ class Slots(Turns):
         saturated = before is not None and before >= SATURATES
         if LIGHT <= utilization < SATURATES and before is not None:
             utilization = SATURATES if saturated else LIGHT
+        if before is None or abs(before - utilization) > MISSING / 2:
+            self._compare_anew()  # what was expected so far was expected of something else
         session.demand = utilization
         if session.id in self.wanting:
             self._recount(session)
@@ -339,7 +344,8 @@ class Slots(Turns):
         """Whether to let all run for a moment: somebody is new, and it may be that nobody saturates; or to see what it gains."""
         seen = all(self.pace(s).seen for s in rivals)
         if names != self._tried:
-            return seen or any(s.demand is None for s in rivals)
+            saturated = any((s.demand or 0.0) >= SATURATES for s in rivals)
+            return seen or (not saturated and any(s.demand is None for s in rivals))
         untold = any(self.pace(s).ratio is None for s in rivals)
         return (
             seen and not self._at_once and at - self._tried_at >= (AGAIN if untold else REMEASURE)

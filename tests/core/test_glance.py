@@ -1,0 +1,55 @@
+"""What is seen of a session on a GPU: late, and of one process at a time."""
+
+from __future__ import annotations
+
+from tests_gpu_world import GpuWorld  # type: ignore[import-not-found]
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.values import SessionId, Usage, UserId
+
+A = SessionId("a")
+
+
+def world() -> GpuWorld:
+    made = GpuWorld()
+    made.send(ev.SessionOpened(at=0.0, session=A, user=UserId("ann")))
+    made.send(ev.SessionReady(at=0.0, session=A, bare=False, context=0))
+    return made
+
+
+def look(made: GpuWorld, at: float, **usage: object) -> bool:
+    """Sample the session; say whether it has a job then."""
+    made.now = at
+    seen = {"contexts": 1} | usage
+    made.send(ev.Sampled(at=at, used={A: Usage(0.0, 0.0, **seen)}))  # type: ignore[arg-type]
+    return bool(made.core.sessions[A].jobs)
+
+
+def test_a_cell_that_does_not_use_the_device_is_no_job() -> None:
+    """1+1 never queues and never takes a turn."""
+    made = world()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert not look(made, 1.2, active=False)
+    assert not look(made, 5.0, active=None)
+    assert not look(made, 6.0, active=True, contexts=0), "no context: it was not this process"
+
+
+def test_a_cell_is_a_job_once_it_is_seen_at_work() -> None:
+    """By the driver's word, or by a boundary."""
+    made = world()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert look(made, 1.5, active=True)
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
+    assert not made.core.sessions[A].jobs
+    made.send(ev.CellStarted(at=10.0, session=A, usage=Usage(0.0, 0.0, progress=3)))
+    assert look(made, 10.2, progress=4)
+
+
+def test_what_a_cell_did_is_not_taken_for_work_after_it() -> None:
+    """The driver's word comes up to a second late; who works on after that is a job without a cell."""
+    made = world()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert look(made, 1.5, active=True)
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
+    assert not look(made, 3.0, active=True)
+    assert look(made, 5.0, active=True)
