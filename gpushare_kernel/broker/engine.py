@@ -106,7 +106,8 @@ class Engine:
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
         """Sample one kernel; what its interpreter held from the start is not counted as memory it uses."""
         target = kernel.target
-        usage = None if target is None else self.device.usage(target, memory=memory)
+        active = self.scheduler.turns.asks_for(kernel.id)
+        usage = None if target is None else self.device.usage(target, memory=memory, active=active)
         if usage is None:
             return None
         held = None if usage.memory is None else max(0, usage.memory - kernel.baseline)

@@ -44,6 +44,9 @@ REMEASURE = 15.0
 """Seconds after which a session's pace alone, and what running at once gains, are measured anew."""
 AGAIN = 2.0
 """Seconds after which all may run at once anew, where it was not seen yet what that gains."""
+SATURATING_BESIDE, LIGHT_BESIDE, MOST_BESIDE = 0.54, 1.7, 0.75
+"""What those whose progress nobody sees are taken to make beside all others, in parts of an equal share (and at most):
+the least that was measured in five mixes (docs/turns.md)."""
 LAG = 0.5
 """Turns by which a session may be behind its share before it gets a slot alone."""
 WINDOWS = 2.4
@@ -52,6 +55,8 @@ LOOK = 0.04
 """How often such a slot is looked at (seconds): it ends when the measurement is there."""
 NEAR = 1.5
 """Whoever has more than so many times its share beside all others need not be measured alone again."""
+DRAINS = 5
+"""How many times the longest drain of the others a slot for catching up lasts at least."""
 LONGEST = 3
 """Turns that a slot for catching up may last at most."""
 
@@ -203,6 +208,15 @@ class Slots(Turns):
         if self.frame_end is not None and self._length > self.config.turn:
             self.frame_end = min(self.frame_end, max(at, self._since + shortest))
 
+    def asks_for(self, session: SessionId) -> bool:
+        """Whether it is not known to work: then it is to be found out."""
+        known = self.wanting.get(session)
+        return (
+            known is None
+            or known.counted == 0
+            or any(job.background for job in known.jobs.values())
+        )
+
     def look_by(self, at: float) -> float | None:
         """When a slot that is to show something is to be looked at next; None where none is."""
         measuring = self.frame_end is not None and self._length >= self._window
@@ -284,14 +298,42 @@ class Slots(Turns):
         passed, self._lagged = at - self._lagged, at
         if not self._steers():
             return
-        for session, share in _shares(self._rivals()):
+        rivals = self._rivals()
+        shares = _shares(rivals)
+        for session, share in shares:
             pace = self.pace(session)
+            pace.lag += passed * share
+            if not pace.met:
+                pace.lag -= passed * self._assumed(session, len(rivals))
             # What one was ahead is not held against it: it took nobody's share.
-            pace.lag = min(max(pace.lag + passed * share, -self.config.turn), 10 * self.config.turn)
+            pace.lag = max(pace.lag, -self.config.turn)
+        # Where all are behind, the device makes less than was thought: that is nobody's to catch up.
+        common = min(self.pace(session).lag / share for session, share in shares)
+        if common > 0:
+            for session, share in shares:
+                self.pace(session).lag -= common * share
+
+    def _assumed(self, session: Session, rivals: int) -> float:
+        """What a session whose progress nobody sees is taken to make now, over its pace alone."""
+        if session.id not in self.using:
+            return 0.0
+        if self.slot is Slot.ALONE and self._begun:
+            return 1.0
+        return self._beside(session, rivals) or 0.0
+
+    def _beside(self, session: Session, rivals: int) -> float | None:
+        """What `session` makes beside all others over its pace alone: seen, else assumed; None where not known yet."""
+        pace = self.pace(session)
+        if pace.met:
+            return pace.ratio
+        if self._unmeasured(session):
+            return None
+        light = self._is_light(session)
+        return min(MOST_BESIDE, (LIGHT_BESIDE if light else SATURATING_BESIDE) / rivals)
 
     def _judge(self, rivals: list[Session]) -> None:
         """Decide whether running at once is worth it, where all is known that it takes."""
-        ratios = [self.pace(s).ratio for s in rivals]
+        ratios = [self._beside(s, len(rivals)) for s in rivals]
         gain = sum(ratio for ratio in ratios if ratio is not None)
         known = all(ratio is not None for ratio in ratios)
         before = self._at_once
@@ -313,9 +355,8 @@ class Slots(Turns):
         self._begun = False
         for session in chosen:
             self.accounts.leave(session)
-        for (
-            session
-        ) in held:  # until those who are to leave have left, nobody is alone or beside all
+        for session in held:
+            # Until those who are to leave have left, nobody is alone or beside all.
             self.pace(session).rate = None
         return {s.id: s for s in chosen}
 
@@ -342,11 +383,12 @@ class Slots(Turns):
 
     def _worth_a_trial(self, names: frozenset[SessionId], rivals: list[Session], at: float) -> bool:
         """Whether to let all run for a moment: somebody is new, and it may be that nobody saturates; or to see what it gains."""
-        seen = all(self.pace(s).seen for s in rivals)
+        some = any(self.pace(s).met for s in rivals)
+        seen = some and all(self.pace(s).seen or not self.pace(s).met for s in rivals)
         if names != self._tried:
             saturated = any((s.demand or 0.0) >= SATURATES for s in rivals)
             return seen or (not saturated and any(s.demand is None for s in rivals))
-        untold = any(self.pace(s).ratio is None for s in rivals)
+        untold = any(self._beside(s, len(rivals)) is None for s in rivals)
         return (
             seen and not self._at_once and at - self._tried_at >= (AGAIN if untold else REMEASURE)
         )
@@ -354,18 +396,25 @@ class Slots(Turns):
     def _all_or_last(self, rivals: list[Session], at: float) -> tuple[Slot, list[Session], float]:
         """All run at once; whoever is behind its share, or was not seen alone for long, gets a slot alone."""
         turn = self.config.turn
-        last = max(rivals, key=lambda s: (self.pace(s).lag, s.order))
-        lag = self.pace(last).lag
-        if lag > LAG * turn:
-            # In a slot alone it gains on its share by what the others lose.
-            length = lag / max(0.1, 1.0 - dict(_shares(rivals))[last])
-            return Slot.ALONE, [last], min(max(length, turn / 2), LONGEST * turn)
         shares = dict(_shares(rivals))
+        # Who makes more than its share beside the others catches up there.
+        needy = [s for s in rivals if (self._beside(s, len(rivals)) or 0.0) < shares[s]]
+        last = max(needy or rivals, key=lambda s: (self.pace(s).lag, s.order))
+        # In a slot alone it gains on its share by what the others lose. Where their work is long in draining,
+        # a longer one is due later: nobody has the device alone meanwhile.
+        gains = max(0.1, 1.0 - shares[last])
+        drain = max((self.pace(s).drain for s in rivals if s is not last), default=0.0)
+        shortest = min(max(LAG * turn / gains, DRAINS * drain), LONGEST * turn)
+        lag = self.pace(last).lag
+        if lag >= shortest * gains:
+            return Slot.ALONE, [last], min(lag / gains, LONGEST * turn)
         for session in rivals:
             pace = self.pace(session)
             near = (pace.ratio or 0.0) < NEAR * shares[session]
-            if near and at - pace.solo_at > REMEASURE:
+            if pace.met and near and at - pace.solo_at > REMEASURE:
                 return Slot.ALONE, [session], 2 * turn
+            if not pace.met and at - pace.measured_at > REMEASURE:
+                return Slot.ALONE, [session], max(turn, self._window)
         return Slot.ALL, self._waiting(rivals), turn / 2
 
     def _is_to_be_timed(self, session: Session) -> bool:

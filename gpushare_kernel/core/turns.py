@@ -182,6 +182,10 @@ class Turns(ABC):
     def looked(self, utilization: float | None, since: float, at: float) -> None:
         """All samples of one moment are in; `utilization` is how busy the device was in a window after `since`."""
 
+    def asks_for(self, session: SessionId) -> bool:  # noqa: ARG002
+        """Whether a sample of `session` is to tell whether it was at work, which takes the driver's time."""
+        return False
+
     def look_by(self, at: float) -> float | None:  # noqa: ARG002
         """When it is to be sampled next although no frame ends then; None where there is no need."""
         return None

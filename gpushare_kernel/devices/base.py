@@ -116,8 +116,10 @@ class Device(Protocol):
     def lost(self) -> str | None:
         """Why nothing can be said or done on this device any more, and what to do; None while all is well."""
 
-    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+    def usage(self, target: Target, *, memory: bool = False, active: bool = False) -> Usage | None:
         """Cumulative device time and demand of the session's tree; None where there is no sample.
+
+        `memory` and `active` say what of that is asked for; who was at work takes a driver's time to find out.
 
         Its root is gone, or nobody can measure (NVML gone, device lost). Whether the root is gone is
         for the pidfd to say, not for this.

@@ -121,7 +121,7 @@ class CudaDevice:
 
     # ------------------------------------------------------------ what there is to know
 
-    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+    def usage(self, target: Target, *, memory: bool = False, active: bool = False) -> Usage | None:
         """Return what NVML knows of the session's tree: bytes beside its contexts, contexts, whether it was at work."""
         session = self._sessions.get(target.root)
         if session is not None:
@@ -133,12 +133,12 @@ class CudaDevice:
         if self.capabilities.can_pause and len(self._sessions) > 1:
             self._crew.prepare()  # alone on the GPU nobody is ever paused
         mine = self._mine(target, session, sample)
-        active = self._active(session, mine)
+        works = self._active(session, mine) if active else None
         if not memory:
-            return Usage(0.0, 0.0, active=active)
+            return Usage(0.0, 0.0, active=works)
         self._measure()
         held = sum(user.size for user in mine) - len(mine) * self.inventory.reserve
-        return Usage(0.0, 0.0, max(0, held), len(mine), active=active)
+        return Usage(0.0, 0.0, max(0, held), len(mine), active=works)
 
     def utilization(self) -> Busy | None:
         """Return how busy the GPU was, as last read."""

@@ -107,7 +107,7 @@ class HostDevice:
         """Return None: a host that has lost its CPU asks nobody."""
         return None
 
-    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+    def usage(self, target: Target, *, memory: bool = False, active: bool = False) -> Usage | None:  # noqa: ARG002
         """Return the tree's CPU seconds, also of those who ended, and its private bytes if asked."""
         if not procfs.alive(target.root):
             return None  # whom it leaves behind is still asked for: `survivors`

@@ -85,7 +85,7 @@ class ModelDevice(ModelGpu):
                 return f"the model GPU {what}. Restart the machine, then the broker."
         return None
 
-    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+    def usage(self, target: Target, *, memory: bool = False, active: bool = True) -> Usage | None:
         """Return what the process used; None where it has ended, or nobody can measure any more."""
         if self.fallen or self.nvml_gone or target.root in self._ended:
             return None

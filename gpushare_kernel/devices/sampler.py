@@ -25,7 +25,7 @@ WINDOW = 0.2
 
 _OFTEN = 0.03  # a fraction of a window, 0.04 ms each
 _LIST_EVERY, _LIST_RARELY = 1.0, 5.0
-_ACTIVITY_EVERY = 1.0
+_ACTIVITY_EVERY = 0.4
 _WANTED_FOR = 3.0
 """Whoever has not asked for so many seconds does not need it any more."""
 _AGAIN_FIRST, _AGAIN_AT_MOST = 1.0, 30.0

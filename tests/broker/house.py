@@ -59,7 +59,7 @@ class PlayedDevice:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    def usage(self, target: Target, *, memory: bool = False) -> Usage | None:
+    def usage(self, target: Target, *, memory: bool = False, active: bool = False) -> Usage | None:
         if self.busy:
             return Usage(time.monotonic(), time.monotonic(), 0)
         return self.used
