@@ -306,7 +306,7 @@ class Slots(Turns):
             if not pace.met:
                 pace.lag -= passed * self._assumed(session, len(rivals))
             # What one was ahead is not held against it: it took nobody's share.
-            pace.lag = max(pace.lag, -self.config.turn)
+            pace.lag = min(max(pace.lag, -self.config.turn), 10 * self.config.turn)
         # Where all are behind, the device makes less than was thought: that is nobody's to catch up.
         common = min(self.pace(session).lag / share for session, share in shares)
         if common > 0:

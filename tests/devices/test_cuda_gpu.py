@@ -208,7 +208,7 @@ def test_what_nvml_says_of_a_session(device: CudaDevice, worker: Counting) -> No
     usage = device.usage(worker.target, memory=True)
     assert usage is not None
     assert usage.contexts == 1
-    eventually(lambda: device.usage(worker.target).active is True)  # type: ignore[union-attr]
+    eventually(lambda: device.usage(worker.target, active=True).active is True)  # type: ignore[union-attr]
     eventually(lambda: (busy := device.utilization()) is not None and busy.part > 0.5)
     device._sampler.look()
     device.usage(worker.target, memory=True)

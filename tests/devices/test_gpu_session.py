@@ -300,7 +300,7 @@ def test_activity_is_work_since_the_last_look(gpu: Gpu, family: Family) -> None:
         gpu.nvml.seen += seen
         at[0] += 10
         sampler._active(at[0])
-        usage = gpu.device.usage(family.target)
+        usage = gpu.device.usage(family.target, active=True)
         assert usage is not None
         return usage.active
 
@@ -308,15 +308,19 @@ def test_activity_is_work_since_the_last_look(gpu: Gpu, family: Family) -> None:
     assert active((child, 100)) is None  # it may be long ago
     assert active((child, 200), (os.getpid(), 250)) is True
     assert active((os.getpid(), 300)) is False
-    usage = gpu.device.usage(family.target)
+    usage = gpu.device.usage(family.target, active=True)
     assert usage is not None
     assert usage.active is None
+    sampler._active(at[0] + 10)
+    usage = gpu.device.usage(family.target)
+    assert usage is not None
+    assert usage.active is None, "nobody asked"
 
 
 def test_a_session_without_a_context_is_not_at_work(gpu: Gpu, family: Family) -> None:
     """And nobody looks for its work."""
-    gpu.device.usage(family.target)
-    usage = gpu.device.usage(family.target)
+    gpu.device.usage(family.target, active=True)
+    usage = gpu.device.usage(family.target, active=True)
     assert usage is not None
     assert usage.active is False
     assert "process_utilization" not in gpu.nvml.calls
