@@ -8,6 +8,7 @@ file of IPython. Nothing outside the folder is written.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -50,7 +51,20 @@ def environment(folder: Path, root: Path = ROOT) -> dict[str, str]:
     if not announced():
         lay_out(folder, root)
     existing = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return {"PYTHONPATH": os.pathsep.join(search_path(folder, root, existing))}
+    return {
+        "PYTHONPATH": os.pathsep.join(search_path(folder, root, existing)),
+        "JUPYTER_PATH": str(_kernelspec(folder)),
+    }
+
+
+def _kernelspec(folder: Path) -> Path:
+    """Write the usual kernelspec of this interpreter below `folder`; return the folder for JUPYTER_PATH."""
+    place = folder / "jupyter" / "kernels" / "python3"
+    place.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    (place / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder / "jupyter"
 
 
 def adopt(path: str) -> None:

@@ -108,4 +108,4 @@ class Pace:
         """Other work begins: nothing of the former is known of it."""
         self.solo.forget()
         self.beside.forget()
-        self.met, self.lag, self.deep = 0, 0.0, 0
+        self.met, self.lag, self.deep, self.drain = 0, 0.0, 0, 0.0

@@ -49,7 +49,7 @@ SATURATING_BESIDE, LIGHT_BESIDE, MOST_BESIDE = 0.54, 1.7, 0.75
 the least that was measured in five mixes (docs/turns.md)."""
 LAG = 0.5
 """Turns by which a session may be behind its share before it gets a slot alone."""
-WINDOWS = 2.4
+WINDOWS = 2.8
 """How many windows of utilization a slot lasts at most in which somebody is to be measured: one lies within it."""
 LOOK = 0.04
 """How often such a slot is looked at (seconds): it ends when the measurement is there."""
@@ -185,6 +185,8 @@ class Slots(Turns):
     def looked(self, utilization: float | None, since: float, at: float) -> None:
         """How busy the device was tells the demand of whoever had it alone for that long."""
         self._fall_behind(at)
+        if self.slot is Slot.ALONE and not self._leaving:
+            self._end_once_timed(at)
         if utilization is None:
             return
         self._suspect(utilization, at)
@@ -200,6 +202,12 @@ class Slots(Turns):
                 if self._unmeasured(session):
                     self._measured(session, utilization)
         elif self.slot is Slot.ALL and not self._at_once:
+            self._end_early(at)
+
+    def _end_once_timed(self, at: float) -> None:
+        """Whose boundaries are seen need not wait for the device's word of how busy it was."""
+        alone = [s for s in self.using.values() if s.counted > 0]
+        if len(alone) == 1 and self.pace(alone[0]).seen:
             self._end_early(at)
 
     def _end_early(self, at: float) -> None:

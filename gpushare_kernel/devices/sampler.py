@@ -23,6 +23,8 @@ from gpushare_kernel.devices.nvml import DeviceMemory, GpuLost, GpuReader, Runni
 WINDOW = 0.2
 """Seconds over which NVML says how busy the GPU was: there is one value each 200 ms (measured)."""
 
+LATENCY = 0.08
+"""Seconds after its end in which a window's value is published: 50 ms was seen."""
 _OFTEN = 0.03  # a fraction of a window, 0.04 ms each
 _LIST_EVERY, _LIST_RARELY = 1.0, 5.0
 _ACTIVITY_EVERY = 0.4
@@ -217,11 +219,11 @@ class Sampler:
     def _utilization(self, now: float) -> None:
         part, before = self._nvml.utilization(), self._busy
         if before is not None and part != before.part and now - before.at < WINDOW:
-            since = before.at - WINDOW  # its window was closed between the two readings
+            since = before.at - LATENCY - WINDOW  # its window was closed between the two readings
         elif before is not None and part == before.part and now - before.at < WINDOW:
-            since = max(before.since, now - 2 * WINDOW)
+            since = max(before.since, now - LATENCY - 2 * WINDOW)
         else:
-            since = now - 2 * WINDOW
+            since = now - LATENCY - 2 * WINDOW
         self._busy = Busy(since, now, part)
         self._next_busy = now + _OFTEN
 

@@ -23,7 +23,7 @@ def needs(framework: str) -> pytest.MarkDecorator:
 
 
 SESSION = """
-import gc, os, warnings
+import gc, os, time, warnings
 warnings.simplefilter("ignore")
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 from pathlib import Path
@@ -33,6 +33,12 @@ GiB = 2**30
 session = Session("the-token", Path({path!r})); session.listen(lambda _: None); session.start(); session.wait_attached(20)
 memory, gpu = session.memory, session.gpu
 session.cell_started(1)
+def told(limit):
+    """Wait until the reader thread has the budget that the broker sent."""
+    until = time.monotonic() + 20
+    while gpu.limit != limit:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 def fails(call):
     try:
         call()
@@ -80,6 +86,7 @@ problem = fails(forward)
 print(recover(session, problem), flush=True)
 torch.empty(GiB * 3 // 4, dtype=torch.uint8, device="cuda"); say("fits")
 wait()
+told(None)
 session.boundary()
 torch.empty(4 * GiB, dtype=torch.uint8, device="cuda"); say("lifted", memory.peak())
 memory.trim(); say(memory.now())
@@ -175,6 +182,7 @@ def forward():
 print(recover(session, fails(forward)), flush=True)
 cupy.empty(GiB * 3 // 4, dtype=cupy.uint8); say("fits")
 wait()
+told(None)
 session.boundary()
 cupy.empty(4 * GiB, dtype=cupy.uint8); say("lifted", memory.now())
 memory.trim(); say(memory.now())

@@ -121,7 +121,7 @@ def test_a_change_of_phase_is_seen_within_seconds(seen: bool) -> None:
     rates = progress(world, 12)
     assert min(rates.values()) >= 0.92 / 3, rates
     world.kernels["light1"].kind = world.kernels["heavy0"].kind = "light"
-    world.run(3)
+    world.run(4)
     world.log.clear()
     rates = progress(world, 6)
     assert sum(rates.values()) >= 0.95 * 3 * 0.72, rates

@@ -10,7 +10,7 @@ import pytest
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices import sampler as sampler_module
-from gpushare_kernel.devices.sampler import WINDOW, Sampler
+from gpushare_kernel.devices.sampler import LATENCY, WINDOW, Sampler
 from tests.devices.gpu import FakeNvml
 from tests.procs import Program, eventually
 
@@ -86,7 +86,7 @@ def test_utilization_is_read_only_while_somebody_asks(
 def test_a_value_that_changes_dates_its_window(
     sampler: Sampler, clock: Clock, nvml: FakeNvml
 ) -> None:
-    """It was closed between two readings: it began a window before the first of them, and no earlier."""
+    """It was closed between two readings, or a little earlier: it began a window before that at the earliest."""
     sampler.utilization()
     run(sampler, clock, nvml, 0.1, "utilization")
     before = sampler.utilization()
@@ -96,7 +96,7 @@ def test_a_value_that_changes_dates_its_window(
     assert before is not None
     assert after is not None
     assert (before.part, after.part) == (0.5, 0.9)
-    assert before.at - WINDOW - 1e-6 <= after.since <= after.at - WINDOW
+    assert before.at - LATENCY - WINDOW - 1e-6 <= after.since <= after.at - WINDOW
 
 
 def test_who_was_at_work_is_read_only_while_somebody_asks(
