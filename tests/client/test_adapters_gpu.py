@@ -34,7 +34,7 @@ session = Session("the-token", Path({path!r})); session.listen(lambda _: None); 
 memory, gpu = session.memory, session.gpu
 session.cell_started(1)
 def told(limit):
-    """Wait until the reader thread has the budget that the broker sent."""
+    # the budget that the broker sent comes on the reader thread
     until = time.monotonic() + 20
     while gpu.limit != limit:
         assert time.monotonic() < until
