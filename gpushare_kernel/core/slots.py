@@ -28,8 +28,9 @@ SATURATES, LIGHT = 0.85, 0.75
 """Part of the time that the device is busy with one session alone: from here on it saturates, below here it does not."""
 IDLE = 0.05
 """Below this a session does next to nothing on the device: it is in nobody's way and stands beside the turns."""
-GAIN, LEAST_GAIN = 1.08, 1.03
-"""Progress of all together when they run at once, over one after the other: from here on it is worth it, until here."""
+GAIN, LEAST_GAIN, NO_GAIN = 1.08, 1.03, 0.98
+"""Progress of all together when they run at once, over one after the other: from here on it is worth it, until here;
+and below here it is tried again only rarely."""
 DEEP, DEEP_TIMES = 0.0025, 3
 """A session that does not saturate drains within this (seconds); where it does not, so often, it is measured anew."""
 IDLE_PAUSE = 60.0
@@ -42,8 +43,8 @@ SAME_WORK = 2.0
 """Work that begins so soon (seconds) after the session's last is taken for as demanding as that."""
 REMEASURE = 15.0
 """Seconds after which a session's pace alone, and what running at once gains, are measured anew."""
-AGAIN = 2.0
-"""Seconds after which all may run at once anew, where it was not seen yet what that gains."""
+AGAIN, RARELY = 2.0, 60.0
+"""Seconds after which all may run at once anew, where it was not seen yet what that gains; and where it gains nothing."""
 SATURATING_BESIDE, LIGHT_BESIDE, MOST_BESIDE = 0.54, 1.7, 0.75
 """What those whose progress nobody sees are taken to make beside all others, in parts of an equal share (and at most):
 the least that was measured in five mixes (docs/turns.md)."""
@@ -92,7 +93,7 @@ class Slots(Turns):
         #: The set of sessions that were last tried all at once, when, and whether that gained.
         self._tried: frozenset[SessionId] = frozenset()
         self._tried_at = 0.0
-        self._at_once = False
+        self._at_once = self._hopeless = False
 
     # --- what is known of each ------------------------------------------------------------------------
 
@@ -120,6 +121,7 @@ class Slots(Turns):
         self._bill(at)
         if session.id in self.wanting:
             self.pace(session).worked_at = at
+            session.pausable = self.config.can_pause  # a profiler is gone with its cell
         super().unwant(session, at)
 
     def all_fit(self, at: float) -> bool:  # noqa: ARG002
@@ -286,7 +288,9 @@ class Slots(Turns):
         if len(demands) == len(self.using):
             self._expected += passed * min(MOST, sum(demands))
             self._expected_for += passed
-        payers = [s for s in self.using.values() if s.counted > 0] or [*self.using.values()]
+        # Who cannot be paused pays like the others; who does next to nothing pays only where nobody else is there.
+        payers = [s for s in self.using.values() if s.counted > 0 or not s.pausable]
+        payers = payers or [*self.using.values()]
         for session, share in _shares(payers):
             used = passed * share * (1.0 if session.demand is None else session.demand)
             session.device_time += used
@@ -346,6 +350,7 @@ class Slots(Turns):
         known = all(ratio is not None for ratio in ratios)
         before = self._at_once
         self._at_once = known and gain >= (LEAST_GAIN if before else GAIN)
+        self._hopeless = known and gain < NO_GAIN
         if self._at_once and not before:
             for session in rivals:
                 self.pace(session).lag = 0.0
@@ -397,9 +402,8 @@ class Slots(Turns):
             saturated = any((s.demand or 0.0) >= SATURATES for s in rivals)
             return seen or (not saturated and any(s.demand is None for s in rivals))
         untold = any(self._beside(s, len(rivals)) is None for s in rivals)
-        return (
-            seen and not self._at_once and at - self._tried_at >= (AGAIN if untold else REMEASURE)
-        )
+        pause = AGAIN if untold else RARELY if self._hopeless else REMEASURE
+        return seen and not self._at_once and at - self._tried_at >= pause
 
     def _all_or_last(self, rivals: list[Session], at: float) -> tuple[Slot, list[Session], float]:
         """All run at once; whoever is behind its share, or was not seen alone for long, gets a slot alone."""
