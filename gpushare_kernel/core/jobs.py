@@ -68,10 +68,11 @@ class Jobs:
             self._emit(do.Refuse(job.id, session.id, refusal))
             return
         weight = check_weight(event.weight)
-        if session.plain_job is not None:
-            # The cell declares its work after all (or says itself that it begins): it is not counted twice.
-            self._over(session, session.plain_job, JobState.DONE)
+        former = session.plain_job
         self._enlist(session, job)
+        if former is not None:
+            # The cell declares its work after all (or says itself that it begins): it is not counted twice.
+            self._over(session, former, JobState.DONE)
         session.weight = weight
         job.become(JobState.QUEUED)
         self.book.queue.push(job)
@@ -125,7 +126,11 @@ class Jobs:
         lane = self._lane(job)
         may_pass = event.trimmed and self.turns.accounts.policy.rotates
         if may_pass and lane is not None and lane.waiters and lane.occupant is job:
-            self._pass(lane, event.at)
+            if self.book.deficit:
+                # What is still held leaves no room for a mate's E in fact: it goes on waiting, and the lane is asked for later.
+                self._await_lane(lane, event.at + self.config.lane_turn)
+            else:
+                self._pass(lane, event.at)
         self.turns.at_boundary(session, event.at)
         if session.phase is Phase.ON:
             self._grant_waiting(session, event.at)
@@ -166,6 +171,9 @@ class Jobs:
         if not session.jobs:
             session.idle_since = self.at
             session.weight = session.usual_weight
+            if len(self.book.queue) and session.declared > session.measured:
+                # It was declared and never used, and somebody waits for it.
+                self.book.charge(session, declared=0)
 
     # --- memory and lanes ---------------------------------------------------------------------------------
 
@@ -233,8 +241,12 @@ class Jobs:
     # --- turns ----------------------------------------------------------------------------------------------
 
     def _wants(self, session: Session, at: float) -> None:
-        """A session wants turns as long as one of its jobs occupies its lane."""
-        if any(self._occupies(job) for job in session.jobs.values()):
+        """A session wants turns as long as one of its jobs occupies its lane, and it is not suspended."""
+        if session.suspended_until is not None:
+            if not session.jobs:
+                session.suspended_until = None
+                self.turns.free(session)
+        elif any(self._occupies(job) for job in session.jobs.values()):
             self.turns.want(session, at)
             if session.phase is Phase.ON:
                 self._grant_waiting(session, at)
@@ -269,7 +281,7 @@ class Jobs:
         if usage.memory is not None and all(job.plain for job in session.jobs.values()):
             self.book.charge(session, measured=usage.memory)
         if usage.contexts or (usage.contexts == 0 and not session.jobs):
-            self.book.context(session, usage.contexts * self.config.reserve)
+            self.book.context(session, usage.contexts * self.book.reserve)
         return seen
 
     # --- out -----------------------------------------------------------------------------------------------------

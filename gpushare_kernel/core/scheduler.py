@@ -9,9 +9,9 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InternalError
-from gpushare_kernel.core.jobs import Jobs
 from gpushare_kernel.core.policies import check_weight, policy_named
 from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.suspension import Suspensions
 from gpushare_kernel.core.values import (
     JobId,
     JobState,
@@ -20,7 +20,7 @@ from gpushare_kernel.core.values import (
 )
 
 
-class Scheduler(Jobs):
+class Scheduler(Suspensions):
     """Lanes, queue, turns and accounts of one device."""
 
     def __init__(self, config: Config) -> None:
@@ -41,6 +41,8 @@ class Scheduler(Jobs):
             ev.Continued: self._continued,
             ev.Paused: self._paused,
             ev.Exempted: self._exempted,
+            ev.Suspended: self._suspended,
+            ev.SuspensionEnded: self._suspension_ended,
             ev.CapacityChanged: self._capacity_changed,
             ev.DeviceLost: self._device_lost,
             ev.PolicyChanged: self._policy_changed,
@@ -137,11 +139,17 @@ class Scheduler(Jobs):
 
     def _paused(self, event: ev.Paused) -> None:
         session = self.sessions.get(event.session)
-        if session is not None:
+        if session is None:
+            return
+        if session.suspended_until is not None:
+            self._stood(session, event)
+        else:
             self.turns.paused(session, event.ticket, event.status, event.at, event.drain)
 
     def _exempted(self, event: ev.Exempted) -> None:
-        self.turns.exempt(self.sessions[event.session], event.until, event.at)
+        session = self.sessions[event.session]
+        self._lift(session, event.at)
+        self.turns.exempt(session, event.until, event.at)
 
     # --- use --------------------------------------------------------------------------------------------------
 
@@ -173,7 +181,7 @@ class Scheduler(Jobs):
                 continue
             seen = self._take(session, usage, event.at)
             if seen.cheated:
-                self.turns.restop(session)
+                self._restop(session)
             if seen.begins:
                 self._plain_begins(session, event.at, background=session.cell_since is None)
                 self.probe.forget(session)
@@ -188,7 +196,7 @@ class Scheduler(Jobs):
     def _continued(self, event: ev.Continued) -> None:
         session = self.sessions.get(event.session)
         if session is not None:
-            self.turns.restop(session)
+            self._restop(session)
 
     def _plain_begins(self, session: Session, at: float, *, background: bool) -> None:
         """A plain cell was seen using the device: it is a job now, with default needs, in a lane of its own."""
@@ -218,11 +226,14 @@ class Scheduler(Jobs):
     # --- the device and its administrators -----------------------------------------------------------------------
 
     def _capacity_changed(self, event: ev.CapacityChanged) -> None:
-        self.book.capacity(event.capacity)
+        self.book.capacity(event.capacity, event.reserve)
         self._admit(event.at)
 
     def _device_lost(self, event: ev.DeviceLost) -> None:
         self.lost = self.turns.lost = event.lost
+        if event.lost:
+            for session in self.sessions.values():
+                self._lift(session, event.at)
         self._admit(event.at)
 
     def _policy_changed(self, event: ev.PolicyChanged) -> None:
