@@ -47,6 +47,7 @@ class Desk:
             msg.Release: self._release,
             msg.GetSnapshot: self._snapshot,
             msg.SetWeight: self._set_weight,
+            msg.SetNeeds: self._set_needs,
             msg.SetPolicy: self._set_policy,
             msg.Stop: self._stop,
             msg.CellStarted: self._cell_started,
@@ -214,7 +215,7 @@ class Desk:
             job = JobId(f"{kernel.id}/{one.job}")
             _check_held(one.persistent, one.ephemeral)
             # What a device cannot hold nobody holds: a wrong number must not hold up everybody else.
-            most = engine.scheduler.config.capacity
+            most = engine.scheduler.book.whole
             persistent = min(one.persistent, most)
             self.jobs[one.job] = job
             self._broker.jobs[job] = self
@@ -289,6 +290,14 @@ class Desk:
         weight = kernel.weight = check_weight(body.weight)
         engine = self._engine()
         engine.feed(ev.WeightChanged(at=engine.now, session=kernel.id, weight=weight))
+        self._reply(number, msg.Ok())
+
+    def _set_needs(self, number: int, body: msg.SetNeeds) -> None:
+        kernel = self._own()
+        if not 0 <= body.needs < LARGEST_SIZE:
+            problem = f"what a notebook needs must be from 0 to under {LARGEST_SIZE} bytes, and {body.needs} is not."
+            raise UserError(problem)
+        kernel.needs = body.needs
         self._reply(number, msg.Ok())
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:

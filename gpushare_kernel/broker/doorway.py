@@ -88,7 +88,7 @@ class Doorway:
 
     def _opened(self, kernel: Kernel, token: str) -> _Answer:
         device = self._broker.engine_of(kernel.id).device
-        environment = dict(device.environment())
+        environment = dict(device.environment(kernel.needs))
         answer = msg.Opened(kernel.id, token, device.inventory.id, environment)
         return answer, (kernel.page.fd,), None
 

@@ -199,7 +199,7 @@ class Engine:
     def _slow(self, slow: do.Slow) -> None:
         kernel = self._registry.get(slow.session)
         if kernel is not None:
-            kernel.notify(Slowed(slow.people, slow.fraction, slow.paused))
+            kernel.notify(Slowed(slow.people, slow.fraction, slow.paused, slow.reason or ""))
 
     def _set_wake(self, wake: do.Wake) -> None:
         if self._wake is not None:

@@ -39,7 +39,8 @@ def find_devices(
     compute
         Cores to share; of a host only.
     held
-        Bytes that sessions taken over from an earlier broker hold already, by device id.
+        Bytes that sessions taken over from an earlier broker hold already, by device id; of a host only: a GPU's
+        driver knows it.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def find_devices(
     if wanted == HOST:
         return [_host(intents, capacity, compute, held)]
     try:
-        return [*_gpus(wanted, intents, capacity, held)]
+        return [*_gpus(wanted, intents, capacity)]
     except DeviceError as problem:
         if wanted != AUTO:
             raise
@@ -87,9 +88,7 @@ def _host(
     return HostDevice(intents, capacity=capacity, compute=compute, held=sum(held.values()))
 
 
-def _gpus(
-    wanted: str, intents: Intents, capacity: int | None, held: Mapping[str, int]
-) -> Sequence[Device]:
+def _gpus(wanted: str, intents: Intents, capacity: int | None) -> Sequence[Device]:
     # A host without a GPU must not need what speaks to one.
     from gpushare_kernel.devices.cuda import CudaDevice  # noqa: PLC0415
     from gpushare_kernel.devices.nvml import find_gpus  # noqa: PLC0415
@@ -107,7 +106,4 @@ def _gpus(
             msg = f"no GPU is called {', '.join(missing) or wanted!r}. There is: {there}."
             raise DeviceError(msg)
         gpus = [known[name] for name in dict.fromkeys(names)]
-    return [
-        CudaDevice(intents, gpu=gpu.uuid, capacity=capacity, held=held.get(gpu.uuid, 0))
-        for gpu in gpus
-    ]
+    return [CudaDevice(intents, gpu=gpu.uuid, capacity=capacity) for gpu in gpus]

@@ -144,9 +144,14 @@ class Housekeeping:
         except DeviceError as problem:
             _logger.warning("foreign memory cannot be measured: %s", problem)
             return
-        capacity = max(0, engine.device.inventory.capacity - foreign)
-        if abs(capacity - book.table.capacity) >= _CAPACITY_STEP:
-            engine.feed(ev.CapacityChanged(at=engine.now, capacity=capacity))
+        inventory = engine.device.inventory
+        capacity = max(0, inventory.capacity - foreign)
+        if abs(capacity - book.table.capacity) < _CAPACITY_STEP:
+            capacity = book.table.capacity
+        if (capacity, inventory.reserve) != (book.table.capacity, book.reserve):
+            engine.feed(
+                ev.CapacityChanged(at=engine.now, capacity=capacity, reserve=inventory.reserve)
+            )
 
     def _retire(self) -> None:
         """Nothing to do for a while: go, unless somebody is just coming in."""

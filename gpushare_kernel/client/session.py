@@ -14,11 +14,12 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-from gpushare_kernel.client.calls import Call, Calls, Lost, expect, interruptible
+from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
+from gpushare_kernel.client.questions import ANSWER, Questions
 from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.transport.tally import Tally
@@ -32,38 +33,25 @@ from gpushare_kernel.wire.messages import (
     Cancel,
     CellEnded,
     CellStarted,
-    DryRun,
     End,
     FromBroker,
-    GetSnapshot,
     Granted,
     Kind,
-    Ok,
-    Release,
-    ReleasedNow,
     Reply,
     Request,
-    SetNeeds,
-    SetWeight,
     Slowed,
-    SnapshotReply,
     Soon,
     Submit,
     ToBroker,
     Waiting,
     Welcome,
 )
-from gpushare_kernel.wire.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.gpu import Gpu
     from gpushare_kernel.client.measure import Memory
     from gpushare_kernel.client.queueing import OnWait
 
-_Reply = TypeVar("_Reply")
-
-ANSWER = 5.0
-"""Seconds a question may take. Waits in the queue have no limit, questions do."""
 
 REVIVE_AFTER = 1.0
 """Seconds of absence after which we start a broker: its guardian would have by now."""
@@ -72,7 +60,7 @@ Listener = Callable[[Slowed | Announce], None]
 """Called on the reader thread with what the broker says unasked."""
 
 
-class Session:
+class Session(Questions):
     """One process's connection to its session.
 
     Parameters
@@ -296,38 +284,7 @@ class Session:
         if self.up:
             self._notice(CellEnded(cell, self.memory.recent()))
 
-    # --- Questions ---------------------------------------------------------------------------------------
-
-    def dry_run(self, submit: Submit) -> DryRun:
-        """Return what submitting this job would do now."""
-        return self.request(submit, DryRun)
-
-    def release(self, notebook: str | None = None) -> ReleasedNow:
-        """Give back what a notebook of mine declared and does not use."""
-        return self.request(Release(notebook), ReleasedNow)
-
-    def snapshot(self) -> Snapshot:
-        """Return the broker's state as we may see it."""
-        return self.request(GetSnapshot(), SnapshotReply).snapshot
-
-    def set_weight(self, weight: float) -> None:
-        """Set this session's weight among the user's own."""
-        self.request(SetWeight(weight), Ok)
-
-    def set_needs(self, size: int) -> None:
-        """Say what this notebook is to get, in bytes, when its kernel starts next."""
-        self.request(SetNeeds(size), Ok)
-
-    def request(self, body: Request, expected: type[_Reply], timeout: float = ANSWER) -> _Reply:
-        """Ask the broker and return its answer; its `Failure` is raised as the error it names."""
-        self.wait_attached(timeout)
-        try:
-            reply = self.answer(self.call(body), timeout)
-        except LinkDown as problem:
-            raise BrokerUnavailable(_UNANSWERED) from problem
-        if reply is None:
-            raise BrokerUnavailable(_UNANSWERED)
-        return expect(reply, expected)
+    # --- Requests ---------------------------------------------------------------------------------------
 
     def new_call(self, job: JobId | None = None) -> Call:
         """Return a call for a request about to be sent."""
@@ -489,7 +446,6 @@ class Session:
         self._reset()
 
 
-_UNANSWERED = "the gpushare broker did not answer. jupyter gpushare doctor says more."
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 

@@ -18,6 +18,8 @@ class MemoryBook:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        #: What one context takes: an estimate until one is measured.
+        self.reserve = config.reserve
         self.table = LaneTable(config.capacity)
         self.queue = AdmissionQueue()
         #: Whether a measurement, a plain cell or foreign use (never a grant) has put the sum over capacity.
@@ -43,10 +45,17 @@ class MemoryBook:
         session.context = size
         self._note_deficit()
 
-    def capacity(self, capacity: int) -> None:
-        """The device has another size for us now."""
+    def capacity(self, capacity: int, reserve: int | None = None) -> None:
+        """The device has another size for us now, or one context does."""
         self.table.capacity = capacity
+        if reserve is not None:
+            self.reserve = reserve
         self._note_deficit()
+
+    @property
+    def whole(self) -> int:
+        """The most that the device had for us: what it has now, or when we started."""
+        return max(self.config.capacity, self.table.capacity)
 
     def _note_deficit(self) -> None:
         self.deficit = self.table.free < 0
@@ -67,7 +76,7 @@ class MemoryBook:
 
     def added(self, session: Session, need: Need) -> int:
         """Bytes of P that `need` adds to what `session` is charged, its own context included."""
-        context = self.config.reserve if session.context == 0 else 0
+        context = self.reserve if session.context == 0 else 0
         return max(0, need.persistent - session.charged) + context
 
     def never_fits(self, session: Session, need: Need, size: int | None = None) -> str | None:
@@ -77,9 +86,9 @@ class MemoryBook:
                 f"this notebook already keeps {format_size(session.measured)}, more than the {format_size(size)} it "
                 f"is to hold in all. Declare more, or free some first (del, restart)."
             )
-        context = session.context or self.config.reserve
+        context = session.context or self.reserve
         whole = max(need.persistent, session.measured) + need.ephemeral + context
-        if whole <= self.config.capacity:
+        if whole <= self.whole:
             return None
         parts = [
             f"{format_size(need.persistent)} to keep",
@@ -89,7 +98,7 @@ class MemoryBook:
             parts.append(f"{format_size(context)} for the kernel itself")
         return (
             f"this can never fit: it needs {format_size(whole)} ({', '.join(parts)}), and the device has "
-            f"{format_size(self.config.capacity)} in all. Ask for {format_size(max(0, self.config.capacity - context))} or less."
+            f"{format_size(self.whole)} in all. Ask for {format_size(max(0, self.whole - context))} or less."
         )
 
     # --- placing and leaving -------------------------------------------------------------------------------
@@ -123,8 +132,8 @@ class MemoryBook:
     def _put(
         self, session: Session, job: Job, found: Placement, at: float, *, private: bool = False
     ) -> Lane:
-        if session.context == 0 and self.config.reserve:
-            self.context(session, self.config.reserve)
+        if session.context == 0 and self.reserve:
+            self.context(session, self.reserve)
         if job.size is None:
             self.charge(session, declared=max(session.declared, job.need.persistent))
         return self.table.place(job, found, at, private=private)

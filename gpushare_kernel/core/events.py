@@ -165,10 +165,26 @@ class Exempted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Suspended(Event):
+    """The session holds more than it was granted, and others wait for it: pause it until `until` at most."""
+
+    session: SessionId
+    until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspensionEnded(Event):
+    """What the session was suspended for is over: it runs again as its turns come."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityChanged(Event):
-    """What the device has for us now: free at start minus foreign use since."""
+    """What the device has for us now: free at start minus foreign use since. `reserve` is what one context takes (None: as before)."""
 
     capacity: int
+    reserve: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

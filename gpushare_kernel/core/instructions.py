@@ -82,6 +82,7 @@ class Slow(Instruction):
     people: int
     fraction: float
     paused: float = 0.0
+    reason: PauseReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

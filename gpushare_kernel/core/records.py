@@ -98,6 +98,8 @@ class Session:
     #: How long its drains were seen to need, where that is more than the usual limit.
     pause_limit: float = 0.0
     pausable: bool = True
+    #: It is kept paused, whatever the turns, until then at most (None: it is not): it holds more than it was granted.
+    suspended_until: float | None = None
     exempt_until: float = 0.0
     leave_by: float = 0.0
 

@@ -3,57 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.book import MemoryBook
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.deadlines import Deadlines
 from gpushare_kernel.core.errors import InternalError
-from gpushare_kernel.core.frames import Frames
-from gpushare_kernel.core.glance import Glance
-from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.policies import check_weight, policy_named
-from gpushare_kernel.core.probe import Probe, Seen
 from gpushare_kernel.core.records import Job, Session, User
-from gpushare_kernel.core.slots import Slots
-from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.turns import Turns
+from gpushare_kernel.core.suspension import Suspensions
 from gpushare_kernel.core.values import (
     JobId,
     JobState,
-    LaneId,
-    Need,
     Presence,
     SessionId,
-    Usage,
-    UserId,
 )
 
 
-class Scheduler:
+class Scheduler(Suspensions):
     """Lanes, queue, turns and accounts of one device."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.at = 0.0
-        self.users: dict[UserId, User] = {}
-        self.sessions: dict[SessionId, Session] = {}
-        self.jobs: dict[JobId, Job] = {}
-        self.book = MemoryBook(config)
-        kind = Frames if config.divisible else Slots
-        self.turns: Turns = kind(
-            config, self._emit, self._leave_timer, self._grant_waiting, self._crowded_lane
-        )
-        self.probe = Probe(config) if config.divisible else Glance(config)
-        self.lost = False
-        #: Confirmed jobs of one former lane meet again: former lane -> lane.
-        self._groups: dict[int, LaneId] = {}
-        self._order = count(1)
-        self._out: list[do.Instruction] = []
-        self._deadlines = Deadlines()
+        super().__init__(config)
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionOpened: self._session_opened,
             ev.SessionReady: self._session_ready,
@@ -70,6 +41,8 @@ class Scheduler:
             ev.Continued: self._continued,
             ev.Paused: self._paused,
             ev.Exempted: self._exempted,
+            ev.Suspended: self._suspended,
+            ev.SuspensionEnded: self._suspension_ended,
             ev.CapacityChanged: self._capacity_changed,
             ev.DeviceLost: self._device_lost,
             ev.PolicyChanged: self._policy_changed,
@@ -165,229 +138,21 @@ class Scheduler:
         self.book.charge(session, declared=0, measured=0)
         self.book.context(session, 0)
 
-    # --- jobs -------------------------------------------------------------------------------------------
-
-    def _job_submitted(self, event: ev.JobSubmitted) -> None:
-        session = self.sessions[event.session]
-        if event.usage is not None:
-            self._take(session, event.usage, event.at)
-        need = self.book.need(
-            session, size=event.size, persistent=event.persistent, ephemeral=event.ephemeral
-        )
-        job = Job(
-            event.job,
-            session.id,
-            next(self._order),
-            need,
-            event.size,
-            event.at,
-            plain=event.plain,
-            cooperative=event.cooperative,
-        )
-        refusal = self.book.never_fits(session, need, event.size)
-        if refusal is not None:
-            job.become(JobState.REFUSED)
-            self._emit(do.Refuse(job.id, session.id, refusal))
-            return
-        weight = check_weight(event.weight)
-        if session.plain_job is not None:
-            # The cell declares its work after all (or says itself that it begins): it is not counted twice.
-            self._over(session, session.plain_job, JobState.DONE)
-        self._enlist(session, job)
-        session.weight = weight
-        job.become(JobState.QUEUED)
-        self.book.queue.push(job)
-        self._admit(event.at)
-        if job.state is JobState.QUEUED:
-            self._emit(do.Queue(job.id, session.id))
-
-    def _job_confirmed(self, event: ev.JobConfirmed) -> None:
-        session = self.sessions[event.session]
-        need = Need(event.persistent, event.ephemeral)
-        job = Job(
-            event.job,
-            session.id,
-            next(self._order),
-            need,
-            None,
-            event.at,
-            plain=event.plain,
-            cooperative=not event.plain,
-        )
-        self._enlist(session, job)
-        lane = self.book.table.lanes.get(self._groups.get(event.group, LaneId(-1)))
-        taken = lane is not None and lane.occupant is not None and event.running
-        lane = self.book.force(session, job, event.at, beside=None if taken else lane)
-        self._groups[event.group] = lane.id
-        job.become(JobState.ADMITTED)
-        if event.running:
-            job.become(JobState.RUNNING)
-            job.waits, job.trimmed, job.granted = False, False, event.at
-        self._seek(lane, session, event.at)
-
-    def _job_cancelled(self, event: ev.JobCancelled) -> None:
-        job = self.jobs.get(event.job)
-        if job is None or not job.waits or job.granted is not None:
-            return
-        session = self.sessions[job.session]
-        self._emit(do.Drop(job.id, session.id))
-        self._over(session, job, JobState.CANCELLED)
-        self._admit(event.at)
-
-    def _boundary_reached(self, event: ev.BoundaryReached) -> None:
-        job = self.jobs.get(event.job)
-        if job is None or job.state is not JobState.RUNNING:
-            return
-        session = self.sessions[job.session]
-        job.become(JobState.ADMITTED)
-        job.waits, job.trimmed, job.asked, job.interval = True, event.trimmed, False, event.interval
-        if event.trimmed:
-            self.book.charge(session, measured=event.persistent)
-            self.book.resplit(session, job)
-        lane = self._lane(job)
-        may_pass = event.trimmed and self.turns.accounts.policy.rotates
-        if may_pass and lane is not None and lane.waiters and lane.occupant is job:
-            self._pass(lane, event.at)
-        self.turns.at_boundary(session, event.at)
-        if session.phase is Phase.ON:
-            self._grant_waiting(session, event.at)
-        self._admit(event.at)
-
-    def _job_ended(self, event: ev.JobEnded) -> None:
-        job = self.jobs.get(event.job)
-        if job is None:
-            return
-        if job.granted is None:
-            self._job_cancelled(ev.JobCancelled(at=event.at, job=job.id))
-            return
-        session = self.sessions[job.session]
-        if event.usage is not None:
-            self._take(session, event.usage, event.at)
-        self.book.charge(session, measured=event.persistent)
-        self._over(session, job, JobState.DONE)
-        if session.cell_open:
-            self.probe.start(session, event.at)  # what follows in the cell is not declared
-        self._admit(event.at)
-
-    def _enlist(self, session: Session, job: Job) -> None:
-        self.probe.forget(session)
-        session.begun = True
-        self.jobs[job.id] = session.jobs[job.id] = job
-
-    def _over(self, session: Session, job: Job, state: JobState) -> None:
-        """`job` is out: its lane passes on, its session may have nothing left to do."""
-        job.become(state)
-        del self.jobs[job.id], session.jobs[job.id]
-        lane = self._lane(job)
-        if lane is not None and lane.occupant is job:
-            lane.give_up(session.user, self.at)
-        lane = self.book.leave(job)
-        if lane is not None and lane.occupant is None:
-            self._pass(lane, self.at)
-        self._wants(session, self.at)
-        if not session.jobs:
-            session.idle_since = self.at
-            session.weight = session.usual_weight
-
-    # --- memory and lanes ---------------------------------------------------------------------------------
-
-    def _admit(self, at: float) -> None:
-        """Let in from the queue what fits now."""
-        if self.lost or at < self.turns.free_until:
-            return
-        for job in self.book.admit(self.sessions, at):
-            job.become(JobState.ADMITTED)
-            lane = self._lane(job)
-            if lane is not None:
-                self._seek(lane, self.sessions[job.session], at)
-                if lane.occupant is not job:
-                    self._emit(do.Queue(job.id, job.session))
-
-    def _lane(self, job: Job) -> Lane | None:
-        return None if job.lane is None else self.book.table.lanes[job.lane]
-
-    def _crowded_lane(self, job: Job) -> bool:
-        lane = self._lane(job)
-        return lane is not None and len(lane.members) > 1
-
-    def _seek(self, lane: Lane, session: Session, at: float) -> None:
-        """A job of `session` is new in `lane`: it wants a turn if it is the occupant, else the lane is asked for."""
-        self._wants(session, at)
-        self._await_lane(lane, at)
-
-    def _await_lane(self, lane: Lane, at: float) -> None:
-        if lane.waiters and lane.due is None:
-            lane.due = max(at, lane.since + self.config.lane_turn)
-            self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
-
-    def _ask_lane(self, lane: Lane, at: float) -> None:
-        """Lane mates have waited a lane's turn: ask the occupant to give it up, trimmed, at its next boundary."""
-        lane.due = None
-        job = lane.occupant
-        if job is None or not lane.waiters or not self.turns.accounts.policy.rotates:
-            return
-        if at < lane.since + self.config.lane_turn:
-            self._await_lane(lane, at)
-            return
-        if job.waits:
-            return  # its word is read when it runs: its next grant asks again
-        job.asked = True
-        leaving = self.sessions[job.session].phase is Phase.LEAVING
-        self._emit(do.Ask(job.id, job.session, turn=leaving, lane=True))
-
-    def _pass(self, lane: Lane, at: float) -> None:
-        """`lane` is free: the waiting member to whom it is due gets it."""
-        former = lane.occupant
-        if former is not None:
-            lane.give_up(self.sessions[former.session].user, at)
-        if self.turns.accounts.policy.rotates:
-            heir = lane.heir(lambda job: self.sessions[job.session].user)
-        else:
-            heir = min(lane.waiters, key=lambda job: job.order)
-        self.book.table.occupy(lane, heir, at)
-        if former is not None:
-            self._wants(self.sessions[former.session], at)
-        session = self.sessions[heir.session]
-        self._seek(lane, session, at)
-        if session.phase is Phase.ON:
-            self._grant_waiting(session, at)
-
     # --- turns ----------------------------------------------------------------------------------------------
-
-    def _wants(self, session: Session, at: float) -> None:
-        """A session wants turns as long as one of its jobs occupies its lane."""
-        if any(self._occupies(job) for job in session.jobs.values()):
-            self.turns.want(session, at)
-            if session.phase is Phase.ON:
-                self._grant_waiting(session, at)
-        else:
-            self.turns.unwant(session, at)
-
-    def _occupies(self, job: Job) -> bool:
-        lane = self._lane(job)
-        return lane is not None and lane.occupant is job
-
-    def _grant_waiting(self, session: Session, at: float) -> None:
-        """`session` has the turn: let its jobs go on that wait for nothing else."""
-        for job in session.jobs.values():
-            if job.waits and job.state is JobState.ADMITTED and self._occupies(job):
-                job.become(JobState.RUNNING)
-                job.waits, job.trimmed = False, False
-                job.turns += 1
-                if job.granted is None:
-                    job.granted, job.device_time_before = at, session.device_time
-                self._emit(do.Grant(job.id, session.id, job.lane or LaneId(0), job.need))
-                lane = self._lane(job)
-                if lane is not None:
-                    self._await_lane(lane, at)
 
     def _paused(self, event: ev.Paused) -> None:
         session = self.sessions.get(event.session)
-        if session is not None:
+        if session is None:
+            return
+        if session.suspended_until is not None:
+            self._stood(session, event)
+        else:
             self.turns.paused(session, event.ticket, event.status, event.at, event.drain)
 
     def _exempted(self, event: ev.Exempted) -> None:
-        self.turns.exempt(self.sessions[event.session], event.until, event.at)
+        session = self.sessions[event.session]
+        self._lift(session, event.at)
+        self.turns.exempt(session, event.until, event.at)
 
     # --- use --------------------------------------------------------------------------------------------------
 
@@ -419,7 +184,7 @@ class Scheduler:
                 continue
             seen = self._take(session, usage, event.at)
             if seen.cheated:
-                self.turns.restop(session)
+                self._restop(session)
             if seen.begins:
                 self._plain_begins(session, event.at, background=session.cell_since is None)
                 self.probe.forget(session)
@@ -434,18 +199,7 @@ class Scheduler:
     def _continued(self, event: ev.Continued) -> None:
         session = self.sessions.get(event.session)
         if session is not None:
-            self.turns.restop(session)
-
-    def _take(self, session: Session, usage: Usage, at: float) -> Seen:
-        """Put what a sample says on the accounts."""
-        seen = self.probe.sample(session, usage, at)
-        self.turns.sampled(session)
-        self.turns.account(session, usage, seen, at)
-        if usage.memory is not None and all(job.plain for job in session.jobs.values()):
-            self.book.charge(session, measured=usage.memory)
-        if usage.contexts or (usage.contexts == 0 and not session.jobs):
-            self.book.context(session, usage.contexts * self.config.reserve)
-        return seen
+            self._restop(session)
 
     def _plain_begins(self, session: Session, at: float, *, background: bool) -> None:
         """A plain cell was seen using the device: it is a job now, with default needs, in a lane of its own."""
@@ -475,11 +229,14 @@ class Scheduler:
     # --- the device and its administrators -----------------------------------------------------------------------
 
     def _capacity_changed(self, event: ev.CapacityChanged) -> None:
-        self.book.capacity(event.capacity)
+        self.book.capacity(event.capacity, event.reserve)
         self._admit(event.at)
 
     def _device_lost(self, event: ev.DeviceLost) -> None:
         self.lost = self.turns.lost = event.lost
+        if event.lost:
+            for session in self.sessions.values():
+                self._lift(session, event.at)
         self._admit(event.at)
 
     def _policy_changed(self, event: ev.PolicyChanged) -> None:
@@ -499,12 +256,6 @@ class Scheduler:
             self._admit(event.at)
 
     # --- deadlines --------------------------------------------------------------------------------------------------
-
-    def _emit(self, instruction: do.Instruction) -> None:
-        self._out.append(instruction)
-
-    def _leave_timer(self, at: float, session: Session) -> None:
-        self._deadlines.add(at, lambda now: self.turns.late(session, now))
 
     def _set_wake(self) -> None:
         """Say when we want to hear the next `Sampled`: a deadline, the frame's end, a look at those who run freely."""

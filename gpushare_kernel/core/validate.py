@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gpushare_kernel.core.errors import InvariantBroken
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobState
+from gpushare_kernel.core.values import JobState, PauseReason
 
 _CLOSE = 1e-6
 
@@ -93,9 +93,14 @@ def _turns(scheduler: Scheduler) -> Iterator[str]:
 
 
 def _pauses(scheduler: Scheduler) -> Iterator[str]:
-    """I3: what is paused has a reason, and only sessions that wait for a turn are."""
+    """I3: what is paused has a reason, and only sessions that wait for a turn are, or are suspended, for a time."""
     for session in scheduler.sessions.values():
-        if session.stopped is not None and session.phase not in {Phase.WAITING, Phase.LEAVING}:
+        if session.suspended_until is not None:
+            if session.stopped is not PauseReason.OVER_GRANT or session.phase is not Phase.OFF:
+                yield f"I3: session {session.id} is suspended, {session.phase} and stopped ({session.stopped})"
+            if not session.jobs:
+                yield f"I3: session {session.id} is suspended and has no jobs"
+        elif session.stopped is not None and session.phase not in {Phase.WAITING, Phase.LEAVING}:
             yield f"I3: session {session.id} is {session.phase} and stopped ({session.stopped})"
         if session.stopped is not None and scheduler.at < session.exempt_until:
             yield f"I3: session {session.id} is exempt and stopped"

@@ -72,6 +72,7 @@ class PauseReason(StrEnum):
 
     TURN_ENDED = "turn-ended"
     RESTOPPED = "continued-by-somebody-else"
+    OVER_GRANT = "over-its-grant"
 
 
 class PauseStatus(StrEnum):

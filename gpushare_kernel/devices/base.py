@@ -132,14 +132,20 @@ class Device(Protocol):
     def window(self) -> float:
         """Length of a window of `utilization`, in seconds; 0 where it is never measured."""
 
-    def environment(self) -> Mapping[str, str]:
-        """Return what a kernel on this device is to have in its environment when it is launched."""
+    def environment(self, needs: int = 0) -> Mapping[str, str]:
+        """Return what a kernel on this device is to have in its environment when it is launched.
+
+        `needs` are the bytes it is to get, for frameworks that read their limit only then; 0: nothing is known.
+        """
 
     def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
         """Return who uses the device and is in none of the sessions `targets`, as last seen."""
 
     def foreign(self, managed: int) -> int:
-        """Bytes in use beyond `managed` and beyond what was in use when we started (may shrink to 0)."""
+        """Bytes in use beyond `managed` and beyond what was in use when we started.
+
+        May be negative: what was in use when we started is given back as far as its holders are gone, or in a session.
+        """
 
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
         """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped."""

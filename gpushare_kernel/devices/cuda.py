@@ -52,8 +52,6 @@ class CudaDevice:
         Its index in NVML's (PCI bus) order, or its UUID.
     capacity
         Bytes to share; default is what is free now.
-    held
-        Bytes that sessions taken over from an earlier broker hold already: part of the capacity.
     nvml
         Who reads the GPU; for tests.
     worker
@@ -73,7 +71,6 @@ class CudaDevice:
         *,
         gpu: int | str = 0,
         capacity: int | None = None,
-        held: int = 0,
         nvml: GpuReader | None = None,
         worker: Sequence[str] = WORKER,
         probe: Probe | None = None,
@@ -94,8 +91,12 @@ class CudaDevice:
         self._sessions: dict[ProcessKey, GpuSession] = {}
         self._left_over = set(intents.held(Hold.LOCK))  # by a broker before us: locked, perhaps
         self._sick: str | None = None
-        self._memory = self._sampler.now.memory
-        self._free_at_start = self._memory.free + held
+        first = self._sampler.now
+        self._memory = first.memory
+        self._free_at_start = self._memory.free
+        #: Who held what when we started: no part of the capacity, until they are gone or in a session.
+        self._held_at_start = {user.key: user.size for user in first.users}
+        self._given = capacity
         self.capabilities = Capabilities(
             can_pause=found.verdict is Verdict.FULL, can_park=False, why=found.text
         )
@@ -149,9 +150,11 @@ class CudaDevice:
         """Return the length of NVML's window."""
         return WINDOW
 
-    def environment(self) -> Mapping[str, str]:
-        """Return what makes a kernel see this GPU only, and take its memory as it needs it."""
+    def environment(self, needs: int = 0) -> Mapping[str, str]:
+        """Return what makes a kernel see this GPU only, and take its memory as it needs it; JAX reads its limit here."""
+        part = min(1.0, needs / self.inventory.total) if self.inventory.total else 0.0
         return {
+            **({"XLA_CLIENT_MEM_FRACTION": f"{part:.4f}"} if part > 0 else {}),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": self.inventory.id,
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -175,12 +178,31 @@ class CudaDevice:
         ]
 
     def foreign(self, managed: int) -> int:
-        """Return what others took of the GPU's memory since we started, as of the last reading."""
+        """Return what others took of the GPU's memory since we started, as of the last reading.
+
+        What those of the start held and hold no more as strangers is room of ours: at most so much below 0, however
+        the numbers waver. Where an administrator gave the capacity, it stays at that.
+        """
         sample = self._sampler.sample
         if sample is not None:
             self._memory = sample.memory
-        spare = max(0, self._free_at_start - self.inventory.capacity)
-        return max(0, self._free_at_start - self._memory.free - managed - spare)
+        back = 0 if sample is None else self._given_back(sample)
+        room = self._free_at_start + back
+        taken = room - self._memory.free - managed
+        if self._given is not None:
+            return max(0, taken - max(0, room - self._given))
+        return max(0, taken) - back
+
+    def _given_back(self, sample: Sample) -> int:
+        """Return what those held at the start who have ended, gave their contexts up, or are in a session now."""
+        roots = {root.pid for root in self._sessions}
+        known = {key for session in self._sessions.values() for key in session.members}
+        strangers = {
+            user.key
+            for user in sample.users
+            if user.line.isdisjoint(roots) and user.key not in known
+        }
+        return sum(size for key, size in self._held_at_start.items() if key not in strangers)
 
     # ------------------------------------------------------------ pause and resume
 

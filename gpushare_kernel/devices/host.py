@@ -131,7 +131,7 @@ class HostDevice:
         """Return 0: there is no utilization."""
         return 0.0
 
-    def environment(self) -> Mapping[str, str]:
+    def environment(self, needs: int = 0) -> Mapping[str, str]:  # noqa: ARG002
         """Return nothing: a kernel finds its CPU by itself."""
         return {}
 

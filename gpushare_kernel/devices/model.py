@@ -109,7 +109,7 @@ class ModelDevice(ModelGpu):
         """Return the length of such a window, in model seconds."""
         return WINDOW
 
-    def environment(self) -> Mapping[str, str]:
+    def environment(self, needs: int = 0) -> Mapping[str, str]:  # noqa: ARG002
         """Return nothing: its processes are scripts."""
         return {}
 

@@ -341,6 +341,8 @@ def _pause_reason(reason: str) -> str:
         return "others had their turn"
     if reason == PauseReason.RESTOPPED:
         return "somebody had continued it out of turn"
+    if reason == PauseReason.OVER_GRANT:
+        return "it held more than it may, and others waited for that"
     return reason.rstrip(".")
 
 

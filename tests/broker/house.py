@@ -96,8 +96,8 @@ class PlayedDevice:
     def window(self) -> float:
         return 0.0
 
-    def environment(self) -> dict[str, str]:
-        return {}
+    def environment(self, needs: int = 0) -> dict[str, str]:
+        return {"LAUNCHED_WITH": str(needs)} if needs else {}
 
     def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
         roots = {target.root for target in targets}

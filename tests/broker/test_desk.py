@@ -370,3 +370,24 @@ def test_a_size_below_what_is_kept_is_refused(house: House) -> None:
     client.ask(end("a", held=GiB))
     text = refused(client.ask(submit("b", size=100 * MiB)), "Refused")
     assert text.startswith("this notebook already keeps 1.0 GiB, more than the 100 MiB")
+
+
+def test_what_a_notebook_is_to_get_at_its_next_start_is_in_its_environment_then(
+    house: House,
+) -> None:
+    """Not before; 0 forgets it; what is no size is refused and changes nothing."""
+    client = house.notebook()
+    opened = client.opened  # type: ignore[attr-defined]
+    assert opened.environment == {}
+    assert client.ask(msg.SetNeeds(3 * GiB)) == msg.Ok()
+    for wrong in (-1, LARGEST_SIZE):
+        assert str(wrong) in refused(client.ask(msg.SetNeeds(wrong)), "UserError")
+    again = house.call(msg.Restart(opened.session, opened.token)).body
+    assert isinstance(again, msg.Opened)
+    assert again.environment == {"LAUNCHED_WITH": str(3 * GiB)}
+    house.bind(again)
+    client = house.attach(again)
+    assert client.ask(msg.SetNeeds(0)) == msg.Ok()
+    last = house.call(msg.Restart(again.session, again.token)).body
+    assert isinstance(last, msg.Opened)
+    assert last.environment == {}

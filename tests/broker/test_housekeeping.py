@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,19 @@ def test_what_others_take_is_not_ours_to_give(house: House, tidy: Callable[[], N
     house.device.taken_by_others = 0
     tidy()
     assert table.capacity == 8 * GiB
+
+
+def test_contexts_are_charged_as_they_were_measured(house: House, tidy: Callable[[], None]) -> None:
+    """The device found out what one takes: newcomers bring so much along, and sessions' own follow with their next sample."""
+    client = house.notebook()
+    session = house.broker.scheduler.sessions[session_of(client)]
+    house.device.inventory = replace(house.device.inventory, reserve=600 * MiB)
+    house.device.used = Usage(1.0, 1.0, GiB, contexts=2)
+    client.ask(submit("j", persistent=GiB))
+    tidy()
+    assert house.broker.scheduler.book.reserve == 600 * MiB
+    tidy()
+    assert session.context == 1200 * MiB
 
 
 def test_what_a_declared_cell_uses_is_not_taken_for_foreign_use(

@@ -198,3 +198,17 @@ def test_capacity_moves(capacity: int) -> None:
     memory.capacity(capacity)
     assert memory.table.free == capacity - 60
     assert memory.deficit == (capacity < 60)
+
+
+def test_a_context_takes_what_was_measured_once_it_was() -> None:
+    """The estimate is for newcomers until then; a capacity that grows is one that a job may ask for."""
+    memory, one = book(reserve=20), session()
+    assert memory.added(one, Need(10, 0)) == 30
+    memory.capacity(150, 35)
+    assert memory.added(one, Need(10, 0)) == 45
+    assert memory.never_fits(one, Need(100, 15)) is None
+    assert memory.never_fits(one, Need(100, 16)) is not None
+    memory.place(one, job("a", 10, 0), 0.0)
+    assert one.context == 35
+    memory.capacity(100)
+    assert (memory.reserve, memory.whole) == (35, 100)

@@ -337,6 +337,15 @@ class Machine(RuleBasedStateMachine):
         if session in self.targets:
             self.send(ev.Exempted(at=self.at, session=session, until=self.at + seconds))
 
+    @rule(session=sessions, seconds=st.sampled_from([0.05, 1.0, 60.0]))
+    def suspend(self, session: SessionId, seconds: float) -> None:
+        if session in self.targets:
+            self.send(ev.Suspended(at=self.at, session=session, until=self.at + seconds))
+
+    @rule(session=sessions)
+    def let_on(self, session: SessionId) -> None:
+        self.send(ev.SuspensionEnded(at=self.at, session=session))
+
     @rule(policy=st.sampled_from(["fair", "fifo"]))
     def policy(self, policy: str) -> None:
         self.send(ev.PolicyChanged(at=self.at, policy=policy))

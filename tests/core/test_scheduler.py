@@ -19,6 +19,7 @@ from gpushare_kernel.core.values import (
     JobId,
     JobState,
     LaneId,
+    Need,
     PauseReason,
     PauseStatus,
     Presence,
@@ -140,6 +141,59 @@ def test_one_timer_a_lane_however_often_it_is_met() -> None:
     for _ in range(50):
         world.boundary("a/1", trimmed=False)
     assert len(world.core._deadlines._timers) == 1
+
+
+def test_a_lane_stays_where_it_is_as_long_as_memory_is_missing_in_fact() -> None:
+    """The occupant trimmed and still holds more than there is room for: its mate waits, and the lane is asked for again."""
+    world = lane_mates(lane_turn=0.5)
+    world.kernels["a"].interval = None
+    world.run(0.6)
+    assert world.asked["a/1"] == (False, True)
+    world.boundary("a/1", trimmed=True, persistent=5 * GiB)
+    assert world.core.book.deficit
+    assert occupant(world) == "a/1"
+    assert world.running("a/1")
+    world.run(0.4)
+    assert "a/1" not in world.asked, "not at once"
+    world.run(0.2)
+    assert world.asked["a/1"] == (False, True)
+    world.boundary("a/1", trimmed=True, persistent=GiB)
+    assert occupant(world) == "b/1"
+    assert world.running("b/1")
+
+
+def test_what_was_declared_and_never_used_lapses_while_somebody_waits() -> None:
+    """At the end of its last job: charged is what is measured. With nobody waiting it stays for the next cell."""
+    world = World(capacity=10 * GiB)
+    for name in "ab":
+        world.open(name, user=name)
+    for number in "12":
+        world.submit(f"a/{number}", "a", 6 * GiB, 0)
+    world.end("a/1", persistent=GiB)
+    world.submit("b/1", "b", 8 * GiB, 0)
+    assert not world.running("b/1")
+    assert world.core.sessions[SessionId("a")].charged == 6 * GiB, "a job of it runs"
+    world.end("a/2", persistent=GiB)
+    assert world.core.sessions[SessionId("a")].charged == GiB
+    assert world.running("b/1")
+    world.end("b/1")
+    assert world.core.sessions[SessionId("b")].charged == 8 * GiB
+
+
+def test_a_cell_that_declares_its_work_keeps_what_it_held() -> None:
+    """A plain job gives way to a declared one: its session has had work all the time, nothing lapses between."""
+    world = World(capacity=10 * GiB)
+    world.open("a")
+    world.open("b", user="bob")
+    world.submit("a/1", "a", 4 * GiB, 0)
+    world.end("a/1")
+    world.cell("a")
+    world.run(1.0)
+    assert world.core.sessions[SessionId("a")].plain_job is not None
+    world.submit("b/1", "b", 8 * GiB, 0)
+    world.submit("a/2", "a", size=5 * GiB)
+    assert world.core.sessions[SessionId("a")].charged == 4 * GiB
+    assert world.core.jobs[JobId("a/2")].need == Need(4 * GiB, GiB)
 
 
 # --- who waits, and who is refused ------------------------------------------------------------------------

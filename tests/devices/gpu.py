@@ -124,10 +124,12 @@ class Gpu:
         self.nvml = FakeNvml()
         self.device = self.make()
 
-    def make(self) -> CudaDevice:
+    def make(self, capacity: int | None = None) -> CudaDevice:
         """Make another device, as another broker would."""
         probe = Probe(Verdict.FULL)
-        return CudaDevice(self.record, nvml=self.nvml, worker=self.worker, probe=probe)
+        return CudaDevice(
+            self.record, nvml=self.nvml, worker=self.worker, probe=probe, capacity=capacity
+        )
 
     def set(self, name: str, value: str) -> None:
         """Script the driver."""

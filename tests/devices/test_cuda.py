@@ -66,6 +66,14 @@ def test_a_kernel_s_environment_names_its_gpu_and_takes_memory_as_needed(gpu: Gp
     }
 
 
+def test_what_a_kernel_needs_is_jax_s_limit_from_its_start(gpu: Gpu) -> None:
+    """In parts of the whole GPU, at most all of it; the rest is as ever."""
+    usual = gpu.device.environment()
+    assert gpu.device.environment(needs=0) == usual
+    assert gpu.device.environment(250 * MiB) == usual | {"XLA_CLIENT_MEM_FRACTION": "0.2500"}
+    assert gpu.device.environment(1500 * MiB)["XLA_CLIENT_MEM_FRACTION"] == "1.0000"
+
+
 def test_a_gpu_cut_into_parts_is_refused() -> None:
     """With the command that changes it, and nothing left open."""
     nvml = FakeNvml(GpuInfo(3, "GPU-mig", "A100", 1, mig=True))

@@ -367,6 +367,66 @@ def test_foreign_is_what_others_took_since_the_start(gpu: Gpu) -> None:
     assert gpu.device.foreign(managed=500 * MiB) == 0
 
 
+def held_at_start(place: Path, key: ProcessKey, size: int, **more: int) -> Gpu:
+    """Return a GPU whose device was made while `key` held `size` of its 1000 MiB."""
+    gpu = Gpu(place)
+    gpu.device.close()
+    gpu.nvml.held, gpu.nvml.free = {key.pid: size}, 900 * MiB - size
+    gpu.device = gpu.make(**more)
+    return gpu
+
+
+def room(gpu: Gpu, managed: int = 0) -> int:
+    gpu.device._sampler.look()
+    return gpu.device.inventory.capacity - gpu.device.foreign(managed)
+
+
+def test_what_was_held_at_the_start_is_room_once_its_holder_has_ended(tmp_path: Path) -> None:
+    """So much and no more, however the numbers waver: what others give back beside it was never ours."""
+    with Program("say('up'); wait()") as program:
+        program.said()
+        gpu = held_at_start(tmp_path, program.key, 300 * MiB)
+        assert room(gpu) == 600 * MiB
+        gpu.nvml.free = 700 * MiB  # a part of it: it may take that again
+        assert room(gpu) == 600 * MiB
+    gpu.nvml.held, gpu.nvml.free = {}, 900 * MiB
+    assert room(gpu) == 900 * MiB
+    gpu.nvml.free = 990 * MiB
+    assert room(gpu) == 900 * MiB
+    gpu.nvml.free = 850 * MiB
+    assert room(gpu) == 850 * MiB
+    gpu.close()
+
+
+def test_what_an_adopted_one_held_at_the_start_is_charged_to_it_and_not_missing_too(
+    tmp_path: Path,
+) -> None:
+    """As long as it is a stranger its memory is nobody's; in a session it is that session's, and room again at its end."""
+    with Program("say('up'); wait()") as program:
+        program.said()
+        gpu = held_at_start(tmp_path, program.key, 300 * MiB)
+        assert room(gpu) == 600 * MiB
+        usage = gpu.device.usage(Target(program.key), memory=True)
+        assert usage is not None
+        assert room(gpu, managed=300 * MiB) == 900 * MiB
+    gpu.nvml.held, gpu.nvml.free = {}, 900 * MiB
+    assert room(gpu) == 900 * MiB
+    gpu.close()
+
+
+def test_a_capacity_that_was_given_stays_at_that(tmp_path: Path) -> None:
+    """More room than the administrator gave is not ours, whoever leaves; less is less."""
+    with Program("say('up'); wait()") as program:
+        program.said()
+        gpu = held_at_start(tmp_path, program.key, 300 * MiB, capacity=500 * MiB)
+        assert room(gpu) == 500 * MiB
+    gpu.nvml.held, gpu.nvml.free = {}, 900 * MiB
+    assert room(gpu) == 500 * MiB
+    gpu.nvml.free = 450 * MiB
+    assert room(gpu) == 450 * MiB
+    gpu.close()
+
+
 def test_a_reserve_is_started_only_where_there_is_somebody_to_pause(
     gpu: Gpu, family: Family
 ) -> None:

@@ -84,6 +84,7 @@ def test_durations(seconds: float, text: str) -> None:
         (Slowed(people=2, fraction=0.0), "Shared with 2 people: about no speed"),
         (Slowed(people=2, fraction=0.97), "Shared with 2 people: about full speed"),
         (Slowed(1, 0.0, 8.0, PauseReason.TURN_ENDED), "Was paused for 8 s: others had their turn."),
+        (Slowed(0, 0.0, 60.0, PauseReason.OVER_GRANT), "Was paused for 1 min: it held more than it may, and others waited for that."),
         (Slowed(1, 0.0, 8.0, PauseReason.RESTOPPED), "Was paused for 8 s: somebody had continued it out of turn."),
         (Slowed(1, 0.0, 90.0, "a deadline job runs."), "Was paused for 2 min: a deadline job runs."),
     ],

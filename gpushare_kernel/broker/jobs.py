@@ -1,0 +1,245 @@
+"""What the broker keeps of its devices and their jobs, and what jobs' clients are told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.kernels import Kernel, Registry
+from gpushare_kernel.broker.ledger import Ledger, SessionRow
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.records import Job, Session
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.values import (
+    JobId,
+    LaneId,
+    SessionId,
+)
+from gpushare_kernel.devices.base import Device
+from gpushare_kernel.wire import messages as msg
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.desk import Desk
+
+_logger = logging.getLogger(__name__)
+
+
+class JobAnswers:
+    """Engines, and the jobs they decide on: answers go out through whoever asked."""
+
+    def __init__(
+        self, devices: Sequence[tuple[Config, Device]], ledger: Ledger, *, system: bool
+    ) -> None:
+        self.pid = os.getpid()
+        self.system = system
+        self.registry = Registry()
+        self.ledger = ledger
+        #: One scheduler state a device: nobody else gives that device out.
+        self.engines = {
+            device.inventory.id: Engine(Scheduler(config), device, self.registry, self)
+            for config, device in devices
+        }
+        self._placed: dict[SessionId, Engine] = {}
+        self.jobs: dict[JobId, Desk] = {}
+        self.job_names: dict[JobId, str] = {}
+        self.boundaries: dict[JobId, int] = {}
+        self._peaks: dict[JobId, int] = {}
+        self.observers: set[Desk] = set()
+        self.stopping = asyncio.Event()
+        self.stop_reason = ""
+        self.stopped_for_good = False
+        self._loop = asyncio.get_running_loop()
+        self._started = time.monotonic()
+        self._touched = self._loop.time()
+        self._waits: tuple[int, float] = (0, 0.0)
+        self._sequence = 0
+
+    # --- devices --------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The first device's engine."""
+        return next(iter(self.engines.values()))
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The first device's scheduler."""
+        return self.engine.scheduler
+
+    @property
+    def now(self) -> float:
+        """The time that goes into events."""
+        return self._loop.time()
+
+    def engine_of(self, session: SessionId) -> Engine:
+        """Return the engine of the device that `session` was placed on."""
+        return self._placed.get(session) or self.engine
+
+    def session(self, kernel: Kernel) -> Session | None:
+        """Return what the scheduler keeps about `kernel`."""
+        return self.engine_of(kernel.id).scheduler.sessions.get(kernel.id)
+
+    def job(self, job: JobId) -> Job | None:
+        """Return what the scheduler keeps about `job`."""
+        return self.engine_of(session_of(job)).scheduler.jobs.get(job)
+
+    def sessions(self) -> Iterator[Session]:
+        """Every session, device by device."""
+        for engine in self.engines.values():
+            yield from engine.scheduler.sessions.values()
+
+    def touch(self) -> None:
+        """Somebody came in."""
+        self._touched = self._loop.time()
+
+    def save(self, kernel: Kernel, *, urgent: bool = True) -> None:
+        session = self.session(kernel)
+        if kernel.key is None or session is None:
+            return
+        kernel.saved_time = session.device_time
+        self.ledger.session_saved(
+            SessionRow(
+                id=kernel.id,
+                user=kernel.user,
+                uid=kernel.uid,
+                name=kernel.name,
+                process=kernel.key,
+                token_hash=kernel.token_hash,
+                weight=kernel.weight,
+                persistent=session.declared,
+                opened_at=kernel.opened_at,
+                device_time=session.device_time,
+                opener=kernel.opener,
+                device=self.engine_of(kernel.id).device.inventory.id,
+                background=kernel.background,
+            ),
+            urgent=urgent,
+        )
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def granted(self, grant: do.Grant) -> None:
+        """The scheduler lets a job go on."""
+        record = self.job(grant.job)
+        if record is not None:
+            self.answer_granted(record)
+
+    def answer_granted(self, job: Job) -> None:
+        """Tell `job`'s client that it may go on."""
+        desk = self.jobs.get(job.id)
+        if desk is None:
+            return
+        waited = (job.granted or self.now) - job.submitted
+        if job.turns == 1:
+            self._note_wait(waited)
+            kernel = self.registry.get(job.session)
+            if kernel is not None:
+                self.save(kernel)
+        name = job.id.split("/", 1)[1]
+        lane, need = job.lane or LaneId(0), job.need
+        desk.granted(
+            job.id,
+            lambda slot: msg.Granted(
+                JobId(name), lane, slot, waited, need.persistent, need.ephemeral
+            ),
+        )
+
+    def queued(self, job: JobId) -> None:
+        """The scheduler lets a job wait."""
+        desk = self.jobs.get(job)
+        if desk is not None:
+            desk.tell_wait(job)
+
+    def refused(self, job: JobId, message: str) -> None:
+        """The scheduler will never let a job run."""
+        desk = self.jobs.get(job)
+        if desk is not None:
+            desk.refused(job, msg.Failure("Refused", message))
+
+    def dropped(self, job: JobId) -> None:
+        """A job is over before it was granted."""
+        desk = self.jobs.get(job)
+        if desk is not None:
+            desk.dropped(job)
+
+    def forget(self, job: JobId) -> None:
+        """Nobody waits for `job` any more."""
+        self.jobs.pop(job, None)
+        self.job_names.pop(job, None)
+        self.boundaries.pop(job, None)
+        self._peaks.pop(job, None)
+
+    def note_peak(self, job: JobId, peak: int) -> None:
+        """The client saw its session hold `peak` bytes."""
+        self._peaks[job] = max(peak, self._peaks.get(job, 0))
+
+    def end(self, name: JobId, *, persistent: int, boundaries: int) -> msg.Report:
+        """`name` is over; say what became of it."""
+        job = self.job(name)
+        client = JobId(name.split("/", 1)[1])
+        if job is None:
+            return msg.Report(client, 0.0, 0.0, 0.0, 1.0, 0, persistent, 0, 0, boundaries, 0)
+        engine = self.engine_of(job.session)
+        session = engine.scheduler.sessions[job.session]
+        kernel = self.registry.get(job.session)
+        usage = None if kernel is None else engine.usage(kernel)
+        now = self.now
+        declared = job.need
+        engine.feed(ev.JobEnded(at=now, job=name, persistent=persistent, usage=usage))
+        ran = now - (job.granted or now)
+        used = session.device_time - job.device_time_before if job.granted is not None else 0.0
+        compute = engine.scheduler.config.compute
+        speed = min(session.demand or compute, compute) * ran
+        if kernel is not None:
+            self.save(kernel)
+        return msg.Report(
+            job=client,
+            waited=(job.granted or now) - job.submitted,
+            ran=ran,
+            device_time=used,
+            share=min(1.0, used / speed) if speed > 0 else 1.0,
+            persistent_declared=declared.persistent,
+            persistent_measured=persistent,
+            ephemeral_declared=declared.ephemeral,
+            ephemeral_measured=max(0, self._peaks.get(name, persistent) - persistent),
+            boundaries=max(boundaries, self.boundaries.get(name, 0)),
+            turns=job.turns,
+        )
+
+    def _take_back(self, kernel: Kernel, held: tuple[msg.HeldJob, ...]) -> None:
+        """Jobs of a broken line whose client is here again are this client's now; the old desk must not end them."""
+        names = {JobId(f"{kernel.id}/{one.job}") for one in held}
+        for name in names:
+            former = self.jobs.get(name)
+            if former is not None:
+                former.jobs = {k: v for k, v in former.jobs.items() if v != name}
+
+    @property
+    def longest_wait(self) -> float | None:
+        """The longest wait for memory or a lane that ended today, in seconds."""
+        return self._waits[1] if self._waits[0] == _today() and self._waits[1] > 0 else None
+
+    def _note_wait(self, waited: float) -> None:
+        day = _today()
+        if self._waits[0] != day:
+            self._waits = (day, 0.0)
+        self._waits = (day, max(self._waits[1], waited))
+
+    def _later(self, seconds: float, then: Callable[[], object]) -> None:
+        self._loop.call_later(seconds, then)
+
+
+def session_of(job: JobId) -> SessionId:
+    """Return the session of a job by its name: `<session>/<the client's id>`."""
+    return SessionId(job.split("/", 1)[0])
+
+
+def _today() -> int:
+    return int(time.time() // 86400)

@@ -1,0 +1,244 @@
+"""Which processes are sessions: opened, bound, taken in, outlived, closed. Theirs is the life; what they run is `jobs`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker.adoption import adopted_name
+from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.jobs import JobAnswers
+from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
+from gpushare_kernel.broker.ledger import SessionRow
+from gpushare_kernel.broker.placement import choose
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadToken, UserError
+from gpushare_kernel.core.values import (
+    DeviceId,
+    Presence,
+    ProcessKey,
+)
+from gpushare_kernel.devices.base import Stranger
+from gpushare_kernel.transport import pidfds
+from gpushare_kernel.transport.words import WordPage
+
+BARE_AFTER = 10.0
+"""A kernel whose client has not come by then (seconds after its bind) has none."""
+GONE_AFTER = 60.0
+"""A session without a process is closed after this long, or as soon as its opener is gone."""
+_logger = logging.getLogger(__name__)
+
+
+class Processes(JobAnswers):
+    """The processes behind sessions."""
+
+    # --- kernels ---------------------------------------------------------------------------------------------
+
+    def opened(self, kernel: Kernel, *, device: str = "", needs: int = 0) -> None:
+        """A provisioner is about to start `kernel`: choose its device.
+
+        Raises
+        ------
+        UserError
+            Where there is no such device.
+        """
+        self._place(kernel, choose([*self.engines.values()], device, needs))
+        self._await_process(kernel)
+
+    def _place(self, kernel: Kernel, engine: Engine, *, orphan: SessionRow | None = None) -> None:
+        self._placed[kernel.id] = engine
+        engine.feed(
+            ev.SessionOpened(
+                at=self.now,
+                session=kernel.id,
+                user=kernel.user,
+                weight=kernel.weight,
+                background=kernel.background,
+                persistent=0 if orphan is None else orphan.persistent,
+                orphaned=orphan is not None,
+            )
+        )
+
+    def moved(self, kernel: Kernel, uid: int | None) -> None:
+        """`kernel` was opened by root for a process of `uid`: that user owns it."""
+        if uid in (None, kernel.uid) or kernel.key is not None:
+            return
+        engine = self.engine_of(kernel.id)
+        engine.feed(ev.SessionClosed(at=self.now, session=kernel.id))
+        kernel.uid, kernel.user = uid, user_name(uid)
+        self._place(kernel, engine)
+
+    def bind(self, kernel: Kernel, pidfd: int, pid: int) -> None:
+        """`kernel`'s process is known."""
+        self.registry.bind(kernel, pidfd, pid)
+        self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
+        self.save(kernel)
+        key = kernel.key
+        self._later(BARE_AFTER, lambda: self._still_bare(kernel) if kernel.key == key else None)
+
+    def attached(self, kernel: Kernel) -> None:
+        """The kernel's own client is there."""
+        session = self.session(kernel)
+        if session is None or session.presence is Presence.ATTACHED:
+            return
+        self._measure_context(kernel)
+        self._ready(kernel, bare=False)
+
+    def take_in(self, one: Stranger, engine: Engine) -> bool:
+        """A process that uses a device and is in no session becomes one of its user; say whether it could."""
+        try:
+            pidfd = pidfds.open_pidfd(one.key.pid)
+        except OSError:
+            return False
+        if not procfs.alive(one.key) or procfs.owner(one.key.pid) != one.uid:
+            os.close(pidfd)
+            return False
+        return self._take_in(one.uid, adopted_name(one), 1.0, engine, pidfd, one.key) is not None
+
+    def accompanied(self, kernel: Kernel) -> None:
+        """Its starter attaches for it: it is a session without a client until one of its own comes."""
+        self._still_bare(kernel)
+
+    def emptied(self, kernel: Kernel) -> None:
+        """`kernel`'s process is gone or about to be replaced: jobs end, memory is free, the session stays."""
+        survivors = self._survivors(kernel)
+        self.engine_of(kernel.id).feed(ev.SessionRestarted(at=self.now, session=kernel.id))
+        self.registry.unbind(kernel)
+        kernel.baseline, kernel.told_budget = 0, -1
+        for key in survivors:
+            self._follow(kernel, key)
+        self._await_process(kernel)
+
+    def close(self, kernel: Kernel) -> None:
+        """The session is over."""
+        if self.registry.get(kernel.id) is not kernel:
+            return
+        survivors = self._survivors(kernel)
+        engine = self.engine_of(kernel.id)
+        engine.feed(ev.SessionClosed(at=self.now, session=kernel.id))
+        self.ledger.session_closed(kernel.id)
+        self.registry.drop(kernel)
+        for key in survivors:
+            self._follow(kernel, key)
+        self._placed.pop(kernel.id, None)
+        self.touch()
+        _logger.info("a session is closed", extra={"session": kernel.id})
+
+    def adopt(self, row: SessionRow) -> None:
+        """A session of the broker before this one, from the ledger: its process lives."""
+        if row.process is None:
+            return
+        try:
+            pidfd = pidfds.open_pidfd(row.process.pid)
+        except OSError:
+            return
+        if not procfs.alive(row.process):
+            os.close(pidfd)
+            return
+        kernel = Kernel(
+            row.id,
+            row.uid,
+            row.user,
+            row.name,
+            row.token_hash,
+            WordPage.create(),
+            row.weight,
+            row.background,
+            orphaned=True,
+        )
+        kernel.opened_at, kernel.opener = row.opened_at, row.opener
+        kernel.saved_time = row.device_time
+        self.registry.add(kernel)
+        engine = self.engines.get(DeviceId(row.device), self.engine)
+        self._place(kernel, engine, orphan=row)
+        engine.scheduler.sessions[kernel.id].device_time = row.device_time
+        try:
+            self.registry.bind(kernel, pidfd, row.process.pid)
+        except BadToken:  # it has ended in this moment
+            self.close(kernel)
+            return
+        self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
+        self._later(engine.scheduler.config.orphan_grace, lambda: self._still_bare(kernel))
+
+    def _process_gone(self, kernel: Kernel, pidfd: int) -> None:
+        """The pidfd says that the process has ended. A restart keeps the session; else it is closed."""
+        self._loop.remove_reader(pidfd)
+        if kernel.pidfd != pidfd:
+            return
+        self.emptied(kernel)
+        if kernel.opener is None or not procfs.alive(kernel.opener):
+            self.close(kernel)
+
+    def _survivors(self, kernel: Kernel) -> Sequence[ProcessKey]:
+        """Stop watching `kernel`'s process; return who outlived it."""
+        if kernel.pidfd >= 0:
+            self._loop.remove_reader(kernel.pidfd)
+        if kernel.target is None:
+            return ()
+        return self.engine_of(kernel.id).device.survivors(kernel.target)
+
+    def _follow(self, kernel: Kernel, key: ProcessKey) -> None:
+        """A child outlived its kernel: a session of its own from here on, without a client, of the same user."""
+        try:
+            pidfd = pidfds.open_pidfd(key.pid)
+        except OSError:
+            return
+        name, engine = f"{kernel.name} (left running)", self.engine_of(kernel.id)
+        child = self._take_in(kernel.uid, name, kernel.weight, engine, pidfd, key)
+        if child is not None:
+            extra = {"session": child.id, "of": kernel.id}
+            _logger.info("a child outlived its kernel", extra=extra)
+
+    def _take_in(  # noqa: PLR0917  two callers beside it
+        self, uid: int, name: str, weight: float, engine: Engine, pidfd: int, key: ProcessKey
+    ) -> Kernel | None:
+        """Follow a running process as a session without a client; takes over its pidfd."""
+        try:
+            kernel, _ = self.registry.open(uid, clean_name(name), weight, None)
+        except UserError as problem:
+            os.close(pidfd)
+            _logger.warning("a process is not followed: %s", problem, extra={"pid": key.pid})
+            return None
+        self._place(kernel, engine)
+        try:
+            self.bind(kernel, pidfd, key.pid)
+        except BadToken:  # it has ended in this moment
+            self.close(kernel)
+            return None
+        self._still_bare(kernel)
+        return kernel
+
+    def _await_process(self, kernel: Kernel) -> None:
+        """A session without a process gets one within a while, counted from now, or is closed."""
+        kernel.awaited += 1
+        this = kernel.awaited
+        self._later(GONE_AFTER, lambda: self._still_opened(kernel, this))
+
+    def _still_opened(self, kernel: Kernel, awaited: int) -> None:
+        known = self.registry.get(kernel.id) is kernel
+        if known and kernel.key is None and kernel.awaited == awaited:
+            self.close(kernel)
+
+    def _still_bare(self, kernel: Kernel) -> None:
+        session = self.session(kernel)
+        if session is None or kernel.key is None or kernel.lines:
+            return
+        if session.presence in {Presence.OPENED, Presence.ORPHANED}:
+            kernel.orphaned = False
+            self._measure_context(kernel)
+            self._ready(kernel, bare=True)
+
+    def _ready(self, kernel: Kernel, *, bare: bool) -> None:
+        engine = self.engine_of(kernel.id)
+        engine.feed(
+            ev.SessionReady(at=self.now, session=kernel.id, bare=bare, context=kernel.baseline)
+        )
+        engine.sample(kernel.id)
+
+    def _measure_context(self, kernel: Kernel) -> None:
+        engine = self.engine_of(kernel.id)
+        if kernel.baseline == 0 and engine.scheduler.config.divisible:
+            usage = engine.usage(kernel, memory=True)
+            kernel.baseline = usage.memory or 0 if usage is not None else 0

@@ -1,0 +1,81 @@
+"""What a session asks its broker in passing: each question is one request and its answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, TypeVar
+
+from gpushare_kernel.client.calls import Call, Lost, expect
+from gpushare_kernel.client.link import LinkDown
+from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.wire.messages import (
+    Attached,
+    DryRun,
+    GetSnapshot,
+    Ok,
+    Release,
+    ReleasedNow,
+    Reply,
+    Request,
+    SetNeeds,
+    SetWeight,
+    SnapshotReply,
+    Submit,
+)
+
+if TYPE_CHECKING:
+    from gpushare_kernel.wire.snapshot import Snapshot
+
+_Reply = TypeVar("_Reply")
+
+ANSWER = 5.0
+"""Seconds a question may take. Waits in the queue have no limit, questions do."""
+
+_UNANSWERED = "the gpushare broker did not answer. jupyter gpushare doctor says more."
+
+
+class Questions(ABC):
+    """The questions of a `Session`."""
+
+    def dry_run(self, submit: Submit) -> DryRun:
+        """Return what submitting this job would do now."""
+        return self.request(submit, DryRun)
+
+    def release(self, notebook: str | None = None) -> ReleasedNow:
+        """Give back what a notebook of mine declared and does not use."""
+        return self.request(Release(notebook), ReleasedNow)
+
+    def snapshot(self) -> Snapshot:
+        """Return the broker's state as we may see it."""
+        return self.request(GetSnapshot(), SnapshotReply).snapshot
+
+    def set_weight(self, weight: float) -> None:
+        """Set this session's weight among the user's own."""
+        self.request(SetWeight(weight), Ok)
+
+    def set_needs(self, size: int) -> None:
+        """Say what this notebook is to get, in bytes, when its kernel starts next."""
+        self.request(SetNeeds(size), Ok)
+
+    def request(self, body: Request, expected: type[_Reply], timeout: float = ANSWER) -> _Reply:
+        """Ask the broker and return its answer; its `Failure` is raised as the error it names."""
+        self.wait_attached(timeout)
+        try:
+            reply = self.answer(self.call(body), timeout)
+        except LinkDown as problem:
+            raise BrokerUnavailable(_UNANSWERED) from problem
+        if reply is None:
+            raise BrokerUnavailable(_UNANSWERED)
+        return expect(reply, expected)
+
+    @abstractmethod
+    def wait_attached(self, timeout: float = ANSWER) -> Attached:
+        """Return what the broker said of this session and its device; BrokerUnavailable where nobody answers."""
+
+    @abstractmethod
+    def call(self, body: Request) -> Call:
+        """Send a request and return the call to wait on. Raises LinkDown."""
+
+    @abstractmethod
+    def answer(self, call: Call, timeout: float) -> Reply | Lost | None:
+        """Wait for a reply that is not about the queue; None where it takes too long."""
