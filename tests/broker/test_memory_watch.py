@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -197,3 +198,21 @@ def test_an_idle_holder_is_asked_while_others_wait(gpu_house: House, keeper: Kee
     assert line.startswith("1 person waits; you hold 2.0 GiB idle since ")
     assert line.endswith(": %gpushare release")
     gpu_house.do(lambda: setattr(session, "user", own))
+
+
+def test_what_sessions_hold_is_known_before_anybody_asks_for_some(
+    gpu_house: House, tmp_path: Path
+) -> None:
+    """A broker that takes over sessions of one before it has their memory as room again at once, not a second later."""
+    gpu_house.notebook()
+    gpu_house.device.taken_by_others = -GiB
+    places = Places(tmp_path, system=False, named=True)
+    tidying = Housekeeping(gpu_house.broker, gpu_house.listener, places, 0.0, lock=-1)
+
+    async def first_step() -> int:
+        running = asyncio.create_task(tidying.run())
+        await asyncio.sleep(0)
+        running.cancel()
+        return gpu_house.broker.scheduler.book.table.capacity
+
+    assert gpu_house.wait(first_step()) == 9 * GiB
