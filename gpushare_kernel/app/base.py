@@ -18,7 +18,7 @@ from gpushare_kernel.core.sizes import parse_size
 NO_BROKER = 3
 """Exit status where no broker answers; every other error is 1."""
 
-_OPTIONS = ("capacity", "compute", "policy", "turn", "idle_exit", "device", "foreign")
+_OPTIONS = ("capacity", "compute", "policy", "turn", "idle_exit", "device", "foreign", "over")
 
 
 class Command(JupyterApp):
@@ -79,6 +79,12 @@ class BrokerCommand(Command):
         allow_none=True,
         config=True,
         help="GPU processes without a session: adopt (they take turns too) or ignore (they are counted).",
+    )
+    over = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Who holds more than it was granted while others wait: tell it (and pause it a while), or end it in the end.",
     )
 
     aliases = {  # noqa: RUF012  traitlets reads it from the class

@@ -27,6 +27,7 @@ from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
@@ -98,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
         "system broker) or ignore them",
     )
     found.add_argument(
+        "--over",
+        choices=[*Over],
+        help="whoever holds more than it was granted, and was paused for it in vain while others wait: tell only "
+        "(default), or end its process",
+    )
+    found.add_argument(
         "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
     )
     found.add_argument(
@@ -140,7 +147,15 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
     )
     foreign = Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE))
-    housekeeping = Housekeeping(broker, listener, where, idle_exit, lock=lock, foreign=foreign)
+    housekeeping = Housekeeping(
+        broker,
+        listener,
+        where,
+        idle_exit,
+        lock=lock,
+        foreign=foreign,
+        over=Over(given.over or "tell"),
+    )
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
@@ -228,7 +243,7 @@ def _positive(text: str) -> float:
 def _command(given: argparse.Namespace) -> list[str]:
     """Return how to start a broker like this one again."""
     command = [sys.executable, "-P", "-m", "gpushare_kernel.broker"]
-    for name in ("idle_exit", "capacity", "compute", "device", "foreign", "turn", "policy"):
+    for name in ("idle_exit", "capacity", "compute", "device", "foreign", "over", "turn", "policy"):
         value = getattr(given, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

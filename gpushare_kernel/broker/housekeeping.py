@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from gpushare_kernel.broker.adoption import Adoption, Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.broker.memory_watch import MemoryWatch
+from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
 from gpushare_kernel.core.values import MiB, SessionId, Usage
@@ -41,6 +44,7 @@ class Housekeeping:
         *,
         lock: int,
         foreign: Foreign = Foreign.IGNORE,
+        over: Over = Over.TELL,
     ) -> None:
         self._broker, self._listener, self._places = broker, listener, places
         self._idle_exit, self._lock = idle_exit, lock
@@ -52,19 +56,31 @@ class Housekeeping:
             )
             for name, engine in broker.engines.items()
         }
+        self._watch = MemoryWatch(broker, over)
         self._round = 0
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
         self._memory: dict[SessionId, int] = {}
 
     async def run(self) -> None:
-        """Tidy until cancelled."""
+        """Tidy until cancelled. What sessions of a broker before us hold of a GPU is known before anybody asks for some."""
+        self._attempt(self._look_at_what_was_here)
         while True:
             await asyncio.sleep(PERIOD)
-            try:
-                self._tidy()
-            except Exception:
-                _logger.exception("housekeeping failed")
+            self._attempt(self._tidy)
+
+    @staticmethod
+    def _attempt(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            _logger.exception("housekeeping failed")
+
+    def _look_at_what_was_here(self) -> None:
+        for engine in self._broker.engines.values():
+            if not engine.scheduler.config.divisible and len(self._broker.registry):
+                self._look_at_kernels(engine)
+                self._watch_capacity(engine)
 
     def _tidy(self) -> None:
         broker = self._broker
@@ -80,7 +96,9 @@ class Housekeeping:
             self._look_at_kernels(engine)
             self._watch_capacity(engine)
             self._look_at_strangers(engine)
+            self._watch.look(engine, self._memory)
             engine.look_at_paused()
+        self._watch.forget()
         broker.tell_waits()
         broker.tell_budgets()
         broker.save_accounts()

@@ -14,9 +14,9 @@ def budget(core: Scheduler, session: Session) -> int | None:
     session that has the device to itself meets no cap.
     """
     table, margin = core.book.table, core.config.plain_ephemeral
-    declared = [job for job in session.jobs.values() if not job.plain and job.lane is not None]
-    if declared:
-        return session.charged + sum(job.need.ephemeral for job in declared)
+    own_grant = granted(session)
+    if own_grant is not None:
+        return own_grant
     if len(core.book.queue):
         return session.charged + margin
     others = [s for s in core.sessions.values() if s is not session and (s.charged or s.jobs)]
@@ -25,3 +25,15 @@ def budget(core: Scheduler, session: Session) -> int | None:
     users = {s.user for s in (session, *others) if s.jobs} | {session.user}
     own = sum(job.need.ephemeral for job in session.jobs.values() if job.lane is not None)
     return session.charged + own + max(margin, max(0, table.free) // len(users))
+
+
+def granted(session: Session) -> int | None:
+    """Return the bytes that declared jobs of `session` may hold, its contexts apart; None where nothing declared runs."""
+    declared = [job for job in session.jobs.values() if not job.plain and job.lane is not None]
+    return session.charged + sum(job.need.ephemeral for job in declared) if declared else None
+
+
+def people_waiting(core: Scheduler, *, but: Session, own: bool = True) -> int:
+    """Return how many people wait for memory with another session than `but`; `own`: its own user is one of them."""
+    waiting = {core.sessions[job.session].user for job in core.book.queue if job.session != but.id}
+    return len(waiting if own else waiting - {but.user})

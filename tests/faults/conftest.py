@@ -11,6 +11,7 @@ import pytest
 from jupyter_client.localinterfaces import public_ips
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from benchmarks.gpu.checkout import place_startup
 from gpushare_kernel.kernel_session import KERNEL_VARIABLES
 from gpushare_kernel.transport.places import places
 from tests.faults.host import Host
@@ -56,6 +57,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "gpushare")
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    place_startup(tmp_path / "ipython")  # where nothing is installed
     KernelProvisionerFactory.clear_instance()
     made = Host(places())
     try:

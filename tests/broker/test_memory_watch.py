@@ -1,0 +1,218 @@
+"""Memory that others wait for: what its holders are told, who is paused for it, who is signalled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel.broker import overdraft
+from gpushare_kernel.broker.housekeeping import Housekeeping
+from gpushare_kernel.broker.overdraft import Over
+from gpushare_kernel.core.values import GiB, JobId, PauseReason, Usage
+from gpushare_kernel.transport.places import Places
+from gpushare_kernel.wire import messages as msg
+from tests.broker.house import Caller, House
+from tests.broker.test_desk import session_of, submit
+from tests.procs import Program
+
+Keeper = Callable[..., Callable[[], None]]
+
+
+@pytest.fixture
+def gpu_house(tmp_path: Path) -> Iterator[House]:
+    """A broker of a played GPU of 8 GiB."""
+    with House(tmp_path, divisible=False, plain_ephemeral=GiB // 4) as house:
+        yield house
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes time takes none: each look is the next step."""
+    for name in ("ASK_AFTER", "PAUSE_AFTER", "TERM_AFTER", "IDLE_AFTER"):
+        monkeypatch.setattr(overdraft, name, 0.0)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Keeper]:
+    """What makes one pass of a house's housekeeping."""
+    (tmp_path / "broker.lock").touch()
+    lock = os.open(tmp_path / "broker.lock", os.O_RDWR)
+
+    def made(house: House, over: Over = Over.TELL) -> Callable[[], None]:
+        places = Places(house.path.parent, system=False, named=True)
+        tidying = Housekeeping(house.broker, house.listener, places, 0.0, lock=lock, over=over)
+        return lambda: house.do(tidying._tidy)
+
+    yield made
+    os.close(lock)
+
+
+def heard(client: Caller) -> list[str]:
+    """The lines that `client` was told since it was last asked."""
+    client.ask(msg.SetWeight(1.0))
+    lines = [notice.text for notice in client.notices if isinstance(notice, msg.Announce)]
+    client.notices.clear()
+    return lines
+
+
+def over_its_grant(house: House, client: Caller) -> Caller:
+    """`client` holds 3 GiB and was granted 1; another waits for 7.5."""
+    client.ask(submit("j", size=GiB))
+    waiter = house.notebook("waits.ipynb")
+    house.device.used = Usage(1.0, 1.0, 3 * GiB)
+    waiter.send(submit("w", persistent=7 * GiB + GiB // 2))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    return waiter
+
+
+def test_over_its_grant_it_is_told_then_asked_then_paused(gpu_house: House, keeper: Keeper) -> None:
+    """Each with its sentence, once; a budget comes with the question, so that its client gives back what it can."""
+    client = gpu_house.notebook()
+    over_its_grant(gpu_house, client)
+    tidy = keeper(gpu_house)
+    tidy()
+    assert heard(client) == [
+        "This notebook holds 3.0 GiB of memory and may use 1.0. Put this on the first line next time: %%gpulane 3GiB"
+    ]
+    tidy()
+    client.ask(msg.SetWeight(1.0))
+    assert [n for n in client.notices if isinstance(n, msg.Budget)] == [msg.Budget(GiB, 1)]
+    assert heard(client) == [
+        "This notebook holds 3.0 GiB of memory and may use 1.0, and 1 person waits: it gives back what it does not use."
+    ]
+    session = gpu_house.broker.scheduler.sessions[session_of(client)]
+    assert session.stopped is None
+    tidy()
+    assert heard(client) == [
+        "Paused for at most 60 s: this notebook holds 3.0 GiB of memory and may use 1.0, and 1 person waits. "
+        "Interrupt the cell, then: %gpushare release"
+    ]
+    assert session.stopped is PauseReason.OVER_GRANT
+    gpu_house.saw(lambda: ("pause", os.getpid()) in gpu_house.device.calls)
+    tidy()
+    assert heard(client) == []
+
+
+def test_who_is_under_its_grant_again_runs_again(gpu_house: House, keeper: Keeper) -> None:
+    """No later than at the next look."""
+    client = gpu_house.notebook()
+    over_its_grant(gpu_house, client)
+    tidy = keeper(gpu_house)
+    for _ in range(3):
+        tidy()
+    session = gpu_house.broker.scheduler.sessions[session_of(client)]
+    assert session.stopped is PauseReason.OVER_GRANT
+    gpu_house.device.used = Usage(1.0, 1.0, GiB)
+    tidy()
+    assert session.stopped is None
+    gpu_house.saw(lambda: gpu_house.device.calls[-1] == ("resume", os.getpid()))
+
+
+def test_nobody_is_told_that_it_is_paused_who_is_not(gpu_house: House, keeper: Keeper) -> None:
+    """It runs for a signal on its way: the pause is tried again at the next look."""
+    client = gpu_house.notebook()
+    over_its_grant(gpu_house, client)
+    tidy = keeper(gpu_house)
+    for _ in range(2):
+        tidy()
+    heard(client)
+    opened = client.opened  # type: ignore[attr-defined]
+    gpu_house.call(msg.Exempt(opened.session, opened.token, 60.0)).close()
+    tidy()
+    assert heard(client) == []
+    session = gpu_house.broker.scheduler.sessions[session_of(client)]
+    gpu_house.do(lambda: setattr(session, "exempt_until", 0.0))
+    tidy()
+    assert heard(client)[0].startswith("Paused for at most 60 s: ")
+
+
+def test_a_host_s_memory_pauses_nobody(tmp_path: Path, keeper: Keeper) -> None:
+    """What a host's processes hold is measured and charged, as ever."""
+    with House(tmp_path) as house:
+        client = house.notebook()
+        over_its_grant(house, client)
+        tidy = keeper(house)
+        for _ in range(4):
+            tidy()
+        assert heard(client) == []
+
+
+@pytest.mark.parametrize("over", Over)
+def test_only_an_administrator_s_wish_ends_anybody(
+    gpu_house: House, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, over: Over
+) -> None:
+    """I8: an interrupt first, to the offender alone; with `tell` nothing of the kind, ever."""
+    monkeypatch.setattr(overdraft, "LONGEST_PAUSE", 0.0)
+    noting = "import signal; signal.signal(signal.SIGINT, lambda *_: say('interrupted')); say('up'); wait()"
+    with Program(noting) as offender:
+        assert offender.said() == ["up"]
+        opened = gpu_house.open("over.ipynb")
+        gpu_house.bind(opened, offender.pid)
+        client = gpu_house.attach(opened)
+        over_its_grant(gpu_house, client)
+        tidy = keeper(gpu_house, over)
+        for _ in range(3):
+            tidy()
+        if over is Over.TELL:
+            for _ in range(5):
+                tidy()
+            assert offender.key in [k.key for k in gpu_house.broker.registry]
+            os.kill(offender.pid, signal.SIGINT)  # the first it hears of
+            assert offender.said() == ["interrupted"]
+            offender.tell()
+            assert offender.process.stdout is not None
+            assert offender.process.stdout.read() == "", "and the last"
+            return
+        assert offender.said() == ["interrupted"]
+        tidy()
+        gpu_house.saw(lambda: offender.key not in [k.key for k in gpu_house.broker.registry])
+        assert offender.process.wait(20) == -signal.SIGTERM
+
+
+def test_an_idle_holder_is_asked_while_others_wait(gpu_house: House, keeper: Keeper) -> None:
+    """By its size and since when, once; not while its cell runs, nor by its own user's other notebooks."""
+    client = gpu_house.notebook()
+    client.ask(submit("j", persistent=2 * GiB))
+    waiter = gpu_house.notebook("waits.ipynb")
+    waiter.send(submit("w", persistent=7 * GiB))
+    gpu_house.saw(lambda: len(gpu_house.broker.scheduler.book.queue) == 1)
+    gpu_house.device.used = Usage(1.0, 1.0, 2 * GiB)
+    tidy = keeper(gpu_house)
+    tidy()
+    client.ask(msg.End(JobId("j"), 2 * GiB, 2 * GiB, 0))
+    tidy()
+    assert heard(client) == [], "its own user waits: the waiter is told whose it is"
+    other = gpu_house.do(lambda: gpu_house.broker.scheduler.users)
+    stranger = type(next(iter(other.values())))("zoe")  # type: ignore[arg-type]
+    session = gpu_house.broker.scheduler.sessions[session_of(waiter)]
+    own = session.user
+    gpu_house.do(lambda: setattr(session, "user", stranger))
+    tidy()
+    tidy()
+    (line,) = heard(client)
+    assert line.startswith("1 person waits; you hold 2.0 GiB idle since ")
+    assert line.endswith(": %gpushare release")
+    gpu_house.do(lambda: setattr(session, "user", own))
+
+
+def test_what_sessions_hold_is_known_before_anybody_asks_for_some(
+    gpu_house: House, tmp_path: Path
+) -> None:
+    """A broker that takes over sessions of one before it has their memory as room again at once, not a second later."""
+    gpu_house.notebook()
+    gpu_house.device.taken_by_others = -GiB
+    places = Places(tmp_path, system=False, named=True)
+    tidying = Housekeeping(gpu_house.broker, gpu_house.listener, places, 0.0, lock=-1)
+
+    async def first_step() -> int:
+        running = asyncio.create_task(tidying.run())
+        await asyncio.sleep(0)
+        running.cancel()
+        return gpu_house.broker.scheduler.book.table.capacity
+
+    assert gpu_house.wait(first_step()) == 9 * GiB
