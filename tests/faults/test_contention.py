@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from gpushare_kernel.core.values import MiB
@@ -52,11 +53,17 @@ def test_third_waits_then_runs(host: Host) -> None:
     line = three.read_until(outputs, "Waiting for memory: needs")
     assert "Your own hw1.ipynb holds 600 MiB and is running" in line
     assert "You are next." in line
-    (waiting,) = host.snapshot().queue
+    seen = host.snapshot()
+    (waiting,) = seen.queue
     assert (waiting.session, waiting.reason) == (three.session, "memory")
-    # Less what its start made it keep already, where that was seen as work.
-    assert waiting.needs in (610 * MiB, 546 * MiB)
-    assert f"needs {waiting.needs // MiB} MiB" in line
+    # Less what it keeps already: some pages, or what a plain cell is charged where its start was seen as work.
+    kept = session_of(seen, three).p
+    assert kept is not None
+    assert kept < 4 * MiB or kept == 64 * MiB
+    assert waiting.needs == 610 * MiB - kept
+    said = re.search(r"needs (\d+) MiB", line)
+    assert said
+    assert abs(int(said[1]) * MiB - waiting.needs) < 4 * MiB
     one.interrupt()
     list(first)
     # What hw1 declared to keep it keeps, until it is released, restarted or ended.

@@ -21,6 +21,7 @@ from gpushare_kernel.client import start
 from gpushare_kernel.core.errors import NoBroker, Refused
 from gpushare_kernel.transport.channel import connect
 from gpushare_kernel.wire.messages import Bind, Close, Exempt, Failure, Ok, Open, Opened, Restart
+from tests.procs import eventually
 
 PATIENCE = 30
 
@@ -417,6 +418,7 @@ def test_poll_leaves_alone_what_the_broker_did_not_stop(broker, never_starts):
         provisioner = manager.provisioner
         provisioner._session.broker = None
         os.kill(provisioner.pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(provisioner.pid) == "T")
         broker.leave()
         await provisioner.poll()
         assert procfs.state(provisioner.pid) == "T"

@@ -56,7 +56,7 @@ class DemoApp(Command):
         """Play, then show what came of it."""
         out = console()
         folder = _folder(self.notebooks)
-        with staged(["--capacity", self.capacity]) as stage:
+        with staged(["--device", "host", "--capacity", self.capacity]) as stage:
             acts = [Act(folder / name, stage, self.seconds) for name in (*FIRST, LATER)]
             history = History()
             _announce(out, stage.places, self.capacity)
