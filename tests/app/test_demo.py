@@ -110,6 +110,13 @@ def test_a_notebook_that_fails_is_named(empty, tmp_path):
     assert processes_of(empty) == []
 
 
+def test_kernels_that_the_demo_ends_are_not_called_dead():
+    """nbclient may still look at one and log that it died: that line is nobody's on the terminal."""
+    code = "from gpushare_kernel.app.demo import act; act._logger.error('Kernel died')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+
+
 def test_the_notebooks_are_looked_for_where_they_may_be(empty, tmp_path):
     """A folder without them is named, with the option that names another."""
     with play(tmp_path) as process:

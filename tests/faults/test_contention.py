@@ -66,13 +66,15 @@ def test_third_waits_then_runs(host: Host) -> None:
     assert abs(int(said[1]) * MiB - waiting.needs) < 4 * MiB
     one.interrupt()
     list(first)
-    # What hw1 declared to keep it keeps, until it is released, restarted or ended.
-    assert host.snapshot().queue
-    released = one.run("%gpushare release")
-    assert released[0].startswith("Released ")
+    # hw1 used nothing of what it declared to keep: somebody waits, so that lapses with its cell.
     assert three.read_until(outputs, "Waited ").endswith("for memory.")
     three.read_until(outputs, "ran")
     assert not host.snapshot().queue
+    list(outputs)
+    # Nobody waits now: what hw3 declared it keeps until it is released, restarted or ended.
+    assert (session_of(host.snapshot(), three).p or 0) >= 600 * MiB
+    assert three.run("%gpushare release")[0].startswith("Released ")
+    assert (session_of(host.snapshot(), three).p or 0) < 64 * MiB
 
 
 def test_shared_lane_alternates(host: Host) -> None:

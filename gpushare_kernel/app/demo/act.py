@@ -27,6 +27,8 @@ _REPORTS = (
 """The cell we add: what this kernel's client keeps of each job that ended."""
 _CELL_LIMIT = 180
 _logger = logging.getLogger(__name__)
+# nbclient's log. It calls a kernel that we end ourselves dead; whatever fails comes as an error.
+_logger.addHandler(logging.NullHandler())
 _WAITING = "Waiting"
 
 
