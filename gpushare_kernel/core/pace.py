@@ -78,6 +78,8 @@ class Pace:
     #: When it last had the device alone, and when its demand was last measured.
     solo_at: float = 0.0
     measured_at: float = 0.0
+    #: Its demand is to be measured although one is known: its work has changed.
+    stale: bool = False
     #: When its last work ended.
     worked_at: float = -1e9
     #: Seconds of the device alone by which its progress is behind its share (negative: ahead).

@@ -101,6 +101,9 @@ class Scheduler(Suspensions):
         session = self.sessions[event.session]
         session.become(Presence.BARE if event.bare else Presence.ATTACHED)
         if event.context is not None:
+            if event.context and not session.context:
+                # What was seen of it while it started is that very memory: it is charged once.
+                self.book.charge(session, measured=0)
             self.book.context(session, event.context)
 
     def _session_restarted(self, event: ev.SessionRestarted) -> None:

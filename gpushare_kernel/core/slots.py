@@ -17,49 +17,30 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+from gpushare_kernel.core.gauge import (
+    LIGHT,
+    MISSING,
+    Gauge,
+    drains_deep,
+    is_idle,
+    is_light,
+    settled,
+    unmeasured,
+)
 from gpushare_kernel.core.pace import ENOUGH_TIME, Pace
 from gpushare_kernel.core.probe import Seen
-from gpushare_kernel.core.records import Session, User
+from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.steering import REMEASURE, Steering, shares
 from gpushare_kernel.core.turns import Turns
 from gpushare_kernel.core.values import PauseStatus, SessionId, Usage
 
-SATURATES, LIGHT = 0.85, 0.75
-"""Part of the time that the device is busy with one session alone: from here on it saturates, below here it does not."""
-IDLE = 0.05
-"""Below this a session does next to nothing on the device: it is in nobody's way and stands beside the turns."""
-GAIN, LEAST_GAIN, NO_GAIN = 1.08, 1.03, 0.98
-"""Progress of all together when they run at once, over one after the other: from here on it is worth it, until here;
-and below here it is tried again only rarely."""
-DEEP, DEEP_TIMES = 0.0025, 3
-"""A session that does not saturate drains within this (seconds); where it does not, so often, it is measured anew."""
-IDLE_PAUSE = 60.0
-"""Seconds at most after which those who are taken for idle are measured again, where the device is busier than expected."""
-COMPARED, MISSING = 1.0, 0.12
-"""Over so many seconds a device less busy by that part than expected says that somebody's work has changed."""
-MOST = 0.97
-"""How busy a saturated device says it is, gaps between kernels included."""
 SAME_WORK = 2.0
 """Work that begins so soon (seconds) after the session's last is taken for as demanding as that."""
-REMEASURE = 15.0
-"""Seconds after which a session's pace alone, and what running at once gains, are measured anew."""
-AGAIN, RARELY = 2.0, 60.0
-"""Seconds after which all may run at once anew, where it was not seen yet what that gains; and where it gains nothing."""
-SATURATING_BESIDE, LIGHT_BESIDE, MOST_BESIDE = 0.54, 1.7, 0.75
-"""What those whose progress nobody sees are taken to make beside all others, in parts of an equal share (and at most):
-the least that was measured in five mixes (docs/turns.md)."""
-LAG = 0.5
-"""Turns by which a session may be behind its share before it gets a slot alone."""
 WINDOWS = 2.8
 """How many windows of utilization a slot lasts at most in which somebody is to be measured: one lies within it."""
 LOOK = 0.04
 """How often such a slot is looked at (seconds): it ends when the measurement is there."""
-NEAR = 1.5
-"""Whoever has more than so many times its share beside all others need not be measured alone again."""
-DRAINS = 5
-"""How many times the longest drain of the others a slot for catching up lasts at least."""
-LONGEST = 3
-"""Turns that a slot for catching up may last at most."""
 
 
 class Slot(StrEnum):
@@ -81,19 +62,10 @@ class Slots(Turns):
         self._since = 0.0
         #: Whether that has begun: those before have left, and the time runs.
         self._begun = True
-        #: Busy seconds of the device that those who had it would make, and that were seen, over how long each.
-        self._expected = self._expected_for = 0.0
-        self._seen = self._seen_for = self._looked = 0.0
-        self._idle_again, self._idle_pause = 0.0, COMPARED
         self._billed = 0.0
-        self._lagged = 0.0
         self._paces: dict[SessionId, Pace] = {}
-        #: Sessions whose demand is to be measured although one is known: their work has changed.
-        self._stale: set[SessionId] = set()
-        #: The set of sessions that were last tried all at once, when, and whether that gained.
-        self._tried: frozenset[SessionId] = frozenset()
-        self._tried_at = 0.0
-        self._at_once = self._hopeless = False
+        self._gauge = Gauge()
+        self._steering = Steering(self.config.turn, self.pace)
 
     # --- what is known of each ------------------------------------------------------------------------
 
@@ -103,8 +75,8 @@ class Slots(Turns):
 
     def forget(self, session: Session) -> None:
         """`session` is gone, or starts anew."""
+        super().forget(session)
         self._paces.pop(session.id, None)
-        self._stale.discard(session.id)
 
     def want(self, session: Session, at: float) -> None:
         """`session` has work; what was known of its former pace may not be true of it."""
@@ -113,7 +85,7 @@ class Slots(Turns):
             self.pace(session).forget()
             if at - self.pace(session).worked_at > SAME_WORK:
                 session.demand = None
-            self._idle_pause, self._idle_again = COMPARED, at
+            self._gauge.somebody_new(at)
         super().want(session, at)
 
     def unwant(self, session: Session, at: float) -> None:
@@ -143,20 +115,14 @@ class Slots(Turns):
         return [s for s in self.wanting.values() if s.counted > 0]
 
     def _is_light(self, session: Session) -> bool:
-        return (
-            session.demand is not None
-            and session.demand < SATURATES
-            and session.id not in self._stale
-        )
-
-    def _unmeasured(self, session: Session) -> bool:
-        return session.demand is None or session.id in self._stale
+        return is_light(session, self.pace(session))
 
     def _is_to_be_measured(self, session: Session, at: float) -> bool:
-        return self._unmeasured(session) or at - self.pace(session).measured_at > REMEASURE
+        pace = self.pace(session)
+        return unmeasured(session, pace) or at - pace.measured_at > REMEASURE
 
     def _count(self, session: Session) -> None:
-        idle = session.demand is not None and session.demand < IDLE
+        idle = is_idle(session)
         stays = not session.pausable and not self._cooperates(session)
         counted = 0.0 if idle or stays else self.compute
         self.load += counted - session.counted
@@ -180,13 +146,14 @@ class Slots(Turns):
             # Another phase of its work: what it does alone, and what all do at once, is to be seen anew.
             if pace.rate is pace.beside:
                 pace.solo.forget()
-            self._tried_at = -REMEASURE
-        if seen.steps and self._steers() and pace.solo.known:
-            pace.lag -= seen.steps / pace.solo.value
+            self._steering.try_soon()
+        if self._steers():
+            self._steering.stepped(pace, seen.steps)
 
     def looked(self, utilization: float | None, since: float, at: float) -> None:
         """How busy the device was tells the demand of whoever had it alone for that long."""
-        self._fall_behind(at)
+        alone = self.slot is Slot.ALONE and self._begun
+        self._steering.owe(self._rivals(), self.using, at, alone=alone, steers=self._steers())
         if self.slot is Slot.ALONE and not self._leaving:
             self._end_once_timed(at)
         if utilization is None:
@@ -201,9 +168,9 @@ class Slots(Turns):
         elif utilization < LIGHT and len(running) == len(self._rivals()):
             # All run, and the device still has idle time: none of them saturates it.
             for session in running:
-                if self._unmeasured(session):
+                if unmeasured(session, self.pace(session)):
                     self._measured(session, utilization)
-        elif self.slot is Slot.ALL and not self._at_once:
+        elif self.slot is Slot.ALL and not self._steering.at_once:
             self._end_early(at)
 
     def _end_once_timed(self, at: float) -> None:
@@ -233,48 +200,35 @@ class Slots(Turns):
         return at + LOOK if measuring else None
 
     def _suspect(self, utilization: float, at: float) -> None:
-        """The device is less busy than those who had it would make it: one of them does other work now."""
-        passed, self._looked = at - self._looked, at
-        self._seen += passed * utilization
-        self._seen_for += passed
-        if self._seen_for < COMPARED or not self._expected_for:
+        """The device is less (or more) busy than those who had it would make it: one of them does other work now."""
+        missing = self._gauge.missing(utilization, at)
+        if missing is None:
             return
-        missing = self._expected / self._expected_for - self._seen / self._seen_for
         if missing > MISSING:
-            self._stale.update(s.id for s in self._rivals())
-        elif missing < -MISSING and at >= self._idle_again:
-            # Somebody who is taken for idle is not. Where it is nobody of ours, that is not looked at for ever longer.
+            for session in self._rivals():
+                self.pace(session).stale = True
+        elif missing < -MISSING:
             idle = [s for s in self.wanting.values() if s.counted == 0 and s.pausable]
-            for session in idle:
-                self._measure_anew(session)
-            self._idle_pause = min(2 * self._idle_pause, IDLE_PAUSE)
-            self._idle_again = at + (self._idle_pause if idle else 0.0)
-        self._compare_anew()
-
-    def _compare_anew(self) -> None:
-        self._expected = self._expected_for = self._seen = self._seen_for = 0.0
+            if self._gauge.may_doubt_idle(at, any_idle=bool(idle)):
+                for session in idle:
+                    self._measure_anew(session)
 
     @property
     def _window(self) -> float:
         return WINDOWS * self.config.window
 
     def _measured(self, session: Session, utilization: float) -> None:
-        before = session.demand
-        self._stale.discard(session.id)
-        self.pace(session).measured_at = self._billed
-        # Between the two bounds it stays what it was.
-        saturated = before is not None and before >= SATURATES
-        if LIGHT <= utilization < SATURATES and before is not None:
-            utilization = SATURATES if saturated else LIGHT
-        if before is None or abs(before - utilization) > MISSING / 2:
-            self._compare_anew()  # what was expected so far was expected of something else
-        session.demand = utilization
+        before, pace = session.demand, self.pace(session)
+        pace.stale, pace.measured_at = False, self._billed
+        session.demand = settled(before, utilization)
+        if before is None or abs(before - session.demand) > MISSING / 2:
+            self._gauge.anew()  # what was expected so far was expected of something else
         if session.id in self.wanting:
             self._recount(session)
 
     def _measure_anew(self, session: Session) -> None:
-        self._stale.add(session.id)
-        if session.demand is not None and session.demand < IDLE:
+        self.pace(session).stale = True
+        if is_idle(session):
             session.demand = None
             self._recount(session)
 
@@ -283,15 +237,12 @@ class Slots(Turns):
         passed, self._billed = at - self._billed, at
         if passed <= 0 or not self.using:
             return
-        charged = self.frame_end is not None and not self._at_once
-        demands = [s.demand for s in self.using.values() if s.demand is not None]
-        if len(demands) == len(self.using):
-            self._expected += passed * min(MOST, sum(demands))
-            self._expected_for += passed
+        charged = self.frame_end is not None and not self._steering.at_once
+        self._gauge.had((s.demand for s in self.using.values()), passed)
         # Who cannot be paused pays like the others; who does next to nothing pays only where nobody else is there.
         payers = [s for s in self.using.values() if s.counted > 0 or not s.pausable]
         payers = payers or [*self.using.values()]
-        for session, share in _shares(payers):
+        for session, share in shares(payers):
             used = passed * share * (1.0 if session.demand is None else session.demand)
             session.device_time += used
             session.user.device_time += used
@@ -299,61 +250,9 @@ class Slots(Turns):
                 self.accounts.charge(session, passed * share)
             self.pace(session).seconds += passed
 
-    # --- all at once ---------------------------------------------------------------------------------------------
-
     def _steers(self) -> bool:
         """Whether all run at once and whoever falls behind gets a slot alone."""
-        return self._at_once and self.frame_end is not None
-
-    def _fall_behind(self, at: float) -> None:
-        """Everybody is owed its share of the time that passed."""
-        passed, self._lagged = at - self._lagged, at
-        if not self._steers():
-            return
-        rivals = self._rivals()
-        shares = _shares(rivals)
-        for session, share in shares:
-            pace = self.pace(session)
-            pace.lag += passed * share
-            if not pace.met:
-                pace.lag -= passed * self._assumed(session, len(rivals))
-            # What one was ahead is not held against it: it took nobody's share.
-            pace.lag = min(max(pace.lag, -self.config.turn), 10 * self.config.turn)
-        # Where all are behind, the device makes less than was thought: that is nobody's to catch up.
-        common = min(self.pace(session).lag / share for session, share in shares)
-        if common > 0:
-            for session, share in shares:
-                self.pace(session).lag -= common * share
-
-    def _assumed(self, session: Session, rivals: int) -> float:
-        """What a session whose progress nobody sees is taken to make now, over its pace alone."""
-        if session.id not in self.using:
-            return 0.0
-        if self.slot is Slot.ALONE and self._begun:
-            return 1.0
-        return self._beside(session, rivals) or 0.0
-
-    def _beside(self, session: Session, rivals: int) -> float | None:
-        """What `session` makes beside all others over its pace alone: seen, else assumed; None where not known yet."""
-        pace = self.pace(session)
-        if pace.met:
-            return pace.ratio
-        if self._unmeasured(session):
-            return None
-        light = self._is_light(session)
-        return min(MOST_BESIDE, (LIGHT_BESIDE if light else SATURATING_BESIDE) / rivals)
-
-    def _judge(self, rivals: list[Session]) -> None:
-        """Decide whether running at once is worth it, where all is known that it takes."""
-        ratios = [self._beside(s, len(rivals)) for s in rivals]
-        gain = sum(ratio for ratio in ratios if ratio is not None)
-        known = all(ratio is not None for ratio in ratios)
-        before = self._at_once
-        self._at_once = known and gain >= (LEAST_GAIN if before else GAIN)
-        self._hopeless = known and gain < NO_GAIN
-        if self._at_once and not before:
-            for session in rivals:
-                self.pace(session).lag = 0.0
+        return self._steering.at_once and self.frame_end is not None
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
@@ -377,57 +276,27 @@ class Slots(Turns):
         turn, measuring = self.config.turn, max(self.config.turn, self._window)
         if not self.accounts.policy.rotates:
             return Slot.ALONE, self._first(rivals), turn
-        names = frozenset(s.id for s in rivals)
-        if self._worth_a_trial(names, rivals, at):
-            self._tried, self._tried_at = names, at
-            for session in rivals:
-                self.pace(session).beside.forget()
+        if self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
-        self._judge(rivals)
-        if self._at_once:
-            return self._all_or_last(rivals, at)
-        first = self._first(rivals)
-        if first and self._is_light(first[0]) and not self._is_to_be_timed(first[0]):
-            light = [s for s in self._waiting(rivals) if self._is_light(s)]
-            return Slot.LIGHT, light, turn
-        if first and (self._is_to_be_measured(first[0], at) or self._is_to_be_timed(first[0])):
-            return Slot.ALONE, first, measuring
+        if self._steering.judge(rivals):
+            alone = self._steering.alone_next(rivals, at, measuring)
+            if alone is not None:
+                return Slot.ALONE, [alone[0]], alone[1]
+            return Slot.ALL, self._waiting(rivals), turn / 2
+        return self._in_turn(self._first(rivals), rivals, at)
+
+    def _in_turn(
+        self, first: list[Session], rivals: list[Session], at: float
+    ) -> tuple[Slot, list[Session], float]:
+        """One after the other: who comes next, and those who share its slot; longer where it is to be measured."""
+        turn, to_be_timed = self.config.turn, any(self._is_to_be_timed(s) for s in first)
+        if to_be_timed or any(
+            self._is_to_be_measured(s, at) and not self._is_light(s) for s in first
+        ):
+            return Slot.ALONE, first, max(turn, self._window)
+        if any(self._is_light(s) for s in first):
+            return Slot.LIGHT, [s for s in self._waiting(rivals) if self._is_light(s)], turn
         return Slot.ALONE, first, turn
-
-    def _worth_a_trial(self, names: frozenset[SessionId], rivals: list[Session], at: float) -> bool:
-        """Whether to let all run for a moment: somebody is new, and it may be that nobody saturates; or to see what it gains."""
-        some = any(self.pace(s).met for s in rivals)
-        seen = some and all(self.pace(s).seen or not self.pace(s).met for s in rivals)
-        if names != self._tried:
-            saturated = any((s.demand or 0.0) >= SATURATES for s in rivals)
-            return seen or (not saturated and any(s.demand is None for s in rivals))
-        untold = any(self._beside(s, len(rivals)) is None for s in rivals)
-        pause = AGAIN if untold else RARELY if self._hopeless else REMEASURE
-        return seen and not self._at_once and at - self._tried_at >= pause
-
-    def _all_or_last(self, rivals: list[Session], at: float) -> tuple[Slot, list[Session], float]:
-        """All run at once; whoever is behind its share, or was not seen alone for long, gets a slot alone."""
-        turn = self.config.turn
-        shares = dict(_shares(rivals))
-        # Who makes more than its share beside the others catches up there.
-        needy = [s for s in rivals if (self._beside(s, len(rivals)) or 0.0) < shares[s]]
-        last = max(needy or rivals, key=lambda s: (self.pace(s).lag, s.order))
-        # In a slot alone it gains on its share by what the others lose. Where their work is long in draining,
-        # a longer one is due later: nobody has the device alone meanwhile.
-        gains = max(0.1, 1.0 - shares[last])
-        drain = max((self.pace(s).drain for s in rivals if s is not last), default=0.0)
-        shortest = min(max(LAG * turn / gains, DRAINS * drain), LONGEST * turn)
-        lag = self.pace(last).lag
-        if lag >= shortest * gains:
-            return Slot.ALONE, [last], min(lag / gains, LONGEST * turn)
-        for session in rivals:
-            pace = self.pace(session)
-            near = (pace.ratio or 0.0) < NEAR * shares[session]
-            if pace.met and near and at - pace.solo_at > REMEASURE:
-                return Slot.ALONE, [session], 2 * turn
-            if not pace.met and at - pace.measured_at > REMEASURE:
-                return Slot.ALONE, [session], max(turn, self._window)
-        return Slot.ALL, self._waiting(rivals), turn / 2
 
     def _is_to_be_timed(self, session: Session) -> bool:
         """Whether its boundaries are seen and its pace alone is not: then a slot alone tells."""
@@ -503,20 +372,7 @@ class Slots(Turns):
     ) -> None:
         """A `Pause` was carried out; how long it drained tells whether the session still does what was measured."""
         if status is PauseStatus.PAUSED and ticket == session.ticket:
-            pace = self.pace(session)
-            pace.drain = drain if not pace.drain else (pace.drain + drain) / 2
-            deep = drain > DEEP and self._was is Slot.LIGHT
-            pace.deep = pace.deep + 1 if deep and self._is_light(session) else 0
-            if pace.deep >= DEEP_TIMES:
-                pace.deep = 0
+            light = self._was is Slot.LIGHT and self._is_light(session)
+            if drains_deep(self.pace(session), drain, light=light):
                 self._measure_anew(session)
         super().paused(session, ticket, status, at)
-
-
-def _shares(sessions: list[Session]) -> list[tuple[Session, float]]:
-    """What each of `sessions` is entitled to among them: by user, then by session, weighted. Adds up to 1."""
-    own: dict[User, float] = {}
-    for session in sessions:
-        own[session.user] = own.get(session.user, 0.0) + session.weight
-    users = sum(user.weight for user in own)
-    return [(s, s.user.weight / users * s.weight / own[s.user]) for s in sessions]

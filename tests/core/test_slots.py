@@ -1,10 +1,11 @@
-"""Turns on a GPU: nobody below its share, and above that nothing wasted."""
+"""Turns on a GPU: nobody below its share, and above that nothing wasted. T1 to T12: docs/turns.md."""
 
 from __future__ import annotations
 
 import pytest
 from tests_gpu_world import FREE, GpuWorld  # type: ignore[import-not-found]
 
+from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 
 MIXES = [tuple(mix) for mix in FREE]
@@ -28,7 +29,7 @@ def mixed(mix: tuple[str, ...], *, seen: bool) -> GpuWorld:
 def test_with_boundaries_seen_nobody_falls_below_its_share_and_little_is_wasted(
     mix: tuple[str, ...],
 ) -> None:
-    """Each job has at least 95 % of its share, and all together at least 90 % of free co-run."""
+    """T1: Each job has at least 95 % of its share, and all together at least 90 % of free co-run."""
     rates = progress(mixed(mix, seen=True), 20)
     free = sum(FREE[mix][kind] for kind in mix)
     assert min(rates.values()) >= 0.95 / len(mix), rates
@@ -37,7 +38,7 @@ def test_with_boundaries_seen_nobody_falls_below_its_share_and_little_is_wasted(
 
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)
 def test_enforced_from_outside_shares_hold_too(mix: tuple[str, ...]) -> None:
-    """Nobody tells its progress: each has at least 92 % of its share, and all 80 % of free co-run."""
+    """T1: Nobody tells its progress: each has at least 92 % of its share, and all 80 % of free co-run."""
     rates = progress(mixed(mix, seen=False), 20)
     free = sum(FREE[mix][kind] for kind in mix)
     assert min(rates.values()) >= 0.92 / len(mix), rates
@@ -46,7 +47,7 @@ def test_enforced_from_outside_shares_hold_too(mix: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_four_that_do_not_saturate_are_left_to_run(seen: bool) -> None:
-    """Launch-bound jobs co-run; once that is known nobody is paused any more."""
+    """T2: Launch-bound jobs co-run; once that is known nobody is paused any more."""
     world = mixed(("light",) * 4, seen=seen)
     world.log.clear()
     rates = progress(world, 10)
@@ -55,7 +56,7 @@ def test_four_that_do_not_saturate_are_left_to_run(seen: bool) -> None:
 
 
 def test_alone_no_lock_is_ever_taken() -> None:
-    """Alone on a GPU: no pause."""
+    """T2: Alone on a GPU: no pause."""
     world = GpuWorld()
     world.start("a", "heavy")
     world.run(10)
@@ -68,7 +69,7 @@ def test_alone_no_lock_is_ever_taken() -> None:
 def test_saturating_sessions_have_equal_shares_and_lose_little(
     kind: str, number: int, seen: bool
 ) -> None:
-    """Exclusive turns: equal within a point, nearly all of the device used."""
+    """T3: Exclusive turns: equal within a point, nearly all of the device used."""
     world = mixed((kind,) * number, seen=seen)
     rates = progress(world, 20)
     total = sum(rates.values())
@@ -78,7 +79,7 @@ def test_saturating_sessions_have_equal_shares_and_lose_little(
 
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (0.3, 0.7)])
 def test_weights_hold(weights: tuple[float, float]) -> None:
-    """75/25 and 30/70 of one user's two sessions, within a point."""
+    """T3: 75/25 and 30/70 of one user's two sessions, within a point."""
     world = GpuWorld()
     for n, weight in enumerate(weights):
         world.start(f"k{n}", "heavy", user="ann", weight=weight)
@@ -89,7 +90,7 @@ def test_weights_hold(weights: tuple[float, float]) -> None:
 
 
 def test_three_kernels_against_one_is_half_and_half() -> None:
-    """I6: by user first."""
+    """T3: I6, by user first."""
     world = GpuWorld()
     for n in range(3):
         world.start(f"a{n}", "heavy", user="ann")
@@ -100,7 +101,7 @@ def test_three_kernels_against_one_is_half_and_half() -> None:
 
 
 def test_who_does_next_to_nothing_is_never_paused() -> None:
-    """An idle kernel whose cell is open costs the others nothing."""
+    """T4: An idle kernel whose cell is open costs the others nothing."""
     world = mixed(("heavy", "heavy", "idle"), seen=False)
     world.log.clear()
     rates = progress(world, 10)
@@ -111,7 +112,7 @@ def test_who_does_next_to_nothing_is_never_paused() -> None:
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_change_of_phase_is_seen_within_seconds(seen: bool) -> None:
-    """A session that begins to saturate gets its share again; one that stops to is co-run.
+    """T6: A session that begins to saturate gets its share again; one that stops to is co-run.
 
     Whose progress nobody sees is looked at every 15 seconds: what begins to saturate is found late.
     """
@@ -128,7 +129,7 @@ def test_a_change_of_phase_is_seen_within_seconds(seen: bool) -> None:
 
 
 def test_a_newcomer_comes_to_its_turn_at_once() -> None:
-    """Beside three hogs a short job of a new user runs within two turns and a drain."""
+    """T7: Beside three hogs a short job of a new user runs within two turns and a drain."""
     world = mixed(("conv",) * 3, seen=False)
     began = world.now
     kernel = world.start("short", "heavy", seen=False)
@@ -138,7 +139,7 @@ def test_a_newcomer_comes_to_its_turn_at_once() -> None:
 
 
 def test_the_background_yields_to_every_notebook() -> None:
-    """A background session runs while nobody else wants the GPU, and not beside a notebook."""
+    """T8: A background session runs while nobody else wants the GPU, and not beside a notebook."""
     world = GpuWorld()
     world.start("back", "heavy", background=True)
     world.run(2)
@@ -153,7 +154,7 @@ def test_the_background_yields_to_every_notebook() -> None:
 
 
 def test_where_nobody_can_be_paused_boundaries_pass_turns_on() -> None:
-    """Cooperative only: those who meet boundaries share by turns, and one that never does runs beside them."""
+    """T9: Cooperative only: those who meet boundaries share by turns, and one that never does runs beside them."""
     world = GpuWorld(can_pause=False, enforce=False)
     for name in ("a", "b"):
         world.start(name, "heavy", cooperative=True).interval = 0.01
@@ -165,3 +166,65 @@ def test_where_nobody_can_be_paused_boundaries_pass_turns_on() -> None:
     world.start("deaf", "heavy", cooperative=True)
     world.run(4)
     assert all(rate > 0.1 for rate in progress(world, 5).values())
+
+
+def test_how_busy_the_device_was_is_word_only_about_whoever_had_it_alone() -> None:
+    """T5: A window that began before the slot did says nothing of the one who has it now."""
+    world = GpuWorld()
+    world.start("a", "heavy", seen=False)
+    world.start("b", "heavy", seen=False)
+    slots = world.core.turns
+    while not (slots.slot == "alone" and slots._begun):
+        world.run(0.02)
+    (running,) = slots.using.values()
+    known = {s.id: s.demand for s in world.core.sessions.values()}
+    tell = {"at": world.now, "used": {}, "utilization": 0.3}
+    world.send(ev.Sampled(**tell, utilization_since=slots._since - 0.01))
+    assert {s.id: s.demand for s in world.core.sessions.values()} == known
+    world.send(ev.Sampled(**tell, utilization_since=slots._since))
+    assert running.demand == 0.3
+    assert {s.id: s.demand for s in world.core.sessions.values()} == known | {running.id: 0.3}
+
+
+def test_who_cannot_be_paused_runs_beside_the_others_and_pays() -> None:
+    """T9: A profiler keeps the driver from locking: the others take turns, and its time is on its account."""
+    world = mixed(("heavy", "heavy", "heavy"), seen=False)
+    deaf = world.core.sessions["heavy0"]  # type: ignore[index]
+    deaf.pausable = False
+    world.core.turns._recount(deaf)
+    before = deaf.device_time
+    world.log.clear()
+    rates = progress(world, 10)
+    assert "heavy0" not in {i.session for i in world.log if isinstance(i, do.Pause)}
+    assert abs(rates["heavy1"] - rates["heavy2"]) < 0.02
+    assert deaf.device_time - before > 3.0
+
+
+def test_a_drain_is_paid_by_whoever_drains() -> None:
+    """T10: Work that goes on for 30 ms after its turn buys nothing: both come as far."""
+    rates = progress(mixed(("conv", "heavy"), seen=False), 20)
+    assert abs(rates["conv0"] - rates["heavy1"]) < 0.02, rates
+
+
+def test_a_false_tally_gains_no_more_than_its_share_alone() -> None:
+    """T11: Who counts only while it is alone has slots alone for its share; the others keep theirs."""
+    world = mixed(("heavy", "heavy", "light", "light"), seen=True)
+    cheat = world.kernels["heavy0"]
+    cheat.silent_beside = True
+    world.run(20)
+    alone = cheat.alone
+    rates = progress(world, 20)
+    assert (cheat.alone - alone) / 20 <= 0.27, rates
+    assert min(rates.values()) >= 0.9 / 4, rates
+
+
+def test_what_one_was_ahead_is_not_held_against_it() -> None:
+    """T12: The ones that co-run well are never further ahead than one turn."""
+    world = mixed(("heavy", "heavy", "light", "light"), seen=True)
+    turns, ahead = world.core.turns, 0.0
+    for _ in range(200):
+        world.run(0.05)
+        lags = [turns.pace(s).lag for s in world.core.sessions.values()]
+        assert min(lags) >= -turns.config.turn - 0.05
+        ahead = min(ahead, *lags)
+    assert ahead < 0.0, "somebody was ahead"

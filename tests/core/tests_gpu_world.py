@@ -56,6 +56,10 @@ class GpuKernel:
     starts: float = 0.0
     #: Progress in seconds of its rate alone.
     done: float = 0.0
+    #: It counts only what it does alone; seconds it was alone, and progress that it kept to itself.
+    silent_beside: bool = False
+    alone: float = 0.0
+    hidden: float = 0.0
 
     @property
     def works(self) -> bool:
@@ -63,7 +67,7 @@ class GpuKernel:
 
     @property
     def count(self) -> int:
-        return int(self.done * KINDS[self.kind][0]) if self.seen else 0
+        return int((self.done - self.hidden) * KINDS[self.kind][0]) if self.seen else 0
 
 
 class GpuWorld(World):
@@ -128,7 +132,10 @@ class GpuWorld(World):
         working = [k for k in self.kernels.values() if k.works and self.now >= k.starts]
         rates = beside([k.kind for k in working]) if len(working) > 1 else {}
         for kernel in working:
-            kernel.done += rates.get(kernel.kind, 1.0) * seconds
+            made = rates.get(kernel.kind, 1.0) * seconds
+            kernel.done += made
+            kernel.alone += seconds if not rates else 0.0
+            kernel.hidden += made if rates and kernel.silent_beside else 0.0
         alone = sum(KINDS[k.kind][1] for k in working)
         self.busy += min(0.98, alone) * seconds
         if self.now + seconds >= self.window_ends:
