@@ -10,7 +10,7 @@ def budget(core: Scheduler, session: Session) -> int | None:
     """Return the bytes that `session` may hold now, its contexts apart; None: whatever the device has.
 
     A declared job may hold what it was granted. What nobody declared is elastic: what is held, and of what is free as
-    much as falls to each user who works now. While somebody waits for memory it is what is held and a margin. A
+    much as falls to each user who works now, and to each of that user's notebooks that work. While somebody waits for memory it is what is held and a margin. A
     session that has the device to itself meets no cap.
     """
     table, margin = core.book.table, core.config.plain_ephemeral
@@ -24,7 +24,9 @@ def budget(core: Scheduler, session: Session) -> int | None:
         return None
     users = {s.user for s in (session, *others) if s.jobs} | {session.user}
     own = sum(job.need.ephemeral for job in session.jobs.values() if job.lane is not None)
-    return session.charged + own + max(margin, max(0, table.free) // len(users))
+    # A user's part is for all of that user's notebooks that work.
+    sharing = 1 + sum(s.user is session.user and bool(s.jobs) for s in others)
+    return session.charged + own + max(margin, max(0, table.free) // (len(users) * sharing))
 
 
 def granted(session: Session) -> int | None:

@@ -121,7 +121,7 @@ class Jobs:
         job.become(JobState.ADMITTED)
         job.waits, job.trimmed, job.asked, job.interval = True, event.trimmed, False, event.interval
         if event.trimmed:
-            self.book.charge(session, measured=event.persistent)
+            self.book.charge(session, measured=event.persistent + session.unseen)
             self.book.resplit(session, job)
         lane = self._lane(job)
         may_pass = event.trimmed and self.turns.accounts.policy.rotates
@@ -146,11 +146,29 @@ class Jobs:
         session = self.sessions[job.session]
         if event.usage is not None:
             self._take(session, event.usage, event.at)
-        self.book.charge(session, measured=event.persistent)
+        self.book.charge(session, measured=self._held(session, event.persistent))
         self._over(session, job, JobState.DONE)
         if session.cell_open:
             self.probe.start(session, event.at)  # what follows in the cell is not declared
         self._admit(event.at)
+
+    def _see(self, session: Session, memory: int) -> None:
+        """The device's own word of what `session` holds; while a declared job runs its E is in it."""
+        if not self.config.divisible:
+            session.observed = memory
+            if not session.jobs and not session.cell_open:
+                session.unseen = max(0, memory - session.reported)
+        if all(job.plain for job in session.jobs.values()):
+            self.book.charge(session, measured=memory)
+
+    @staticmethod
+    def _held(session: Session, reported: int) -> int:
+        """What `session` is taken to hold when its work ends: what the driver saw last, where the client says less.
+
+        A client knows its frameworks only. What it gave back in this moment is free once the driver says so.
+        """
+        session.reported = reported
+        return reported if session.observed is None else max(reported, session.observed)
 
     def _enlist(self, session: Session, job: Job) -> None:
         self.probe.forget(session)
@@ -278,8 +296,8 @@ class Jobs:
         seen = self.probe.sample(session, usage, at)
         self.turns.sampled(session)
         self.turns.account(session, usage, seen, at)
-        if usage.memory is not None and all(job.plain for job in session.jobs.values()):
-            self.book.charge(session, measured=usage.memory)
+        if usage.memory is not None:
+            self._see(session, usage.memory)
         if usage.contexts or (usage.contexts == 0 and not session.jobs):
             self.book.context(session, usage.contexts * self.book.reserve)
         return seen

@@ -85,6 +85,11 @@ class Session:
     #: Bytes of P: the largest total declared since it was last released, and what it was last seen to hold.
     declared: int = 0
     measured: int = 0
+    #: Bytes that its GPU's driver last saw it hold (None: nobody sees), what its client last said, and by how much
+    #: the driver saw more when nothing ran: children, and frameworks that the client does not know.
+    observed: int | None = None
+    reported: int = 0
+    unseen: int = 0
     #: Bytes of its context, once it has one.
     context: int = 0
     jobs: dict[JobId, Job] = field(default_factory=dict)
@@ -98,6 +103,9 @@ class Session:
     #: How long its drains were seen to need, where that is more than the usual limit.
     pause_limit: float = 0.0
     pausable: bool = True
+    #: How often in a row, and since when, it could not be paused because its work did not end.
+    busy_tries: int = 0
+    busy_since: float = 0.0
     #: It is kept paused, whatever the turns, until then at most (None: it is not): it holds more than it was granted.
     suspended_until: float | None = None
     exempt_until: float = 0.0

@@ -135,6 +135,7 @@ class Scheduler(Suspensions):
             self._over(session, job, JobState.LOST)
         self.turns.free(session)
         self.turns.forget(session)
+        session.observed, session.reported, session.unseen = None, 0, 0
         self.book.charge(session, declared=0, measured=0)
         self.book.context(session, 0)
 
@@ -172,7 +173,7 @@ class Scheduler(Suspensions):
         if event.persistent is not None and (
             job is not None or event.persistent < session.measured
         ):
-            self.book.charge(session, measured=event.persistent)
+            self.book.charge(session, measured=self._held(session, event.persistent))
         if job is not None:
             self._over(session, job, JobState.DONE)
         self._admit(event.at)

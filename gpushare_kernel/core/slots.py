@@ -39,6 +39,8 @@ SAME_WORK = 2.0
 """Work that begins so soon (seconds) after the session's last is taken for as demanding as that."""
 WINDOWS = 2.8
 """How many windows of utilization a slot lasts at most in which somebody is to be measured: one lies within it."""
+BACKGROUND = 30.0
+"""Seconds after which a session of the background has a turn although notebooks want the device."""
 LOOK = 0.04
 """How often such a slot is looked at (seconds): it ends when the measurement is there."""
 
@@ -93,7 +95,6 @@ class Slots(Turns):
         self._bill(at)
         if session.id in self.wanting:
             self.pace(session).worked_at = at
-            session.pausable = self.config.can_pause  # a profiler is gone with its cell
         super().unwant(session, at)
 
     def all_fit(self, at: float) -> bool:  # noqa: ARG002
@@ -259,8 +260,7 @@ class Slots(Turns):
     def _choose(self, held: list[Session], at: float) -> dict[SessionId, Session]:
         self._bill(at)
         rivals = self._rivals()
-        foreground = [s for s in rivals if not s.background]
-        rivals = foreground or rivals
+        rivals = [s for s in rivals if not s.background] or rivals
         self._was = self.slot
         self.slot, chosen, self._length = self._next_slot(rivals, at)
         self.accounts.advance()
@@ -276,6 +276,9 @@ class Slots(Turns):
         turn, measuring = self.config.turn, max(self.config.turn, self._window)
         if not self.accounts.policy.rotates:
             return Slot.ALONE, self._first(rivals), turn
+        patient = self._waited_long(at)
+        if patient is not None:
+            return Slot.ALONE, [patient], turn
         if self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
         if self._steering.judge(rivals):
@@ -284,6 +287,14 @@ class Slots(Turns):
                 return Slot.ALONE, [alone[0]], alone[1]
             return Slot.ALL, self._waiting(rivals), turn / 2
         return self._in_turn(self._first(rivals), rivals, at)
+
+    def _waited_long(self, at: float) -> Session | None:
+        """Return a session of the background that has stood still for long: even that has a bound (I3)."""
+        waiting = (s for s in self.accounts.sessions() if s.phase is Phase.WAITING)
+        still = [s for s in waiting if s.background and s.counted > 0]
+        oldest = min(still, key=lambda s: (s.waiting_since, s.order), default=None)
+        waited = 0.0 if oldest is None else at - oldest.waiting_since
+        return oldest if waited > BACKGROUND else None
 
     def _in_turn(
         self, first: list[Session], rivals: list[Session], at: float

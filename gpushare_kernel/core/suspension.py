@@ -11,7 +11,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.jobs import Jobs
 from gpushare_kernel.core.records import Session
-from gpushare_kernel.core.turns import LONGEST_DRAIN
+from gpushare_kernel.core.turns import busy_again
 from gpushare_kernel.core.values import JobState, PauseReason, PauseStatus
 
 _STANDS = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
@@ -55,12 +55,18 @@ class Suspensions(Jobs):
                 if not job.waits:
                     job.become(JobState.PAUSED)
         elif event.status is PauseStatus.BUSY:
-            usual = max(session.pause_limit, self.config.pause_limit)
-            session.pause_limit = min(2 * usual, LONGEST_DRAIN)
-            self._stop(session)
+            pause = busy_again(session, self.config.pause_limit, event.at)
+            if pause is None:
+                self._lift(session, event.at)
+            else:
+                self._deadlines.add(event.at + pause, lambda _: self._stop_again(session))
         else:
             session.pausable = False
             self._lift(session, event.at)
+
+    def _stop_again(self, session: Session) -> None:
+        if session.suspended_until is not None and not session.pausing:
+            self._stop(session)
 
     def _restop(self, session: Session) -> None:
         """It runs although it is paused: somebody else let it."""

@@ -38,6 +38,10 @@ PATIENT_GRACE = 1.0
 LOOKS = 1
 """How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
 
+BUSY_TRIES, BUSY_SECONDS = 8, 20.0
+"""Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
 
@@ -140,6 +144,9 @@ class Turns(ABC):
         self.load -= session.counted
         session.counted = 0.0
         session.phase = Phase.OFF
+        session.pausable = (
+            self.config.can_pause
+        )  # a profiler, a kernel without end: gone with that work
         session.shared_since, session.shared_told = None, False
         self.free(session)
 
@@ -211,13 +218,17 @@ class Turns(ABC):
         ticket: int,
         status: PauseStatus,
         at: float,
-        drain: float = 0.0,  # noqa: ARG002  what a kind of device learns from it
+        drain: float = 0.0,
     ) -> None:
         """A `Pause` was carried out, or could not be; its work took `drain` seconds to end."""
         if not session.pausing or ticket != session.ticket:
             return
         session.pausing = False
+        if status is not PauseStatus.BUSY:
+            session.busy_tries = 0
         if status in _LEFT:
+            if drain < self.config.pause_limit:
+                session.pause_limit = 0.0
             # Also where there was nothing to pause (no context, stopped by its own user): should it use
             # the device before its next turn, that is seen and it is paused again.
             for job in _at_work(session):
@@ -225,15 +236,21 @@ class Turns(ABC):
             self._left(session, at)
         elif status is PauseStatus.BUSY:
             # Its submitted work is longer than the limit: the lock can only succeed if it waits longer.
-            session.pause_limit = min(
-                2 * max(session.pause_limit, self.config.pause_limit), LONGEST_DRAIN
-            )
-            self._pause(session, at, PauseReason.TURN_ENDED)
+            pause = busy_again(session, self.config.pause_limit, at)
+            if pause is None:
+                self._runs_beside(session, at)
+            else:
+                session.leave_by = at + pause
+                self._timer(session.leave_by, session)
         else:
             # It cannot be paused (a profiler, MPS, another's process): it runs beside everybody, and is charged.
-            session.stopped, session.pausable = None, False
-            self._recount(session)
-            self._stay(session, at)
+            self._runs_beside(session, at)
+
+    def _runs_beside(self, session: Session, at: float) -> None:
+        """Nobody can pause it now."""
+        session.stopped, session.pausable = None, False
+        self._recount(session)
+        self._stay(session, at)
 
     def at_boundary(self, session: Session, at: float) -> None:
         """A job of `session` waits inside our client; if nothing of it runs, its turn is given back."""
@@ -432,3 +449,15 @@ class Turns(ABC):
 def _at_work(session: Session) -> list[Job]:
     """The jobs of `session` that are past their first line and not at a boundary inside our client."""
     return [job for job in session.jobs.values() if not job.waits]
+
+
+def busy_again(session: Session, usual: float, at: float) -> float | None:
+    """`session` could not be paused within its limit: return when to try again (seconds), or None to give up."""
+    if session.busy_tries == 0:
+        session.busy_since = at
+    session.busy_tries += 1
+    session.pause_limit = min(2 * max(session.pause_limit, usual), LONGEST_DRAIN)
+    if session.busy_tries >= BUSY_TRIES or at - session.busy_since > BUSY_SECONDS:
+        session.busy_tries, session.pause_limit = 0, 0.0
+        return None
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**session.busy_tries)

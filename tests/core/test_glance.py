@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests_gpu_world import GpuWorld  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.values import SessionId, Usage, UserId
+from gpushare_kernel.core.values import GiB, SessionId, Usage, UserId
 
 A = SessionId("a")
 
@@ -53,3 +53,15 @@ def test_what_a_cell_did_is_not_taken_for_work_after_it() -> None:
     made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
     assert not look(made, 3.0, active=True)
     assert look(made, 5.0, active=True)
+
+
+def test_what_a_client_does_not_know_of_is_held_until_the_driver_says_otherwise() -> None:
+    """I1: children and unknown frameworks hold memory of which the client says nothing when its cell ends."""
+    made = world()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert look(made, 1.5, active=True, memory=12 * GiB)
+    session = made.core.sessions[A]
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
+    assert session.measured == 12 * GiB
+    look(made, 3.0, memory=5 * GiB)
+    assert (session.measured, session.unseen) == (5 * GiB, 5 * GiB)

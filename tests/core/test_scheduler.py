@@ -20,7 +20,6 @@ from gpushare_kernel.core.values import (
     JobState,
     LaneId,
     Need,
-    PauseReason,
     PauseStatus,
     Presence,
     SessionId,
@@ -541,25 +540,30 @@ def test_who_cannot_be_paused_runs_beside_the_others_and_is_not_asked_again(
 
 
 def test_a_drain_that_does_not_end_is_tried_with_longer_limits() -> None:
-    """Its submitted work is longer than the limit: twice as long, and twice again, with a bound."""
+    """Its submitted work is longer than the limit: twice as long, after a moment; in the end it runs beside the others."""
     world = World()
     for name in "ab":
         world.open(name, user=name, demand=2.0)
         world.cell(name)
     world.drain = 1e9
     world.run(1.0)
-    limits = []
-    for _ in range(12):
-        pause = next(i for i in reversed(world.log) if isinstance(i, do.Pause))
-        limits.append(pause.limit)
+    pause = next(i for i in reversed(world.log) if isinstance(i, do.Pause))
+    session = world.core.sessions[pause.session]
+    limits = [pause.limit]
+    while session.pausable:
+        world.log.clear()
+        ticket = session.ticket
         world.send(
-            ev.Paused(
-                at=world.now, session=pause.session, ticket=pause.ticket, status=PauseStatus.BUSY
-            )
+            ev.Paused(at=world.now, session=session.id, ticket=ticket, status=PauseStatus.BUSY)
         )
-    assert limits[:3] == [0.5, 1.0, 2.0]
-    assert limits[-1] == 60.0
-    assert world.core.sessions[pause.session].stopped is PauseReason.TURN_ENDED
+        assert not [i for i in world.log if isinstance(i, do.Pause)], "not at once"
+        world.run(1.5)
+        limits += [i.limit for i in world.log if isinstance(i, do.Pause)]
+    assert limits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0][: len(limits)]
+    assert len(limits) > 4
+    assert (session.phase, session.stopped, session.pause_limit) == (Phase.ON, None, 0.0)
+    world.cell_ends(session.id)
+    assert session.pausable, "with its work that is over"
 
 
 # --- I10 --------------------------------------------------------------------------------------------------------

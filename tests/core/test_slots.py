@@ -228,3 +228,13 @@ def test_what_one_was_ahead_is_not_held_against_it() -> None:
         assert min(lags) >= -turns.config.turn - 0.05
         ahead = min(ahead, *lags)
     assert ahead < 0.0, "somebody was ahead"
+
+
+def test_the_background_has_a_turn_in_the_end() -> None:
+    """I3: what stands still has a bound, also in the background."""
+    world = GpuWorld()
+    world.start("back", "heavy", background=True)
+    world.start("note", "heavy")
+    world.run(5)
+    rates = progress(world, 60)
+    assert 0.001 < rates["back"] < 0.02

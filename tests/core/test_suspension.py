@@ -131,6 +131,7 @@ def test_work_that_drains_longer_is_waited_for_longer() -> None:
     here.drain = 1.0
     suspend(here)
     answer(here, PauseStatus.BUSY)
+    here.run(0.1)
     first, second = [i.limit for i in here.log if isinstance(i, do.Pause)]
     assert second == 2 * first
 
