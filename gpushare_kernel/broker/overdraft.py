@@ -18,8 +18,8 @@ LONGEST_PAUSE = 60.0
 """Seconds for which it is paused at most; then it is left alone until it was under its grant."""
 TERM_AFTER = 10.0
 """Seconds from an interrupt that did not help to the end of the process."""
-LEAST_OVER, PART_OVER = 256 * MiB, 20
-"""What is over by no more than this (bytes, or one part in so many) is nobody's fault: allocators round up."""
+LEAST_OVER, PART_OVER = 512 * MiB, 20
+"""What is over by no more than this (bytes, or one part in so many) is nobody's fault: allocators round up, and contexts grow with what runs (520 to 830 MiB)."""
 IDLE_AFTER, LEAST_HELD, ASK_AGAIN = 60.0, 256 * MiB, 600.0
 """Idle so long (seconds) and holding so much, one is asked to release; the same one not again within this time."""
 

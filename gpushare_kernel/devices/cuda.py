@@ -314,8 +314,9 @@ class CudaDevice:
 
     def _measure(self) -> None:
         """Put the size that contexts really have in the place of the estimate."""
-        seen = self._sampler.context
-        if seen is not None and seen != self.inventory.reserve:
+        # Small programs have smaller ones; whoever is to come is taken for a framework.
+        seen = max(self._sampler.context or 0, _RESERVE)
+        if seen != self.inventory.reserve:
             self.inventory = dataclasses.replace(self.inventory, reserve=seen)
 
     def _note_trouble(self, session: GpuSession) -> None:

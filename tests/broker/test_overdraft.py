@@ -95,9 +95,9 @@ def test_it_is_asked_for_others_before_it_is_paused_for_them() -> None:
 
 
 def test_allocators_round_up() -> None:
-    """256 MiB, or a twentieth of a large grant, are nobody's fault."""
+    """512 MiB, or a twentieth of a large grant, are nobody's fault."""
     play = Play()
-    for limit, allowed in ((GiB, 256 * MiB), (40 * GiB, 2 * GiB)):
+    for limit, allowed in ((GiB, 512 * MiB), (40 * GiB, 2 * GiB)):
         play.limit, play.held = limit, limit + allowed
         assert play.look() is None
         play.held += 1
