@@ -22,6 +22,7 @@ from gpushare_kernel.wire.messages import (
     End,
     Failure,
     Ok,
+    Release,
     SetNeeds,
     Submit,
     ToBroker,
@@ -286,7 +287,15 @@ def test_off_is_silent_and_gives_back(
     assert cupy.get_default_memory_pool().used == 0
 
 
-# --- %gpushare memory ------------------------------------------------------------------------------------------------
+# --- %gpushare release, %gpushare memory ------------------------------------------------------------------------------------------------
+
+
+def test_release_gives_the_pool_back(run: Run, gpu: ScriptedBroker, cupy: Any) -> None:
+    """`del`, then `%gpushare release`: the pool is empty before the broker is asked."""
+    run("import cupy; kept = cupy.empty(1000); gone = cupy.empty(5000); del gone")
+    run("%gpushare release")
+    assert [m for m in gpu.seen if isinstance(m, Release)] == [Release(None, 5000)]
+    assert cupy.get_default_memory_pool().total_bytes() == 1000
 
 
 def test_memory_for_the_next_start(run: Run, gpu: ScriptedBroker, capsys: Capture) -> None:
