@@ -31,20 +31,32 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     return msg.DryRun(bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait)
 
 
-def release(broker: Broker, desk: Desk, notebook: str | None) -> msg.ReleasedNow:
-    """Give back what the caller's sessions declared and do not use."""
-    chosen = _chosen(broker, desk, notebook)
-    freed = 0
+def release(broker: Broker, desk: Desk, body: msg.Release) -> msg.ReleasedNow:
+    """Give back what the caller's sessions declared and do not use, and have them trim who have not yet."""
+    chosen = _chosen(broker, desk, body.notebook)
+    freed = left = 0
+    asked = []
     for kernel in chosen:
         engine = broker.engine_of(kernel.id)
         session = engine.scheduler.sessions[kernel.id]
         before = session.charged
         usage = engine.usage(kernel, memory=True)
         held = usage.memory if usage else None
+        # The driver's list is read from time to time: what the caller gave back just now is in it still.
+        given = body.given if desk in kernel.lines else None
+        if held is not None:
+            held = max(0, held - (given or 0))
         engine.feed(ev.Released(at=engine.now, session=kernel.id, persistent=held))
         freed += max(0, before - session.charged)
         broker.save(kernel)
-    return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen))
+        if engine.scheduler.config.divisible:
+            continue  # processes of a host keep no pools
+        if kernel.lines and given is None:
+            kernel.notify(msg.Trim())
+            asked.append(kernel.name)
+        else:
+            left += session.charged
+    return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen), left, tuple(asked))
 
 
 def _chosen(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:

@@ -280,7 +280,8 @@ class Desk:
     # --- everything else ---------------------------------------------------------------------------------------------
 
     def _release(self, number: int, body: msg.Release) -> None:
-        self._reply(number, release(self._broker, self, body.notebook))
+        _check_held(body.given or 0)
+        self._reply(number, release(self._broker, self, body))
 
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
         self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))

@@ -120,4 +120,6 @@ class MemoryWatch:
             text = texts.asked_to_release_text(
                 people, session.charged, time.strftime("%H:%M", began)
             )
+            # Its budget asks for nothing: what its frameworks keep unused is in what it is charged.
+            kernel.notify(msg.Trim())
             kernel.notify(msg.Announce(text))

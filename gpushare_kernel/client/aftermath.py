@@ -71,8 +71,10 @@ class Broken:
 def recognise(error: BaseException) -> OutOfMemory | Broken | None:
     """Return what an error means for the GPU; None where it is about something else."""
     at: BaseException | None = error
-    while at is not None:
-        text, kind = str(at), type(at)
+    seen: set[int] = set()  # `raise e from e` is its own cause
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        text, kind = _text(at), type(at)
         root = kind.__module__.partition(".")[0]
         framework = _FRAMEWORKS.get(root, root)
         cuda = "CUDA" in text or "cuda" in text or framework in ("torch", "cupy", "jax")
@@ -85,6 +87,14 @@ def recognise(error: BaseException) -> OutOfMemory | Broken | None:
                 return Broken()
         at = at.__cause__
     return None
+
+
+def _text(error: BaseException) -> str:
+    """Return what an error says; nothing where its class, the user's own, fails to say it."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - it is code of anybody's
+        return ""
 
 
 def _out_of_memory(framework: str, text: str) -> OutOfMemory:

@@ -6,6 +6,7 @@ a cell, or, while the kernel is idle, where the front end says (`Session.when_id
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class Gpu:
         self._session = session
         self._applying = threading.Lock()
         self._capped = False
-        self._due = False
+        self._due = self._trim_due = False
         self._told: set[str] = set()
         self.limit: int | None = None
         self.reserve = 0
@@ -70,6 +71,13 @@ class Gpu:
         if later is not None:
             later(self.apply_due)
 
+    def trim(self) -> None:
+        """Give back what is unused, on the user's thread, once no cell is in the way: somebody wants it."""
+        self._trim_due = True
+        later = self._session.when_idle
+        if later is not None:
+            later(self.trim_due)
+
     # --- On the user's thread ---------------------------------------------------------------------------
 
     def boundary(self) -> None:
@@ -97,8 +105,22 @@ class Gpu:
     def cell_event(self) -> None:
         """A cell begins or ends: cap what grew, and meet frameworks that were too early for us."""
         self.adapters.meet_late()
+        self.trim_due()
         if self._due or self.limit is not None:
             self.apply()
+
+    def trim_due(self) -> None:
+        """Give back what is unused, where somebody asked for it and it has not been done yet."""
+        if self._trim_due:
+            self.give_back()
+
+    def give_back(self) -> int:
+        """Give back what the frameworks keep unused; returns how many bytes."""
+        self._trim_due = False
+        before = self.memory.now()
+        gc.collect()  # models live in circles
+        self.memory.trim()
+        return max(0, before - self.memory.now())
 
     def apply_due(self) -> None:
         """Apply a budget that nobody has applied yet."""
@@ -154,7 +176,7 @@ class Gpu:
     def forget(self) -> None:
         """In a forked child: nothing of the parent's job or budget is ours."""
         self._applying = threading.Lock()
-        self._due = False
+        self._due = self._trim_due = False
         self.plain.forget()
         let_workers_in()
 

@@ -42,8 +42,9 @@ class Questions(ABC):
         return self.request(submit, DryRun)
 
     def release(self, notebook: str | None = None) -> ReleasedNow:
-        """Give back what a notebook of mine declared and does not use."""
-        return self.request(Release(notebook), ReleasedNow)
+        """Give back what a notebook of mine declared and does not use; None is this one, whose unused memory goes back first."""
+        given = self.give_back() if notebook is None else None
+        return self.request(Release(notebook, given), ReleasedNow)
 
     def snapshot(self) -> Snapshot:
         """Return the broker's state as we may see it."""
@@ -67,6 +68,10 @@ class Questions(ABC):
         if reply is None:
             raise BrokerUnavailable(_UNANSWERED)
         return expect(reply, expected)
+
+    @abstractmethod
+    def give_back(self) -> int | None:
+        """Give back the device memory that is kept unused here; returns how many bytes, None where nothing of ours keeps any."""
 
     @abstractmethod
     def wait_attached(self, timeout: float = ANSWER) -> Attached:

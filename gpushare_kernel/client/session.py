@@ -43,6 +43,7 @@ from gpushare_kernel.wire.messages import (
     Soon,
     Submit,
     ToBroker,
+    Trim,
     Waiting,
     Welcome,
 )
@@ -284,6 +285,10 @@ class Session(Questions):
         if self.up:
             self._notice(CellEnded(cell, self.memory.recent()))
 
+    def give_back(self) -> int | None:
+        """Give back what the frameworks of a GPU keep unused, on the caller's thread; returns how many bytes."""
+        return None if self.gpu is None else self.gpu.give_back()
+
     # --- Requests ---------------------------------------------------------------------------------------
 
     def new_call(self, job: JobId | None = None) -> Call:
@@ -394,6 +399,8 @@ class Session(Questions):
             self._tell(body)
         elif isinstance(body, Budget) and self.gpu is not None:
             self.gpu.budget(body)
+        elif isinstance(body, Trim) and self.gpu is not None:
+            self.gpu.trim()
 
     # --- Inside ----------------------------------------------------------------------------------------
 

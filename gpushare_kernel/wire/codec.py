@@ -33,6 +33,7 @@ _BROKER_NOTICES = (
     messages.Soon,
     messages.Slowed,
     messages.Budget,
+    messages.Trim,
     messages.Announce,
     messages.Closing,
 )

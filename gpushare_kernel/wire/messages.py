@@ -214,9 +214,14 @@ class End(_Message, frozen=True):
 
 
 class Release(_Message, frozen=True):
-    """Give back what a session of mine declared and does not use. `notebook` is a name or session id; None is the caller's own. Reply: `Released`."""
+    """Give back what a session of mine declared and does not use. `notebook` is a name or session id; None is the caller's own. Reply: `ReleasedNow`.
+
+    `given` are the bytes of unused memory that the caller gave back just before. Other notebooks, and a caller that
+    does not say it, are sent `Trim`.
+    """
 
     notebook: str | None = None
+    given: int | None = None
 
 
 class GetSnapshot(_Message, frozen=True):
@@ -308,10 +313,16 @@ class Report(_Message, frozen=True):
 
 
 class ReleasedNow(_Message, frozen=True):
-    """What `Release` gave back, in bytes, by notebook name."""
+    """What `Release` gave back, in bytes, by notebook name.
+
+    `held` is what they still use, where the broker knows it by now; those in `asked` were sent `Trim`, and what
+    they give back is seen a moment later.
+    """
 
     freed: int
     names: tuple[str, ...]
+    held: int = 0
+    asked: tuple[str, ...] = ()
 
 
 class SnapshotReply(_Message, frozen=True):
@@ -354,6 +365,10 @@ class Budget(_Message, frozen=True):
     waiting: int = 0
 
 
+class Trim(_Message, frozen=True):
+    """Give back the memory that the frameworks keep unused, once no cell is in the way. The broker sees by itself what is held then."""
+
+
 class Announce(_Message, frozen=True):
     """A line for the user."""
 
@@ -371,7 +386,7 @@ Request = (
 )
 ClientNotice = CellStarted | CellEnded
 Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply
-BrokerNotice = Waiting | Soon | Slowed | Budget | Announce | Closing
+BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing
 
 
 class ToBroker(Struct, frozen=True, array_like=True):

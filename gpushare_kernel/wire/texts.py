@@ -116,14 +116,28 @@ def slowed_text(notice: Slowed) -> str:
     return f"Shared with {whom}: about {_fraction(notice.fraction)} speed"
 
 
+_USED = "del what you do not need and release again, or restart the kernel."
+
+
 def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
     """Return what a release gave back."""
     if not released.names:
         return "No notebook of yours by that name. %gpushare status lists them."
-    names = ", ".join(released.names)
-    if not released.freed:
-        return f"Nothing to release: {names} uses all it holds, or holds no {noun}."
-    return f"Released {format_size(released.freed)} of {noun}: {names}."
+    names, held = ", ".join(released.names), format_size(released.held)
+    parts = []
+    if released.freed:
+        parts.append(f"Released {format_size(released.freed)} of {noun}: {names}.")
+        if released.held:
+            parts.append(f"{held} is still in use: {_USED}")
+    elif released.held:
+        parts.append(f"Nothing to release: {names} uses the {held} of {noun} it holds: {_USED}")
+    if released.asked:
+        parts.append(
+            f"{', '.join(released.asked)} was asked to give back what it keeps unused: %gpushare status shows what is left."
+        )
+    if not parts:
+        parts.append(f"Nothing to release: {names} uses all it holds, or holds no {noun}.")
+    return " ".join(parts)
 
 
 def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpushare_magics.transform import arguments_of
@@ -107,15 +109,16 @@ class Cells:
             if info is not None and (not info.raw_cell or info.raw_cell.isspace()):
                 return  # an empty cell ends without having begun
             depth = len(stack) - 1
-        # Before its lanes are left: what an error kept comes back first, and is not measured as kept.
-        finish = self._ended(None if result is None else result.error_in_exec)
-        ended = stack[depth:]
-        del stack[depth:]
-        if not stack:
-            del self._stacks[thread]
-        for cell in reversed(ended):
-            self._end(cell)
-        finish()
+        finish = _nothing
+        try:
+            # Before its lanes are left: what an error kept comes back first, and is not measured as kept.
+            finish = self._ended(None if result is None else result.error_in_exec)
+        finally:
+            ended = stack[depth:]
+            del stack[depth:]
+            if not stack:
+                del self._stacks[thread]
+            _leave_all([finish, *(partial(self._end, cell) for cell in ended)])
 
     def post_execute(self) -> None:
         """A silent execution may be over."""
@@ -124,10 +127,11 @@ class Cells:
             _leave_all(self._stray.pop(thread, []))
 
     def _end(self, cell: _Cell) -> None:
-        _leave_all(cell.leave)
-        if cell.number is not None:
+        try:
+            _leave_all(cell.leave)
+        finally:
             session = self._session()
-            if session is not None:
+            if cell.number is not None and session is not None:
                 session.cell_ended(cell.number)
 
 
@@ -136,5 +140,7 @@ def _nothing() -> None:
 
 
 def _leave_all(leaves: list[Leave]) -> None:
-    for leave in reversed(leaves):
-        leave()
+    """Call them, the last first, and the others too where one fails or is interrupted."""
+    with ExitStack() as stack:
+        for leave in leaves:
+            stack.callback(leave)

@@ -91,7 +91,9 @@ class Extension:
         if error is not None and session is not None and session.gpu is not None:
             from gpushare_kernel.client.aftermath import recover  # noqa: PLC0415 - hardly ever
 
-            line = recover(session, error, keep_frames=self.keep_frames)
+            # A line that cannot be said must not end what comes after it: the lanes are still to be left.
+            with contextlib.suppress(Exception):
+                line = recover(session, error, keep_frames=self.keep_frames)
         if line is None:
             return lambda: None
         thread, text = threading.get_ident(), line

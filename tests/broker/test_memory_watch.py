@@ -194,10 +194,43 @@ def test_an_idle_holder_is_asked_while_others_wait(gpu_house: House, keeper: Kee
     gpu_house.do(lambda: setattr(session, "user", stranger))
     tidy()
     tidy()
+    client.ask(msg.SetWeight(1.0))
+    assert client.notices.count(msg.Trim()) == 1, "what it keeps unused goes back at once"
     (line,) = heard(client)
     assert line.startswith("1 person waits; you hold 2.0 GiB idle since ")
     assert line.endswith(": %gpushare release")
     gpu_house.do(lambda: setattr(session, "user", own))
+
+
+def test_release_subtracts_what_its_own_notebook_gave_back(gpu_house: House, keeper: Keeper) -> None:  # fmt: skip
+    """The driver's list still has it: what the client says is taken off. What nobody gave back is named as in use."""
+    client = gpu_house.notebook("hw1.ipynb")
+    gpu_house.device.used = Usage(1.0, 1.0, 3 * GiB)
+    keeper(gpu_house)()
+    session = gpu_house.broker.scheduler.sessions[session_of(client)]
+    assert session.charged == 3 * GiB
+    freed = client.ask(msg.Release(None, 2 * GiB))
+    assert freed == msg.ReleasedNow(2 * GiB, ("hw1.ipynb",), held=GiB)
+    assert session.charged == GiB
+    freed = client.ask(msg.Release(None, 9 * GiB))
+    assert freed == msg.ReleasedNow(GiB, ("hw1.ipynb",))
+    assert msg.Trim() not in client.notices
+
+
+def test_release_of_another_notebook_has_it_trim(gpu_house: House, keeper: Keeper) -> None:
+    """Its client is asked and nothing is claimed; once the driver sees it gone it is gone. Nobody's word counts for another."""
+    client, other = gpu_house.notebook("hw1.ipynb"), gpu_house.notebook("hw2.ipynb")
+    gpu_house.device.used = Usage(1.0, 1.0, 3 * GiB)
+    tidy = keeper(gpu_house)
+    tidy()
+    answer = client.ask(msg.Release("hw2", 3 * GiB))
+    assert answer == msg.ReleasedNow(0, ("hw2.ipynb",), asked=("hw2.ipynb",))
+    other.ask(msg.SetWeight(1.0))
+    assert other.notices.count(msg.Trim()) == 1
+    assert msg.Trim() not in client.notices
+    gpu_house.device.used = Usage(1.0, 1.0, GiB)
+    tidy()
+    assert gpu_house.broker.scheduler.sessions[session_of(other)].charged == GiB
 
 
 def test_what_sessions_hold_is_known_before_anybody_asks_for_some(

@@ -13,6 +13,7 @@ from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.wire.messages import (
     Announce,
+    BrokerNotice,
     Budget,
     End,
     Granted,
@@ -54,10 +55,14 @@ class Notebook:
 
     def budget(self, limit: int | None) -> None:
         """Have the broker set a limit, and wait until the client has heard of it."""
+        self.hear(Budget(limit))
+
+    def hear(self, notice: BrokerNotice) -> None:
+        """Have the broker say something, and wait until the client has heard it."""
         heard = threading.Event()
         listen = lambda _: heard.set()  # noqa: E731
         self.session.listen(listen)
-        self.peer.notice(Budget(limit))
+        self.peer.notice(notice)
         self.peer.notice(Announce("after it"))
         assert heard.wait(20)
         self.session.unlisten(listen)

@@ -102,6 +102,34 @@ def test_causes_count() -> None:
     assert isinstance(recognise(wrapped), OutOfMemory)
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_causes_in_a_circle_end(length: int) -> None:
+    """`raise e from e` is its own cause: looked at once, and what is wrapped in a circle is still found."""
+    errors: list[BaseException] = [ValueError(str(n)) for n in range(length)]
+    for one, cause in zip(errors, errors[1:] + errors[:1], strict=True):
+        one.__cause__ = cause
+    assert recognise(errors[0]) is None
+    found = torch.OutOfMemoryError(TORCH)
+    found.__cause__ = errors[0]
+    errors[-1].__cause__ = found
+    assert isinstance(recognise(errors[0]), OutOfMemory)
+
+
+class Mute(RuntimeError):
+    """An error that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def test_an_error_that_cannot_be_read() -> None:
+    """It is none of ours, and what it was caused by is still looked at."""
+    problem = Mute()
+    assert recognise(problem) is None
+    problem.__cause__ = torch.OutOfMemoryError(TORCH)
+    assert isinstance(recognise(problem), OutOfMemory)
+
+
 @pytest.fixture
 def notebook(cuda: FakeCuda, new_session: New, broker: ScriptedBroker) -> Notebook:
     """A notebook that may use 6 GiB."""

@@ -9,6 +9,7 @@ import pytest
 
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import Release, ReleasedNow, Trim
 from tests.client.fake_cuda import FakeCuda, torch
 from tests.client.gpu_notebook import (
     New,
@@ -18,6 +19,7 @@ from tests.client.gpu_notebook import (
     notebook,
 )
 from tests.client.scripted_broker import ScriptedBroker, attached
+from tests.client.test_session import in_thread
 
 __all__ = ["cuda", "notebook"]
 
@@ -113,3 +115,52 @@ def test_mem_get_info(notebook: Notebook, cuda: FakeCuda) -> None:
     assert torch.cuda.memory.mem_get_info(0) == (4 * GiB, 6 * GiB + 600 * MiB)
     cuda.free = GiB
     assert torch.cuda.mem_get_info()[0] == GiB
+
+
+def test_a_trim_waits_for_the_main_thread(notebook: Notebook, cuda: FakeCuda) -> None:
+    """What somebody waits for goes back while the kernel is idle, once, on the notebook's own thread."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    cuda.calls.clear()
+    later: list[Callable[[], None]] = []
+    notebook.session.when_idle = later.append
+    notebook.hear(Trim())
+    assert (len(later), cuda.calls) == (1, [])
+    later[0]()
+    later[0]()
+    assert cuda.calls == ["synchronize", "empty_cache"]
+    assert (cuda.in_use, cuda.cached) == (GiB, 0)
+    assert set(cuda.threads) == {threading.get_ident()}
+
+
+def test_a_trim_is_not_for_a_running_cell(notebook: Notebook, cuda: FakeCuda) -> None:
+    """No boundary empties a pool that is in use: it is done when the cell is over."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    notebook.session.cell_started(1)
+    cuda.calls.clear()
+    notebook.hear(Trim())
+    infer(1)
+    assert "empty_cache" not in cuda.calls
+    notebook.session.cell_ended(1)
+    assert cuda.calls.count("empty_cache") == 1
+
+
+def test_release_of_its_own_trims_first(notebook: Notebook, cuda: FakeCuda) -> None:
+    """The broker is asked after the pools are empty, and told how much that was; another notebook's are not ours."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+
+    def answer(expected: Release, cached: int) -> None:
+        number, asked = notebook.peer.expect(Release)
+        assert (asked, cuda.cached) == (expected, cached)
+        notebook.peer.reply(number, ReleasedNow(0, ()))
+
+    for name, expected, cached in (
+        ("hw2", Release("hw2"), 2 * GiB),
+        (None, Release(None, 2 * GiB), 0),
+    ):
+        answered = in_thread(lambda e=expected, c=cached: answer(e, c))  # type: ignore[misc]
+        notebook.session.release(name)
+        answered.result(20)
+    assert cuda.in_use == GiB

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-from gpushare_kernel.client import api
+from gpushare_kernel.client import aftermath, api
 from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
@@ -22,6 +22,7 @@ from gpushare_kernel.wire.messages import (
     End,
     Failure,
     Ok,
+    Release,
     SetNeeds,
     Submit,
     ToBroker,
@@ -249,6 +250,33 @@ def test_other_errors_get_no_line(run: Run, gpu: ScriptedBroker, capsys: Capture
     assert capsys.readouterr().out.splitlines()[-1] == "ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "error = ValueError('round')\nraise error from error",
+        "class Mute(RuntimeError):\n    def __str__(self):\n        raise LookupError\nraise Mute",
+    ],
+)
+def test_odd_errors_leave_the_lane(run: Run, gpu: ScriptedBroker, capsys: Capture, body: str) -> None:  # fmt: skip
+    """An error that is its own cause, or cannot be read, ends its cell like any other: the lane is left."""
+    assert not run(f"%%gpulane 1GiB\n{body}").success
+    assert said(gpu) == ["Submit", "End"]
+    assert run("1 + 1").success
+
+
+@pytest.mark.parametrize("problem", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_failed_recovery_leaves_the_lane(run: Run, gpu: ScriptedBroker, capsys: Capture, monkeypatch: pytest.MonkeyPatch, problem: type[BaseException]) -> None:  # fmt: skip
+    """Whatever goes wrong or is interrupted while memory is given back, the lane is left."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(aftermath, "recover", fails)
+    run("%%gpulane 1GiB\n1/0")
+    assert said(gpu) == ["Submit", "End"]
+    assert not api.current_lane()
+
+
 def test_off_is_silent_and_gives_back(
     run: Run, gpu: ScriptedBroker, cupy: Any, capsys: Capture
 ) -> None:
@@ -259,7 +287,15 @@ def test_off_is_silent_and_gives_back(
     assert cupy.get_default_memory_pool().used == 0
 
 
-# --- %gpushare memory ------------------------------------------------------------------------------------------------
+# --- %gpushare release, %gpushare memory ------------------------------------------------------------------------------------------------
+
+
+def test_release_gives_the_pool_back(run: Run, gpu: ScriptedBroker, cupy: Any) -> None:
+    """`del`, then `%gpushare release`: the pool is empty before the broker is asked."""
+    run("import cupy; kept = cupy.empty(1000); gone = cupy.empty(5000); del gone")
+    run("%gpushare release")
+    assert [m for m in gpu.seen if isinstance(m, Release)] == [Release(None, 5000)]
+    assert cupy.get_default_memory_pool().total_bytes() == 1000
 
 
 def test_memory_for_the_next_start(run: Run, gpu: ScriptedBroker, capsys: Capture) -> None:

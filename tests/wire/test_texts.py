@@ -158,6 +158,19 @@ def test_released() -> None:
     assert texts.released_text(ReleasedNow(0, ("hw2.ipynb",)), "memory") == (
         "Nothing to release: hw2.ipynb uses all it holds, or holds no memory."
     )
+    assert texts.released_text(ReleasedNow(2 * GiB, ("hw2.ipynb",), held=3 * GiB)) == (
+        "Released 2.0 GiB of GPU memory: hw2.ipynb. "
+        "3.0 GiB is still in use: del what you do not need and release again, or restart the kernel."
+    )
+    assert texts.released_text(ReleasedNow(0, ("hw2.ipynb",), held=3 * GiB)) == (
+        "Nothing to release: hw2.ipynb uses the 3.0 GiB of GPU memory it holds: "
+        "del what you do not need and release again, or restart the kernel."
+    )
+    asked = "hw2.ipynb was asked to give back what it keeps unused: %gpushare status shows what is left."
+    assert texts.released_text(ReleasedNow(0, ("hw2.ipynb",), asked=("hw2.ipynb",))) == asked
+    assert texts.released_text(ReleasedNow(2 * GiB, ("hw2.ipynb",), asked=("hw2.ipynb",))) == (
+        f"Released 2.0 GiB of GPU memory: hw2.ipynb. {asked}"
+    )
     assert texts.released_text(ReleasedNow(0, ())) == (
         "No notebook of yours by that name. %gpushare status lists them."
     )
