@@ -106,4 +106,14 @@ def _gpus(wanted: str, intents: Intents, capacity: int | None) -> Sequence[Devic
             msg = f"no GPU is called {', '.join(missing) or wanted!r}. There is: {there}."
             raise DeviceError(msg)
         gpus = [known[name] for name in dict.fromkeys(names)]
-    return [CudaDevice(intents, gpu=gpu.uuid, capacity=capacity) for gpu in gpus]
+    made: list[Device] = []
+    problems: list[str] = []
+    for gpu in gpus:
+        try:
+            made.append(CudaDevice(intents, gpu=gpu.uuid, capacity=capacity))
+        except DeviceError as problem:  # the others are shared all the same
+            problems.append(str(problem))
+            _logger.warning("a GPU is not shared: %s", problem, extra={"device": gpu.uuid})
+    if not made:
+        raise DeviceError(" ".join(problems))
+    return made

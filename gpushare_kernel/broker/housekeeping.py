@@ -92,16 +92,23 @@ class Housekeeping:
             return
         self._round += 1
         for engine in broker.engines.values():
-            self._watch_device(engine)
-            self._look_at_kernels(engine)
-            self._watch_capacity(engine)
-            self._look_at_strangers(engine)
-            self._watch.look(engine, self._memory)
-            engine.look_at_paused()
-        self._watch.forget()
-        broker.tell_waits()
-        broker.tell_budgets()
-        broker.save_accounts()
+            # What goes wrong on one device, or in one step, must not stop the others.
+            for step in (
+                self._watch_device,
+                self._look_at_kernels,
+                self._watch_capacity,
+                self._look_at_strangers,
+                partial(self._watch.look, held=self._memory),
+                Engine.look_at_paused,
+            ):
+                self._attempt(partial(step, engine))
+        for work in (
+            self._watch.forget,
+            broker.tell_waits,
+            broker.tell_budgets,
+            broker.save_accounts,
+        ):
+            self._attempt(work)
         if self._idle_exit and broker.idle_for >= self._idle_exit:
             self._retire()
 

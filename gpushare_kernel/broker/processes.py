@@ -232,9 +232,9 @@ class Processes(JobAnswers):
 
     def _ready(self, kernel: Kernel, *, bare: bool) -> None:
         engine = self.engine_of(kernel.id)
-        engine.feed(
-            ev.SessionReady(at=self.now, session=kernel.id, bare=bare, context=kernel.baseline)
-        )
+        # On a GPU its driver knows what contexts take; a client that comes late must not undo that.
+        context = kernel.baseline if engine.scheduler.config.divisible else None
+        engine.feed(ev.SessionReady(at=self.now, session=kernel.id, bare=bare, context=context))
         engine.sample(kernel.id)
 
     def _measure_context(self, kernel: Kernel) -> None:
