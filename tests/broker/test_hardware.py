@@ -57,5 +57,5 @@ def test_where_none_can_be_shared_the_cpu_is_or_it_is_said(monkeypatch: pytest.M
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
     """With those there are."""
-    with pytest.raises(DeviceError, match="no GPU is called 9"):
+    with pytest.raises(DeviceError, match="no GPU is called '9'"):
         find_devices("0,9", Record(), held={})
