@@ -1,0 +1,78 @@
+"""Which devices a broker gives out, on hosts whose GPUs cannot all be shared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gpushare_kernel.broker.hardware import find_devices
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.devices import cuda, nvml
+from gpushare_kernel.devices.nvml import GpuInfo
+from tests.devices.records import Record
+
+GPUS = [GpuInfo(number, f"GPU-{number}", "NVIDIA Something", 100) for number in range(3)]
+
+
+class Host:
+    """Three GPUs, some of which answer with an error."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, Exception] = {}
+        self.closed: list[str] = []
+
+    def device(self, intents: Any, *, gpu: str, capacity: int | None) -> Any:
+        if gpu in self.failing:
+            raise self.failing[gpu]
+        inventory = SimpleNamespace(id=gpu, kind="cuda")
+        return SimpleNamespace(inventory=inventory, close=lambda: self.closed.append(gpu))
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host with three GPUs."""
+    host = Host()
+    monkeypatch.setattr(nvml, "find_gpus", lambda: GPUS)
+    monkeypatch.setattr(cuda, "CudaDevice", host.device)
+    return host
+
+
+def found(wanted: str) -> list[str]:
+    devices = find_devices(wanted, Record(), held={})
+    return [device.inventory.id for device in devices]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda", "0,1,2"])
+def test_one_gpu_that_cannot_be_shared_takes_no_other_along(
+    host: Host, wanted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are shared, and a warning names the one and why."""
+    host.failing["GPU-1"] = DeviceError("it is cut into parts (MIG).")
+    with caplog.at_level(logging.WARNING):
+        assert found(wanted) == ["GPU-0", "GPU-2"]
+    (record,) = caplog.records
+    assert "GPU 1" in record.getMessage()
+    assert "MIG" in record.getMessage()
+    assert host.closed == []
+
+
+def test_where_none_remains_the_host_is_shared_or_it_fails(host: Host) -> None:
+    """`auto` falls back; who asked for GPUs hears what is wrong with each."""
+    host.failing = {gpu.uuid: DeviceError(f"{gpu.uuid} is lost.") for gpu in GPUS}
+    (device,) = find_devices("auto", Record(), held={})
+    assert device.inventory.kind == "host"
+    device.close()
+    with pytest.raises(DeviceError, match=r"GPU-0 is lost\. GPU-1 is lost\. GPU-2 is lost\."):
+        found("cuda")
+
+
+def test_an_error_that_nobody_expected_leaves_nothing_open(host: Host) -> None:
+    """What was made before it is closed."""
+    host.failing["GPU-2"] = RuntimeError("no such thing")
+    with pytest.raises(RuntimeError):
+        found("auto")
+    assert host.closed == ["GPU-0", "GPU-1"]
