@@ -232,9 +232,9 @@ class Processes(JobAnswers):
 
     def _ready(self, kernel: Kernel, *, bare: bool) -> None:
         engine = self.engine_of(kernel.id)
-        engine.feed(
-            ev.SessionReady(at=self.now, session=kernel.id, bare=bare, context=kernel.baseline)
-        )
+        # A GPU's contexts are what its driver says, in samples: we have measured none.
+        context = kernel.baseline if engine.scheduler.config.divisible else None
+        engine.feed(ev.SessionReady(at=self.now, session=kernel.id, bare=bare, context=context))
         engine.sample(kernel.id)
 
     def _measure_context(self, kernel: Kernel) -> None:

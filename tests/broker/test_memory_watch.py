@@ -13,7 +13,8 @@ import pytest
 from gpushare_kernel.broker import overdraft
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.overdraft import Over
-from gpushare_kernel.core.values import GiB, JobId, PauseReason, Usage
+from gpushare_kernel.core.events import Sampled
+from gpushare_kernel.core.values import GiB, JobId, PauseReason, Presence, SessionId, Usage
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House
@@ -50,6 +51,22 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
     yield made
     os.close(lock)
+
+
+def test_a_client_that_comes_leaves_a_measured_context(tmp_path: Path) -> None:
+    """A GPU's context is what its driver said of the process, also before its client was there."""
+    with House(tmp_path, divisible=False, plain_ephemeral=GiB // 4, reserve=GiB // 2) as house:
+        opened = house.open()
+        house.bind(opened)
+        core, engine = house.broker.scheduler, house.broker.engine
+        session = core.sessions[SessionId(opened.session)]
+        used = {session.id: Usage(0.0, 0.0, GiB, 1)}
+        house.do(lambda: engine.feed(Sampled(at=engine.now, used=used)))
+        assert session.context == GiB // 2
+        house.device.used = Usage(0.0, 0.0)  # nothing new is known of memory
+        house.attach(opened)
+        assert session.presence is Presence.ATTACHED
+        assert (session.context, session.measured) == (GiB // 2, GiB)
 
 
 def heard(client: Caller) -> list[str]:
