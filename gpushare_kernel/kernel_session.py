@@ -46,6 +46,7 @@ TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
 STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
 KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
+_VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _NVIDIA = Path("/dev/nvidiactl")
 """Where this is missing there is no driver, and no lock of one."""
 _UNLOCKING = (sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking")
@@ -90,13 +91,30 @@ class KernelSession:
 
     def environment(self) -> dict[str, str]:
         """Return what the kernel's process needs to find its session, and its device."""
+        return {**self.variables, **self.keys()}
+
+    def keys(self) -> dict[str, str]:
+        """Return what the kernel's process needs to find its session."""
         return {
-            **self.variables,
             TOKEN: self.token,
             SESSION: self.session,
             SOCKET: str(self.places.socket),
             STARTER: str(os.getpid()),
         }
+
+    def joined(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return `env` with the session and its device in it; what its user has set there stays.
+
+        Only the choice of a GPU is the broker's, unless the user wants none (an empty CUDA_VISIBLE_DEVICES, or -1).
+        """
+        hidden = env.get(_VISIBLE, "all").strip() in {"", "-1"}
+        chosen = () if hidden else (_VISIBLE, _ORDER)
+        new = {
+            name: value
+            for name, value in self.variables.items()
+            if name in chosen or name not in env
+        }
+        return {**without_session(env), **new, **self.keys()}
 
     def bind(self, pid: int) -> None:
         """Tell the broker which process is the kernel. Raises ProcessLookupError where it is gone already."""

@@ -165,9 +165,7 @@ class GpuShareProvisioner(LocalProvisioner):
     async def _kernel_environment(
         self, env: dict[str, str], session: KernelSession | None
     ) -> dict[str, str]:
-        env = without_session(env)
-        if session is not None:
-            env |= session.environment()
+        env = without_session(env) if session is None else session.joined(env)
         program = self.kernel_spec.argv[0]
         # A nested nbconvert in an environment without us could not find its provisioner.
         if DEFAULT_PROVISIONER in env and not await off_loop(has_package, program, env.get("PATH")):
