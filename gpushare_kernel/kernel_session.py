@@ -47,6 +47,7 @@ STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
 KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+_FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _NVIDIA = Path("/dev/nvidiactl")
 """Where this is missing there is no driver, and no lock of one."""
 _UNLOCKING = (sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking")
@@ -114,7 +115,10 @@ class KernelSession:
             for name, value in self.variables.items()
             if name in chosen or name not in env
         }
-        return {**without_session(env), **new, **self.keys()}
+        joined = {**without_session(env), **new, **self.keys()}
+        if _FRACTION in new:
+            joined.pop(_OLD_FRACTION, None)  # JAX refuses its GPU where both are set
+        return joined
 
     def bind(self, pid: int) -> None:
         """Tell the broker which process is the kernel. Raises ProcessLookupError where it is gone already."""

@@ -307,3 +307,15 @@ def test_what_the_user_has_set_stays_but_the_choice_of_a_gpu(where):
     assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert env["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
     assert env[TOKEN] == "token"
+
+
+def test_jax_is_not_told_its_fraction_under_two_names(where):
+    """It refuses its GPU then. Where we set none, the user's own stays under whatever name."""
+    new, old = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    session = KernelSession(where, SessionId("s"), "token", variables={new: "0.2500"})
+    env = session.joined({old: "0.9"})
+    assert (env.get(new), env.get(old)) == ("0.2500", None)
+    env = session.joined({new: "0.5"})
+    assert (env.get(new), env.get(old)) == ("0.5", None)
+    env = KernelSession(where, SessionId("s"), "token").joined({old: "0.9"})
+    assert (env.get(new), env.get(old)) == (None, "0.9")
