@@ -78,7 +78,8 @@ class Page:
 class KernelSession:
     """A session as its starter knows it: plain values. `broker` is the process that answered last.
 
-    `device` is the id of the device it is on, `variables` are what that device wants in its environment.
+    `device` is the id of the device it is on, `variables` are what that device wants in its environment;
+    `needs` are the bytes that it was known to need when it started, for the case that a broker forgets.
     """
 
     places: Places
@@ -88,6 +89,7 @@ class KernelSession:
     broker: ProcessKey | None = None
     device: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+    needs: int = 0
     undoing: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
 
     def environment(self) -> dict[str, str]:
@@ -298,6 +300,7 @@ def _opened(places: Places, body: Open | Restart) -> KernelSession:
         broker,
         opened.device,
         opened.environment,
+        opened.needs,
     )
 
 

@@ -146,6 +146,7 @@ class GpuShareProvisioner(LocalProvisioner):
             language=language,
             weight=self.weight,
             device=device,
+            needs=0 if old is None else old.needs,
         )
 
     async def _bind(self, session: KernelSession, pid: int) -> None:
@@ -293,7 +294,11 @@ class GpuShareProvisioner(LocalProvisioner):
         """Return what another server process needs to take this kernel over."""
         info = cast("dict[str, Any]", await super().get_provisioner_info())
         if self._session is not None:
-            info["gpushare"] = {"session": self._session.session, "token": self._session.token}
+            info["gpushare"] = {
+                "session": self._session.session,
+                "token": self._session.token,
+                "needs": self._session.needs,
+            }
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
@@ -301,7 +306,9 @@ class GpuShareProvisioner(LocalProvisioner):
         await super().load_provisioner_info(provisioner_info)
         kept = provisioner_info.get("gpushare")
         if kept:
-            self._session = KernelSession(places(), SessionId(kept["session"]), kept["token"])
+            self._session = KernelSession(
+                places(), SessionId(kept["session"]), kept["token"], needs=kept.get("needs", 0)
+            )
 
 
 async def off_loop(function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -298,6 +298,7 @@ class Desk:
             problem = f"what a notebook needs must be from 0 to under {LARGEST_SIZE} bytes, and {body.needs} is not."
             raise UserError(problem)
         kernel.needs = body.needs
+        self._broker.save(kernel)
         self._reply(number, msg.Ok())
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:

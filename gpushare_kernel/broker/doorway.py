@@ -14,6 +14,7 @@ from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
 from gpushare_kernel.core.policies import check_weight
+from gpushare_kernel.core.values import LARGEST_SIZE
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.server import Connection
@@ -79,8 +80,9 @@ class Doorway:
         kernel, token = registry.open(
             peer.uid, clean_name(body.name), weight, opener, background=body.background
         )
+        kernel.needs = min(max(0, body.needs), LARGEST_SIZE)
         try:
-            self._broker.opened(kernel, device=body.device, needs=max(0, body.needs))
+            self._broker.opened(kernel, device=body.device, needs=kernel.needs)
         except BaseException:
             registry.drop(kernel)
             raise
@@ -89,7 +91,7 @@ class Doorway:
     def _opened(self, kernel: Kernel, token: str) -> _Answer:
         device = self._broker.engine_of(kernel.id).device
         environment = dict(device.environment(kernel.needs))
-        answer = msg.Opened(kernel.id, token, device.inventory.id, environment)
+        answer = msg.Opened(kernel.id, token, device.inventory.id, environment, kernel.needs)
         return answer, (kernel.page.fd,), None
 
     def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:

@@ -149,7 +149,7 @@ class Processes(JobAnswers):
             orphaned=True,
         )
         kernel.opened_at, kernel.opener = row.opened_at, row.opener
-        kernel.saved_time = row.device_time
+        kernel.saved_time, kernel.needs = row.device_time, row.needs
         self.registry.add(kernel)
         engine = self.engines.get(DeviceId(row.device), self.engine)
         self._place(kernel, engine, orphan=row)

@@ -117,12 +117,16 @@ class Hello(Struct, frozen=True):
 
 
 class Opened(_Message, frozen=True):
-    """A session exists on `device`. `token` and `environment` go to the kernel's environment."""
+    """A session exists on `device`. `token` and `environment` go to the kernel's environment.
+
+    `needs` is what it is known to need (bytes): its starter gives it back where a broker has forgotten the session.
+    """
 
     session: SessionId
     token: str
     device: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    needs: int = 0
 
 
 class Attached(_Message, frozen=True):
