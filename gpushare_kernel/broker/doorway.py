@@ -51,11 +51,13 @@ class Doorway:
                 f"{_listed(hello.versions)}. Update the older of the two: pip install -U gpushare-kernel."
             )
             raise VersionMismatch(problem)
-        body, beside, factory = await self._answer(hello.body, fds, peer)
+        body, beside, factory = await self._answer(hello.body, fds, peer, version)
         welcome = msg.Welcome(version, self._broker.pid, __version__, body)
         return encode(welcome), beside, factory
 
-    async def _answer(self, body: object, fds: list[int], peer: Peer) -> _Answer:  # noqa: PLR0911  one per message
+    async def _answer(  # noqa: PLR0911  one per message
+        self, body: object, fds: list[int], peer: Peer, version: int
+    ) -> _Answer:
         self._broker.touch()
         match body:
             case msg.Open():
@@ -69,7 +71,7 @@ class Doorway:
             case msg.Exempt():
                 return await self._exempt(body, peer)
             case msg.Attach():
-                return await self._attach(body, peer)
+                return await self._attach(body, peer, version)
             case _:
                 return msg.Ok(), (), self._broker.observe
 
@@ -133,7 +135,7 @@ class Doorway:
         await engine.settled(kernel)
         return msg.Ok(), (), None
 
-    async def _attach(self, body: msg.Attach, peer: Peer) -> _Answer:
+    async def _attach(self, body: msg.Attach, peer: Peer, version: int) -> _Answer:
         registry = self._broker.registry
         kernel = registry.by_token(body.token, peer.uid)
         try:
@@ -168,10 +170,11 @@ class Doorway:
         )
         if is_root:
             self._broker.attached(kernel)
+        beside = (kernel.page.fd, kernel.tally.fd) if version > 1 else (kernel.page.fd,)
         return (
             attached,
-            (kernel.page.fd, kernel.tally.fd),
-            lambda c: self._broker.take_over(kernel, c, body, first=is_root),
+            beside,
+            lambda c: self._broker.take_over(kernel, c, body, first=is_root, version=version),
         )
 
     def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:
