@@ -46,6 +46,8 @@ TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
 STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
 KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
+_VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+_FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _NVIDIA = Path("/dev/nvidiactl")
 """Where this is missing there is no driver, and no lock of one."""
 _UNLOCKING = (sys.executable, "-P", "-m", "gpushare_kernel.devices.unlocking")
@@ -76,7 +78,8 @@ class Page:
 class KernelSession:
     """A session as its starter knows it: plain values. `broker` is the process that answered last.
 
-    `device` is the id of the device it is on, `variables` are what that device wants in its environment.
+    `device` is the id of the device it is on, `variables` are what that device wants in its environment;
+    `needs` are the bytes that it was known to need when it started, for the case that a broker forgets.
     """
 
     places: Places
@@ -86,17 +89,38 @@ class KernelSession:
     broker: ProcessKey | None = None
     device: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+    needs: int = 0
     undoing: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
 
     def environment(self) -> dict[str, str]:
         """Return what the kernel's process needs to find its session, and its device."""
+        return {**self.variables, **self.keys()}
+
+    def keys(self) -> dict[str, str]:
+        """Return what the kernel's process needs to find its session."""
         return {
-            **self.variables,
             TOKEN: self.token,
             SESSION: self.session,
             SOCKET: str(self.places.socket),
             STARTER: str(os.getpid()),
         }
+
+    def joined(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return `env` with the session and its device in it; what its user has set there stays.
+
+        Only the choice of a GPU is the broker's, unless the user wants none (an empty CUDA_VISIBLE_DEVICES, or -1).
+        """
+        hidden = env.get(_VISIBLE, "all").strip() in {"", "-1"}
+        chosen = () if hidden else (_VISIBLE, _ORDER)
+        new = {
+            name: value
+            for name, value in self.variables.items()
+            if name in chosen or name not in env
+        }
+        joined = {**without_session(env), **new, **self.keys()}
+        if _FRACTION in new:
+            joined.pop(_OLD_FRACTION, None)  # JAX refuses its GPU where both are set
+        return joined
 
     def bind(self, pid: int) -> None:
         """Tell the broker which process is the kernel. Raises ProcessLookupError where it is gone already."""
@@ -276,6 +300,7 @@ def _opened(places: Places, body: Open | Restart) -> KernelSession:
         broker,
         opened.device,
         opened.environment,
+        opened.needs,
     )
 
 

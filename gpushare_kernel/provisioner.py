@@ -146,6 +146,7 @@ class GpuShareProvisioner(LocalProvisioner):
             language=language,
             weight=self.weight,
             device=device,
+            needs=0 if old is None else old.needs,
         )
 
     async def _bind(self, session: KernelSession, pid: int) -> None:
@@ -165,9 +166,7 @@ class GpuShareProvisioner(LocalProvisioner):
     async def _kernel_environment(
         self, env: dict[str, str], session: KernelSession | None
     ) -> dict[str, str]:
-        env = without_session(env)
-        if session is not None:
-            env |= session.environment()
+        env = without_session(env) if session is None else session.joined(env)
         program = self.kernel_spec.argv[0]
         # A nested nbconvert in an environment without us could not find its provisioner.
         if DEFAULT_PROVISIONER in env and not await off_loop(has_package, program, env.get("PATH")):
@@ -295,7 +294,11 @@ class GpuShareProvisioner(LocalProvisioner):
         """Return what another server process needs to take this kernel over."""
         info = cast("dict[str, Any]", await super().get_provisioner_info())
         if self._session is not None:
-            info["gpushare"] = {"session": self._session.session, "token": self._session.token}
+            info["gpushare"] = {
+                "session": self._session.session,
+                "token": self._session.token,
+                "needs": self._session.needs,
+            }
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
@@ -303,7 +306,9 @@ class GpuShareProvisioner(LocalProvisioner):
         await super().load_provisioner_info(provisioner_info)
         kept = provisioner_info.get("gpushare")
         if kept:
-            self._session = KernelSession(places(), SessionId(kept["session"]), kept["token"])
+            self._session = KernelSession(
+                places(), SessionId(kept["session"]), kept["token"], needs=kept.get("needs", 0)
+            )
 
 
 async def off_loop(function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:

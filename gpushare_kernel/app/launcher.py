@@ -46,7 +46,7 @@ def launched_environment(env: Mapping[str, str]) -> dict[str, str]:
             f"gpushare: this kernel shares nothing: {' '.join(str(problem).split())}\n"
         )
         return bare
-    return bare | session.environment()
+    return session.joined(bare)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from gpushare_kernel.kernel_session import (
     KernelSession,
     find_broker,
     open_session,
-    without_session,
 )
 from gpushare_kernel.transport.places import may_start, places
 from gpushare_kernel.wire import texts
@@ -151,7 +150,7 @@ def run(order: Order) -> int:
         background=order.background,
     )
     with _closing(session), blocked() as mask:
-        env = without_session(os.environ) | session.environment()
+        env = session.joined(os.environ)
         child = Child(order.command, env, mask)
         holding = Holding(session, child.pid)
         try:

@@ -17,22 +17,21 @@ class StartApp(BrokerCommand):
     """Starts the broker where none runs."""
 
     name = "jupyter-gpushare-start"
-    description = "Start this host's broker in the background. Does nothing where one runs."
+    description = "Start this host's broker in the background. Does nothing where one runs; its exit status is 1 where it was given options then."
 
     def start(self) -> None:
         """Start it, and say where it is."""
         where, arguments = places(), self.broker_arguments()
         ran = answers(where, _PATIENCE)
         ensure_broker(where, timeout=_PATIENCE, args=arguments)
+        unused = ran and bool(arguments)
         with Line(where) as line:
-            unused = (
-                f" It ran already: {' '.join(arguments)} changes nothing."
-                if ran and arguments
-                else ""
-            )
-            say(
-                f"The broker (pid {line.pid}) answers at {where.socket}. Its log: {where.log}{unused}"
-            )
+            said = f"The broker (pid {line.pid}) answers at {where.socket}. Its log: {where.log}"
+        if unused:
+            said += f". It ran already: {' '.join(arguments)} changes nothing."
+        say(said)
+        if unused:
+            self.exit(1)
 
 
 class ForegroundApp(BrokerCommand):

@@ -61,10 +61,10 @@ def show(snapshot: Snapshot, out: Console) -> None:
     numbered = len(snapshot.devices) > 1
     for number, device in enumerate(snapshot.devices):
         out.print()
-        out.print(_device(device, f"{number}  " if numbered else ""))
+        here = [one for one in snapshot.sessions if one.device in ("", device.id)]
+        out.print(_device(device, f"{number}  " if numbered else "", used=bool(here)))
         for line in _limits(device):
             out.print(Text(line, style="yellow"))
-        here = [one for one in snapshot.sessions if one.device in ("", device.id)]
         if here or device.desktop or device.foreign:
             out.print(_sessions(device, here))
         else:
@@ -76,11 +76,15 @@ def show(snapshot: Snapshot, out: Console) -> None:
         out.print(_queue(snapshot))
 
 
-def _device(device: DeviceView, number: str) -> Text:
-    lanes = sum(lane.size for lane in device.lanes)
+def _device(device: DeviceView, number: str, *, used: bool) -> Text:
+    """Return what a device is; what is held of it only where somebody may hold some."""
     whole = f" of {format_size(device.total)}" if device.total else ""
+    first = f"{number}{device.name}: shares {format_size(device.capacity)}{whole}, {format_size(device.free)} free"
+    if not used:
+        return Text(first)
+    lanes = sum(lane.size for lane in device.lanes)
     return Text(
-        f"{number}{device.name}: shares {format_size(device.capacity)}{whole}, {format_size(device.free)} free\n"
+        f"{first}\n"
         f"kept {format_size(device.persistent)}, contexts {format_size(device.reserve)}, "
         f"lanes {format_size(lanes)}, policy {device.policy}"
     )

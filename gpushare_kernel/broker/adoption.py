@@ -5,7 +5,7 @@ the second look and belongs to a known user becomes a session of that user: with
 enforced turns and measured memory, and it ends with its process. Of a tree of strangers (workers of a training)
 the topmost becomes the session, and the others are part of it.
 
-Known users are the accounts of people (uid 1000 and up, not `nobody`), and whoever has a session here. Daemons
+Known users are the accounts of people (from UID_MIN of login.defs up, those of directory services too), and whoever has a session here. Daemons
 are neither: what watches the GPU as root or under an account of its own is left alone, and so are root's
 scripts and containers unless root has notebooks here. Displays are nobody's work: never touched, shown as *desktop*.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import ProcessKey
@@ -25,8 +26,12 @@ from gpushare_kernel.devices.base import Stranger
 
 LOOKS = 2
 """At so many looks in a row a stranger must be there: a kernel that is being bound, or a short command, is left alone."""
-PEOPLE = range(1000, 65534)
-"""Accounts of people, where login.defs says nothing else; what comes behind is `nobody` and no account."""
+LOGIN_DEFS = Path("/etc/login.defs")
+_FIRST_PERSON = 1000
+_NO_UID = 2**32 - 1
+_NOBODY = frozenset({65534, 65535, _NO_UID})
+_TRANSIENT = range(61184, 65520)
+"""What systemd gives to services that have an account only while they run."""
 _logger = logging.getLogger(__name__)
 
 
@@ -50,6 +55,8 @@ class Adoption:
         Whether a uid has sessions here.
     below
         Whether a pid is another one or below it.
+    first_person
+        The first uid that is a person's; None is what login.defs says.
 
     Attributes
     ----------
@@ -64,8 +71,10 @@ class Adoption:
         take: Callable[[Stranger], bool],
         has_sessions: Callable[[int], bool],
         below: Callable[[int, int], bool] = procfs.is_descendant,
+        first_person: int | None = None,
     ) -> None:
         self._foreign = foreign
+        self._first_person = first_uid() if first_person is None else first_person
         self._take, self._has_sessions, self._below = take, has_sessions, below
         self._looks: dict[ProcessKey, int] = {}
         self._left_alone: set[ProcessKey] = set()
@@ -95,7 +104,8 @@ class Adoption:
         return [one for one in known if not any(self._within(one, other) for other in known)]
 
     def _is_known(self, uid: int) -> bool:
-        return uid in PEOPLE or self._has_sessions(uid)
+        person = uid >= self._first_person and uid not in _NOBODY and uid not in _TRANSIENT
+        return person or self._has_sessions(uid)
 
     def _within(self, one: Stranger, other: Stranger) -> bool:
         return one is not other and one.uid == other.uid and self._below(one.key.pid, other.key.pid)
@@ -111,6 +121,19 @@ class Adoption:
             extra={"pid": one.key.pid, "uid": one.uid, "size": one.size},
         )
         return True
+
+
+def first_uid(path: Path = LOGIN_DEFS) -> int:
+    """Return the first uid that this host gives to people: UID_MIN, 1000 where nothing says so."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return _FIRST_PERSON
+    for line in lines:
+        match line.split():
+            case ["UID_MIN", value, *_] if value.isdecimal():
+                return int(value)
+    return _FIRST_PERSON
 
 
 def adopted_name(one: Stranger) -> str:

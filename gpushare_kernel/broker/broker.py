@@ -78,10 +78,16 @@ class Broker(Processes):
     # --- lines -----------------------------------------------------------------------------------------------
 
     def take_over(
-        self, kernel: Kernel, connection: Connection, body: msg.Attach, *, first: bool
+        self,
+        kernel: Kernel,
+        connection: Connection,
+        body: msg.Attach,
+        *,
+        first: bool,
+        version: int = msg.VERSION,
     ) -> Desk:
-        """Serve an attached client."""
-        desk = Desk(self, connection, kernel)
+        """Serve an attached client, in the version it speaks."""
+        desk = Desk(self, connection, kernel, version)
         if first:
             kernel.lines.insert(0, desk)
         else:

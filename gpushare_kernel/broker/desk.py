@@ -30,7 +30,14 @@ _DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its t
 class Desk:
     """What one connection may ask for. `kernel` is None for observers (command lines, views)."""
 
-    def __init__(self, broker: Broker, connection: Connection, kernel: Kernel | None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        connection: Connection,
+        kernel: Kernel | None,
+        version: int = msg.VERSION,
+    ) -> None:
+        self._version = version
         self._broker = broker
         self._connection = connection
         self.kernel = kernel
@@ -71,7 +78,9 @@ class Desk:
         self._broker.left(self)
 
     def notify(self, notice: msg.BrokerNotice) -> None:
-        """Send a notice."""
+        """Send a notice, where the client's version has it."""
+        if msg.since(notice) > self._version:
+            return
         self._connection.send(encode(msg.FromBroker(msg.Kind.NOTICE, 0, notice)))
 
     def hang_up(self) -> None:
@@ -299,6 +308,7 @@ class Desk:
             problem = f"what a notebook needs must be from 0 to under {LARGEST_SIZE} bytes, and {body.needs} is not."
             raise UserError(problem)
         kernel.needs = body.needs
+        self._broker.save(kernel)
         self._reply(number, msg.Ok())
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:

@@ -14,6 +14,7 @@ from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
 from gpushare_kernel.core.policies import check_weight
+from gpushare_kernel.core.values import LARGEST_SIZE
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.server import Connection
@@ -50,11 +51,13 @@ class Doorway:
                 f"{_listed(hello.versions)}. Update the older of the two: pip install -U gpushare-kernel."
             )
             raise VersionMismatch(problem)
-        body, beside, factory = await self._answer(hello.body, fds, peer)
+        body, beside, factory = await self._answer(hello.body, fds, peer, version)
         welcome = msg.Welcome(version, self._broker.pid, __version__, body)
         return encode(welcome), beside, factory
 
-    async def _answer(self, body: object, fds: list[int], peer: Peer) -> _Answer:  # noqa: PLR0911  one per message
+    async def _answer(  # noqa: PLR0911  one per message
+        self, body: object, fds: list[int], peer: Peer, version: int
+    ) -> _Answer:
         self._broker.touch()
         match body:
             case msg.Open():
@@ -68,7 +71,7 @@ class Doorway:
             case msg.Exempt():
                 return await self._exempt(body, peer)
             case msg.Attach():
-                return await self._attach(body, peer)
+                return await self._attach(body, peer, version)
             case _:
                 return msg.Ok(), (), self._broker.observe
 
@@ -79,8 +82,9 @@ class Doorway:
         kernel, token = registry.open(
             peer.uid, clean_name(body.name), weight, opener, background=body.background
         )
+        kernel.needs = min(max(0, body.needs), LARGEST_SIZE)
         try:
-            self._broker.opened(kernel, device=body.device, needs=max(0, body.needs))
+            self._broker.opened(kernel, device=body.device, needs=kernel.needs)
         except BaseException:
             registry.drop(kernel)
             raise
@@ -89,7 +93,7 @@ class Doorway:
     def _opened(self, kernel: Kernel, token: str) -> _Answer:
         device = self._broker.engine_of(kernel.id).device
         environment = dict(device.environment(kernel.needs))
-        answer = msg.Opened(kernel.id, token, device.inventory.id, environment)
+        answer = msg.Opened(kernel.id, token, device.inventory.id, environment, kernel.needs)
         return answer, (kernel.page.fd,), None
 
     def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:
@@ -131,7 +135,7 @@ class Doorway:
         await engine.settled(kernel)
         return msg.Ok(), (), None
 
-    async def _attach(self, body: msg.Attach, peer: Peer) -> _Answer:
+    async def _attach(self, body: msg.Attach, peer: Peer, version: int) -> _Answer:
         registry = self._broker.registry
         kernel = registry.by_token(body.token, peer.uid)
         try:
@@ -166,10 +170,11 @@ class Doorway:
         )
         if is_root:
             self._broker.attached(kernel)
+        beside = (kernel.page.fd, kernel.tally.fd) if version > 1 else (kernel.page.fd,)
         return (
             attached,
-            (kernel.page.fd, kernel.tally.fd),
-            lambda c: self._broker.take_over(kernel, c, body, first=is_root),
+            beside,
+            lambda c: self._broker.take_over(kernel, c, body, first=is_root, version=version),
         )
 
     def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import DeviceError
@@ -11,6 +12,9 @@ from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices.base import Device, Intents
 from gpushare_kernel.devices.host import HostDevice
 from gpushare_kernel.devices.unlocking import WORKER
+
+if TYPE_CHECKING:
+    from gpushare_kernel.devices.nvml import GpuInfo
 
 AUTO, HOST, CUDA = "auto", "host", "cuda"
 PLAIN_MARGIN = 256 * MiB
@@ -45,7 +49,7 @@ def find_devices(
     Raises
     ------
     DeviceError
-        Where what is wanted is not there, or cannot be shared.
+        Where what is wanted is not there, or none of it can be shared.
     """
     if wanted == HOST:
         return [_host(intents, capacity, compute, held)]
@@ -106,14 +110,24 @@ def _gpus(wanted: str, intents: Intents, capacity: int | None) -> Sequence[Devic
             msg = f"no GPU is called {', '.join(missing) or wanted!r}. There is: {there}."
             raise DeviceError(msg)
         gpus = [known[name] for name in dict.fromkeys(names)]
+    return _shareable(gpus, lambda gpu: CudaDevice(intents, gpu=gpu.uuid, capacity=capacity))
+
+
+def _shareable(gpus: Sequence[GpuInfo], share: Callable[[GpuInfo], Device]) -> Sequence[Device]:
+    """Return those of `gpus` that can be shared: one that cannot takes no other along."""
     made: list[Device] = []
-    problems: list[str] = []
-    for gpu in gpus:
-        try:
-            made.append(CudaDevice(intents, gpu=gpu.uuid, capacity=capacity))
-        except DeviceError as problem:  # the others are shared all the same
-            problems.append(str(problem))
-            _logger.warning("a GPU is not shared: %s", problem, extra={"device": gpu.uuid})
+    problems: list[DeviceError] = []
+    try:
+        for gpu in gpus:
+            try:
+                made.append(share(gpu))
+            except DeviceError as problem:
+                _logger.warning("GPU %d (%s) is not shared: %s", gpu.index, gpu.name, problem)
+                problems.append(problem)
+    except BaseException:
+        for device in made:
+            device.close()
+        raise
     if not made:
-        raise DeviceError(" ".join(problems))
+        raise DeviceError(" ".join(str(problem) for problem in problems))
     return made

@@ -58,59 +58,71 @@ class Housekeeping:
         }
         self._watch = MemoryWatch(broker, over)
         self._round = 0
+        #: Which steps failed, of which device, and how: told already.
+        self._failures: set[tuple[str, str, str]] = set()
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
         self._memory: dict[SessionId, int] = {}
 
     async def run(self) -> None:
         """Tidy until cancelled. What sessions of a broker before us hold of a GPU is known before anybody asks for some."""
-        self._attempt(self._look_at_what_was_here)
+        self._look_at_what_was_here()
         while True:
             await asyncio.sleep(PERIOD)
             self._attempt(self._tidy)
 
-    @staticmethod
-    def _attempt(work: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[..., None], *of: Engine) -> None:
+        """Do one step; where it fails, the others are done all the same. It is logged once for each kind of failure."""
         try:
-            work()
-        except Exception:
-            _logger.exception("housekeeping failed")
+            step(*of)
+        except Exception as problem:
+            device = of[0].device.inventory.id if of else ""
+            name = getattr(step, "__name__", repr(step))
+            kind = name, device, type(problem).__name__
+            if kind not in self._failures:
+                self._failures.add(kind)
+                _logger.exception("housekeeping failed", extra={"step": name, "device": device})
 
     def _look_at_what_was_here(self) -> None:
         for engine in self._broker.engines.values():
             if not engine.scheduler.config.divisible and len(self._broker.registry):
-                self._look_at_kernels(engine)
-                self._watch_capacity(engine)
+                self._attempt(self._look_at_kernels, engine)
+                self._attempt(self._watch_capacity, engine)
 
     def _tidy(self) -> None:
         broker = self._broker
         if not (self._listener.in_place and _leads_to(self._places.broker_lock, self._lock)):
             # Nobody finds us, and the next to come starts a second broker for the same device.
             for engine in broker.engines.values():
-                engine.resume_everybody()
+                self._attempt(Engine.resume_everybody, engine)
             broker.stop("its folder was removed", for_good=False)
             return
         self._round += 1
         for engine in broker.engines.values():
-            # What goes wrong on one device, or in one step, must not stop the others.
-            for step in (
+            for look in (
                 self._watch_device,
                 self._look_at_kernels,
                 self._watch_capacity,
                 self._look_at_strangers,
-                partial(self._watch.look, held=self._memory),
+                self._watch_memory,
                 Engine.look_at_paused,
             ):
-                self._attempt(partial(step, engine))
-        for work in (
+                self._attempt(look, engine)
+        for step in (
             self._watch.forget,
             broker.tell_waits,
             broker.tell_budgets,
             broker.save_accounts,
+            self._go_if_idle,
         ):
-            self._attempt(work)
-        if self._idle_exit and broker.idle_for >= self._idle_exit:
+            self._attempt(step)
+
+    def _go_if_idle(self) -> None:
+        if self._idle_exit and self._broker.idle_for >= self._idle_exit:
             self._retire()
+
+    def _watch_memory(self, engine: Engine) -> None:
+        self._watch.look(engine, self._memory)
 
     def _look_at_kernels(self, engine: Engine) -> None:
         """Who stirs without having said so? One clock read each; a close look only where it is worth it."""

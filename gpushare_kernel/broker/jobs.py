@@ -119,6 +119,7 @@ class JobAnswers:
                 opener=kernel.opener,
                 device=self.engine_of(kernel.id).device.inventory.id,
                 background=kernel.background,
+                needs=kernel.needs,
             ),
             urgent=urgent,
         )

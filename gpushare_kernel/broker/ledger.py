@@ -33,22 +33,22 @@ CREATE TABLE IF NOT EXISTS sessions (
     id TEXT NOT NULL, boot TEXT NOT NULL, user TEXT NOT NULL, uid INTEGER NOT NULL, name TEXT NOT NULL,
     pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
-    device TEXT NOT NULL, background INTEGER NOT NULL,
+    device TEXT NOT NULL, background INTEGER NOT NULL, needs INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time, opener, opener_start, device, background)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start, device, background, needs)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
     "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
-    " opener, opener_start, device, background FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    " opener, opener_start, device, background, needs FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
@@ -77,6 +77,7 @@ class SessionRow:
     opener: ProcessKey | None = None
     device: str = ""
     background: bool = False
+    needs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,21 @@ class Ledger:
         with self._reporting(), closing(_opened(self._path)) as database:
             for id_, user, uid, name, pid, start, *kept in database.execute(_LOAD, (self._boot,)):
                 who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
-                token, weight, persistent, opened, used, opener, since, device, background = kept
+                (
+                    token,
+                    weight,
+                    persistent,
+                    opened,
+                    used,
+                    opener,
+                    since,
+                    device,
+                    background,
+                    needs,
+                ) = kept
                 row = SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
-                sessions.append(replace(row, device=device, background=bool(background)))
+                row = replace(row, device=device, background=bool(background), needs=needs)
+                sessions.append(row)
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
         return Loaded(tuple(sessions), tuple(users))
@@ -140,7 +153,7 @@ class Ledger:
                 _SESSION,
                 (
                     *(*who, *_pair(row.process), *kept, *_pair(row.opener)),
-                    *(row.device, int(row.background)),
+                    *(row.device, int(row.background), row.needs),
                 ),
             ),
             urgent=urgent,
@@ -273,8 +286,23 @@ def _prepared(database: sqlite3.Connection) -> str:
     (schema,) = database.execute("SELECT schema FROM meta").fetchone()
     if schema != SCHEMA:
         return f"it has schema {schema}, and this version knows {SCHEMA}"
+    _add_needs(database)
     database.execute(_LOAD, ("",))
     return ""
+
+
+def _add_needs(database: sqlite3.Connection) -> None:
+    """Add the column that ledgers of earlier versions lack; those versions read on as if it were not there."""
+    if "needs" in _columns(database):
+        return
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        if "needs" not in _columns(database):  # nobody was faster
+            database.execute("ALTER TABLE sessions ADD COLUMN needs INTEGER NOT NULL DEFAULT 0")
+
+
+def _columns(database: sqlite3.Connection) -> set[str]:
+    return {name for _, name, *_ in database.execute("PRAGMA table_info(sessions)")}
 
 
 def _move_aside(path: Path, damage: str) -> None:

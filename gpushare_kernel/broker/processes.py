@@ -149,7 +149,7 @@ class Processes(JobAnswers):
             orphaned=True,
         )
         kernel.opened_at, kernel.opener = row.opened_at, row.opener
-        kernel.saved_time = row.device_time
+        kernel.saved_time, kernel.needs = row.device_time, row.needs
         self.registry.add(kernel)
         engine = self.engines.get(DeviceId(row.device), self.engine)
         self._place(kernel, engine, orphan=row)
@@ -232,7 +232,7 @@ class Processes(JobAnswers):
 
     def _ready(self, kernel: Kernel, *, bare: bool) -> None:
         engine = self.engine_of(kernel.id)
-        # On a GPU its driver knows what contexts take; a client that comes late must not undo that.
+        # A GPU's contexts are what its driver says, in samples: we have measured none.
         context = kernel.baseline if engine.scheduler.config.divisible else None
         engine.feed(ev.SessionReady(at=self.now, session=kernel.id, bare=bare, context=context))
         engine.sample(kernel.id)

@@ -84,9 +84,13 @@ class CudaDevice:
                 f"Switch that off: sudo nvidia-smi -i {info.index} -mig 0"
             )
             raise DeviceError(msg)
-        found = probe or probe_capabilities(reader.info, worker=worker)
+        try:
+            found = probe or probe_capabilities(reader.info, worker=worker)
+            self._sampler = Sampler(reader)
+        except BaseException:
+            reader.close()
+            raise
         self._intents = intents
-        self._sampler = Sampler(reader)
         self._crew = Crew(intents, worker)
         self._sessions: dict[ProcessKey, GpuSession] = {}
         self._left_over = set(intents.held(Hold.LOCK))  # by a broker before us: locked, perhaps

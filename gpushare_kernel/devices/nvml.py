@@ -13,10 +13,22 @@ from typing import Any, NamedTuple, Protocol
 
 import pynvml
 
+from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 
 NEEDED_CUDA = (12, 8)
 """The first CUDA version whose driver can lock a process (driver 570)."""
+
+_DISPLAY_SERVERS = frozenset(
+    name[:15]  # as the kernel cuts it
+    for name in (
+        *("Xorg", "X", "Xorg.bin", "Xwayland", "Xvnc", "gnome-shell", "mutter", "kwin_wayland", "kwin_x11"),
+        *("plasmashell", "weston", "sway", "Hyprland", "labwc", "wayfire", "river", "niri", "cage", "muffin"),
+        *("gamescope", "gamescope-wl", "cosmic-comp", "cinnamon", "budgie-wm", "gala", "xfwm4", "compiz", "picom"),
+        *("gdm-x-session", "gdm-wayland-session", "sddm", "sddm-greeter", "lightdm"),
+    )
+)  # fmt: skip
+"""Screens and what draws them: never touched, also where they compute."""
 
 _ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 _GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
@@ -49,7 +61,7 @@ class GpuInfo:
 
 
 class Running(NamedTuple):
-    """One process with a context. `display`: it draws (it may compute, too)."""
+    """One process with a context. `display`: it draws and does not compute, or is known to be a screen's."""
 
     pid: int
     size: int
@@ -118,16 +130,23 @@ class Nvml:
         return DeviceMemory(int(info.total), int(info.free), int(info.used))
 
     def processes(self) -> Sequence[Running]:
-        """Return all processes with a context; who both draws and computes stands there once, as a display."""
+        """Return all processes with a context.
+
+        Who both draws and computes (a renderer without a screen: EGL, MuJoCo, Blender) stands there once, as work
+        like other work, unless its name is that of a display server: those compute, too.
+        """
         with _in_words():
             computing = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
             drawing = _supported(pynvml.nvmlDeviceGetGraphicsRunningProcesses, self._handle) or []
         found = {
             int(each.pid): Running(int(each.pid), _bytes(each), display=False) for each in computing
         }
-        found |= {
-            int(each.pid): Running(int(each.pid), _bytes(each), display=True) for each in drawing
-        }
+        for each in drawing:
+            pid = int(each.pid)
+            also = found.get(pid)
+            display = also is None or procfs.name(pid) in _DISPLAY_SERVERS
+            size = max(_bytes(each), 0 if also is None else also.size)
+            found[pid] = Running(pid, size, display)
         return list(found.values())
 
     def utilization(self) -> float:

@@ -15,9 +15,12 @@ from msgspec import Struct, field
 from gpushare_kernel.core.values import JobId, SessionId, Wait
 from gpushare_kernel.wire.snapshot import Snapshot
 
-VERSION = 1
-SPOKEN = (1,)
-"""Versions this build understands, newest first: N and N-1 (there is no 0)."""
+VERSION = 2
+SPOKEN = (2, 1)
+"""Versions this build understands, newest first: N and N-1.
+
+Since 2 an attach is answered with the tally beside the page, and there are the notices of `since`.
+"""
 
 TO_BROKER_LIMIT = 64 * 2**10
 FROM_BROKER_LIMIT = 4 * 2**20
@@ -117,12 +120,16 @@ class Hello(Struct, frozen=True):
 
 
 class Opened(_Message, frozen=True):
-    """A session exists on `device`. `token` and `environment` go to the kernel's environment."""
+    """A session exists on `device`. `token` and `environment` go to the kernel's environment.
+
+    `needs` is what it is known to need (bytes): its starter gives it back where a broker has forgotten the session.
+    """
 
     session: SessionId
     token: str
     device: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    needs: int = 0
 
 
 class Attached(_Message, frozen=True):
@@ -403,3 +410,8 @@ class FromBroker(Struct, frozen=True, array_like=True):
     kind: Kind
     id: int
     body: Reply | BrokerNotice = field(default_factory=Ok)
+
+
+def since(notice: BrokerNotice) -> int:
+    """Return the first version whose clients know `notice`: others would take it for a broken frame."""
+    return 2 if isinstance(notice, Budget) else 1

@@ -106,7 +106,7 @@ def test_status_shows_people_their_notebooks(gpushare, broker, kernel):
 
 
 def test_start_once_stop_once(gpushare, where):
-    """A second start changes nothing and says so; stop leaves no process and a free lock; a second stop finds nobody."""
+    """A second start changes nothing and says so, with status 1 where it was to change something; stop leaves no process and a free lock; a second stop finds nobody."""
     done = gpushare("start", "--capacity", "2GiB")
     assert (done.returncode, done.stderr) == (0, "")
     pid = int(re.search(r"pid (\d+)", done.stdout)[1])
@@ -115,9 +115,10 @@ def test_start_once_stop_once(gpushare, where):
     assert str(where.log) in done.stdout
 
     again = gpushare("start", "--capacity", "3GiB")
-    assert again.returncode == 0
+    assert again.returncode == 1
     assert f"pid {pid}" in again.stdout
-    assert "--capacity 3GiB changes nothing" in again.stdout
+    assert f"{where.log}. It ran already: --capacity 3GiB changes nothing." in again.stdout
+    assert gpushare("start").returncode == 0
     with Line(where) as line:
         assert line.snapshot().devices[0].capacity == 2 * 2**30
 

@@ -274,3 +274,48 @@ def test_what_the_device_wants_is_in_the_environment(where):
     )
     env = session.environment()
     assert (env["CUDA_VISIBLE_DEVICES"], env[TOKEN]) == ("GPU-1", "token")
+
+
+@pytest.mark.parametrize("visible", ["", "-1", " "])
+def test_whoever_wants_no_gpu_gets_none(where, visible):
+    """An empty CUDA_VISIBLE_DEVICES, or -1, is a choice."""
+    device = {"CUDA_VISIBLE_DEVICES": "GPU-1"}
+    session = KernelSession(where, SessionId("s"), "token", variables=device)
+    env = session.joined({"CUDA_VISIBLE_DEVICES": visible})
+    assert env["CUDA_VISIBLE_DEVICES"] == visible
+    assert env[TOKEN] == "token"
+
+
+def test_what_the_user_has_set_stays_but_the_choice_of_a_gpu(where):
+    """Settings of frameworks are the user's; which GPU it is has been decided with the broker."""
+    device = {
+        "CUDA_VISIBLE_DEVICES": "GPU-1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+    session = KernelSession(where, SessionId("s"), "token", variables=device)
+    given = {
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
+        TOKEN: "another",
+    }
+    env = session.joined(given)
+    assert env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+    assert env["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert env["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert env[TOKEN] == "token"
+
+
+def test_jax_is_not_told_its_fraction_under_two_names(where):
+    """It refuses its GPU then. Where we set none, the user's own stays under whatever name."""
+    new, old = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    session = KernelSession(where, SessionId("s"), "token", variables={new: "0.2500"})
+    env = session.joined({old: "0.9"})
+    assert (env.get(new), env.get(old)) == ("0.2500", None)
+    env = session.joined({new: "0.5"})
+    assert (env.get(new), env.get(old)) == ("0.5", None)
+    env = KernelSession(where, SessionId("s"), "token").joined({old: "0.9"})
+    assert (env.get(new), env.get(old)) == (None, "0.9")

@@ -102,3 +102,14 @@ def test_what_a_device_cannot_do_is_said():
     lines = shown(Snapshot(1, None, (lost,)))
     assert "It does not answer: restart the machine." in lines
     assert "MPS." not in lines
+
+
+def test_a_device_without_kernels_is_one_line():
+    """Nobody holds anything of it: there are no numbers to show."""
+    out = Console(file=io.StringIO(), width=120)
+    show(Snapshot(1, None, devices=(SECOND,)), out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "79.0 GiB free" in text
+    assert "No kernels." in text
+    assert "kept" not in text
+    assert "policy" not in text

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from gpushare_kernel.broker.adoption import Adoption, Foreign, adopted_name
+from gpushare_kernel.broker.adoption import Adoption, Foreign, adopted_name, first_uid
 from gpushare_kernel.core.values import GiB, ProcessKey
 from gpushare_kernel.devices.base import Stranger
 from tests.procs import Program
@@ -23,7 +24,11 @@ class World:
         self.users: set[int] = set()
         self.full = False
         self.adoption = Adoption(
-            foreign, take=self.take, has_sessions=self.users.__contains__, below=self.below
+            foreign,
+            take=self.take,
+            has_sessions=self.users.__contains__,
+            below=self.below,
+            first_person=1000,
         )
 
     def take(self, one: Stranger) -> bool:
@@ -69,10 +74,13 @@ def test_looks_count_in_a_row(world):
 
 @pytest.mark.parametrize(
     ("uid", "adopted"),
-    [(ANN, True), (65533, True), (ROOT, False), (DAEMON, False), (NOBODY, False), (2**31, False)],
+    [
+        *[(uid, True) for uid in (ANN, 60000, 65533, 200001, 1678400500, 2**31)],
+        *[(uid, False) for uid in (ROOT, DAEMON, 61184, 65519, NOBODY, 65535, 2**32 - 1)],
+    ],
 )
 def test_people_are_adopted_and_daemons_are_not(world, uid, adopted):
-    """A known user is an account of a person."""
+    """A known user is an account of a person, of this host or of a directory; services of systemd have none."""
     assert world.look(process(1, uid), times=3) == [1] * adopted * 2  # it stays a stranger here
 
 
@@ -157,3 +165,19 @@ def test_ancestry_is_that_of_real_processes():
 def test_an_adopted_process_is_called_what_it_is():
     """The list tells it from a notebook."""
     assert adopted_name(process(1)) == "python train.py (adopted)"
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("# UID_MIN 7\nUID_MIN\t\t  500 # people\nUID_MAX 60000\n", 500),
+        ("UID_MIN x\n", 1000),
+        ("", 1000),
+    ],
+)
+def test_where_people_begin_is_what_the_host_says(tmp_path: Path, text: str, first: int) -> None:
+    """UID_MIN of login.defs; 1000 where it says nothing, or is not there."""
+    path = tmp_path / "login.defs"
+    assert first_uid(path) == 1000
+    path.write_text(text)
+    assert first_uid(path) == first

@@ -385,9 +385,24 @@ def test_what_a_notebook_is_to_get_at_its_next_start_is_in_its_environment_then(
     again = house.call(msg.Restart(opened.session, opened.token)).body
     assert isinstance(again, msg.Opened)
     assert again.environment == {"LAUNCHED_WITH": str(3 * GiB)}
+    assert again.needs == 3 * GiB
     house.bind(again)
+    house.ledger.flush()
+    assert [row.needs for row in house.ledger.load().sessions] == [3 * GiB]
     client = house.attach(again)
     assert client.ask(msg.SetNeeds(0)) == msg.Ok()
+    house.ledger.flush()
+    assert [row.needs for row in house.ledger.load().sessions] == [0]
     last = house.call(msg.Restart(again.session, again.token)).body
     assert isinstance(last, msg.Opened)
     assert last.environment == {}
+
+
+@pytest.mark.parametrize(("needs", "kept"), [(3 * GiB, 3 * GiB), (-1, 0), (2**63, LARGEST_SIZE)])
+def test_what_it_is_opened_with_is_what_it_needs(house: House, needs: int, kept: int) -> None:
+    """It chooses the device, is in its environment, and stays with the session at a restart."""
+    opened = house.open(needs=needs)
+    assert opened.environment == ({"LAUNCHED_WITH": str(kept)} if kept else {})
+    again = house.call(msg.Restart(opened.session, opened.token)).body
+    assert isinstance(again, msg.Opened)
+    assert again.needs == opened.needs == kept

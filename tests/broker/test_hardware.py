@@ -1,61 +1,87 @@
-"""Which devices a broker gives out: those that can be shared, and the CPU only where none can."""
+"""Which devices a broker gives out, on hosts whose GPUs cannot all be shared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from gpushare_kernel.broker.hardware import find_devices
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.devices import cuda, nvml
+from gpushare_kernel.devices.nvml import GpuInfo
 from tests.devices.records import Record
 
-
-@dataclass
-class Listed:
-    """A GPU as NVML lists it."""
-
-    index: int
-    uuid: str
-    name: str = "a GPU"
+GPUS = [GpuInfo(number, f"GPU-{number}", "NVIDIA Something", 100) for number in range(3)]
 
 
-class FakeCuda:
-    """Refuses the GPUs that its test says are cut into parts."""
+class Host:
+    """Three GPUs, some of which answer with an error."""
 
-    cut: frozenset[str] = frozenset()
+    def __init__(self) -> None:
+        self.failing: dict[str, Exception] = {}
+        self.closed: list[str] = []
 
-    def __init__(self, intents: object, *, gpu: str, capacity: int | None) -> None:
-        if gpu in self.cut:
-            msg = f"{gpu} is cut into parts (MIG)."
-            raise DeviceError(msg)
-        self.gpu = gpu
-
-
-@pytest.fixture(autouse=True)
-def eight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "find_gpus", lambda: [Listed(n, f"GPU-{n}") for n in range(8)])
-    monkeypatch.setattr(cuda, "CudaDevice", FakeCuda)
+    def device(self, intents: Any, *, gpu: str, capacity: int | None) -> Any:
+        if gpu in self.failing:
+            raise self.failing[gpu]
+        inventory = SimpleNamespace(id=gpu, kind="cuda")
+        return SimpleNamespace(inventory=inventory, close=lambda: self.closed.append(gpu))
 
 
-def test_one_gpu_that_cannot_be_shared_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight GPUs, one in parts: seven are shared."""
-    monkeypatch.setattr(FakeCuda, "cut", frozenset({"GPU-7"}))
-    found = find_devices("auto", Record(), held={})
-    assert [device.gpu for device in found] == [f"GPU-{n}" for n in range(7)]  # type: ignore[attr-defined]
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host with three GPUs."""
+    host = Host()
+    monkeypatch.setattr(nvml, "find_gpus", lambda: GPUS)
+    monkeypatch.setattr(cuda, "CudaDevice", host.device)
+    return host
 
 
-def test_where_none_can_be_shared_the_cpu_is_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` falls back to the CPU; who asked for GPUs reads why there are none."""
-    monkeypatch.setattr(FakeCuda, "cut", frozenset(f"GPU-{n}" for n in range(8)))
-    (host,) = find_devices("auto", Record(), held={})
-    assert host.inventory.kind == "host"
-    with pytest.raises(DeviceError, match="MIG"):
-        find_devices("cuda", Record(), held={})
+def found(wanted: str) -> list[str]:
+    devices = find_devices(wanted, Record(), held={})
+    return [device.inventory.id for device in devices]
 
 
+@pytest.mark.parametrize("wanted", ["auto", "cuda", "0,1,2"])
+def test_one_gpu_that_cannot_be_shared_takes_no_other_along(
+    host: Host, wanted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are shared, and a warning names the one and why."""
+    host.failing["GPU-1"] = DeviceError("it is cut into parts (MIG).")
+    with caplog.at_level(logging.WARNING):
+        assert found(wanted) == ["GPU-0", "GPU-2"]
+    (record,) = caplog.records
+    assert "GPU 1" in record.getMessage()
+    assert "MIG" in record.getMessage()
+    assert host.closed == []
+
+
+def test_where_none_remains_the_host_is_shared_or_it_fails(host: Host) -> None:
+    """`auto` falls back; who asked for GPUs hears what is wrong with each."""
+    host.failing = {gpu.uuid: DeviceError(f"{gpu.uuid} is lost.") for gpu in GPUS}
+    (device,) = find_devices("auto", Record(), held={})
+    assert device.inventory.kind == "host"
+    device.close()
+    with pytest.raises(DeviceError, match=r"GPU-0 is lost\. GPU-1 is lost\. GPU-2 is lost\."):
+        found("cuda")
+
+
+def test_an_error_that_nobody_expected_leaves_nothing_open(host: Host) -> None:
+    """What was made before it is closed."""
+    host.failing["GPU-2"] = RuntimeError("no such thing")
+    with pytest.raises(RuntimeError):
+        found("auto")
+    assert host.closed == ["GPU-0", "GPU-1"]
+
+
+@pytest.mark.usefixtures("host")
 def test_a_gpu_that_is_not_there_is_named() -> None:
     """With those there are."""
-    with pytest.raises(DeviceError, match="no GPU is called '9'"):
-        find_devices("0,9", Record(), held={})
+    with pytest.raises(
+        DeviceError, match=r"no GPU is called '9'\. There is: 0 \(NVIDIA Something, GPU-0\)"
+    ):
+        found("0,9")

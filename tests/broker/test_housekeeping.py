@@ -106,6 +106,38 @@ def test_a_broker_that_nobody_can_find_goes(
     assert not house.broker.stopped_for_good
 
 
+def test_one_step_that_fails_stops_no_other(
+    house: House, tidy: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the pass is done, for every device, and a failure that goes on is logged once."""
+
+    def fail(*_: object, **__: object) -> Usage:
+        message = "the library is gone"
+        raise RuntimeError(message)
+
+    client = house.notebook()
+    house.device.usage = fail  # type: ignore[method-assign]
+    house.device.taken_by_others = 2 * GiB
+    user = house.broker.scheduler.sessions[session_of(client)].user
+    house.do(lambda: setattr(user, "device_time", 12.5))
+    tidy()
+    assert house.broker.scheduler.book.table.capacity == 6 * GiB
+    house.ledger.flush()
+    assert [row.device_time for _, row in house.ledger.load().users] == [12.5]
+    tidy()
+    failures = [one for one in caplog.records if one.getMessage() == "housekeeping failed"]
+    assert [one.__dict__["step"] for one in failures] == ["_look_at_kernels"]
+
+
+def test_a_broker_with_a_failing_device_still_goes_when_idle(
+    house: House, tidy: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is there: it goes, whatever its device says."""
+    monkeypatch.setattr(house.device, "strangers", None)
+    tidy()
+    house.saw(house.broker.stopping.is_set)
+
+
 def test_what_others_take_is_not_ours_to_give(house: House, tidy: Callable[[], None]) -> None:
     """Capacity falls by foreign use and rises again; small moves are not worth an event."""
     house.open()

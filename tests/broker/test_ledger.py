@@ -32,6 +32,7 @@ ROW = SessionRow(
     persistent=2**34,
     opened_at=1.75e9,
     device_time=12.5,
+    needs=2**33,
 )
 ANN, BOB = UserId("ann"), UserId("bob")
 
@@ -131,6 +132,18 @@ def test_another_boots_rows_are_ignored_and_go(path: Path, monkeypatch: pytest.M
         assert database.execute("SELECT weight, boot FROM sessions").fetchall() == [
             (5.0, procfs.boot_id())
         ]
+
+
+def test_a_ledger_of_before_gets_its_new_column(path: Path) -> None:
+    """Its sessions are kept: what a notebook needs is not known of them."""
+    with closing(Ledger(path)) as ledger:
+        ledger.session_saved(ROW)
+        assert ledger.flush()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("ALTER TABLE sessions DROP COLUMN needs")
+        database.commit()
+    assert reloaded(path).sessions == (replace(ROW, needs=0),)
+    assert [one.name for one in path.parent.glob("*corrupt*")] == []
 
 
 def _garbage(path: Path) -> None:

@@ -7,15 +7,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpushare_kernel.broker import overdraft
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.overdraft import Over
-from gpushare_kernel.core.values import GiB, JobId, PauseReason, Usage
+from gpushare_kernel.core.events import Sampled
+from gpushare_kernel.core.values import GiB, JobId, PauseReason, Presence, SessionId, Usage
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
+from tests.broker import house as house_module
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import session_of, submit
 from tests.procs import Program
@@ -50,6 +53,49 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
     yield made
     os.close(lock)
+
+
+def test_a_client_that_comes_leaves_a_measured_context(tmp_path: Path) -> None:
+    """A GPU's context is what its driver said of the process, also before its client was there."""
+    with House(tmp_path, divisible=False, plain_ephemeral=GiB // 4, reserve=GiB // 2) as house:
+        opened = house.open()
+        house.bind(opened)
+        core, engine = house.broker.scheduler, house.broker.engine
+        session = core.sessions[SessionId(opened.session)]
+        used = {session.id: Usage(0.0, 0.0, GiB, 1)}
+        house.do(lambda: engine.feed(Sampled(at=engine.now, used=used)))
+        assert session.context == GiB // 2
+        house.device.used = Usage(0.0, 0.0)  # nothing new is known of memory
+        house.attach(opened)
+        assert session.presence is Presence.ATTACHED
+        assert (session.context, session.measured) == (GiB // 2, GiB)
+
+
+def test_a_client_of_before_is_told_what_it_knows(
+    gpu_house: House, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One descriptor beside its attach, and no budget; a client of today gets both."""
+    got: dict[int, int] = {}
+    shake = house_module.handshake
+
+    def counting(sock: Any, hello: msg.Hello, fds: Any) -> Any:
+        welcome, beside = shake(sock, hello, fds)
+        if isinstance(hello.body, msg.Attach):
+            got[welcome.version] = len(beside)
+        return welcome, beside
+
+    monkeypatch.setattr(house_module, "handshake", counting)
+    for versions in ((1,), msg.SPOKEN):
+        opened = gpu_house.open()
+        gpu_house.bind(opened)
+        client = gpu_house.call(msg.Attach(opened.token), versions=versions)
+        keeper(gpu_house)()
+        assert client.ask(msg.SetWeight(1.0)) == msg.Ok()
+        told = [one for one in client.notices if isinstance(one, msg.Budget)]
+        assert bool(told) is (versions == msg.SPOKEN)
+        client.close()
+        gpu_house.call(msg.Close(opened.session, opened.token))
+    assert got == {1: 1, 2: 2}
 
 
 def heard(client: Caller) -> list[str]:

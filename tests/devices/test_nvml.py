@@ -64,7 +64,7 @@ def test_what_it_reads(answer: Answer, called: list[str]) -> None:
     nvml = Nvml()
     assert nvml.info == GpuInfo(0, "GPU-1", "NVIDIA Something", 100, display=True)
     assert nvml.memory() == DeviceMemory(100, 60, 40)
-    assert nvml.processes() == [Running(7, 30, False), Running(8, 5, True), Running(9, 2, True)]
+    assert [each.pid for each in nvml.processes()] == [7, 8, 9]
     assert nvml.utilization() == 0.97
     nvml.close()
     nvml.close()
@@ -76,6 +76,22 @@ def test_a_gpu_by_its_uuid(answer: Answer, called: list[str]) -> None:
     Nvml("GPU-1").close()
     assert "nvmlDeviceGetHandleByUUID" in called
     assert "nvmlDeviceGetHandleByIndex" not in called
+
+
+@pytest.mark.parametrize(
+    ("name", "display"),
+    [("python", False), ("blender", False), ("Xorg", True), ("gnome-shell", True), ("kwin_wayland", True)],
+)  # fmt: skip
+def test_who_draws_and_computes_is_work_unless_it_is_a_screens(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, name: str, display: bool
+) -> None:
+    """Renderers without a screen stand in both lists; so does a display server. Who only draws is a display."""
+    monkeypatch.setattr(nvml_module.procfs, "name", lambda pid: name)
+    assert Nvml().processes() == [
+        Running(7, 30, False),
+        Running(8, 5, display),
+        Running(9, 2, True),
+    ]
 
 
 def test_a_gpu_without_graphics_has_no_displays(answer: Answer) -> None:

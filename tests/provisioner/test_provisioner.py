@@ -180,6 +180,21 @@ def test_a_forgotten_session_is_opened_anew(broker):
     started(test)
 
 
+def test_a_session_opened_anew_needs_what_it_needed(broker):
+    """The provisioner keeps what the broker told it at the last start."""
+    usual = broker.answer
+
+    async def test(manager):
+        manager.provisioner._session.needs = 2**33
+        broker.answer = lambda body: (
+            Failure("BadToken", "unknown session.") if isinstance(body, Restart) else usual(body)
+        )
+        await manager.restart_kernel(now=True)
+        assert [body.needs for body in broker.bodies(Open)] == [0, 2**33]
+
+    started(test)
+
+
 def test_a_refused_start_leaves_nothing(refusing, runtime):
     """No process, no cached port, no connection file, and the broker's own words as the error."""
 
