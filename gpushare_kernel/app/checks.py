@@ -14,11 +14,11 @@ from IPython.paths import get_ipython_dir
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
-from gpushare_kernel.app.gpu_facts import CPU, FULL, WATCH, GpuFacts
 from gpushare_kernel.app.kernelspecs import NATIVE
 from gpushare_kernel.app.line import Line
 from gpushare_kernel.core.errors import GpushareError, NoBroker
 from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.devices.verdict import Probe, Verdict
 from gpushare_kernel.interpreters import STARTUP_FILE
 from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
 from gpushare_kernel.transport.places import Places, may_start
@@ -52,7 +52,7 @@ class Check:
     text: str
 
 
-def examine(where: Places, gpu: GpuFacts) -> Iterator[Check]:
+def examine(where: Places, gpu: Probe) -> Iterator[Check]:
     """Yield each check."""
     yield from _gpu(gpu)
     yield from _broker(where, gpu)
@@ -62,10 +62,10 @@ def examine(where: Places, gpu: GpuFacts) -> Iterator[Check]:
     yield Check(Finding.NOTE, "log", f"The broker's log is {where.log}.")
 
 
-def _gpu(gpu: GpuFacts) -> Iterator[Check]:
-    if gpu.verdict != FULL:
+def _gpu(gpu: Probe) -> Iterator[Check]:
+    if gpu.verdict is not Verdict.FULL:
         step = f" Run: {gpu.command}" if gpu.command else ""
-        finding = Finding.FAILED if gpu.verdict == WATCH else Finding.NOTE
+        finding = Finding.FAILED if gpu.verdict is Verdict.WATCH else Finding.NOTE
         yield Check(finding, GPU, f"{gpu.why}{step}")
     names = [name for name in _FIRST if name in gpu.facts]
     for name in [*names, *(name for name in gpu.facts if name not in names)]:
@@ -74,7 +74,7 @@ def _gpu(gpu: GpuFacts) -> Iterator[Check]:
         yield Check(Finding.WELL if well else Finding.NOTE, name, said)
 
 
-def _broker(where: Places, gpu: GpuFacts) -> Iterator[Check]:
+def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
     try:
         with Line(where) as line:
             snapshot = line.snapshot()
@@ -96,7 +96,7 @@ def _broker(where: Places, gpu: GpuFacts) -> Iterator[Check]:
     yield Check(Finding.WELL, "broker", f"A broker (pid {pid}) answers at {where.socket}.")
     for device in snapshot.devices:
         yield _device(device)
-    if gpu.verdict != CPU and _shares_no_gpu(snapshot):
+    if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
         yield Check(
             Finding.NOTE,
             "device",

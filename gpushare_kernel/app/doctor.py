@@ -12,7 +12,7 @@ from traitlets import Bool
 
 from gpushare_kernel.app.base import Command, console, say
 from gpushare_kernel.app.checks import GPU, Check, Finding, examine
-from gpushare_kernel.app.gpu_facts import GpuFacts, gpu_facts
+from gpushare_kernel.devices.verdict import Probe, probe_machine
 from gpushare_kernel.transport.places import places
 
 
@@ -32,7 +32,7 @@ class DoctorApp(Command):
 
     def start(self) -> None:
         """Look, give the verdict, then the reasons."""
-        gpu = gpu_facts()
+        gpu = probe_machine()
         checks = list(examine(places(), gpu))
         if self.json:
             say(as_json(gpu, checks))
@@ -46,7 +46,7 @@ def failures(checks: Sequence[Check]) -> list[Check]:
     return [check for check in checks if check.finding is Finding.FAILED]
 
 
-def verdict_line(gpu: GpuFacts, checks: Sequence[Check]) -> str:
+def verdict_line(gpu: Probe, checks: Sequence[Check]) -> str:
     """Return the first line: the GPU's verdict, unless something else fails."""
     failed = [check for check in failures(checks) if check.name != GPU]
     if not failed:
@@ -54,7 +54,7 @@ def verdict_line(gpu: GpuFacts, checks: Sequence[Check]) -> str:
     return f"{gpu.verdict}, but not all is well: {failed[0].text}"
 
 
-def show(gpu: GpuFacts, checks: Sequence[Check], out: Console) -> None:
+def show(gpu: Probe, checks: Sequence[Check], out: Console) -> None:
     """Print it: wrapped for a terminal, a line each for a file or a pipe."""
     wide = not out.is_terminal
     out.print(Text(verdict_line(gpu, checks), style="bold"), soft_wrap=wide)
@@ -71,7 +71,7 @@ def show(gpu: GpuFacts, checks: Sequence[Check], out: Console) -> None:
         out.print(table)
 
 
-def as_json(gpu: GpuFacts, checks: Sequence[Check]) -> str:
+def as_json(gpu: Probe, checks: Sequence[Check]) -> str:
     """Return it for programs; keys are added, never renamed."""
     found = {
         "verdict": gpu.verdict,

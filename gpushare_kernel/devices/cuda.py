@@ -30,7 +30,7 @@ from gpushare_kernel.devices.locker import Locker
 from gpushare_kernel.devices.nvml import GpuReader, Nvml, find_gpus
 from gpushare_kernel.devices.sampler import WINDOW, GpuUser, Sample, Sampler
 from gpushare_kernel.devices.unlocking import WORKER
-from gpushare_kernel.devices.verdict import Probe, Verdict, probe_capabilities
+from gpushare_kernel.devices.verdict import Probe, Verdict, probe_capabilities, refused_by
 
 __all__ = ["WORKER", "CudaDevice", "find_gpus"]
 
@@ -77,13 +77,10 @@ class CudaDevice:
     ) -> None:
         reader: GpuReader = Nvml(gpu) if nvml is None else nvml
         info = reader.info
-        if info.mig:
+        refused = refused_by(info)
+        if refused is not None and info.mig:
             reader.close()
-            msg = (
-                f"{info.name} (GPU {info.index}) is cut into parts (MIG), and gpushare shares whole GPUs. "
-                f"Switch that off: sudo nvidia-smi -i {info.index} -mig 0"
-            )
-            raise DeviceError(msg)
+            raise DeviceError(refused.text)
         try:
             found = probe or probe_capabilities(reader.info, worker=worker)
             self._sampler = Sampler(reader)

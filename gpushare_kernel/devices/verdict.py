@@ -1,4 +1,4 @@
-"""What gpushare can do with a GPU of this machine, found by trying: FULL, COOPERATIVE ONLY or WATCH ONLY.
+"""What gpushare can do on this machine, found by trying: FULL, COOPERATIVE ONLY or WATCH ONLY; CPU ONLY without a GPU.
 
 Two workers are started and one locks the other: that is the whole way a pause goes, needs no GPU memory and no
 broker, and takes half a second.
@@ -6,12 +6,10 @@ broker, and takes half a second.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -21,26 +19,30 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.cuda_worker import LOCKABLE
 from gpushare_kernel.devices.nvml import NEEDED_CUDA, GpuInfo, find_gpus, versions
+from gpushare_kernel.devices.system import driver_runs, has_gpu, system_facts
 from gpushare_kernel.devices.unlocking import WORKER, Caller
 
 _START_LIMIT = 30.0
 _ANSWER_LIMIT = 5.0
-_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
-_LOADED = Path("/sys/module/nvidia/version")
-_CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers")
 _MPS = "nvidia-cuda-mps"
 _MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 
-LOSES = "Notebooks take turns where they meet boundaries; code that meets none is never paused, and may take more than its share."
-"""What users lose where nobody can be paused."""
-
 
 class Verdict(StrEnum):
-    """How much of gpushare a GPU allows."""
+    """How much of gpushare a machine, or one GPU of it, allows."""
 
     FULL = "FULL"
     COOPERATIVE = "COOPERATIVE ONLY"
     WATCH = "WATCH ONLY"
+    CPU = "CPU ONLY"
+
+
+_ALL = "Notebooks take turns on the GPU, whatever code they run."
+LOSES: Mapping[Verdict, str] = {
+    Verdict.COOPERATIVE: "Notebooks take turns where they meet steps; code that meets none is never paused, and may take more than its share.",
+    Verdict.WATCH: "Notebooks run as they are: nobody takes turns on the GPU.",
+}
+"""What users lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,34 @@ class Probe:
 
     @property
     def text(self) -> str:
-        """Why and what to do, in a line; what users lose in between."""
-        loses = LOSES if self.verdict is Verdict.COOPERATIVE else ""
+        """Why, what users lose, and what to do, in a line; empty where all works."""
         step = f"Run: {self.command}" if self.command else ""
-        return " ".join(part for part in (self.why, loses, step) if part)
+        parts = (self.why, LOSES.get(self.verdict, ""), step)
+        return " ".join(part for part in parts if part)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict as people read it."""
+        return f"{self.verdict}: {self.text or _ALL}"
+
+
+def probe_machine(root: Path = Path("/")) -> Probe:
+    """Find out what can be done on this machine, and what the system says of it. Never raises for what it finds.
+
+    Parameters
+    ----------
+    root
+        Where `/proc` and `/sys` are.
+    """
+    if not has_gpu(root):
+        why = "This machine has no NVIDIA GPU: notebooks share its cores and its memory."
+        return Probe(Verdict.CPU, why)
+    facts = system_facts(root)
+    if not driver_runs(root):
+        why = "An NVIDIA GPU is here, and its driver is not loaded."
+        return Probe(Verdict.WATCH, why, "nvidia-smi", facts)
+    found = probe_capabilities()
+    return replace(found, facts={**facts, **found.facts})
 
 
 def probe_capabilities(gpu: GpuInfo | None = None, *, worker: Sequence[str] = WORKER) -> Probe:
@@ -75,20 +101,21 @@ def probe_capabilities(gpu: GpuInfo | None = None, *, worker: Sequence[str] = WO
         if gpu is None:
             gpu = next(iter(find_gpus()), None)
     except DeviceError as problem:
-        return Probe(Verdict.WATCH, str(problem), "nvidia-smi", _system_facts())
-    facts = {"driver": f"{driver} (CUDA {cuda[0]}.{cuda[1]})", **_system_facts()}
+        return Probe(Verdict.WATCH, str(problem), "nvidia-smi", {"NVML": "does not answer"})
+    facts = {"driver": f"{driver} (CUDA {cuda[0]}.{cuda[1]})", "NVML": "answers"}
     if gpu is None:
         return Probe(Verdict.WATCH, "This machine has no NVIDIA GPU.", "nvidia-smi", facts)
     facts["MIG"] = "on" if gpu.mig else "off"
     facts["checkpoint"] = "yes" if cuda >= NEEDED_CUDA else "no: the driver is too old"
-    refused = _refused_by(gpu) or _pausing(cuda, worker)
+    refused = refused_by(gpu) or _pausing(cuda, worker)
     facts["lock"] = "works" if refused is None else refused.why
     if refused is None:
         return Probe(Verdict.FULL, facts=facts)
     return Probe(refused.verdict, refused.why, refused.command, facts)
 
 
-def _refused_by(gpu: GpuInfo) -> Probe | None:
+def refused_by(gpu: GpuInfo) -> Probe | None:
+    """Return how `gpu` is set up so that it cannot be shared; None where it is not."""
     if gpu.mig:
         why = f"{gpu.name} is cut into parts (MIG): gpushare shares whole GPUs."
         return Probe(Verdict.WATCH, why, f"sudo nvidia-smi -i {gpu.index} -mig 0")
@@ -171,36 +198,3 @@ def _mps_runs() -> bool:
     """Tell whether kernels started here would find an MPS daemon; one for others is none of our business."""
     pipes = Path(os.environ.get(_MPS_PIPES, "/tmp/nvidia-mps"))  # noqa: S108 - the driver's default
     return (pipes / "control").exists() and bool(procfs.named(_MPS))
-
-
-def _system_facts() -> dict[str, str]:
-    facts = {
-        "ptrace scope": _text(_YAMA) or "not restricted",
-        "dmem limits": "yes" if "dmem" in _text(_CONTROLLERS).split() else "no",
-    }
-    loaded, installed = _text(_LOADED), _installed_driver()
-    if loaded and installed and loaded != installed:
-        facts["pending upgrade"] = (
-            f"driver {installed} is installed, {loaded} runs: restart the machine"
-        )
-    return facts
-
-
-def _installed_driver() -> str:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["modinfo", "-F", "version", "nvidia"],  # noqa: S607 - a question, asked as the caller
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_ANSWER_LIMIT,
-        )
-        return done.stdout.strip()
-    return ""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

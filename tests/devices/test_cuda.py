@@ -87,7 +87,7 @@ def test_where_nobody_can_be_paused_no_worker_is_started(tmp_path: Path, target:
     probe = Probe(Verdict.COOPERATIVE, "MPS runs.", "echo quit | nvidia-cuda-mps-control")
     device = CudaDevice(Record(), nvml=FakeNvml(), worker=["/bin/false"], probe=probe)
     assert not device.capabilities.can_pause
-    assert "MPS runs. Notebooks take turns where they meet boundaries" in device.capabilities.why
+    assert "MPS runs. Notebooks take turns where they meet steps" in device.capabilities.why
     assert device.capabilities.why.endswith("Run: echo quit | nvidia-cuda-mps-control")
     assert asyncio.run(device.pause(target, limit=1)) == PauseOutcome(PauseStatus.UNSUPPORTED)
     assert device._sessions == {}

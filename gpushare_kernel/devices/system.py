@@ -1,4 +1,4 @@
-"""What `doctor` says of this machine's GPUs: how much of gpushare they allow, and why not more."""
+"""What the system itself says of this machine's GPUs: its bus, its files, the libraries on disk. No driver is called."""
 
 from __future__ import annotations
 
@@ -6,74 +6,39 @@ import contextlib
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-FULL, COOPERATIVE, WATCH, CPU = "FULL", "COOPERATIVE ONLY", "WATCH ONLY", "CPU ONLY"
 _LIMIT = 5.0
 _NVIDIA = "0x10de"
 _DISPLAY_CLASS = "0x03"
 _LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 _VERSION = re.compile(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b")
-_CPU_ONLY = "This machine has no NVIDIA GPU: notebooks share its cores and its memory."
-_NO_DRIVER = "An NVIDIA GPU is here, and its driver is not loaded."
 
 
-@dataclass(frozen=True, slots=True)
-class GpuFacts:
-    """The verdict; why, and one command that changes it; whatever else is known (name -> text)."""
-
-    verdict: str
-    why: str = ""
-    command: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def sentence(self) -> str:
-        """The verdict as people read it."""
-        loses = _LOSES.get(self.verdict, "")
-        step = f"Run: {self.command}" if self.command else ""
-        return f"{self.verdict}: {' '.join(part for part in (self.why, loses, step) if part)}"
-
-
-_LOSES = {
-    FULL: "Notebooks take turns on the GPU, whatever code they run.",
-    COOPERATIVE: "Notebooks take turns where they meet steps; code that meets none is never paused, and may take more than its share.",
-    WATCH: "Notebooks run as they are: nobody takes turns on the GPU.",
-}
-"""What users have, or lose."""
-
-
-def gpu_facts(root: Path = Path("/")) -> GpuFacts:
-    """Look at this machine. Never raises for what is found.
+def has_gpu(root: Path = Path("/")) -> bool:
+    """Tell whether there is a GPU, driver or not; in a container the bus may be all there is to see.
 
     Parameters
     ----------
     root
         Where `/proc` and `/sys` are.
     """
-    if not _has_gpu(root):
-        return GpuFacts(CPU, _CPU_ONLY)
-    facts = machine_facts(root)
-    if not (root / "proc/driver/nvidia/version").exists():
-        return GpuFacts(WATCH, _NO_DRIVER, "nvidia-smi", facts)
-    found = _probed()
-    driver = {name: found.facts[name] for name in ("driver",) if name in found.facts}
-    facts = {**found.facts, **facts, **driver, "NVML": "answers" if driver else "does not answer"}
-    return GpuFacts(found.verdict, found.why, found.command, facts)
+    if driver_runs(root):
+        return True
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        kind = _text(device / "class")
+        if _text(device / "vendor") == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
+            return True
+    return False
 
 
-def _probed() -> GpuFacts:
-    """Try the driver: half a second, and no GPU memory."""
-    from gpushare_kernel.devices.verdict import probe_capabilities  # noqa: PLC0415 - only where a driver is
-
-    probe = probe_capabilities()
-    return GpuFacts(str(probe.verdict), probe.why, probe.command, dict(probe.facts))
+def driver_runs(root: Path = Path("/")) -> bool:
+    """Tell whether the driver's kernel module is loaded."""
+    return (root / "proc/driver/nvidia/version").exists()
 
 
-def machine_facts(root: Path = Path("/")) -> dict[str, str]:
-    """Return what the system itself says, without the driver's libraries."""
+def system_facts(root: Path = Path("/")) -> dict[str, str]:
+    """Return what there is to know (name -> text)."""
     facts: dict[str, str] = {}
     loaded, installed = _loaded(root), library_version()
     if loaded:
@@ -139,17 +104,6 @@ def library_version_of(listed: str) -> str:
             if found:
                 return found[1]
     return ""
-
-
-def _has_gpu(root: Path) -> bool:
-    """Tell whether there is a GPU, driver or not; in a container the bus may be all there is to see."""
-    if (root / "proc/driver/nvidia/version").exists():
-        return True
-    for device in (root / "sys/bus/pci/devices").glob("*"):
-        kind = _text(device / "class")
-        if _text(device / "vendor") == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
-            return True
-    return False
 
 
 def _loaded(root: Path) -> str:
