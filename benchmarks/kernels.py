@@ -151,25 +151,31 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """What was seen in one window: blocks a second of each worker, and what became of the other cores' time.
-
-    `idle` are cores that nobody used; `others` are cores that went to what is no part of the measurement.
-    """
+class Rates:
+    """Units of work a second of each worker (blocks, steps)."""
 
     rates: list[float]
-    idle: float
-    others: float
 
     @property
     def total(self) -> float:
-        """Blocks a second of all."""
+        """Units a second of all."""
         return sum(self.rates)
 
     @property
     def shares(self) -> list[float]:
         """The part of each in the total, in percent."""
         return [100 * rate / self.total for rate in self.rates]
+
+
+@dataclass(frozen=True, slots=True)
+class Window(Rates):
+    """What was seen in one window: blocks a second of each worker, and what became of the other cores' time.
+
+    `idle` are cores that nobody used; `others` are cores that went to what is no part of the measurement.
+    """
+
+    idle: float
+    others: float
 
 
 def window(

@@ -24,6 +24,13 @@ def spin(seconds):
 """
 
 
+def key_of(pid: int) -> ProcessKey:
+    """Return the key of a process that exists."""
+    key = procfs.process_key(pid)
+    assert key is not None
+    return key
+
+
 class Program:
     """A running Python program; `said()` reads its next line, `tell()` writes one to it.
 
@@ -39,9 +46,7 @@ class Program:
             text=True,
         )
         self.pid = self.process.pid
-        key = procfs.process_key(self.pid)
-        assert key is not None
-        self.key = key
+        self.key = key_of(self.pid)
         self.others: list[int] = []
 
     def said(self) -> list[str]:
@@ -83,9 +88,7 @@ def zombie() -> Iterator[ProcessKey]:
     pid = os.posix_spawn("/bin/true", ["true"], {})
     try:
         eventually(lambda: procfs.state(pid) == "Z")
-        key = procfs.process_key(pid)
-        assert key is not None
-        yield key
+        yield key_of(pid)
     finally:
         os.waitpid(pid, 0)
 

@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.common import NotMeasured, jupyter_folders
+from benchmarks.drivers import DriverProcess
 from benchmarks.gpu import checkout
 from benchmarks.gpu.notebooks import Arm
 from benchmarks.gpu.pauses import Line
@@ -160,28 +161,14 @@ class People:
                 raise NotMeasured(reason)
 
 
-class Driver:
+class Driver(DriverProcess):
     """One user's driver process, and the notebooks it holds."""
 
     def __init__(self, people: People, uid: int) -> None:
-        self.uid = uid
         script = str(people.root / "benchmarks/gpu/driver.py")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = people.start(uid, sys.executable, script, **pipes)
+        super().__init__(people.start(uid, sys.executable, script, **pipes), uid)
         self._groups = 0
-
-    def order(self, **order: Any) -> None:
-        """Give an order."""
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        """Return the answer to the oldest order that has none."""
-        line = self._process.stdout.readline()
-        if not line:
-            msg = f"the driver of uid {self.uid} ended ({self._process.wait()})"
-            raise AssertionError(msg)
-        return json.loads(line)
 
     def send(self, arm: Arm, number: int, kinds: Sequence[str], place: str) -> None:
         """Have it start a group of notebooks; `meet` waits for them."""
@@ -189,24 +176,13 @@ class Driver:
 
     def meet(self, arm: Arm) -> list[RemoteNotebook]:
         """Return the notebooks of a group, ready."""
-        answer = self.answer()
-        if answer["uid"] != self.uid:
-            msg = f"the notebooks run as uid {answer['uid']}, not {self.uid}"
-            raise AssertionError(msg)
-        group = Group(self, self._groups, len(answer["pids"]))
+        pids = self.started()
+        group = Group(self, self._groups, len(pids))
         self._groups += 1
         return [
             RemoteNotebook(group, n, pid, shared=arm.provisioner == "gpushare")
-            for n, pid in enumerate(answer["pids"])
+            for n, pid in enumerate(pids)
         ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
 
 
 class Group:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from benchmarks.common import Figure, Stage
 from benchmarks.gpu.pauses import LONG, Pause, unexplained
 from benchmarks.gpu.pauses import Line as Shown
-from benchmarks.kernels import Counters
+from benchmarks.kernels import Counters, Rates
 from gpushare_kernel.app.line import Line
 
 _LAP = 0.2
@@ -51,21 +51,10 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Rates):
     """One window: steps a second and device seconds (None without a session) of each job."""
 
-    rates: list[float]
     device: list[float | None]
-
-    @property
-    def total(self) -> float:
-        """Steps a second of all."""
-        return sum(self.rates)
-
-    @property
-    def shares(self) -> list[float]:
-        """The part of each in the steps of all, in percent."""
-        return [100 * rate / self.total for rate in self.rates]
 
     @property
     def ledger(self) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import pwd
 import shutil
@@ -13,9 +12,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
 
 from benchmarks.common import progress
+from benchmarks.drivers import DriverProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = Path("/var/tmp")
@@ -69,7 +68,7 @@ def users(number: int) -> Iterator[list[str]]:
         yield names
 
 
-class Driver:
+class Driver(DriverProcess):
     """One user's driver process, and the kernels it holds."""
 
     def __init__(self, user: str, python: Path, folder: Path, homes: Path) -> None:
@@ -82,8 +81,7 @@ class Driver:
             "LANG": "C.UTF-8",
             "GPUSHARE_RUNTIME_DIR": os.environ["GPUSHARE_RUNTIME_DIR"],
         }
-        self.uid = account.pw_uid
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [
                 str(shutil.which("runuser")),
                 "-u",
@@ -99,33 +97,13 @@ class Driver:
             env=variables,
             cwd="/",
         )
-
-    def ask(self, order: str, given: Any) -> dict[str, Any]:
-        """Give an order and return the answer."""
-        self._process.stdin.write(json.dumps({order: given}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            msg = f"the driver of uid {self.uid} ended ({self._process.wait()})"
-            raise AssertionError(msg)
-        return dict(json.loads(line))
+        super().__init__(process, account.pw_uid)
 
     def start(self, provisioner: str, number: int) -> list[RemoteKernel]:
         """Start kernels; they are workers of `window`, together."""
-        answer = self.ask("start", [provisioner, number])
-        if answer["uid"] != self.uid:
-            msg = f"the kernels run as uid {answer['uid']}, not {self.uid}"
-            raise AssertionError(msg)
+        self.order(start=[provisioner, number])
         batch: list[str] = []
-        return [RemoteKernel(self, pid, batch, number) for pid in answer["pids"]]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        return [RemoteKernel(self, pid, batch, number) for pid in self.started()]
 
 
 class RemoteKernel:
@@ -139,13 +117,15 @@ class RemoteKernel:
         """Send a cell, with the last of its driver's kernels."""
         self._batch.append(code)
         if len(self._batch) == self._number:
-            self._driver.ask("begin", self._batch)
+            self._driver.order(begin=self._batch)
+            self._driver.answer()
 
     def finish(self, timeout: float | None = None) -> None:
         """Wait for all of the driver's kernels, with the first of them."""
         if self._batch:
             self._batch.clear()
-            self._driver.ask("finish", timeout)
+            self._driver.order(finish=timeout)
+            self._driver.answer()
 
 
 def laid_out(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,22 @@ async def guardian_of(keeper: Keeper) -> subprocess.Popen[bytes]:
     return keeper._guardian
 
 
-def keeping(folder: Path) -> tuple[IntentTable, Keeper]:
+def keeping(folder: Path, worker: Sequence[str] = ()) -> tuple[IntentTable, Keeper]:
     places = Places(folder, system=False, named=True)
     table = IntentTable(places.intents)
     # Should the guardian ever start "the broker" here, that is /bin/true.
-    return table, Keeper(table, places, ["/bin/true"])
+    return table, Keeper(table, places, ["/bin/true"], worker)
+
+
+async def one_guardian(folder: Path, worker: Sequence[str] = ()) -> None:
+    """Have a guardian started, and ended."""
+    table, keeper = keeping(folder, worker)
+    keeper.start(lambda _: None)
+    guardian = await guardian_of(keeper)
+    await keeper.stop()
+    guardian.kill()
+    guardian.wait()
+    table.close()
 
 
 def test_a_guardian_that_dies_is_replaced_and_everybody_resumed_first(tmp_path: Path) -> None:
@@ -84,16 +96,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again(
 
     monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
 
-    async def scene() -> None:
-        table, keeper = keeping(tmp_path)
-        keeper.start(lambda _: None)
-        guardian = await guardian_of(keeper)
-        await keeper.stop()
-        guardian.kill()
-        guardian.wait()
-        table.close()
-
-    asyncio.run(scene())
+    asyncio.run(one_guardian(tmp_path))
     assert "cannot be started" in caplog.text
 
 
@@ -158,18 +161,7 @@ def test_each_guardian_gets_workers_of_its_own(
 
     monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
 
-    async def scene() -> None:
-        table, _ = keeping(tmp_path)
-        places = Places(tmp_path, system=False, named=True)
-        keeper = Keeper(table, places, ["/bin/true"], ["/bin/cat"])
-        keeper.start(lambda _: None)
-        guardian = await guardian_of(keeper)
-        await keeper.stop()
-        guardian.kill()
-        guardian.wait()
-        table.close()
-
-    asyncio.run(scene())
+    asyncio.run(one_guardian(tmp_path, worker=["/bin/cat"]))
     assert passed == [["/bin/cat"]]
 
 

@@ -34,6 +34,8 @@ class Kernel:
 class World:
     """A scheduler and its kernels on a virtual clock. Work is shared equally where cores are overbooked."""
 
+    step = 0.005
+
     def __init__(
         self, *, compute: float = 2.0, capacity: int = 10 * GiB, **settings: object
     ) -> None:
@@ -115,11 +117,17 @@ class World:
             kernel.device_time += got * seconds
             kernel.wanted += kernel.demand * seconds
 
-    def run(self, seconds: float, *, step: float = 0.005) -> None:
+    def run(self, seconds: float, *, step: float | None = None) -> None:
         """Let `seconds` pass in small steps: boundaries are met, drains end, wakes are answered."""
         end = self.now + seconds
         while self.now < end - 1e-9:
-            until = min(end, self.now + step)
+            until = min(
+                [
+                    end,
+                    self.now + (step or self.step),
+                    *(d[0] for d in self.drains if d[0] > self.now),
+                ]
+            )
             if self.wake is not None and self.now < self.wake < until:
                 until = self.wake
             self._let_work(until - self.now)

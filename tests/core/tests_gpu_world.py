@@ -73,6 +73,8 @@ class GpuKernel:
 class GpuWorld(World):
     """A scheduler of one GPU and its kernels on a virtual clock."""
 
+    step = 0.001
+
     def __init__(self, **settings: object) -> None:
         settings = {"capacity": 80 * GiB, "divisible": False, "enforce": True} | settings
         super().__init__(compute=1.0, **settings)
@@ -141,20 +143,6 @@ class GpuWorld(World):
         if self.now + seconds >= self.window_ends:
             self.busy_before, self.busy = self.busy / WINDOW, 0.0
             self.window_ends += WINDOW
-
-    def run(self, seconds: float, *, step: float = 0.001) -> None:
-        end = self.now + seconds
-        while self.now < end - 1e-9:
-            until = min([end, self.now + step, *(d[0] for d in self.drains)])
-            if self.wake is not None and self.now < self.wake < until:
-                until = self.wake
-            self._let_work(until - self.now)
-            self.now = until
-            self.finish_drains()
-            self.meet_boundaries()
-            if self.wake is not None and self.wake <= self.now:
-                self.wake = None
-                self.sample()
 
     def start(
         self,

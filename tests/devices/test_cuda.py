@@ -26,14 +26,6 @@ IDLE = "say('up'); wait()"
 
 
 @pytest.fixture
-def gpu(tmp_path: Path) -> Iterator[Gpu]:
-    """A fake GPU; afterwards nothing is on record."""
-    gpu = Gpu(tmp_path)
-    yield gpu
-    gpu.close()
-
-
-@pytest.fixture
 def target() -> Iterator[Target]:
     """A process to pause."""
     with Program(IDLE) as program:

@@ -14,7 +14,7 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB, PauseStatus, ProcessKey
 from gpushare_kernel.devices.base import Hold, Target
 from tests.devices.gpu import Gpu
-from tests.procs import Program, eventually
+from tests.procs import Program, eventually, key_of
 
 PARENT = """
 children = [subprocess.Popen(['sleep', '1000']) for _ in range(2)]
@@ -30,20 +30,6 @@ class Family(Program):
         self.children = [key_of(pid) for pid in self.said_pids()]
         self.target = Target(self.key)
         self.all = [self.key, *self.children]
-
-
-def key_of(pid: int) -> ProcessKey:
-    key = procfs.process_key(pid)
-    assert key is not None
-    return key
-
-
-@pytest.fixture
-def gpu(tmp_path: Path) -> Iterator[Gpu]:
-    """A fake GPU; afterwards nothing is on record."""
-    gpu = Gpu(tmp_path)
-    yield gpu
-    gpu.close()
 
 
 @pytest.fixture

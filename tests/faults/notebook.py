@@ -12,8 +12,8 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from gpushare_kernel import procfs
 from gpushare_kernel.core.values import ProcessKey
+from tests.procs import key_of
 
 PATIENCE = 40
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -49,9 +49,7 @@ class Notebook:
     @property
     def key(self) -> ProcessKey:
         """The kernel's process, for ever."""
-        key = procfs.process_key(self.pid)
-        assert key is not None
-        return key
+        return key_of(self.pid)
 
     @property
     def session(self) -> str:

@@ -27,7 +27,7 @@ from tests.devices.gpu import fake_worker
 from tests.devices.gpu_programs import Counting, matmuls
 from tests.faults.conftest import Measured
 from tests.faults.host import kill
-from tests.procs import eventually
+from tests.procs import eventually, key_of
 
 BROKER = '''
 """Locks the processes it is told, with a guardian, and waits. As a restart it says so, and leaves."""
@@ -163,12 +163,6 @@ class Scene:
     def _line(self) -> list[str]:
         assert self.process.stdout is not None
         return self.process.stdout.readline().split()
-
-
-def key_of(pid: int) -> ProcessKey:
-    key = procfs.process_key(pid)
-    assert key is not None
-    return key
 
 
 def _torch() -> list[pytest.MarkDecorator]:

@@ -15,7 +15,7 @@ from gpushare_kernel.wire import texts
 from tests.faults.conftest import Measured
 from tests.faults.host import Host, ended, kill, session_of, stopped, took
 from tests.faults.notebook import BURN, Notebook
-from tests.procs import eventually
+from tests.procs import eventually, key_of
 
 BIG = "%%gpulane -p 700MiB -e 10MiB\n"
 """Two of these do not fit the device of these tests."""
@@ -120,7 +120,7 @@ def test_killed_with_children(crowd: Host) -> None:
     """Children that outlive their killed kernel while it stands still run again, and are shown."""
     one, two = crowd.notebook("one.ipynb"), crowd.notebook("two.ipynb")
     lines = {n: n.read_until(n.outputs(n.start(CHILD + BURN)), "child") for n in (one, two)}
-    children = {n: _key(int(line.split()[1])) for n, line in lines.items()}
+    children = {n: key_of(int(line.split()[1])) for n, line in lines.items()}
     paused, running = paused_of(one, two)
     with ended(*children.values()):
         eventually(lambda: stopped(children[paused].pid))
@@ -183,7 +183,7 @@ def test_restarted_by_jupyter(crowd: Host) -> None:
         try:
             session, pid = manager.provisioner._session.session, manager.provisioner.pid
             crowd.until(lambda seen: [s for s in seen.sessions if s.state == "idle"])
-            procfs.send(_key(pid), signal.SIGKILL)
+            procfs.send(key_of(pid), signal.SIGKILL)
             await asyncio.wait_for(restarted.wait(), 30)
             async with asyncio.timeout(30):
                 while manager.provisioner.pid == pid:  # noqa: ASYNC110 - the restarter tells no more
@@ -280,9 +280,3 @@ def _shut_down(notebook: Notebook, key: ProcessKey) -> bool:
     notebook.manager.shutdown_kernel(now=False)
     notebook.manager.cleanup_resources()
     return not procfs.alive(key)
-
-
-def _key(pid: int) -> ProcessKey:
-    key = procfs.process_key(pid)
-    assert key is not None
-    return key
