@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from gpushare_kernel.core.values import ProcessKey
@@ -30,6 +30,10 @@ _HAS_CHILDREN = Path("/proc/thread-self/children").exists()
 _STATE, _PARENT, _REAPED_USER, _REAPED_SYSTEM, _START = 0, 1, 13, 14, 19
 
 
+STOPPED, ENDED = frozenset("Tt"), frozenset("ZX")
+"""Letters of a process's state: by a signal or a debugger; and ended, a zombie until it is waited for."""
+
+
 def process_key(pid: int) -> ProcessKey | None:
     """Return the key of the process that has `pid` now, zombies included; None where there is none."""
     fields = _stat(pid)
@@ -42,7 +46,7 @@ def alive(key: ProcessKey) -> bool:
     return (
         fields is not None
         and int(fields[_START]) == key.start_time
-        and fields[_STATE] not in (b"Z", b"X")
+        and fields[_STATE].decode() not in ENDED
     )
 
 
@@ -127,6 +131,18 @@ def is_descendant(pid: int, ancestor: int) -> bool:
             return process_key(current) is not None
         current = parent(current)
     return False
+
+
+def is_below(pid: int, ancestors: Iterable[int]) -> bool:
+    """Tell whether `pid` is one of `ancestors` or below one."""
+    return any(is_descendant(pid, ancestor) for ancestor in ancestors)
+
+
+def topmost(keys: Iterable[ProcessKey], without: Collection[int] = ()) -> list[ProcessKey]:
+    """Return those of `keys` that live, are not below `without`, and whose parent is none of them."""
+    left = [key for key in keys if alive(key) and not is_below(key.pid, without)]
+    pids = {key.pid for key in left}
+    return [key for key in left if parent(key.pid) not in pids]
 
 
 def cpu_seconds(pid: int) -> float | None:

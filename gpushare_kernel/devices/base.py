@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, MiB, PauseStatus, ProcessKey, Usage
+
+TORCH_CONTEXT = 520 * MiB
+"""The context of a torch process on a GPU, as long as none is measured."""
+NVML_WINDOW = 0.2
+"""Seconds over which NVML says how busy a GPU was (measured: one value each 200 ms)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Intents(Protocol):
         """`key` runs again, or is gone."""
 
     def held(self, *hows: Hold) -> Sequence[ProcessKey]:
-        """Every process on record that is (or may be) paused in one of these ways; in any way where none is given."""
+        """Every process on record that is (or may be) paused in one of these ways; by signal or lock where none is given."""
 
 
 class Device(Protocol):
@@ -151,7 +156,7 @@ class Device(Protocol):
         """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped."""
 
     async def still(self, target: Target) -> bool:
-        """Tell whether all that we paused of this session has stood still since; asked for each quantum.
+        """Tell whether all that we paused of this session has stood still since; asked for once a second.
 
         False: something of it ran (it was continued, or unlocked itself). It has been paused again where that was
         possible: `paused` says. Processes that are new in a paused session are paused too, which is no False.

@@ -8,13 +8,15 @@ A session is its process tree; of it, those with a context count. Driver calls a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import DeviceId, MiB, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices.answers import SICK_DRIVER
 from gpushare_kernel.devices.base import (
+    NVML_WINDOW,
+    TORCH_CONTEXT,
     Busy,
     Capabilities,
     Hold,
@@ -27,15 +29,10 @@ from gpushare_kernel.devices.base import (
 from gpushare_kernel.devices.crew import Crew
 from gpushare_kernel.devices.gpu_session import GpuSession
 from gpushare_kernel.devices.locker import Locker
-from gpushare_kernel.devices.nvml import GpuReader, Nvml, find_gpus
-from gpushare_kernel.devices.sampler import WINDOW, GpuUser, Sample, Sampler
+from gpushare_kernel.devices.nvml import GpuReader, Nvml
+from gpushare_kernel.devices.sampler import GpuUser, Sample, Sampler
 from gpushare_kernel.devices.unlocking import WORKER
 from gpushare_kernel.devices.verdict import Probe, Verdict, probe_capabilities, refused_by
-
-__all__ = ["WORKER", "CudaDevice", "find_gpus"]
-
-_RESERVE = 520 * MiB
-"""The context of a torch process, before one is measured."""
 
 _STALE = 1.0
 """Seconds after which a list of processes is read anew before the next pause: a child may be new."""
@@ -107,12 +104,12 @@ class CudaDevice:
             name=info.name,
             capacity=self._free_at_start if capacity is None else capacity,
             compute=1.0,
-            reserve=_RESERVE,
+            reserve=TORCH_CONTEXT,
             total=info.total,
             divisible=False,
         )
         for key in self._left_over:
-            if procfs.state_of(key) in ("T", "t"):
+            if procfs.state_of(key) in procfs.STOPPED:
                 self._crew.unlock_later(key)
         self._sampler.start()
 
@@ -149,7 +146,7 @@ class CudaDevice:
     @property
     def window(self) -> float:
         """Return the length of NVML's window."""
-        return WINDOW
+        return NVML_WINDOW
 
     def environment(self, needs: int = 0) -> Mapping[str, str]:
         """Return what makes a kernel see this GPU only, and take its memory as it needs it; JAX reads its limit here."""
@@ -164,18 +161,10 @@ class CudaDevice:
 
     def strangers(self, targets: Collection[Target]) -> Sequence[Stranger]:
         """Return the processes with a context that are in no session's tree."""
-        sample = self._sampler.sample
-        roots = {target.root.pid for target in targets}
-        known = {
-            key
-            for t in targets
-            if (s := self._sessions.get(t.root)) is not None
-            for key in s.members
-        }
         return [
             Stranger(user.key, user.uid, user.size, user.name, user.display)
-            for user in (() if sample is None else sample.users)
-            if user.line.isdisjoint(roots) and user.key not in known and procfs.alive(user.key)
+            for user in self._outside(target.root for target in targets)
+            if procfs.alive(user.key)
         ]
 
     def foreign(self, managed: int) -> int:
@@ -187,23 +176,26 @@ class CudaDevice:
         sample = self._sampler.sample
         if sample is not None:
             self._memory = sample.memory
-        back = 0 if sample is None else self._given_back(sample)
+        back = 0 if sample is None else self._given_back()
         room = self._free_at_start + back
         taken = room - self._memory.free - managed
         if self._given is not None:
             return max(0, taken - max(0, room - self._given))
         return max(0, taken) - back
 
-    def _given_back(self, sample: Sample) -> int:
+    def _given_back(self) -> int:
         """Return what those held at the start who have ended, gave their contexts up, or are in a session now."""
-        roots = {root.pid for root in self._sessions}
-        known = {key for session in self._sessions.values() for key in session.members}
-        strangers = {
-            user.key
-            for user in sample.users
-            if user.line.isdisjoint(roots) and user.key not in known
-        }
+        strangers = {user.key for user in self._outside(self._sessions)}
         return sum(size for key, size in self._held_at_start.items() if key not in strangers)
+
+    def _outside(self, roots: Iterable[ProcessKey]) -> Iterator[GpuUser]:
+        """Yield who has a context and is in none of the sessions of these roots, as last seen."""
+        sample, roots = self._sampler.sample, [*roots]
+        pids = {root.pid for root in roots}
+        known = {key for r in roots if r in self._sessions for key in self._sessions[r].members}
+        for user in () if sample is None else sample.users:
+            if user.line.isdisjoint(pids) and user.key not in known:
+                yield user
 
     # ------------------------------------------------------------ pause and resume
 
@@ -244,9 +236,7 @@ class CudaDevice:
         if session is None or procfs.alive(target.root):
             return ()
         self._forget(target.root)
-        left = [key for key in session.members if procfs.alive(key)]
-        left = [k for k in left if not any(procfs.is_descendant(k.pid, r) for r in target.without)]
-        return [key for key in left if procfs.parent(key.pid) not in {other.pid for other in left}]
+        return procfs.topmost(session.members, target.without)
 
     def close(self) -> None:
         """Hang up on all workers: each unlocks what it holds. Waits for them a moment."""
@@ -286,7 +276,9 @@ class CudaDevice:
             if user.below(target.root.pid, target.without)
             or (user.key in session.members and user.line.isdisjoint(target.without))
         ]
-        session.members |= {user.key: None for user in mine if user.key != target.root}
+        children = {user.key: None for user in mine if user.key != target.root}
+        left = {key: None for key in session.members if key in children or procfs.alive(key)}
+        session.members = left | children
         return mine
 
     def _members(self, target: Target, session: GpuSession) -> list[ProcessKey]:
@@ -316,7 +308,7 @@ class CudaDevice:
     def _measure(self) -> None:
         """Put the size that contexts really have in the place of the estimate."""
         # Small programs have smaller ones; whoever is to come is taken for a framework.
-        seen = max(self._sampler.context or 0, _RESERVE)
+        seen = max(self._sampler.context or 0, TORCH_CONTEXT)
         if seen != self.inventory.reserve:
             self.inventory = dataclasses.replace(self.inventory, reserve=seen)
 

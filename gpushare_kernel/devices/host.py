@@ -27,9 +27,7 @@ from gpushare_kernel.devices.base import (
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.meter import TreeMeter
 
-_STOPPED = frozenset("Tt")
-_ENDED = frozenset("ZX")
-_STILL = _STOPPED | {"D"}
+_STILL = procfs.STOPPED | {"D"}
 """Who stays in D uses no CPU, and stops before it runs user code again: a read that hangs, or a parent
 inside vfork, for as long as its child is stopped."""
 
@@ -152,9 +150,9 @@ class HostDevice:
         asked = monotonic()
         state = procfs.state_of(target.root)
         session = self._sessions.setdefault(target.root, _Session())
-        if state is None or state in _ENDED:
+        if state is None or state in procfs.ENDED:
             return PauseOutcome(PauseStatus.GONE)
-        if state in _STOPPED and target.root not in session.stopped:
+        if state in procfs.STOPPED and target.root not in session.stopped:
             return PauseOutcome(PauseStatus.STOPPED)
         try:
             status = await self._stop(target, session, asked + limit)
@@ -169,7 +167,7 @@ class HostDevice:
         """Stop again whom somebody has continued, and who is new."""
         session = self._sessions.get(target.root)
         states = {} if session is None else {k: procfs.state_of(k) for k in session.stopped}
-        if all(state is None or state in _STILL | _ENDED for state in states.values()):
+        if all(state is None or state in _STILL | procfs.ENDED for state in states.values()):
             return True
         await self.pause(target, limit=_AGAIN)
         return False
@@ -196,12 +194,7 @@ class HostDevice:
         self._forget(target.root)
         if session is None or procfs.alive(target.root):
             return ()
-        left = [
-            key
-            for key in session.members
-            if procfs.alive(key) and not _below(key.pid, target.without)
-        ]
-        return [key for key in left if procfs.parent(key.pid) not in {other.pid for other in left}]
+        return procfs.topmost(session.members, target.without)
 
     def close(self) -> None:
         """Continue everybody whom we stopped."""
@@ -213,7 +206,9 @@ class HostDevice:
         rounds = confirmed = 0
         # Who was born while we walked is seen only by a walk that starts after all stood still.
         while confirmed < _CONFIRMATIONS:
-            if self._stop_round(target, session, _STOPPED if rounds < _PATIENT_ROUNDS else _STILL):
+            if self._stop_round(
+                target, session, procfs.STOPPED if rounds < _PATIENT_ROUNDS else _STILL
+            ):
                 confirmed += 1
                 continue
             if target.root not in session.stopped:
@@ -234,9 +229,9 @@ class HostDevice:
         moved = False
         for key in self._walk(target, session):
             state = procfs.state_of(key)
-            if state is None or state in _ENDED:
+            if state is None or state in procfs.ENDED:
                 continue
-            if state in (still if key in session.stopped else _STOPPED):
+            if state in (still if key in session.stopped else procfs.STOPPED):
                 continue  # stopped: by us, or by somebody else, and then not ours to continue
             if self._stop_one(key, session):
                 moved = True
@@ -277,7 +272,7 @@ class HostDevice:
             return [root]  # most kernels, most of the time: half the cost
         found = dict.fromkeys(procfs.tree(root.pid, without) if procfs.alive(root) else ())
         for key in session.members:
-            if key not in found and procfs.alive(key) and not _below(key.pid, without):
+            if key not in found and procfs.alive(key) and not procfs.is_below(key.pid, without):
                 found.update(dict.fromkeys(procfs.tree(key.pid, without)))
         # A broker that was started from a kernel is nobody's child, but it must not stop itself even if it were.
         session.members = {key: None for key in found if key != root and key.pid != os.getpid()}
@@ -287,7 +282,3 @@ class HostDevice:
         session = self._sessions.get(root)
         if session is not None and not session.stopped:
             del self._sessions[root]
-
-
-def _below(pid: int, roots: Collection[int]) -> bool:
-    return any(procfs.is_descendant(pid, root) for root in roots)

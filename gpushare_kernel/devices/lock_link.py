@@ -12,12 +12,10 @@ from gpushare_kernel import procfs
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import Reply
-from gpushare_kernel.devices.unlocking import start_worker
+from gpushare_kernel.devices.unlocking import LONGEST_LINE, start_worker
 
 _START_LIMIT = 30.0
 """Python, the bindings and cuInit: half a second, but a machine may be busy and its disk cold."""
-
-_LONGEST_LINE = 200
 
 
 class WorkerLost(Exception):
@@ -108,11 +106,11 @@ class LockLink:
         received = b""
         while not received.endswith(b"\n"):
             try:
-                chunk = await loop.sock_recv(self._line, _LONGEST_LINE)
+                chunk = await loop.sock_recv(self._line, LONGEST_LINE)
             except OSError as error:
                 raise WorkerLost(str(error)) from error
             received += chunk
-            if not chunk or len(received) > _LONGEST_LINE:
+            if not chunk or len(received) > LONGEST_LINE:
                 raise WorkerLost(received.decode(errors="replace"))
         try:
             return Reply.parse(received.decode())

@@ -107,10 +107,10 @@ class Locker:
     def standing(self) -> PauseStatus | None:
         """Return why the driver need not be asked: stopped by its user it would not answer."""
         state = procfs.state_of(self.key)
-        if state is None or state in "ZX":
+        if state is None or state in procfs.ENDED:
             self.forget()
             return PauseStatus.GONE
-        return PauseStatus.STOPPED if state in "Tt" else None
+        return PauseStatus.STOPPED if state in procfs.STOPPED else None
 
     def settle(self) -> None:
         """Take it off the record where only a worker that hung kept it there, and that has ended."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import DeviceId, GiB, MiB, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, GiB, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
 from gpushare_kernel.devices.base import (
+    NVML_WINDOW,
+    TORCH_CONTEXT,
     Busy,
     Capabilities,
     Hold,
@@ -22,12 +24,9 @@ from gpushare_kernel.devices.base import (
     Stranger,
     Target,
 )
-from gpushare_kernel.devices.model_gpu import WINDOW, ModelGpu, ModelProcess
+from gpushare_kernel.devices.model_gpu import ModelGpu, ModelProcess
 
 __all__ = ["ModelDevice", "ModelProcess"]
-
-_RESERVE = 520 * MiB
-"""The context of a torch process."""
 
 _AGAIN = 0.1
 """Seconds that a process may drain which is locked again."""
@@ -56,7 +55,7 @@ class ModelDevice(ModelGpu):
         *,
         capacity: int = 16 * GiB,
         compute: float = 1.0,
-        reserve: int = _RESERVE,
+        reserve: int = TORCH_CONTEXT,
         uid: int = 0,
     ) -> None:
         super().__init__(size=capacity, reserve=reserve, compute=compute, uid=uid)
@@ -70,6 +69,7 @@ class ModelDevice(ModelGpu):
             capacity=capacity,
             compute=compute,
             reserve=reserve,
+            divisible=False,
         )
         self.capabilities = Capabilities(can_pause=True, can_park=True)
 
@@ -102,12 +102,12 @@ class ModelDevice(ModelGpu):
         """Return how busy the device was in its last closed window of model time."""
         if self.fallen or self.nvml_gone or self.busy_before is None:
             return None
-        return Busy(self.now - 2 * WINDOW, self.now, self.busy_before)
+        return Busy(self.now - 2 * NVML_WINDOW, self.now, self.busy_before)
 
     @property
     def window(self) -> float:
         """Return the length of such a window, in model seconds."""
-        return WINDOW
+        return NVML_WINDOW
 
     def environment(self, needs: int = 0) -> Mapping[str, str]:  # noqa: ARG002
         """Return nothing: its processes are scripts."""

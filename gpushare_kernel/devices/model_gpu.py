@@ -12,10 +12,7 @@ from enum import StrEnum
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
-from gpushare_kernel.devices.base import Target
-
-WINDOW = 0.2
-"""Seconds over which NVML says how busy the device was (measured: one value each 200 ms)."""
+from gpushare_kernel.devices.base import NVML_WINDOW, Target
 
 
 class Call(StrEnum):
@@ -72,7 +69,7 @@ class ModelGpu:
         #: How busy the device was in its last closed window, and since this one began.
         self.busy_before: float | None = None
         self._busy = 0.0
-        self._window_ends = WINDOW
+        self._window_ends = NVML_WINDOW
         self.fallen = False
         self.mismatched = False
         self.nvml_gone = False
@@ -143,8 +140,8 @@ class ModelGpu:
             self.now += step
             seconds -= step
             if self.now >= self._window_ends:
-                self.busy_before, self._busy = self._busy / WINDOW, 0.0
-                self._window_ends = self.now + WINDOW
+                self.busy_before, self._busy = self._busy / NVML_WINDOW, 0.0
+                self._window_ends = self.now + NVML_WINDOW
 
     def set_foreign(self, size: int) -> int:
         """Let processes that are nobody's session hold `size`; they get at most what is free."""

@@ -57,7 +57,6 @@ class GpuInfo:
     total: int
     mig: bool = False
     exclusive: bool = False
-    display: bool = False
 
 
 class Running(NamedTuple):
@@ -238,7 +237,6 @@ def _info(handle: Any) -> GpuInfo:
         total=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         mig=mig is not None and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
         exclusive=mode is not None and mode != pynvml.NVML_COMPUTEMODE_DEFAULT,
-        display=bool(_supported(pynvml.nvmlDeviceGetDisplayActive, handle)),
     )
 
 

@@ -17,11 +17,8 @@ from time import monotonic
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import ProcessKey
-from gpushare_kernel.devices.base import Busy
+from gpushare_kernel.devices.base import NVML_WINDOW, Busy
 from gpushare_kernel.devices.nvml import DeviceMemory, GpuLost, GpuReader, Running
-
-WINDOW = 0.2
-"""Seconds over which NVML says how busy the GPU was: there is one value each 200 ms (measured)."""
 
 LATENCY = 0.08
 """Seconds after its end in which a window's value is published: 50 ms was seen."""
@@ -125,7 +122,7 @@ class Sampler:
         if asleep:
             self._wake.set()
         busy = self._busy
-        return None if busy is None or now - busy.at > 2 * WINDOW else busy
+        return None if busy is None or now - busy.at > 2 * NVML_WINDOW else busy
 
     def want_activity(self) -> Activity | None:
         """Return who was seen at work, and keep looking for a while."""
@@ -218,12 +215,13 @@ class Sampler:
 
     def _utilization(self, now: float) -> None:
         part, before = self._nvml.utilization(), self._busy
-        if before is not None and part != before.part and now - before.at < WINDOW:
-            since = before.at - LATENCY - WINDOW  # its window was closed between the two readings
-        elif before is not None and part == before.part and now - before.at < WINDOW:
-            since = max(before.since, now - LATENCY - 2 * WINDOW)
+        if before is not None and part != before.part and now - before.at < NVML_WINDOW:
+            # Its window was closed between the two readings.
+            since = before.at - LATENCY - NVML_WINDOW
+        elif before is not None and part == before.part and now - before.at < NVML_WINDOW:
+            since = max(before.since, now - LATENCY - 2 * NVML_WINDOW)
         else:
-            since = now - LATENCY - 2 * WINDOW
+            since = now - LATENCY - 2 * NVML_WINDOW
         self._busy = Busy(since, now, part)
         self._next_busy = now + _OFTEN
 

@@ -30,7 +30,8 @@ _MOST = 16
 """Workers at once: each takes a tenth of a second of a core to start."""
 _TRIES = 3
 _AGAIN = 0.01
-_LONGEST_LINE = 200
+LONGEST_LINE = 200
+"""Bytes of an answer of a worker, at most."""
 _FAREWELL = 1.0
 _left: list[subprocess.Popen[bytes]] = []  # hang still; reaped when we come by again
 
@@ -84,7 +85,7 @@ class Caller:
             Where the worker is gone, or speaks nonsense.
         """
         try:
-            chunk = self.line.recv(_LONGEST_LINE)
+            chunk = self.line.recv(LONGEST_LINE)
         except OSError:
             chunk = b""
         self._received += chunk
@@ -251,10 +252,10 @@ class _Round:
     def _answers(self, key: ProcessKey) -> bool:
         """Tell whether the driver would answer: not for one that is stopped, nor for one that has ended (which is done)."""
         state = procfs.state_of(key)
-        if state is None or state in "ZX":
+        if state is None or state in procfs.ENDED:
             self.done.append(key)
             return False
-        return state not in "Tt"
+        return state not in procfs.STOPPED
 
     def again(self, key: ProcessKey) -> None:
         """Try once more, a few times."""

@@ -7,12 +7,25 @@ from pathlib import Path
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import BadFrame, NotYours
+from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.transport.peers import Peer
 
 
 def open_pidfd(pid: int) -> int:
     """Return a new descriptor of the process `pid`; the caller closes it. `ProcessLookupError` where it is gone."""
     return os.pidfd_open(pid)
+
+
+def open_key(key: ProcessKey) -> int | None:
+    """Return a new descriptor of this very process, which the caller closes; None where it has ended."""
+    try:
+        pidfd = open_pidfd(key.pid)
+    except OSError:
+        return None
+    if not procfs.alive(key):
+        os.close(pidfd)
+        return None
+    return pidfd
 
 
 def pid_of(pidfd: int) -> int:

@@ -13,6 +13,7 @@ import os
 from typing import Self
 
 from gpushare_kernel.core.errors import BadFrame
+from gpushare_kernel.transport.words import sealed_size
 
 _SIZE = 8
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -37,8 +38,12 @@ class Tally:
     def create(cls) -> Self:
         """Return a new tally that stands at 0; its `fd` goes to the session's client."""
         fd = os.memfd_create("gpushare-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _SIZE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        try:
+            os.ftruncate(fd, _SIZE)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
         return cls(fd)
 
     def add(self) -> None:
@@ -65,11 +70,7 @@ class Tally:
 
 
 def _check(fd: int) -> None:
-    try:
-        seals, size = fcntl.fcntl(fd, fcntl.F_GET_SEALS), os.fstat(fd).st_size
-    except OSError as problem:
-        msg = "a tally comes as a sealed memfd, but another kind of descriptor was passed."
-        raise BadFrame(msg) from problem
-    if not seals & fcntl.F_SEAL_SHRINK or size != _SIZE:
-        msg = f"a tally is a memfd of {_SIZE} bytes sealed against shrinking; this one has seals {seals:#x} and {size} bytes."
+    size = sealed_size(fd, "a tally")
+    if size != _SIZE:
+        msg = f"a tally is {_SIZE} bytes, but this memfd has {size}."
         raise BadFrame(msg)

@@ -94,15 +94,28 @@ class WordView:
         self._map.close()
 
 
-def _checked_size(fd: int) -> int:
-    """Return the page's size, sealed against shrinking: reading behind a file's end would be SIGBUS."""
+def sealed_size(fd: int, what: str) -> int:
+    """Return the size of a memfd, sealed against shrinking: reading behind a file's end would be SIGBUS.
+
+    Raises
+    ------
+    BadFrame
+        Where it is no memfd, or not so sealed; `what` is how the message calls it.
+    """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as problem:
-        msg = "shared words come as a sealed memfd, but another kind of descriptor was passed."
+        msg = f"{what}: a sealed memfd is passed, but this is another kind of descriptor."
         raise BadFrame(msg) from problem
-    size = os.fstat(fd).st_size
-    if not seals & fcntl.F_SEAL_SHRINK or size < _WORD or size % _WORD:
-        msg = f"shared words come as a memfd sealed against shrinking, of whole words, but this one has seals {seals:#x} and {size} bytes."
+    if not seals & fcntl.F_SEAL_SHRINK:
+        msg = f"{what}: a memfd sealed against shrinking is passed, but this one has seals {seals:#x}."
+        raise BadFrame(msg)
+    return os.fstat(fd).st_size
+
+
+def _checked_size(fd: int) -> int:
+    size = sealed_size(fd, "shared words")
+    if size < _WORD or size % _WORD:
+        msg = f"shared words come in whole words of {_WORD} bytes, but this memfd has {size} bytes."
         raise BadFrame(msg)
     return size

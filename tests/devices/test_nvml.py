@@ -51,7 +51,6 @@ def answer(called: list[str], monkeypatch: pytest.MonkeyPatch) -> Answer:
     answer("nvmlDeviceGetUUID", "GPU-1")
     answer("nvmlDeviceGetMigMode", pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
     answer("nvmlDeviceGetComputeMode", pynvml.NVML_COMPUTEMODE_DEFAULT)
-    answer("nvmlDeviceGetDisplayActive", 1)
     answer("nvmlDeviceGetMemoryInfo", SimpleNamespace(total=100, free=60, used=40))
     answer("nvmlDeviceGetComputeRunningProcesses", processes((7, 30), (8, None)))
     answer("nvmlDeviceGetGraphicsRunningProcesses", processes((8, 5), (9, 2)))
@@ -62,7 +61,7 @@ def answer(called: list[str], monkeypatch: pytest.MonkeyPatch) -> Answer:
 def test_what_it_reads(answer: Answer, called: list[str]) -> None:
     """Name and uuid as text; memory; processes, one of them not readable and one that also draws."""
     nvml = Nvml()
-    assert nvml.info == GpuInfo(0, "GPU-1", "NVIDIA Something", 100, display=True)
+    assert nvml.info == GpuInfo(0, "GPU-1", "NVIDIA Something", 100)
     assert nvml.memory() == DeviceMemory(100, 60, 40)
     assert [each.pid for each in nvml.processes()] == [7, 8, 9]
     assert nvml.utilization() == 0.97

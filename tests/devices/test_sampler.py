@@ -10,7 +10,8 @@ import pytest
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices import sampler as sampler_module
-from gpushare_kernel.devices.sampler import LATENCY, WINDOW, Sampler
+from gpushare_kernel.devices.base import NVML_WINDOW
+from gpushare_kernel.devices.sampler import LATENCY, Sampler
 from tests.devices.gpu import FakeNvml
 from tests.procs import Program, eventually
 
@@ -80,7 +81,7 @@ def test_utilization_is_read_only_while_somebody_asks(
     busy = sampler.utilization()
     assert busy is not None
     assert busy.part == 0.5
-    assert clock.now - 2 * WINDOW - 0.1 <= busy.since < busy.at <= clock.now
+    assert clock.now - 2 * NVML_WINDOW - 0.1 <= busy.since < busy.at <= clock.now
 
 
 def test_a_value_that_changes_dates_its_window(
@@ -96,7 +97,7 @@ def test_a_value_that_changes_dates_its_window(
     assert before is not None
     assert after is not None
     assert (before.part, after.part) == (0.5, 0.9)
-    assert before.at - LATENCY - WINDOW - 1e-6 <= after.since <= after.at - WINDOW
+    assert before.at - LATENCY - NVML_WINDOW - 1e-6 <= after.since <= after.at - NVML_WINDOW
 
 
 def test_who_was_at_work_is_read_only_while_somebody_asks(
