@@ -82,7 +82,9 @@ def _device(device: DeviceView, number: str, *, used: bool) -> Text:
     first = f"{number}{device.name}: shares {format_size(device.capacity)}{whole}, {format_size(device.free)} free"
     if not used:
         return Text(first)
-    lanes = sum(lane.size for lane in device.lanes)
+    # The size of a lane of others may not be for us to see.
+    granted = device.capacity - device.persistent - device.reserve - device.free
+    lanes = max(granted, sum(lane.size for lane in device.lanes))
     return Text(
         f"{first}\n"
         f"kept {format_size(device.persistent)}, contexts {format_size(device.reserve)}, "
@@ -102,7 +104,8 @@ def _lanes(device: DeviceView, snapshot: Snapshot) -> Table:
     for lane in device.lanes:
         occupant = "" if lane.occupant is None else names.get(lane.occupant, lane.occupant)
         members = ", ".join(names.get(job, job) for job in lane.members)
-        table.add_row(str(lane.id), format_size(lane.size), Text(occupant), Text(members))
+        size = format_size(lane.size) if lane.size else ""
+        table.add_row(str(lane.id), size, Text(occupant), Text(members))
     return table
 
 

@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -121,15 +120,12 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
-    held: Counter[str] = Counter()
-    for row in known.sessions:
-        held[row.device] += _resident(row.process)
     devices = find_devices(
         given.device,
         table,
         capacity=None if given.capacity is None else parse_size(given.capacity),
         compute=given.compute,
-        held=held,
+        held=sum(_resident(row.process) for row in known.sessions),
     )
     policy = policy_named(given.policy).name
     configs = [config_of(device, policy=policy, turn=given.turn) for device in devices]
@@ -190,8 +186,7 @@ def _let_run(broker: Broker, seconds: float) -> None:
     """Resume everybody, and pause nobody for a while; whom a signal has freed for longer stays free."""
     for session in list(broker.sessions()):
         engine = broker.engine_of(session.id)
-        until = max(engine.now + seconds, session.exempt_until)
-        engine.feed(ev.Exempted(at=engine.now, session=session.id, until=until))
+        engine.feed(ev.Exempted(at=engine.now, session=session.id, until=engine.now + seconds))
 
 
 async def _hang_up(broker: Broker, listener: Listener, serving: asyncio.Task[None]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker.answers import dry_run, release
-from gpushare_kernel.broker.kernels import clean_name
+from gpushare_kernel.broker.jobs import client_id, job_of
+from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import check_weight, policy_named
@@ -19,7 +20,6 @@ from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
-    from gpushare_kernel.broker.kernels import Kernel
 
 _BROKEN = msg.Failure(
     "InternalError", "the broker failed on this job; its log has the traceback. Please report it."
@@ -124,7 +124,7 @@ class Desk:
         wait = self._broker.named(why(core, record), self.peer.uid)
         if wait != self._told.get(job):
             self._told[job] = wait
-            self.notify(msg.Waiting(JobId(self._client_id(job)), wait))
+            self.notify(msg.Waiting(client_id(job), wait))
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Desk:
             problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
             raise BadDeclaration(problem)
         check_weight(body.weight)
-        job = JobId(f"{kernel.id}/{body.job}")
+        job = job_of(kernel.id, body.job)
         engine = self._broker.engine_of(kernel.id)
         if job in engine.scheduler.jobs:
             problem = f"job id {body.job!r} is taken by a job of this session."
@@ -221,7 +221,7 @@ class Desk:
         kernel = self._own()
         engine = self._engine()
         for one in held:
-            job = JobId(f"{kernel.id}/{one.job}")
+            job = job_of(kernel.id, one.job)
             _check_held(one.persistent, one.ephemeral)
             # What a device cannot hold nobody holds: a wrong number must not hold up everybody else.
             most = engine.scheduler.book.whole
@@ -244,7 +244,7 @@ class Desk:
                 )
 
     def _forget(self, job: JobId) -> None:
-        self.jobs.pop(self._client_id(job), None)
+        self.jobs.pop(client_id(job), None)
         self._told.pop(job, None)
         self._broker.forget(job)
         if self.kernel is not None:
@@ -268,10 +268,6 @@ class Desk:
 
     def _engine(self) -> Engine:
         return self._broker.engine_of(self._own().id)
-
-    @staticmethod
-    def _client_id(job: JobId) -> str:
-        return job.split("/", 1)[1]
 
     # --- cells -----------------------------------------------------------------------------------------------------
 
@@ -300,6 +296,7 @@ class Desk:
         weight = kernel.weight = check_weight(body.weight)
         engine = self._engine()
         engine.feed(ev.WeightChanged(at=engine.now, session=kernel.id, weight=weight))
+        self._broker.save(kernel)
         self._reply(number, msg.Ok())
 
     def _set_needs(self, number: int, body: msg.SetNeeds) -> None:

@@ -136,12 +136,6 @@ class Engine:
         if kernel.tail is not None:
             await asyncio.wait([kernel.tail], timeout=SETTLED)
 
-    def resume_everybody(self) -> None:
-        """Nobody guards who stands still: let all run for now; the next frame pauses again."""
-        for session in list(self.scheduler.sessions):
-            if self.scheduler.sessions[session].stopped is not None:
-                self.feed(ev.Exempted(at=self.now, session=session, until=self.now + 0.2))
-
     def look_at_paused(self) -> None:
         """A process can let itself run: look whether those we paused still stand, side by side."""
         for session in self.scheduler.sessions.values():
@@ -172,8 +166,10 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.device.close()
-        for kernel in self._registry:
-            kernel.mark_paused(paused=False)
+        for session in self.scheduler.sessions:  # those of other devices may stand still yet
+            kernel = self._registry.get(session)
+            if kernel is not None:
+                kernel.mark_paused(paused=False)
 
     # --- instructions ---------------------------------------------------------------------------------
 

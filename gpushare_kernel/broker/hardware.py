@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.core.config import Config
@@ -28,7 +28,7 @@ def find_devices(
     *,
     capacity: int | None = None,
     compute: float | None = None,
-    held: Mapping[str, int],
+    held: int,
 ) -> list[Device]:
     """Return the devices to share.
 
@@ -43,7 +43,7 @@ def find_devices(
     compute
         Cores to share; of a host only.
     held
-        Bytes that sessions taken over from an earlier broker hold already, by device id; of a host only: a GPU's
+        Bytes that sessions taken over from an earlier broker hold already; of a host only: a GPU's
         driver knows it.
 
     Raises
@@ -86,10 +86,8 @@ def lock_worker(devices: Sequence[Device]) -> Sequence[str]:
     return WORKER if locks else ()
 
 
-def _host(
-    intents: Intents, capacity: int | None, compute: float | None, held: Mapping[str, int]
-) -> Device:
-    return HostDevice(intents, capacity=capacity, compute=compute, held=sum(held.values()))
+def _host(intents: Intents, capacity: int | None, compute: float | None, held: int) -> Device:
+    return HostDevice(intents, capacity=capacity, compute=compute, held=held)
 
 
 def _gpus(wanted: str, intents: Intents, capacity: int | None) -> Sequence[Device]:

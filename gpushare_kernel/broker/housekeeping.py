@@ -93,11 +93,10 @@ class Housekeeping:
         broker = self._broker
         if not (self._listener.in_place and _leads_to(self._places.broker_lock, self._lock)):
             # Nobody finds us, and the next to come starts a second broker for the same device.
-            for engine in broker.engines.values():
-                self._attempt(Engine.resume_everybody, engine)
             broker.stop("its folder was removed", for_good=False)
             return
         self._round += 1
+        self._forget_the_gone()
         for engine in broker.engines.values():
             for look in (
                 self._watch_device,
@@ -120,6 +119,13 @@ class Housekeeping:
     def _go_if_idle(self) -> None:
         if self._idle_exit and self._broker.idle_for >= self._idle_exit:
             self._retire()
+
+    def _forget_the_gone(self) -> None:
+        """What was seen of a process says nothing of the one that comes after it."""
+        here = {kernel.id for kernel in self._broker.registry if kernel.key is not None}
+        for seen in (self._memory, self._cpu):
+            for session in seen.keys() - here:
+                del seen[session]
 
     def _watch_memory(self, engine: Engine) -> None:
         self._watch.look(engine, self._memory)
@@ -171,8 +177,6 @@ class Housekeeping:
         """What others took of the device since we started is not ours to give."""
         book = engine.scheduler.book
         sessions = engine.scheduler.sessions
-        registry = self._broker.registry
-        self._memory = {n: seen for n, seen in self._memory.items() if registry.get(n) is not None}
         managed = sum(
             max(s.measured, self._memory.get(s.id, 0)) + s.context for s in sessions.values()
         )

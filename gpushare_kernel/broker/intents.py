@@ -131,7 +131,7 @@ class IntentTable:
             self._free.append(found[0])
 
     def held(self, *hows: Hold) -> Sequence[ProcessKey]:
-        """Every process on record that is paused in one of these ways; in any way, where none is given."""
+        """Every process on record that is paused in one of these ways; by signal or lock where none is given."""
         wanted = hows or (Hold.SIGNAL, Hold.LOCK)
         return tuple(key for key, (_, how) in self._rows.items() if how in wanted)
 

@@ -143,13 +143,11 @@ class JobAnswers:
             kernel = self.registry.get(job.session)
             if kernel is not None:
                 self.save(kernel)
-        name = job.id.split("/", 1)[1]
+        name = client_id(job.id)
         lane, need = job.lane or LaneId(0), job.need
         desk.granted(
             job.id,
-            lambda slot: msg.Granted(
-                JobId(name), lane, slot, waited, need.persistent, need.ephemeral
-            ),
+            lambda slot: msg.Granted(name, lane, slot, waited, need.persistent, need.ephemeral),
         )
 
     def queued(self, job: JobId) -> None:
@@ -184,7 +182,7 @@ class JobAnswers:
     def end(self, name: JobId, *, persistent: int, boundaries: int) -> msg.Report:
         """`name` is over; say what became of it."""
         job = self.job(name)
-        client = JobId(name.split("/", 1)[1])
+        client = client_id(name)
         if job is None:
             return msg.Report(client, 0.0, 0.0, 0.0, 1.0, 0, persistent, 0, 0, boundaries, 0)
         engine = self.engine_of(job.session)
@@ -216,7 +214,7 @@ class JobAnswers:
 
     def _take_back(self, kernel: Kernel, held: tuple[msg.HeldJob, ...]) -> None:
         """Jobs of a broken line whose client is here again are this client's now; the old desk must not end them."""
-        names = {JobId(f"{kernel.id}/{one.job}") for one in held}
+        names = {job_of(kernel.id, one.job) for one in held}
         for name in names:
             former = self.jobs.get(name)
             if former is not None:
@@ -237,9 +235,19 @@ class JobAnswers:
         self._loop.call_later(seconds, then)
 
 
+def job_of(session: SessionId, client: str) -> JobId:
+    """Return the broker's id of a job that its client calls `client`: `<session>/<client>`."""
+    return JobId(f"{session}/{client}")
+
+
 def session_of(job: JobId) -> SessionId:
-    """Return the session of a job by its name: `<session>/<the client's id>`."""
+    """Return the session in a broker's id of a job."""
     return SessionId(job.split("/", 1)[0])
+
+
+def client_id(job: JobId) -> JobId:
+    """Return what its client calls the job that is `job` to the broker."""
+    return JobId(job.split("/", 1)[1])
 
 
 def _today() -> int:

@@ -88,11 +88,10 @@ class Processes(JobAnswers):
 
     def take_in(self, one: Stranger, engine: Engine) -> bool:
         """A process that uses a device and is in no session becomes one of its user; say whether it could."""
-        try:
-            pidfd = pidfds.open_pidfd(one.key.pid)
-        except OSError:
+        pidfd = pidfds.open_key(one.key)
+        if pidfd is None:
             return False
-        if not procfs.alive(one.key) or procfs.owner(one.key.pid) != one.uid:
+        if procfs.owner(one.key.pid) != one.uid:
             os.close(pidfd)
             return False
         return self._take_in(one.uid, adopted_name(one), 1.0, engine, pidfd, one.key) is not None
@@ -128,14 +127,8 @@ class Processes(JobAnswers):
 
     def adopt(self, row: SessionRow) -> None:
         """A session of the broker before this one, from the ledger: its process lives."""
-        if row.process is None:
-            return
-        try:
-            pidfd = pidfds.open_pidfd(row.process.pid)
-        except OSError:
-            return
-        if not procfs.alive(row.process):
-            os.close(pidfd)
+        pidfd = None if row.process is None else pidfds.open_key(row.process)
+        if row.process is None or pidfd is None:
             return
         kernel = Kernel(
             row.id,
@@ -181,9 +174,8 @@ class Processes(JobAnswers):
 
     def _follow(self, kernel: Kernel, key: ProcessKey) -> None:
         """A child outlived its kernel: a session of its own from here on, without a client, of the same user."""
-        try:
-            pidfd = pidfds.open_pidfd(key.pid)
-        except OSError:
+        pidfd = pidfds.open_key(key)
+        if pidfd is None:
             return
         name, engine = f"{kernel.name} (left running)", self.engine_of(kernel.id)
         child = self._take_in(kernel.uid, name, kernel.weight, engine, pidfd, key)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
+from gpushare_kernel.broker.jobs import session_of
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import Holder, JobState, Presence, UserId, Wait
+from gpushare_kernel.core.values import Holder, JobId, JobState, Presence, SessionId, UserId, Wait
 from gpushare_kernel.wire import snapshot as view
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
-    from gpushare_kernel.broker.kernels import Kernel
 
 
 LASTING_PAUSE = 1.0
@@ -48,7 +48,7 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
         broker=view.BrokerView(
             broker.pid, __version__, broker.uptime, broker.system, broker.longest_wait or None
         ),
-        devices=tuple(_device(engine) for engine in broker.engines.values()),
+        devices=tuple(_device(broker, engine, uid) for engine in broker.engines.values()),
         sessions=tuple(_session(broker, s, uid) for s in broker.sessions()),
         queue=tuple(_queue(broker, uid)),
         users=tuple(
@@ -58,13 +58,16 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
     )
 
 
-def _device(engine: Engine) -> view.DeviceView:
+def _device(broker: Broker, engine: Engine, uid: int) -> view.DeviceView:
     core, device = engine.scheduler, engine.device
     inventory = device.inventory
     table = core.book.table
     lanes = tuple(
         view.LaneView(
-            lane.id, lane.size, lane.occupant.id if lane.occupant else None, tuple(lane.members)
+            lane.id,
+            lane.size if all(_open(broker, job, uid) for job in lane.members) else 0,
+            lane.occupant.id if lane.occupant else None,
+            tuple(lane.members),
         )
         for lane in table.lanes.values()
     )
@@ -157,12 +160,18 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
     return out
 
 
+def _open(broker: Broker, job: JobId, uid: int) -> bool:
+    """Whether `uid` may know what `job` declared."""
+    kernel = broker.registry.get(session_of(job))
+    return kernel is not None and broker.may_see(uid, kernel)
+
+
 def _user(broker: Broker, user: UserId, uid: int) -> str:
     return user if broker.may_know(uid, user) else initials(user)
 
 
 def _holder(broker: Broker, holder: Holder, uid: int) -> Holder:
-    kernel: Kernel | None = next((k for k in broker.registry if k.id == holder.name), None)
+    kernel = broker.registry.get(SessionId(holder.name))
     if kernel is None:
         return holder
     if broker.may_see(uid, kernel):

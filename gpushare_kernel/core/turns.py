@@ -278,8 +278,8 @@ class Turns(ABC):
             self._emit(Pause(session.id, PauseReason.RESTOPPED, limit, session.ticket))
 
     def exempt(self, session: Session, until: float, at: float) -> None:
-        """Resume `session` and do not pause it before `until`; what it uses meanwhile is charged."""
-        session.exempt_until = until
+        """Resume `session` and do not pause it before `until`, or longer where that was said before; its use is charged."""
+        session.exempt_until = max(session.exempt_until, until)
         self._exempt[session.id] = session
         if session.phase is Phase.WAITING and session.stopped is not None:
             self.accounts.leave(session)

@@ -21,7 +21,7 @@ class BrokerView(Struct, frozen=True):
 
 
 class LaneView(Struct, frozen=True):
-    """A budget of ephemeral memory; `occupant` and `members` are job ids."""
+    """A budget of ephemeral memory, 0 where it is not for the caller to see; `occupant` and `members` are job ids."""
 
     id: int
     size: int

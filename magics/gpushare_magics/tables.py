@@ -74,7 +74,7 @@ def lanes(snapshot: Snapshot) -> str:
         rows += [
             (
                 str(lane.id),
-                format_size(lane.size),
+                format_size(lane.size) if lane.size else "",
                 names.get(lane.occupant, "somebody") if lane.occupant else "-",
                 ", ".join(names.get(job, "somebody") for job in lane.members),
             )

@@ -26,7 +26,7 @@ H100 = DeviceView(
     1300 * MiB,
     20 * GiB,
     (LaneView(1, 6 * GiB, "j1", ("j1", "j2")),),
-    free=50 * GiB,
+    free=52 * GiB - 1300 * MiB,
     total=80 * GiB,
     desktop=410 * MiB,
     foreign=5 * GiB,
@@ -67,7 +67,7 @@ def test_a_gpu_host(width):
     lines = shown(SEEN, width)
     assert max(map(len, lines)) <= width
     assert lines[0] == "gpushare 0.1.0, system broker 811, up 1 h 5 min"
-    first = lines.index("0  NVIDIA H100 80GB HBM3: shares 78.0 GiB of 80.0 GiB, 50.0 GiB free")
+    first = lines.index("0  NVIDIA H100 80GB HBM3: shares 78.0 GiB of 80.0 GiB, 50.7 GiB free")
     second = lines.index("1  NVIDIA H100 80GB HBM3: shares 79.0 GiB, 79.0 GiB free")
     assert lines[first + 1] == "kept 20.0 GiB, contexts 1.3 GiB, lanes 6.0 GiB, policy fair"
     assert lines[first + 2].split() == [

@@ -239,7 +239,6 @@ def test_a_weight_is_the_sessions_own(house: House) -> None:
     client = house.notebook()
     assert isinstance(client.ask(msg.SetWeight(3.0)), msg.Ok)
     assert house.broker.scheduler.sessions[session_of(client)].weight == 3.0
-    client.ask(submit("j", size=1))
     house.ledger.flush()
     assert [row.weight for row in house.ledger.load().sessions] == [3.0], (
         "a broker's restart keeps it"

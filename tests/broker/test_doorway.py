@@ -207,11 +207,11 @@ def test_an_exempt_session_is_resumed_before_the_answer(house: House) -> None:
     """Whoever is about to signal a kernel is answered when it runs; it is not paused meanwhile, a minute at most."""
     client = house.notebook()
     opened: msg.Opened = client.opened  # type: ignore[attr-defined]
-    house.call(msg.Exempt(opened.session, opened.token, 1e9))
-    session = house.broker.scheduler.sessions[opened.session]
-    assert 0 < session.exempt_until - house.broker.engine.now <= 60.0
     house.call(msg.Exempt(opened.session, opened.token, -5.0))
+    session = house.broker.scheduler.sessions[opened.session]
     assert session.exempt_until <= house.broker.engine.now
+    house.call(msg.Exempt(opened.session, opened.token, 1e9))
+    assert 0 < session.exempt_until - house.broker.engine.now <= 60.0
 
 
 def test_a_closed_session_is_gone_for_its_client_too(house: House) -> None:

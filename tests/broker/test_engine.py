@@ -6,14 +6,18 @@ import logging
 
 import pytest
 
+from gpushare_kernel.broker import daemon
+from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import GiB, JobId, PauseReason, PauseStatus, SessionId
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.transport.words import LANE, PAUSED, TURN
 from gpushare_kernel.wire import messages as msg
-from tests.broker.house import Caller, House
+from tests.broker.house import Caller, House, PlayedDevice
 from tests.broker.test_desk import job_of, session_of, submit
 
 
@@ -216,8 +220,26 @@ def test_without_a_guardian_nobody_stays_stopped(house: House) -> None:
         client.send(submit(f"j{n}", ephemeral=0))
     scheduler = house.broker.scheduler
     house.saw(lambda: any(s.stopped and not s.pausing for s in scheduler.sessions.values()))
-    house.do(house.broker.engine.resume_everybody)
+    house.do(lambda: daemon._let_run(house.broker, 0.2))
     assert not any(
         s.stopped and s.exempt_until > house.broker.engine.now for s in scheduler.sessions.values()
     )
     house.saw(lambda: any(s.stopped for s in scheduler.sessions.values()))
+
+
+def test_a_device_that_closes_says_nothing_of_sessions_on_another(house: House) -> None:
+    """They stand still until their own device has closed, and their words say so."""
+    client = house.notebook()
+    carry_out(house, pause(client))
+    settled(house, client)
+    assert client.view is not None
+    broker = house.broker
+
+    async def close_another() -> None:
+        other = PlayedDevice(8 * GiB, 1.0)
+        await Engine(Scheduler(Config(8 * GiB, 1.0)), other, broker.registry, broker).close()
+
+    house.wait(close_another())
+    assert client.view.read(0) == PAUSED
+    house.wait(broker.engine.close())
+    assert client.view.read(0) == 0

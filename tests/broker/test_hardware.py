@@ -42,7 +42,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def found(wanted: str) -> list[str]:
-    devices = find_devices(wanted, Record(), held={})
+    devices = find_devices(wanted, Record(), held=0)
     return [device.inventory.id for device in devices]
 
 
@@ -63,7 +63,7 @@ def test_one_gpu_that_cannot_be_shared_takes_no_other_along(
 def test_where_none_remains_the_host_is_shared_or_it_fails(host: Host) -> None:
     """`auto` falls back; who asked for GPUs hears what is wrong with each."""
     host.failing = {gpu.uuid: DeviceError(f"{gpu.uuid} is lost.") for gpu in GPUS}
-    (device,) = find_devices("auto", Record(), held={})
+    (device,) = find_devices("auto", Record(), held=0)
     assert device.inventory.kind == "host"
     device.close()
     with pytest.raises(DeviceError, match=r"GPU-0 is lost\. GPU-1 is lost\. GPU-2 is lost\."):

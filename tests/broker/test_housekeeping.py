@@ -138,6 +138,20 @@ def test_a_broker_with_a_failing_device_still_goes_when_idle(
     house.saw(house.broker.stopping.is_set)
 
 
+def test_what_a_former_process_held_is_not_held_by_its_session(
+    house: House, tidy: Callable[[], None]
+) -> None:
+    """A restart: the dead process's bytes are nobody's, before the next one is measured."""
+    client = house.notebook()
+    house.device.used = Usage(1.0, 1.0, 3 * GiB)
+    tidy()
+    assert house.device.managed >= 3 * GiB
+    opened = client.opened  # type: ignore[attr-defined]
+    house.call(msg.Restart(opened.session, opened.token))
+    tidy()
+    assert house.device.managed == 0
+
+
 def test_what_others_take_is_not_ours_to_give(house: House, tidy: Callable[[], None]) -> None:
     """Capacity falls by foreign use and rises again; small moves are not worth an event."""
     house.open()

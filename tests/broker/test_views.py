@@ -100,7 +100,14 @@ def test_to_others_a_person_is_initials(house: House, tmp_path: Path) -> None:
     assert seen.queue[0].needs == 0
     assert {user.name for user in seen.users} == {initials(UserId(mine.users[0].name))}
     text = msgspec.json.encode(seen).decode()
-    for secret in ("thesis", "other.ipynb", f'"{mine.users[0].name}"', f":{4 * GiB}"):
+    assert [lane.size for device in seen.devices for lane in device.lanes] == [0]
+    for secret in (
+        "thesis",
+        "other.ipynb",
+        f'"{mine.users[0].name}"',
+        f":{4 * GiB}",
+        f":{2 * GiB}",
+    ):
         assert secret not in text
 
 

@@ -166,6 +166,8 @@ def test_an_exempt_session_is_resumed_at_once_and_left_alone() -> None:
     world.run(1)
     stopped = next(name for name in "ab" if world.kernels[name].paused)
     world.send(ev.Exempted(at=world.now, session=SessionId(stopped), until=world.now + 1))
+    # A second signal, or a guardian that is replaced, takes nothing of it away.
+    world.send(ev.Exempted(at=world.now, session=SessionId(stopped), until=world.now + 0.2))
     assert not world.kernels[stopped].paused
     for _ in range(20):
         world.run(0.045)
