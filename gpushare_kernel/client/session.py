@@ -20,12 +20,13 @@ from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
 from gpushare_kernel.client.questions import ANSWER, Questions
-from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError
+from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError, UserError
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import WordView
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
+    VERSION,
     Announce,
     Attach,
     Attached,
@@ -46,6 +47,7 @@ from gpushare_kernel.wire.messages import (
     Trim,
     Waiting,
     Welcome,
+    since,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class Session(Questions):
         self._cells: dict[int, int] = {}
         self._view: WordView | None = None
         self._tally: Tally | None = None
+        self._version = VERSION
         self._link: Link | None = None
         self.up = False
         self.attached: Attached | None = None
@@ -296,7 +299,9 @@ class Session(Questions):
         return self._calls.new(job)
 
     def send(self, body: Request, call: Call) -> None:
-        """Send a request whose reply comes to `call`. Raises LinkDown."""
+        """Send a request whose reply comes to `call`. Raises LinkDown; UserError where the broker is too old for it."""
+        if since(body) > self._version:
+            raise UserError(texts.older_broker_text(self._version, since(body)))
         link = self._link
         if link is None:
             msg = "the session is closed"
@@ -353,6 +358,7 @@ class Session(Questions):
         with self._changed:
             self.attached = body
             self._view, self._tally = view, tally
+            self._version = welcome.version
             self._watch()
         if self.gpu is not None:
             self.gpu.attached(body)

@@ -8,9 +8,10 @@ from typing import TypeVar
 import msgspec
 
 from gpushare_kernel.core import errors
-from gpushare_kernel.wire import messages
 from gpushare_kernel.wire.messages import (
     SPOKEN,
+    BrokerNotice,
+    ClientNotice,
     Failure,
     FromBroker,
     Hello,
@@ -26,17 +27,6 @@ _hello = msgspec.msgpack.Decoder(Hello)
 _welcome = msgspec.msgpack.Decoder(Welcome)
 _to_broker = msgspec.msgpack.Decoder(ToBroker)
 _from_broker = msgspec.msgpack.Decoder(FromBroker)
-
-_CLIENT_NOTICES = (messages.CellStarted, messages.CellEnded)
-_BROKER_NOTICES = (
-    messages.Waiting,
-    messages.Soon,
-    messages.Slowed,
-    messages.Budget,
-    messages.Trim,
-    messages.Announce,
-    messages.Closing,
-)
 
 
 def encode(message: Hello | Welcome | ToBroker | FromBroker) -> bytes:
@@ -59,7 +49,7 @@ def decode_welcome(payload: bytes) -> Welcome:
 def decode_to_broker(payload: bytes) -> ToBroker:
     """Return a frame sent to the broker: a request with an id, or a notice without."""
     frame = _decoded(_to_broker, payload)
-    notice = isinstance(frame.body, _CLIENT_NOTICES)
+    notice = isinstance(frame.body, ClientNotice)
     _check_kind(frame.kind, frame.id, Kind.NOTICE if notice else Kind.REQUEST, frame.body)
     _check_finite(frame.body)
     return frame
@@ -73,7 +63,7 @@ def decode_from_broker(payload: bytes) -> FromBroker:
     frame = _decoded(_from_broker, payload)
     if frame.kind is Kind.REPLY and frame.id == 0 and isinstance(frame.body, Failure):
         return frame
-    notice = isinstance(frame.body, _BROKER_NOTICES)
+    notice = isinstance(frame.body, BrokerNotice)
     _check_kind(frame.kind, frame.id, Kind.NOTICE if notice else Kind.REPLY, frame.body)
     return frame
 

@@ -1,4 +1,4 @@
-"""Every message between a broker and its peers, protocol version 1.
+"""Every message between a broker and its peers, protocol version 2 (`SPOKEN` has those understood).
 
 A connection opens with `Hello` and its reply `Welcome` (or `Failure`), sent on the raw socket because
 file descriptors travel with them. What follows are frames `[kind, id, body]`, full duplex: a request
@@ -19,7 +19,7 @@ VERSION = 2
 SPOKEN = (2, 1)
 """Versions this build understands, newest first: N and N-1.
 
-Since 2 an attach is answered with the tally beside the page, and there are the notices of `since`.
+Since 2 an attach is answered with the tally beside the page, and there are the messages of `since`.
 """
 
 TO_BROKER_LIMIT = 64 * 2**10
@@ -412,6 +412,6 @@ class FromBroker(Struct, frozen=True, array_like=True):
     body: Reply | BrokerNotice = field(default_factory=Ok)
 
 
-def since(notice: BrokerNotice) -> int:
-    """Return the first version whose clients know `notice`: others would take it for a broken frame."""
-    return 2 if isinstance(notice, Budget) else 1
+def since(message: Request | BrokerNotice) -> int:
+    """Return the first version that knows `message`: the other side would take it for a broken frame, and hang up."""
+    return 2 if isinstance(message, SetNeeds | Budget | Trim) else 1

@@ -202,6 +202,14 @@ def adapter_text(framework: str, version: str, what: str) -> str:
     return f"{framework} {version} is shared, but not all of it is seen: {what}."
 
 
+def older_broker_text(version: int, needed: int) -> str:
+    """Return the error of a request that a broker from before this client does not know."""
+    return (
+        f"the broker is older than this notebook's gpushare: it speaks protocol version {version}, and this is known "
+        f"since {needed}. Have it restarted: jupyter gpushare stop, then jupyter gpushare start."
+    )
+
+
 def unadapted_text(why: str) -> str:
     """Return the line of a notebook whose frameworks cannot be adapted at all."""
     return f"This notebook is shared, but its frameworks are not seen from inside ({why}). jupyter gpushare doctor says more."

@@ -24,6 +24,7 @@ from gpushare_kernel.wire.codec import decode_hello, decode_to_broker, encode, f
 from gpushare_kernel.wire.messages import (
     FROM_BROKER_LIMIT,
     TO_BROKER_LIMIT,
+    VERSION,
     Attach,
     Attached,
     Failure,
@@ -75,10 +76,10 @@ class Peer:
         assert isinstance(self.hello.body, Attach)
         return self.hello.body
 
-    def welcome(self, body: Attached | Failure | None = None, *, with_tally: bool = True) -> None:
+    def welcome(self, body: Attached | Failure | None = None, *, with_tally: bool = True, version: int = VERSION) -> None:  # fmt: skip
         """Answer the handshake, with the page and the tally where it went well."""
         answer = attached() if body is None else body
-        payload = encode(Welcome(version=1, broker_pid=1, broker_version="0", body=answer))
+        payload = encode(Welcome(version=version, broker_pid=1, broker_version="0", body=answer))
         fds = [self.page.fd] if isinstance(answer, Attached) else []
         if fds and with_tally:
             fds.append(self.tally.fd)

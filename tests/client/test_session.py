@@ -14,7 +14,7 @@ import pytest
 
 from gpushare_kernel.client.lanes import new_job_id
 from gpushare_kernel.client.session import Session
-from gpushare_kernel.core.errors import BadToken, BrokerUnavailable, Refused, WaitEnded
+from gpushare_kernel.core.errors import BadToken, BrokerUnavailable, Refused, UserError, WaitEnded
 from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
@@ -322,6 +322,21 @@ def test_questions(broker: ScriptedBroker, new_session: New) -> None:
         number, _ = peer.expect(request)
         peer.reply(number, reply)
         assert asking.result(20) == (None if expected is ... else expected or reply)
+
+
+def test_a_broker_of_before_is_not_asked_what_it_does_not_know(broker: ScriptedBroker, new_session: New) -> None:  # fmt: skip
+    """It would take the request for a broken frame and hang up: an error says so, and the line stays."""
+    session = new_session()
+    session.start()
+    peer = broker.accept(welcome=False)
+    peer.welcome(with_tally=False, version=1)
+    session.wait_attached(20)
+    with pytest.raises(UserError, match="speaks protocol version 1, and this is known since 2"):
+        session.set_needs(GiB)
+    asking = in_thread(session.snapshot)
+    number, _ = peer.expect(GetSnapshot)
+    peer.reply(number, SnapshotReply(Snapshot(schema=1, broker=None)))
+    asking.result(20)
 
 
 def test_notices_reach_listeners(broker: ScriptedBroker, new_session: New) -> None:

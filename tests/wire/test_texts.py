@@ -226,6 +226,14 @@ def test_lines_about_frameworks() -> None:
     )
 
 
+def test_a_broker_of_before() -> None:
+    """What a broker does not know yet is said with both versions, and with what to do."""
+    assert texts.older_broker_text(1, 2) == (
+        "the broker is older than this notebook's gpushare: it speaks protocol version 1, and this is known since 2. "
+        "Have it restarted: jupyter gpushare stop, then jupyter gpushare start."
+    )
+
+
 def test_lines_of_a_gpu_session() -> None:
     """What cannot be paused, and what is broken, is said with what it means for whom."""
     assert texts.LEFT_FIRST_USE == "Left the queue. The cell ended at its first use of the GPU."
