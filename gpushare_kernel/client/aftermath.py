@@ -160,7 +160,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(session: Session, gpu: Gpu, failed: OutOfMemory, needed: int, returned: int) -> str:
-    size = texts.oom_size(needed) if not gpu.capacity or needed < gpu.capacity else ""
+    room = max(0, gpu.capacity - gpu.reserve)
+    size = texts.oom_size(needed, room) if needed < room else ""
     fixed = gpu.fixed(failed.framework)
     if fixed is not None and size:
         return texts.oom_restart_text(fixed.limit(), needed, f"%gpushare memory {size}")
@@ -168,17 +169,19 @@ def _line(session: Session, gpu: Gpu, failed: OutOfMemory, needed: int, returned
     if gpu.limit is not None and needed > gpu.limit:
         return texts.oom_text(gpu.limit, needed, returned, line)
     # No cap of ours was in the way: the device itself is full.
-    others = _others_hold(session, needed)
+    others = _others_hold(session, gpu.reserve)
     return texts.oom_text(None, needed, returned, line, others=others)
 
 
-def _others_hold(session: Session, own: int) -> int:
+def _others_hold(session: Session, context: int) -> int:
     """Return what others hold of the device, as far as the broker tells us; 0 where it does not."""
     attached = session.attached
     with contextlib.suppress(GpushareError):
         if attached is not None and session.up:
-            answer = session.request(GetSnapshot(), SnapshotReply, _SNAPSHOT)
-            for device in answer.snapshot.devices:
-                if device.id == attached.device:
-                    return max(0, device.capacity - device.free - own)
+            snapshot = session.request(GetSnapshot(), SnapshotReply, _SNAPSHOT).snapshot
+            own = next((one for one in snapshot.sessions if one.id == attached.session), None)
+            device = next((one for one in snapshot.devices if one.id == attached.device), None)
+            if own is not None and own.p is not None and device is not None:
+                lanes = sum(lane.size for lane in device.lanes if lane.occupant in own.jobs)
+                return max(0, device.capacity - device.free - own.p - lanes - context)
     return 0

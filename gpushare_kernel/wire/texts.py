@@ -7,8 +7,8 @@ pretends to be a GPU.
 
 from __future__ import annotations
 
-from gpushare_kernel.core.sizes import format_size, pasteable_size
-from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
+from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size
+from gpushare_kernel.core.values import GiB, Holder, MiB, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -192,9 +192,13 @@ def oom_restart_text(
     )
 
 
-def oom_size(needed: int) -> str:
-    """Return the size to declare after running out of memory: what was needed, and a little more."""
-    return pasteable_size(needed + needed * _OOM_MARGIN // 100)
+def oom_size(needed: int, room: int) -> str:
+    """Return the size to declare after running out of memory: what was needed, and a little more, but no more than `room`."""
+    size = pasteable_size(needed + needed * _OOM_MARGIN // 100)
+    if parse_size(size) <= room:
+        return size
+    whole = room // GiB * GiB
+    return pasteable_size(whole) if whole >= needed else f"{room // MiB}MiB"
 
 
 def adapter_text(framework: str, version: str, what: str) -> str:

@@ -16,7 +16,7 @@ from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import GetSnapshot, SnapshotReply
-from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
+from gpushare_kernel.wire.snapshot import DeviceView, LaneView, SessionView, Snapshot
 from tests.client.fake_cuda import FakeCuda, torch
 from tests.client.gpu_notebook import Notebook, cuda
 from tests.client.scripted_broker import ScriptedBroker, attached
@@ -202,15 +202,40 @@ def test_more_than_there_is(notebook: Notebook, cuda: FakeCuda) -> None:
     assert line.endswith("That is more than there is: run again with a smaller batch.")
 
 
+@pytest.mark.parametrize(
+    ("reserve", "asked", "size"),
+    [
+        (0, 71, "78GiB"),  # 76.4 and 15 % would be 88
+        (gib(0.5), 71.5, "77GiB"),
+        (gib(0.5), 72, "79360MiB"),  # 77.4 of 77.5
+        (gib(0.5), 72.7, ""),
+    ],
+)
+def test_no_size_is_proposed_that_can_never_fit(notebook: Notebook, reserve: int, asked: float, size: str) -> None:  # fmt: skip
+    """Of the device a context takes its part: what is left is the most that can be declared."""
+    notebook.gpu.reserve = reserve
+    line = recover(notebook.session, torch.OutOfMemoryError(TORCH.replace("2.00 GiB", f"{asked} GiB")))  # fmt: skip
+    assert line is not None
+    assert line.endswith(f"again: %%gpulane {size}" if size else "again with a smaller batch.")
+
+
+def others(name: str, p: int | None, *, own: bool) -> SessionView:
+    """A session that another one's notebook, or ours, is."""
+    return SessionView(name, "ann", None, None, "busy", None, p, 0.0, own=own, jobs=(f"job-{name}",))  # fmt: skip
+
+
 def test_a_full_device_names_the_others(cuda: FakeCuda, new_session: New, broker: ScriptedBroker) -> None:  # fmt: skip
-    """Where no cap of ours was in the way, others hold the memory: how much, as far as the broker says."""
-    notebook = Notebook(new_session(), broker, attached("cuda", 78 * GiB))
+    """Where no cap of ours was in the way, others hold the memory: all but what the broker counts for this notebook."""
+    notebook = Notebook(new_session(), broker, attached("cuda", 78 * GiB, reserve=gib(0.5)))
     cuda.use(gib(5.4))
-    device = DeviceView("cuda0", "cuda", "GPU", 78 * GiB, 0, 0, (), free=gib(0.6))
+    lanes = (LaneView(1, gib(2.9), "job-s1", ("job-s1",)), LaneView(2, GiB, "job-s2", ("job-s2",)))
+    device = DeviceView("cuda0", "cuda", "GPU", 78 * GiB, 0, 0, lanes, free=gib(0.6))
+    sessions = others("s1", 4 * GiB, own=True), others("s2", 69 * GiB, own=True)
 
     def answer() -> None:
         number, _ = notebook.peer.expect(GetSnapshot)
-        notebook.peer.reply(number, SnapshotReply(Snapshot(1, None, devices=(device,))))
+        view = Snapshot(1, None, devices=(device,), sessions=sessions)
+        notebook.peer.reply(number, SnapshotReply(view))
 
     answered = in_thread(answer)
     line = recover(notebook.session, torch.OutOfMemoryError(TORCH))

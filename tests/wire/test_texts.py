@@ -178,7 +178,7 @@ def test_released() -> None:
 
 def test_out_of_memory() -> None:
     """The last line of the output: what it may use, what it needed, what came back, and one line to paste."""
-    line = f"%%gpulane {texts.oom_size(int(7.4 * GiB))}"
+    line = f"%%gpulane {texts.oom_size(int(7.4 * GiB), 78 * GiB)}"
     assert texts.oom_text(6 * GiB, int(7.4 * GiB), int(5.1 * GiB), line) == (
         "GPU memory: this notebook may use 6.0 GiB and needed about 7.4. 5.1 GiB came back. "
         "Put this on the first line and run again: %%gpulane 9GiB"
