@@ -22,8 +22,7 @@ from gpushare_kernel.core.errors import (
     UserError,
     WaitEnded,
 )
-from gpushare_kernel.core.policies import check_weight
-from gpushare_kernel.core.sizes import parse_size
+from gpushare_kernel.core.sizes import check_weight, parse_size
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.kernel_session import (
     KernelSession,

@@ -10,8 +10,9 @@ from gpushare_kernel.broker.jobs import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
-from gpushare_kernel.core.policies import check_weight, policy_named
+from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg

@@ -13,7 +13,7 @@ from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
-from gpushare_kernel.core.policies import check_weight
+from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import LARGEST_SIZE
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer

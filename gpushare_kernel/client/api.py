@@ -10,7 +10,7 @@ from pathlib import Path
 from gpushare_kernel.client.lanes import Lane, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.sizes import parse_size
+from gpushare_kernel.core.sizes import check_weight, parse_size
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
@@ -157,7 +157,7 @@ def submission(
     if size is not None and (persistent is not None or ephemeral is not None):
         msg = "one size and its parts exclude each other. Give the size (6GiB), or -p and -e."
         raise BadDeclaration(msg)
-    _check_weight(weight)
+    check_weight(weight)
     if wait is not None and not 0 <= wait < float("inf"):
         msg = f"the time to wait must be 0 seconds or more, not {wait:g}. Leave it out to wait without limit."
         raise BadDeclaration(msg)
@@ -184,12 +184,6 @@ def _tell_unshared() -> None:
     if not _told:
         _told = True
         sys.stderr.write(f"gpushare: {texts.NO_BROKER}\n")
-
-
-def _check_weight(weight: float) -> None:
-    if not 0 < weight < float("inf"):
-        msg = f"a weight must be a number over 0, not {weight:g}. 1 is everybody's; 2 counts twice among your own work."
-        raise BadDeclaration(msg)
 
 
 def _bytes(given: int | str, session: Session | None) -> int:

@@ -12,9 +12,9 @@ from gpushare_kernel.core.deadlines import Deadlines
 from gpushare_kernel.core.frames import Frames
 from gpushare_kernel.core.glance import Glance
 from gpushare_kernel.core.lanes import Lane
-from gpushare_kernel.core.policies import check_weight
 from gpushare_kernel.core.probe import Probe, Seen
 from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.slots import Slots
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.turns import Turns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.records import Session, User
 
 
@@ -68,11 +68,3 @@ def policy_named(name: str) -> Policy:
     except KeyError:
         msg = f"policy {name!r} is not known. Choose one of: {', '.join(sorted(POLICIES))}."
         raise BadDeclaration(msg) from None
-
-
-def check_weight(weight: float) -> float:
-    """Return `weight`, or refuse one that would starve somebody or mean nothing."""
-    if not 0.01 <= weight <= 100:  # noqa: PLR2004
-        msg = f"a weight must be between 0.01 and 100, and {weight:g} is not."
-        raise UserError(msg)
-    return weight

@@ -9,8 +9,9 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InternalError
-from gpushare_kernel.core.policies import check_weight, policy_named
+from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.suspension import Suspensions
 from gpushare_kernel.core.values import (
     JobId,

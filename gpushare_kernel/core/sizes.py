@@ -1,10 +1,10 @@
-"""Sizes as people write them: `512MiB`, `2G`, `1.5 GB`, `25%`."""
+"""Numbers as people write them: sizes (`512MiB`, `2G`, `1.5 GB`, `25%`) and weights."""
 
 from __future__ import annotations
 
 import re
 
-from gpushare_kernel.core.errors import BadSize
+from gpushare_kernel.core.errors import BadDeclaration, BadSize
 from gpushare_kernel.core.values import LARGEST_SIZE
 
 _UNITS: dict[str, int] = {
@@ -73,6 +73,23 @@ def pasteable_size(size: int) -> str:
         return f"{halves // 2}GiB" if halves % 2 == 0 else f"{halves / 2:.1f}GiB"
     step = 64 * 2**20
     return f"{max(1, -(-size // step)) * 64}MiB"
+
+
+def check_weight(weight: float) -> float:
+    """Return `weight`, or refuse one that would starve somebody or mean nothing.
+
+    Raises
+    ------
+    BadDeclaration
+        With the limits.
+    """
+    if not 0.01 <= weight <= 100:  # noqa: PLR2004
+        msg = (
+            f"a weight must be between 0.01 and 100, and {weight:g} is not. 1 is everybody's; "
+            "2 counts twice among your own work."
+        )
+        raise BadDeclaration(msg)
+    return weight
 
 
 def _absolute(text: str, number: float, unit: str) -> int:

@@ -115,8 +115,8 @@ def test_one_size_or_two_parts(house: House) -> None:
 def test_a_weight_out_of_range_is_refused_and_no_job_is_left(house: House, weight: float) -> None:
     """Also where it is the session's."""
     client = house.notebook()
-    refused(client.ask(submit("j", size=1, weight=weight)), "UserError")
-    refused(client.ask(msg.SetWeight(weight)), "UserError")
+    refused(client.ask(submit("j", size=1, weight=weight)), "BadDeclaration")
+    refused(client.ask(msg.SetWeight(weight)), "BadDeclaration")
     assert not house.broker.scheduler.jobs
 
 
