@@ -1,7 +1,8 @@
 """A session whose device is a GPU: its frameworks, its budget, and the boundaries of whatever runs.
 
 Everything that calls a framework runs on a thread of the user's: at a boundary, at the start or end of
-a cell, or, while the kernel is idle, where the front end says (`Session.when_idle`).
+a cell, or, while the kernel is idle, where the front end says (`Session.when_idle`). Only what was
+imported before the broker answered is hooked on the reader thread, which touches its Python alone.
 """
 
 from __future__ import annotations
@@ -177,6 +178,7 @@ class Gpu:
         """In a forked child: nothing of the parent's job or budget is ours."""
         self._applying = threading.Lock()
         self._due = self._trim_due = False
+        self.adapters.forget()
         self.plain.forget()
         let_workers_in()
 

@@ -84,6 +84,48 @@ def test_half_an_import_is_waited_for(new_session: New, broker: ScriptedBroker) 
     assert met(notebook) == ["cupy"]
 
 
+def test_two_threads_meet_a_framework_once(new_session: New, broker: ScriptedBroker) -> None:
+    """A cell that ends while the reader thread is looking meets what both saw; the other passes on."""
+    import_module("cupy")
+    notebook = Notebook(new_session(), broker)
+    adapters = notebook.gpu.adapters
+    notebook.gpu.adapters.remove()
+    adapters._names = ("cupy",)
+
+    class Looking:
+        """A spec that has the other thread come first."""
+
+        def __init__(self) -> None:
+            self.looks = 0
+
+        @property
+        def _initializing(self) -> bool:
+            self.looks += 1
+            if self.looks == 1:
+                in_thread(adapters.meet_late).result(20)
+            return False
+
+    sys.modules["cupy"].__spec__ = Looking()  # type: ignore[assignment]
+    adapters._late.append("cupy")
+    adapters.meet_late()
+    assert met(notebook) == ["cupy"]
+
+
+def test_a_framework_met_while_the_session_closes_is_left(new_session: New, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Its hooks are taken back by whoever put them there."""
+    cupy: Any = import_module("cupy")
+    adapter = import_module("gpushare_kernel.client.adapters.cupy")
+    session, hook = new_session(), adapter.CuPy.hook
+
+    def close_and_hook(self: Any) -> None:
+        self._gpu.adapters.remove()
+        hook(self)
+
+    monkeypatch.setattr(adapter.CuPy, "hook", close_and_hook)
+    assert met(Notebook(session, broker)) == []
+    assert cupy.cuda.get_allocator() == cupy.get_default_memory_pool().malloc
+
+
 def test_an_import_that_fails_is_met_later(new_session: New, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Where the import that was under way failed, the next one is met."""
     half = ModuleType("cupy")

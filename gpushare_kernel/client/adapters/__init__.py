@@ -1,14 +1,16 @@
 """The frameworks of a GPU session. Each is met when the user imports it, never before.
 
 Import hooks are registered once it is known that the session's device is a GPU; that imports no
-framework and costs what importing wrapt costs. A framework that is there already is met at once; one
-that is just being imported by another thread, at the next cell's start or end.
+framework and costs what importing wrapt costs. A framework that is there already is met at once, on the
+thread that reads from the broker: its Python is hooked, and nothing of it is called that would start CUDA.
+One that is just being imported by another thread is met at the next cell's start or end. Each is met once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
@@ -36,6 +38,7 @@ class Adapters:
         self._gpu = gpu
         self._names = enabled()
         self._registered = False
+        self._lock = threading.Lock()
         self._late: list[str] = []
         self.active: list[Adapter] = []
 
@@ -55,11 +58,13 @@ class Adapters:
         """Meet frameworks that were imported before us, once their import is complete."""
         for name in list(self._late):
             module = sys.modules.get(name)
+            if getattr(getattr(module, "__spec__", None), "_initializing", False):
+                continue
+            if not self._take(name):
+                continue
             if module is None:  # its import failed
-                self._late.remove(name)
                 self._expect(name)
-            elif not getattr(module.__spec__, "_initializing", False):
-                self._late.remove(name)
+            else:
                 self._meet(module)
 
     def meets_boundaries(self, source: str) -> bool:
@@ -69,10 +74,23 @@ class Adapters:
 
     def remove(self) -> None:
         """Take all hooks back."""
-        self._names = ()
-        self._late.clear()
+        with self._lock:
+            self._names = ()
+            self._late.clear()
         while self.active:
             self.active.pop().remove()
+
+    def forget(self) -> None:
+        """In a forked child: whoever held the lock is the parent's."""
+        self._lock = threading.Lock()
+
+    def _take(self, name: str) -> bool:
+        """Say, to one thread only, that it is to meet this one. Not held while it does: meeting imports."""
+        with self._lock:
+            late = name in self._late
+            if late:
+                self._late.remove(name)
+            return late
 
     def _expect(self, name: str) -> None:
         import wrapt  # noqa: PLC0415 - not at the start of a kernel without a GPU
@@ -89,7 +107,11 @@ class Adapters:
             version = str(getattr(module, "__version__", "?"))
             self._gpu.say(texts.adapter_text(name, version, f"{type(problem).__name__}: {problem}"))
             return
-        self.active.append(adapter)
+        with self._lock:
+            if name in self._names:
+                self.active.append(adapter)
+                return
+        adapter.remove()  # the session was closed meanwhile
 
 
 def enabled() -> tuple[str, ...]:
