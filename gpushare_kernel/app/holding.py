@@ -84,7 +84,11 @@ class Holding:
 
 
 class _Outside(Session):
-    """A client that holds nothing itself: what the command holds is for the broker to measure."""
+    """A client that holds nothing itself: what the command holds is for the broker to measure.
+
+    So what the broker asks it to give back (`Trim`, a `Budget`) is passed over here. A command that opens a lane
+    attaches by itself, and from then on it is the one who is asked; any other keeps what it has until it ends.
+    """
 
     inside = False
 

@@ -1,7 +1,8 @@
 """A session whose device is a GPU: its frameworks, its budget, and the boundaries of whatever runs.
 
 Everything that calls a framework runs on a thread of the user's: at a boundary, at the start or end of
-a cell, or, while the kernel is idle, where the front end says (`Session.when_idle`). Only what was
+a cell, or, while the kernel is idle, where the front end says (`Session.when_idle`). A program has no
+front end: what a kernel does when it is idle, it does at its next boundary. Only what was
 imported before the broker answered is hooked on the reader thread, which touches its Python alone.
 """
 
@@ -82,10 +83,12 @@ class Gpu:
     # --- On the user's thread ---------------------------------------------------------------------------
 
     def boundary(self) -> None:
-        """Count a boundary, and apply a budget that came meanwhile."""
+        """Count a boundary, and apply a budget that came meanwhile; a program also gives back what somebody wants."""
         self._session.count()
         if self._due:
             self.apply()
+        if self._trim_due and self._session.is_program:
+            self.give_back()
 
     def met(self) -> None:
         """A framework has met a boundary: of the lane that is open here, or of whatever runs."""

@@ -274,6 +274,11 @@ class Session(Questions):
         self._cells[cell] = threading.get_ident()
         self._notice(CellStarted(cell))
 
+    @property
+    def is_program(self) -> bool:
+        """Whether no front end says when this process is idle, and no cell runs: a script, a child process."""
+        return self.when_idle is None and not self._cells
+
     def cell_here(self) -> int | None:
         """Return the plain cell that runs in this thread."""
         here = threading.get_ident()

@@ -146,6 +146,30 @@ def test_a_trim_is_not_for_a_running_cell(notebook: Notebook, cuda: FakeCuda) ->
     assert cuda.calls.count("empty_cache") == 1
 
 
+def test_a_program_trims_at_its_boundary(notebook: Notebook, cuda: FakeCuda) -> None:
+    """Where no front end says when it is idle and no cell runs, a loop gives back between two rounds, once."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    cuda.calls.clear()
+    notebook.hear(Trim())
+    assert cuda.calls == []
+    infer(2)
+    assert cuda.calls.count("empty_cache") == 1
+    assert (cuda.in_use, cuda.cached) == (GiB, 0)
+
+
+def test_a_notebook_with_a_front_end_trims_at_no_boundary(notebook: Notebook, cuda: FakeCuda) -> None:  # fmt: skip
+    """A declared cell is no plain one, and is not emptied in its middle either: the front end says when."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    cuda.calls.clear()
+    later: list[Callable[[], None]] = []
+    notebook.session.when_idle = later.append
+    notebook.hear(Trim())
+    infer(1)
+    assert (len(later), cuda.calls) == (1, [])
+
+
 def test_release_of_its_own_trims_first(notebook: Notebook, cuda: FakeCuda) -> None:
     """The broker is asked after the pools are empty, and told how much that was; another notebook's are not ours."""
     cuda.use(3 * GiB)
