@@ -43,6 +43,7 @@ class Questions(ABC):
 
     def release(self, notebook: str | None = None) -> ReleasedNow:
         """Give back what a notebook of mine declared and does not use; None is this one, whose unused memory goes back first."""
+        self.wait_attached()  # only then is it known whether there is a GPU
         given = self.give_back() if notebook is None else None
         return self.request(Release(notebook, given), ReleasedNow)
 

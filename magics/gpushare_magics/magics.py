@@ -107,6 +107,7 @@ class GpuShareMagics(Magics):
 
     def _remember(self, session: Session, size: str | None) -> str:
         """Have the broker remember what this notebook gets when its kernel starts next."""
+        session.wait_attached()  # only then is it known whether there is a GPU
         gpu = session.gpu
         if gpu is None:
             raise UserError(_NOT_FIXED)

@@ -15,6 +15,7 @@ from gpushare_kernel.client import aftermath, api
 from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
+    Attached,
     Budget,
     Cancel,
     CellEnded,
@@ -296,6 +297,33 @@ def test_release_gives_the_pool_back(run: Run, gpu: ScriptedBroker, cupy: Any) -
     run("%gpushare release")
     assert [m for m in gpu.seen if isinstance(m, Release)] == [Release(None, 5000)]
     assert cupy.get_default_memory_pool().total_bytes() == 1000
+
+
+@pytest.mark.parametrize("command", ["memory 20GiB", "release"])
+def test_commands_wait_until_the_broker_has_answered(
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    broker: ScriptedBroker,
+    kernel_environment: dict[str, str],
+    shell: InteractiveShell,
+) -> None:
+    """A kernel that has just started does not know yet that it has a GPU: it asks before it says that it has none."""
+    for name, value in kernel_environment.items():
+        monkeypatch.setenv(name, value)
+    shell.run_line_magic("load_ext", "gpushare_magics")
+    session = api._session
+    assert session is not None
+    original = session.wait_attached
+
+    def answer_now(timeout: float = 20) -> Attached:
+        monkeypatch.setattr(session, "wait_attached", original)
+        broker.serve(play_gpu, kind="cuda", capacity=80 * GiB)
+        return original(timeout)
+
+    monkeypatch.setattr(session, "wait_attached", answer_now)
+    assert shell.run_cell(f"%gpushare {command}").success
+    asked = [m for m in broker.seen if isinstance(m, SetNeeds | Release)]
+    assert asked == [SetNeeds(20 * GiB) if "memory" in command else Release(None, 0)]
 
 
 def test_memory_for_the_next_start(run: Run, gpu: ScriptedBroker, capsys: Capture) -> None:
