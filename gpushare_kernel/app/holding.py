@@ -13,8 +13,6 @@ from gpushare_kernel.client.api import submission
 from gpushare_kernel.client.hostmem import HostMemory
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.session import Session
-from gpushare_kernel.core.errors import WaitEnded
-from gpushare_kernel.core.values import Wait
 from gpushare_kernel.kernel_session import KernelSession
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Announce, Slowed
@@ -27,14 +25,11 @@ class Holding:
     ----------
     session
         The command's session, opened by this process and bound to the command.
-    pid
-        The command's process.
     """
 
-    def __init__(self, session: KernelSession, pid: int) -> None:
-        self._session = _Outside(session.token, session, pid)
+    def __init__(self, session: KernelSession) -> None:
+        self._session = _Outside(session)
         self._session.listen(_say)
-        self._latest: Wait | None = None
         self._job: Job | None = None
 
     def attach(self) -> None:
@@ -62,25 +57,16 @@ class Holding:
         line = display.Line(session)
         waited: float | None = None
         try:
-            self._job = session.submit(
-                submit, wait=wait, on_wait=lambda why: self._wait(line, why), say=line.say
-            )
+            self._job = session.submit(submit, wait=wait, on_wait=line.wait, say=line.say)
             waited = self._job.waited
-        except WaitEnded:
-            said = texts.wait_ended_text(wait or 0.0, self._latest, session.noun, "command")
-            raise WaitEnded(said) from None
         finally:
             line.done(waited)
 
     def end(self) -> None:
-        """Give it back, and leave."""
+        """Give it back, and leave. Where the command is gone the broker knows it by then: no answer is waited for."""
         if self._job is not None:
-            self._job.end()
+            self._job.leave()
         self._session.close()
-
-    def _wait(self, line: display.Line, why: Wait | None) -> float | None:
-        self._latest = why or self._latest
-        return line.wait(why)
 
 
 class _Outside(Session):
@@ -91,13 +77,16 @@ class _Outside(Session):
     """
 
     inside = False
+    work = "command"
 
-    def __init__(self, token: str, session: KernelSession, pid: int) -> None:
-        super().__init__(token, session.places.socket)
-        self._memory = _Unmeasured(pid, 0)
+    def __init__(self, session: KernelSession) -> None:
+        super().__init__(session.token, session.places.socket)
+        self._memory = _Unmeasured(0, 0)
 
 
 class _Unmeasured(HostMemory):
+    """Looks at no process."""
+
     def now(self) -> int:
         return 0
 

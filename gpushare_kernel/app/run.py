@@ -123,7 +123,7 @@ def status_of(order: Order) -> int:
         complain(ended)
         return WAIT_ENDED
     except (GpushareError, OSError) as problem:
-        complain(f"{problem} The command has not run.")
+        complain(f"{texts.for_command(str(problem))} The command has not run.")
         return NOT_STARTED
 
 
@@ -151,7 +151,7 @@ def run(order: Order) -> int:
     with _closing(session), blocked() as mask:
         env = session.joined(os.environ)
         child = Child(order.command, env, mask)
-        holding = Holding(session, child.pid)
+        holding = Holding(session)
         try:
             session.bind(child.pid)
             holding.attach()
@@ -159,6 +159,11 @@ def run(order: Order) -> int:
                 holding.take(order.size, name=order.name, weight=order.weight, wait=order.wait)
             child.go()
             return child.wait(_Keeper(session, child.pid))
+        except GpushareError:
+            status = child.ended()
+            if status is None:
+                raise
+            return status  # killed at its gate: what the broker says of that is no news
         finally:
             child.give_up()
             holding.end()

@@ -46,7 +46,7 @@ def queue(
             _until_up(session, deadline, wait, reasons)
             reply = _ask(session, submit, deadline, reasons)
             if reply is None:
-                raise WaitEnded(texts.wait_ended_text(wait or 0.0, reasons.latest, session.noun))
+                raise _wait_ended(session, wait, reasons.latest)
             if reply is not LOST:
                 return expect(reply, Granted)
             if say is not None and not said:
@@ -144,8 +144,12 @@ def _until_up(
     except BrokerUnavailable as problem:
         late = deadline is not None and time.monotonic() >= deadline
         if late and problem is not session.refusal:
-            raise WaitEnded(texts.wait_ended_text(wait or 0.0, None, session.noun)) from None
+            raise _wait_ended(session, wait, None) from None
         raise
+
+
+def _wait_ended(session: Session, wait: float | None, why: Wait | None) -> WaitEnded:
+    return WaitEnded(texts.wait_ended_text(wait or 0.0, why, session.noun, session.work))
 
 
 def _stopped_on_purpose(session: Session) -> bool:

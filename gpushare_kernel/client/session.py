@@ -76,6 +76,8 @@ class Session(Questions):
 
     inside = True
     """Whether this process is one of the session's, whose frameworks are to be looked after."""
+    work = "cell"
+    """What waits in the queue, in the words of whoever reads that it has not run."""
 
     def __init__(self, token: str, path: Path) -> None:
         self._token = token

@@ -41,9 +41,7 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         raise BadSize(msg)
     size = _percent(text, number, whole) if unit == "%" else _absolute(text, number, unit or "b")
     if size <= 0:
-        msg = (
-            f"size {text.strip()!r} is zero. Leave it out, or name what the cell may hold: 512MiB."
-        )
+        msg = f"size {text.strip()!r} is zero. Leave it out, or write one such as 512MiB."
         raise BadSize(msg)
     if size >= LARGEST_SIZE:
         msg = f"size {text.strip()!r} is over {LARGEST_SIZE // 2**40} TiB. Did you mean a smaller unit?"
@@ -114,7 +112,7 @@ def _not_a_size(text: str) -> str:
     if "," in seen and _SHAPE.fullmatch(seen.replace(",", ".")):
         return f"size {seen!r} has a comma. Write {seen.replace(',', '.').replace(' ', '')}."
     if seen.startswith("-"):
-        return f"size {seen!r} is negative. Write what the cell may hold: 512MiB."
+        return f"size {seen!r} is negative. Write one such as 512MiB."
     return f"{seen!r} is not a size. Write a number with a unit: 512MiB, 2G, 1.5 GB or 25%."
 
 

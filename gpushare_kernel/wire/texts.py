@@ -36,6 +36,14 @@ SELF_UNLOCKED = (
     "This notebook went on out of turn: the time counts as its own, and it is paused again."
 )
 PROFILED = "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."
+_FOR_COMMAND = (
+    ("this notebook", "this command"),
+    ("This notebook", "This command"),
+    ("Put this on the first line next time: %%gpulane ", "Next time: jupyter gpushare run "),
+    (" Interrupt the cell, then: %gpushare release", ""),
+    (": %gpushare release", ""),
+    ("Restart the kernel.", "Start it again."),
+)
 
 
 def memory_noun(kind: str) -> str:
@@ -79,8 +87,10 @@ def wait_ended_text(
 
 
 def for_command(text: str) -> str:
-    """Return a notebook's sentence as a command in a terminal reads it."""
-    return text.replace("this notebook", "this command").replace("This notebook", "This command")
+    """Return a notebook's sentence as a command in a terminal reads it: no cells, no magics."""
+    for notebook, command in _FOR_COMMAND:
+        text = text.replace(notebook, command)
+    return text
 
 
 def used_text(report: Report, line: str) -> str:

@@ -15,7 +15,7 @@ from gpushare_kernel.wire.messages import Announce, Attached, Welcome
 
 @pytest.fixture
 def holding(where):
-    made = Holding(KernelSession(where, SessionId("s1"), "token"), os.getpid())
+    made = Holding(KernelSession(where, SessionId("s1"), "token"))
     yield made
     made.end()
 

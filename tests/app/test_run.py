@@ -215,6 +215,17 @@ def test_ctrl_c_gives_up_the_place(full, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_command_that_is_killed_while_it_waits_has_its_status(full):
+    """Whoever ended it wanted that: its status is as a shell has it, and no word of a queue."""
+    with running("500MiB", "--", "true") as process:
+        assert "Waiting for memory" in process.stderr.readline()
+        (gate,) = map(procfs.process_key, procfs.children(process.pid))
+        procfs.send(gate, signal.SIGKILL)
+        assert process.communicate(timeout=PATIENCE)[1] == ""
+        assert process.returncode == 137
+    eventually(lambda: len(sessions(full)) == 1 and not queue(full))
+
+
 def test_killed_while_it_waits_it_leaves_nobody(full):
     """Its gate ends with it, and the broker forgets both."""
     with running("500MiB", "--", "true") as process:

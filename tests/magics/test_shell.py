@@ -168,9 +168,9 @@ def test_traceback_has_no_frames_of_ours(run: Run, capsys: Capture) -> None:
     [
         ("%%gpulane 2", "size '2' has no unit. Write 2GiB or 2MiB."),
         ("%%gpulane 1,5GB", "size '1,5GB' has a comma. Write 1.5GB."),
-        ("%%gpulane -5GiB", "size '-5GiB' is negative. Write what the cell may hold: 512MiB."),
+        ("%%gpulane -5GiB", "size '-5GiB' is negative. Write one such as 512MiB."),
         ("%%gpulane nan", "'nan' is not a size. Write a number with a unit: 512MiB, 2G, 1.5 GB or 25%."),
-        ("%%gpulane 0GiB", "size '0GiB' is zero. Leave it out, or name what the cell may hold: 512MiB."),
+        ("%%gpulane 0GiB", "size '0GiB' is zero. Leave it out, or write one such as 512MiB."),
         ("%%gpulane 999999TiB", "size '999999TiB' is over 1024 TiB. Did you mean a smaller unit?"),
         ("%%gpulane 101%", "size '101%' must be over 0% and at most 100% of the device."),
         ("%%gpulane 1GiB -p 1GiB", "one size and its parts exclude each other. Give the size (6GiB), or -p and -e."),

@@ -129,6 +129,18 @@ def test_other_lines() -> None:
     assert texts.for_command(texts.BROKER_AWAY) == (
         "The gpushare broker is away: this command runs on, and shares again when it is back."
     )
+    told, asked, idle = (
+        texts.over_told_text(7 * GiB, 6 * GiB),
+        texts.over_paused_text(7 * GiB, 6 * GiB, 2, 60),
+        texts.asked_to_release_text(2, 3 * GiB, "14:02"),
+    )
+    assert texts.for_command(told) == (
+        "This command holds 7.0 GiB of GPU memory and may use 6.0. Next time: jupyter gpushare run 7GiB"
+    )
+    assert texts.for_command(asked) == (
+        "Paused for at most 60 s: this command holds 7.0 GiB of GPU memory and may use 6.0, and 2 people wait."
+    )
+    assert texts.for_command(idle) == "2 people wait; you hold 3.0 GiB idle since 14:02"
     assert texts.LEFT_QUEUE == "Left the queue. The cell has not run."
     assert texts.PLACE_LOST == "The gpushare broker restarted and your place in the queue is lost: waiting again."  # fmt: skip
     assert texts.BROKER_AWAY == "The gpushare broker is away: this notebook runs on, and shares again when it is back."  # fmt: skip
