@@ -41,6 +41,10 @@ EXCHANGE_TIMEOUT = 10.0
 """Seconds for an exchange a kernel's start waits for."""
 SIGNAL_TIMEOUT = 0.5
 """Seconds for each half (connect, answer) of an exchange that goes before a signal: no interrupt is late because of us."""
+INTERRUPT_EXEMPTION, END_EXEMPTION = 3.0, 15.0
+"""Seconds without a pause for a signal that is taken in at once, and for an end: longer than jupyter_client waits for one."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks of a starter whether broker and guardian are there (I4: within 5)."""
 
 TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
 STARTER = "GPUSHARE_STARTER"
@@ -130,8 +134,9 @@ class KernelSession:
         finally:
             os.close(pidfd)
 
-    def exempt(self, seconds: float) -> None:
-        """Have the session resumed, and not paused for `seconds`."""
+    def exempt(self, *, briefly: bool = False) -> None:
+        """Have the session resumed, and not paused until what comes now has been taken in: an end, or (`briefly`) an interrupt."""
+        seconds = INTERRUPT_EXEMPTION if briefly else END_EXEMPTION
         _exchange(self.places, Exempt(self.session, self.token, seconds), SIGNAL_TIMEOUT)
 
     def close(self) -> None:
@@ -248,7 +253,7 @@ def restart_session(old: KernelSession) -> KernelSession:
     return new
 
 
-def find_broker(places: Places, *, start: bool) -> None:
+def find_broker(places: Places, *, start: bool = True) -> None:
     """Make sure a broker answers at `places`; start one where that is allowed and wanted.
 
     Raises

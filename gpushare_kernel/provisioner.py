@@ -32,6 +32,7 @@ from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.interpreters import has_package
 from gpushare_kernel.kernel_session import (
     EXCHANGE_TIMEOUT,
+    LOOK_EVERY,
     KernelSession,
     find_broker,
     notebook_name,
@@ -46,10 +47,6 @@ _R = TypeVar("_R")
 
 DEFAULT_PROVISIONER = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 DEVICE = "GPUSHARE_DEVICE"
-_INTERRUPT_EXEMPTION = 3.0
-_SHUTDOWN_EXEMPTION = 15.0
-"""Seconds; longer than jupyter_client waits for a kernel to shut down by itself."""
-_LOOK_EVERY = 2.0
 
 
 class GpuShareProvisioner(LocalProvisioner):
@@ -223,14 +220,12 @@ class GpuShareProvisioner(LocalProvisioner):
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel's process group; a paused kernel runs again first, or it would not notice."""
         if signum != 0 and self.process is not None:
-            await self._exempt(
-                _INTERRUPT_EXEMPTION if signum == signal.SIGINT else _SHUTDOWN_EXEMPTION
-            )
+            await self._exempt(briefly=signum == signal.SIGINT)
         await super().send_signal(signum)
 
     async def shutdown_requested(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  jupyter_client's signature
         """A shutdown message was sent; a paused kernel could not read it."""
-        await self._exempt(_SHUTDOWN_EXEMPTION)
+        await self._exempt()
         await super().shutdown_requested(restart=restart)
 
     async def cleanup(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  jupyter_client's signature
@@ -242,13 +237,13 @@ class GpuShareProvisioner(LocalProvisioner):
             await self._close()
         await super().cleanup(restart=restart)
 
-    async def _exempt(self, seconds: float) -> None:
+    async def _exempt(self, *, briefly: bool = False) -> None:
         """Never raises: whatever is wrong with the broker, the signal goes out."""
         session = self._session
         if session is None:
             return
         try:
-            await off_loop(session.exempt, seconds)
+            await off_loop(session.exempt, briefly=briefly)
         except (GpushareError, OSError) as problem:
             self.log.debug("gpushare: not exempted: %s", problem)
             # One that lives is only slow: it resumes the kernel itself, and would fight over it with us.
@@ -261,7 +256,7 @@ class GpuShareProvisioner(LocalProvisioner):
         """Return the exit code, or None while the kernel runs. Called every few seconds, so also the last resort (I4)."""
         code = await super().poll()
         now = time.monotonic()
-        if code is None and self._session is not None and now - self._looked >= _LOOK_EVERY:
+        if code is None and self._session is not None and now - self._looked >= LOOK_EVERY:
             self._looked = now
             self._look_after(self._session)
         return code

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from gpushare_kernel import procfs
+from gpushare_kernel.kernel_session import LOOK_EVERY
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 """Exit statuses as shells have them."""
@@ -52,7 +53,6 @@ _PASSED_ON = frozenset(
 )
 TAKEN = _PASSED_ON | {signal.SIGTSTP, signal.SIGCHLD}
 """The signals that we take while the command runs."""
-_LOOK_EVERY = 2.0
 
 
 class Keeper(Protocol):
@@ -117,7 +117,7 @@ class Child:
     def wait(self, keeper: Keeper) -> int:
         """Return its exit status, once it has one. `TAKEN` must be blocked in every thread."""
         while (status := self.ended()) is None:
-            came = signal.sigtimedwait(TAKEN, _LOOK_EVERY)
+            came = signal.sigtimedwait(TAKEN, LOOK_EVERY)
             if came is None:
                 keeper.look()
             elif came.si_signo == signal.SIGTSTP:

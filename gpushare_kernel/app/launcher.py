@@ -20,7 +20,7 @@ from gpushare_kernel.kernel_session import (
     open_session,
     without_session,
 )
-from gpushare_kernel.transport.places import may_start, places
+from gpushare_kernel.transport.places import places
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def launched_environment(env: Mapping[str, str]) -> dict[str, str]:
     name = notebook_name(bare) or "gpushare"
     try:
         where = places()
-        find_broker(where, start=may_start(where))
+        find_broker(where)
         session = open_session(where, name, kernel_id="", language="python", weight=1.0)
         session.bind(os.getpid())
     except (GpushareError, OSError) as problem:

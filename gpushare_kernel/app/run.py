@@ -29,7 +29,7 @@ from gpushare_kernel.kernel_session import (
     find_broker,
     open_session,
 )
-from gpushare_kernel.transport.places import may_start, places
+from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
 
 WAIT_ENDED = 75
@@ -37,7 +37,6 @@ WAIT_ENDED = 75
 NOT_STARTED = 125
 """Exit status where gpushare did not start the command, as `env` and `timeout` have it."""
 INTERRUPTED = 128 + signal.SIGINT
-_INTERRUPT_EXEMPTION, _END_EXEMPTION = 3.0, 15.0
 _LONGEST = 40
 _HOW = "Write: jupyter gpushare run [SIZE] [options] -- COMMAND"
 
@@ -136,7 +135,7 @@ def run(order: Order) -> int:
         Where it has not run.
     """
     where = places()
-    find_broker(where, start=may_start(where))
+    find_broker(where)
     needs = parse_size(order.size) if order.size and "%" not in order.size else 0
     session = open_session(
         where,
@@ -177,9 +176,8 @@ class _Keeper:
 
     def before_signal(self, signum: int) -> None:
         """Have it resumed, and not paused for a while. Whatever is wrong with the broker, the signal goes out."""
-        short = signum in (signal.SIGINT, signal.SIGTSTP)
         try:
-            self._session.exempt(_INTERRUPT_EXEMPTION if short else _END_EXEMPTION)
+            self._session.exempt(briefly=signum in (signal.SIGINT, signal.SIGTSTP))
         except UserError:
             return
         except (GpushareError, OSError):
