@@ -50,6 +50,7 @@ TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
 STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
 KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
+DEVICE = "GPUSHARE_DEVICE"
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _NVIDIA = Path("/dev/nvidiactl")
@@ -204,6 +205,7 @@ def open_session(
     kernel_id: str,
     language: str,
     weight: float,
+    env: Mapping[str, str] | None = None,
     device: str = "",
     needs: int = 0,
     background: bool = False,
@@ -218,8 +220,10 @@ def open_session(
         What the session is called, and whose it is.
     weight
         How it counts among its user's own.
+    env
+        The environment it starts in; ours where None.
     device
-        A device's id or number; empty lets the broker choose.
+        A device's id or number. Empty: what `env` has as GPUSHARE_DEVICE; empty there too lets the broker choose.
     needs
         Bytes it is known to need, 0 where nothing is known.
     background
@@ -232,7 +236,7 @@ def open_session(
             kernel_id=kernel_id,
             language=language,
             weight=weight,
-            device=device,
+            device=device or (os.environ if env is None else env).get(DEVICE, ""),
             needs=needs,
             background=background,
         ),

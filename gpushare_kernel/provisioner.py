@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -46,7 +45,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 DEFAULT_PROVISIONER = "JUPYTER_DEFAULT_PROVISIONER_NAME"
-DEVICE = "GPUSHARE_DEVICE"
 
 
 class GpuShareProvisioner(LocalProvisioner):
@@ -103,8 +101,7 @@ class GpuShareProvisioner(LocalProvisioner):
         return info
 
     async def _open(self, env: dict[str, str] | None) -> KernelSession | None:
-        device = self.device or (env or os.environ).get(DEVICE, "")
-        opening = asyncio.ensure_future(off_loop(self._open_blocking, self._name(env), device))
+        opening = asyncio.ensure_future(off_loop(self._open_blocking, env))
         try:
             self._session = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -119,18 +116,18 @@ class GpuShareProvisioner(LocalProvisioner):
             self._drop()
         return self._session
 
-    def _open_blocking(self, name: str, device: str) -> KernelSession:
+    def _open_blocking(self, env: dict[str, str] | None) -> KernelSession:
         where = places() if self._session is None else self._session.places
         find_broker(where, start=self._policy(where) == "start")
         try:
-            return self._open_at(where, name, device)
+            return self._open_at(where, env)
         except VersionMismatch:
             raise
         except BrokerUnavailable:  # it was found, and died that moment: there is another one soon
             find_broker(where, start=self._policy(where) == "start")
-            return self._open_at(where, name, device)
+            return self._open_at(where, env)
 
-    def _open_at(self, where: Places, name: str, device: str) -> KernelSession:
+    def _open_at(self, where: Places, env: dict[str, str] | None) -> KernelSession:
         old = self._session
         if old is not None:
             with contextlib.suppress(BadToken):  # forgotten, so it is a first start again
@@ -138,11 +135,12 @@ class GpuShareProvisioner(LocalProvisioner):
         language = self.kernel_spec.language or "python"
         return open_session(
             where,
-            name,
+            self._name(env),
             kernel_id=self.kernel_id,
             language=language,
             weight=self.weight,
-            device=device,
+            env=env,
+            device=self.device,
             needs=0 if old is None else old.needs,
         )
 

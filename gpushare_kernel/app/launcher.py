@@ -39,7 +39,7 @@ def launched_environment(env: Mapping[str, str]) -> dict[str, str]:
     try:
         where = places()
         find_broker(where)
-        session = open_session(where, name, kernel_id="", language="python", weight=1.0)
+        session = open_session(where, name, kernel_id="", language="python", weight=1.0, env=env)
         session.bind(os.getpid())
     except (GpushareError, OSError) as problem:
         sys.stderr.write(

@@ -64,7 +64,11 @@ class RunApp(Command):
     command's (128 + n for signal n); 75 where --wait was over, 125 where it was not started, 127 where it was not found."""
     background = Bool(False, config=True, help="Yield to every notebook.")  # noqa: FBT003  traitlets
     wait = Float(None, allow_none=True, config=True, help="Seconds to wait for SIZE at most.")
-    device = Unicode("", config=True, help="The device: its id, or its number in the status list.")
+    device = Unicode(
+        "",
+        config=True,
+        help="The device: its id, or its number in the status list; GPUSHARE_DEVICE otherwise.",
+    )
     job_name = Unicode("", config=True, help="What it is called in status lists.")
     weight = Float(1.0, config=True, help="How it counts among your own.")
     aliases = {  # noqa: RUF012  traitlets reads it from the class

@@ -278,6 +278,14 @@ def test_signals_sent_to_us_reach_the_command_once(broker):
         assert process.returncode == 9
 
 
+def test_the_environment_names_the_device_where_no_option_does(gpushare, broker):
+    """GPUSHARE_DEVICE is for commands as it is for kernels; what is said on the line goes before it."""
+    done = gpushare("run", "--", "true", GPUSHARE_DEVICE="GPU-nowhere")
+    assert (done.returncode, "GPU-nowhere" in done.stderr) == (125, True), done.stderr
+    done = gpushare("run", "--device=0", "--", "true", GPUSHARE_DEVICE="GPU-nowhere")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_the_device_wants_is_in_the_environment(where):
     """Variables of the device go to the kernel beside those that name its session, which they cannot replace."""
     session = KernelSession(

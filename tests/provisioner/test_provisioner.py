@@ -135,6 +135,18 @@ def test_a_kernel_gets_its_session_and_the_broker_its_process(broker):
     assert open_descriptors() == before
 
 
+def test_a_kernels_environment_names_its_device(broker):
+    """Where the provisioner's own setting does not."""
+
+    async def body():
+        manager = managed()
+        await manager.start_kernel(env={**os.environ, "GPUSHARE_DEVICE": "1"})
+        await manager.shutdown_kernel(now=True)
+
+    asyncio.run(body())
+    assert [opened.device for opened in broker.bodies(Open)] == ["1"]
+
+
 def test_a_session_is_named_after_its_notebook(broker):
     """The last part of the notebook's path, as jupyter_server passes it; without one the kernel's name."""
 
