@@ -83,8 +83,8 @@ class Page:
 class KernelSession:
     """A session as its starter knows it: plain values. `broker` is the process that answered last.
 
-    `device` is the id of the device it is on, `variables` are what that device wants in its environment;
-    `needs` are the bytes that it was known to need when it started, for the case that a broker forgets.
+    `variables` are what its device wants in its environment; `needs` are the bytes that it was known to need when it
+    started, for the case that a broker forgets.
     """
 
     places: Places
@@ -92,7 +92,6 @@ class KernelSession:
     token: str
     page: Page | None = None
     broker: ProcessKey | None = None
-    device: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     needs: int = 0
     undoing: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
@@ -307,7 +306,6 @@ def _opened(places: Places, body: Open | Restart) -> KernelSession:
         opened.token,
         pages[0],
         broker,
-        opened.device,
         opened.environment,
         opened.needs,
     )

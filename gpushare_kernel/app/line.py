@@ -38,8 +38,6 @@ class Line:
     ----------
     pid
         The broker's process, as the kernel tells it.
-    version
-        The broker's version.
     """
 
     def __init__(self, places: Places, timeout: float = _TIMEOUT) -> None:
@@ -49,12 +47,11 @@ class Line:
         try:
             check_broker(self._sock, places)
             hello = Hello(versions=SPOKEN, agent=f"jupyter gpushare {__version__}", body=Observe())
-            welcome, _ = handshake(self._sock, hello)
+            handshake(self._sock, hello)
         except BaseException:
             self._sock.close()
             raise
         self.pid = peer_of(self._sock).pid
-        self.version = welcome.broker_version
 
     def ask(self, request: Request) -> Reply:
         """Return the broker's reply; a failure is raised as its error."""

@@ -183,7 +183,7 @@ class Broker(Processes):
             limit = self.budget(kernel)
             if _differ(limit, kernel.told_budget):
                 kernel.told_budget = limit
-                kernel.notify(msg.Budget(limit, len(core.book.queue)))
+                kernel.notify(msg.Budget(limit))
 
 
 def _differ(limit: int | None, told: int | None) -> bool:

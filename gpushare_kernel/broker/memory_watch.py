@@ -79,7 +79,7 @@ class MemoryWatch:
         if step is Step.TELL:
             kernel.notify(msg.Announce(texts.over_told_text(held, limit, noun)))
         elif step is Step.ASK:
-            kernel.notify(msg.Budget(limit, people))
+            kernel.notify(msg.Budget(limit))
             if people:
                 kernel.notify(msg.Announce(texts.over_asked_text(held, limit, people, noun)))
         elif step is Step.PAUSE:

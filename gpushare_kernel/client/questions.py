@@ -18,7 +18,6 @@ from gpushare_kernel.wire.messages import (
     Reply,
     Request,
     SetNeeds,
-    SetWeight,
     SnapshotReply,
     Submit,
 )
@@ -50,10 +49,6 @@ class Questions(ABC):
     def snapshot(self) -> Snapshot:
         """Return the broker's state as we may see it."""
         return self.request(GetSnapshot(), SnapshotReply).snapshot
-
-    def set_weight(self, weight: float) -> None:
-        """Set this session's weight among the user's own."""
-        self.request(SetWeight(weight), Ok)
 
     def set_needs(self, size: int) -> None:
         """Say what this notebook is to get, in bytes, when its kernel starts next."""

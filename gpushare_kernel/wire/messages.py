@@ -365,11 +365,10 @@ class Budget(_Message, frozen=True):
     """What this session may hold of its device from now on, in bytes, its contexts apart. None: no cap of ours.
 
     The client applies it at the next boundary or cell end: it gives back what is unused above `limit`, and
-    caps its frameworks there. `waiting` people wait for memory.
+    caps its frameworks there.
     """
 
     limit: int | None
-    waiting: int = 0
 
 
 class Trim(_Message, frozen=True):

@@ -32,10 +32,6 @@ RESTART_DEFAULT = "From its next restart on this notebook starts like any other.
 FRAMES_KEPT = "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."
 FRAMES_CLEARED = "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."
 BROKEN_SESSION = "This notebook's GPU session is broken (others are fine): restart the kernel."
-SELF_UNLOCKED = (
-    "This notebook went on out of turn: the time counts as its own, and it is paused again."
-)
-PROFILED = "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."
 _FOR_COMMAND = (
     ("this notebook", "this command"),
     ("This notebook", "This command"),
@@ -274,14 +270,6 @@ def desktop_text(size: int, noun: str = "GPU memory") -> str:
 def foreign_text(size: int, noun: str = "GPU memory") -> str:
     """Return the line of programs that take no part."""
     return f"Programs outside gpushare use {format_size(size)} of {noun}; they take no turns."
-
-
-def cooperative_only_text(why: str) -> str:
-    """Return what is said where a device cannot pause anybody."""
-    return (
-        f"Notebooks here cannot be paused ({why}): those that meet steps take turns, "
-        "others run all the time."
-    )
 
 
 def _over(limit: int | None, needed: int, noun: str) -> str:

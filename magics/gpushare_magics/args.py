@@ -13,16 +13,8 @@ from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import parse_size, pasteable_size
 from gpushare_kernel.wire import texts
+from gpushare_magics.completion import OPTIONS
 
-OPTIONS = {
-    "--persistent": "what the notebook keeps in all",
-    "--ephemeral": "what the cell holds beyond that while it runs",
-    "--weight": "how this cell counts among your own work",
-    "--name": "what it is called in lists",
-    "--wait": "seconds to wait at most",
-    "--dry-run": "say what would happen, run nothing",
-}
-_SHORT = {"-p": "--persistent", "-e": "--ephemeral"}
 _NEGATIVE_SIZE = re.compile(r"-[0-9.]+\s*[A-Za-z%].*")
 
 

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
 COMMANDS = ("status", "lanes", "release", "memory", "debug", "off", "on", "doctor")
-_OPTIONS = ("--persistent", "--ephemeral", "--weight", "--name", "--wait", "--dry-run")
+OPTIONS = ("--persistent", "--ephemeral", "--weight", "--name", "--wait", "--dry-run")
 
 
 def candidates(line: str, token: str) -> list[str]:
     """Return what may follow on a line of ours; `token` is the word before the cursor."""
     before = line.removesuffix(token).split()
     if line.lstrip().startswith("%%gpulane") and token.startswith("-"):
-        return [option for option in _OPTIONS if option.startswith(token) and option not in before]
+        return [option for option in OPTIONS if option.startswith(token) and option not in before]
     if before == ["%gpushare"]:
         return [command for command in COMMANDS if command.startswith(token)]
     return []

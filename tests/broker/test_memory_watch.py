@@ -127,7 +127,7 @@ def test_over_its_grant_it_is_told_then_asked_then_paused(gpu_house: House, keep
     ]
     tidy()
     client.ask(msg.SetWeight(1.0))
-    assert [n for n in client.notices if isinstance(n, msg.Budget)] == [msg.Budget(GiB, 1)]
+    assert [n for n in client.notices if isinstance(n, msg.Budget)] == [msg.Budget(GiB)]
     assert heard(client) == [
         "This notebook holds 3.0 GiB of memory and may use 1.0, and 1 person waits: it gives back what it does not use."
     ]

@@ -29,7 +29,7 @@ from gpushare_kernel.wire.messages import (
     Ok,
     Release,
     ReleasedNow,
-    SetWeight,
+    SetNeeds,
     Slowed,
     SnapshotReply,
     Submit,
@@ -306,13 +306,13 @@ def test_cells_are_said_again_to_a_new_broker(broker: ScriptedBroker, new_sessio
 
 
 def test_questions(broker: ScriptedBroker, new_session: New) -> None:
-    """Release, snapshot, weight and dry run are one request and one reply each."""
+    """Release, snapshot, needs and dry run are one request and one reply each."""
     session = new_session()
     view = Snapshot(schema=1, broker=None)
     questions: list[tuple[Callable[[], object], type, object, object]] = [
         (lambda: session.release("hw2"), Release, ReleasedNow(GiB, ("hw2",)), None),
         (session.snapshot, GetSnapshot, SnapshotReply(view), view),
-        (lambda: session.set_weight(2.0), SetWeight, Ok(), ...),
+        (lambda: session.set_needs(GiB), SetNeeds, Ok(), ...),
         (lambda: session.dry_run(submit(dry_run=True)), Submit, DryRun(True, 1, 2, 3), None),
     ]
     session.start()

@@ -253,11 +253,6 @@ def test_lines_of_a_gpu_session() -> None:
     assert texts.FRAMES_KEPT == "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."  # fmt: skip
     assert texts.FRAMES_CLEARED == "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."  # fmt: skip
     assert texts.BROKEN_SESSION == "This notebook's GPU session is broken (others are fine): restart the kernel."  # fmt: skip
-    assert texts.SELF_UNLOCKED == "This notebook went on out of turn: the time counts as its own, and it is paused again."  # fmt: skip
-    assert texts.PROFILED == "A profiler runs in this notebook, so it cannot be paused: it shares the GPU all the time, and all of that time counts as its own."  # fmt: skip
-    assert texts.cooperative_only_text("the driver is 535, and 570 can") == (
-        "Notebooks here cannot be paused (the driver is 535, and 570 can): those that meet steps take turns, others run all the time."
-    )
 
 
 def test_asking_for_memory_back() -> None:
