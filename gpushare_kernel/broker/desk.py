@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BROKEN = msg.Failure(
     "InternalError", "the broker failed on this job; its log has the traceback. Please report it."
 )
+_MOST_CELLS = 1000
 _DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
 
 
@@ -47,6 +48,8 @@ class Desk:
         self.jobs: dict[str, JobId] = {}
         self._waiting: dict[JobId, int] = {}
         self._told: dict[JobId, Wait] = {}
+        #: Plain cells that run: with subshells several do.
+        self._cells: set[int] = set()
         self._does: dict[type[Any], Callable[[int, Any], None]] = {
             msg.Submit: self._submit,
             msg.Cancel: self._cancel,
@@ -272,14 +275,21 @@ class Desk:
 
     # --- cells -----------------------------------------------------------------------------------------------------
 
-    def _cell_started(self, _number: int, _body: msg.CellStarted) -> None:
+    def _cell_started(self, _number: int, body: msg.CellStarted) -> None:
         kernel = self._own()
+        if len(self._cells) >= _MOST_CELLS:
+            problem = f"a notebook runs {_MOST_CELLS} cells at once at most, and another has begun."
+            raise BadFrame(problem)
+        self._cells.add(body.cell)
         engine = self._engine()
         engine.feed(ev.CellStarted(at=engine.now, session=kernel.id, usage=engine.usage(kernel)))
 
     def _cell_ended(self, _number: int, body: msg.CellEnded) -> None:
         kernel = self._own()
         _check_held(body.persistent, 0)
+        self._cells.discard(body.cell)
+        if self._cells:
+            return  # the session is not idle
         engine = self._engine()
         engine.feed(ev.CellEnded(at=engine.now, session=kernel.id, persistent=body.persistent))
 

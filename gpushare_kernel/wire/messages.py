@@ -270,7 +270,10 @@ class CellStarted(_Message, frozen=True):
 
 
 class CellEnded(_Message, frozen=True):
-    """The outermost plain cell is over. `persistent` is what the session holds now, in bytes."""
+    """A plain cell is over (not one run inside another). `persistent` is what the session holds now, in bytes.
+
+    With subshells several run at once: the session is idle when all have ended.
+    """
 
     cell: int
     persistent: int

@@ -234,6 +234,30 @@ def test_a_plain_cell_is_told_of_by_notices(house: House) -> None:
     house.saw(lambda: not session.cell_open)
 
 
+def test_a_session_is_idle_when_all_its_cells_have_ended(house: House) -> None:
+    """Subshells run several at once: the end of one ends neither the other nor its job. An end of none known is one, too."""
+    client = house.notebook()
+    session = house.broker.scheduler.sessions[session_of(client)]
+    for cell in (1, 2):
+        client.tell(msg.CellStarted(cell))
+    client.tell(msg.CellEnded(1, 5))
+    client.ask(msg.SetNeeds(0))
+    assert session.cell_open
+    client.tell(msg.CellEnded(2, 5))
+    house.saw(lambda: not session.cell_open)
+    client.tell(msg.CellEnded(7, 5))
+    client.ask(msg.SetNeeds(0))
+    assert not session.cell_open
+
+
+def test_nobody_has_cells_without_end(house: House) -> None:
+    """A client that only begins cells is sent away."""
+    client = house.notebook()
+    for cell in range(1001):
+        client.tell(msg.CellStarted(cell))
+    assert isinstance(client.reply(0), msg.Failure)
+
+
 def test_a_weight_is_the_sessions_own(house: House) -> None:
     """Set by its own client."""
     client = house.notebook()
