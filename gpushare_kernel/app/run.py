@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from traitlets import Bool, Float, Unicode
 
@@ -35,7 +36,7 @@ from gpushare_kernel.wire import texts
 WAIT_ENDED = 75
 """Exit status where `--wait` was over (EX_TEMPFAIL: try again later)."""
 NOT_STARTED = 125
-"""Exit status where gpushare did not start the command, as `env` and `timeout` have it."""
+"""Exit status where gpushare did not start the command, also for a mistake on its own line, as `env` and `timeout` have it."""
 INTERRUPTED = 128 + signal.SIGINT
 _LONGEST = 40
 _HOW = "Write: jupyter gpushare run [SIZE] [options] -- COMMAND"
@@ -61,7 +62,8 @@ class RunApp(Command):
     description = """Run any command so that it takes turns and its memory counts: jupyter gpushare run [SIZE] [options] -- COMMAND
 
     With a SIZE (6GiB) it waits for that much memory first, and holds it until it ends. Its exit status is the
-    command's (128 + n for signal n); 75 where --wait was over, 125 where it was not started, 127 where it was not found."""
+    command's (128 + n for signal n); 75 where --wait was over, 125 where it was not started (a mistake in
+    our own options included), 127 where it was not found."""
     background = Bool(False, config=True, help="Yield to every notebook.")  # noqa: FBT003  traitlets
     wait = Float(None, allow_none=True, config=True, help="Seconds to wait for SIZE at most.")
     device = Unicode(
@@ -86,6 +88,16 @@ class RunApp(Command):
     _command: tuple[str, ...] = ()
     _size = ""
 
+    def initialize(self, argv: Any = None) -> None:
+        """Read the command line; whatever is wrong with it, no status of ours can be taken for the command's."""
+        try:
+            super().initialize(argv)
+        except GpushareError as problem:
+            complain(problem)
+            self.exit(NOT_STARTED)
+        except SystemExit as ended:  # traitlets has said what is wrong with a value
+            self.exit(NOT_STARTED if ended.code == 1 else ended.code)
+
     def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
         """Read our words up to `--`; what follows is the command's, whatever it looks like."""
         given = list(argv or ())
@@ -100,15 +112,19 @@ class RunApp(Command):
 
     def start(self) -> None:
         """Run it, and end as it ends."""
-        order = Order(
-            self._command,
-            self._size,
-            self.job_name or called(self._command),
-            self.device,
-            check_weight(self.weight),
-            _checked_wait(self.wait, self._size),
-            self.background,
-        )
+        try:
+            order = Order(
+                self._command,
+                self._size,
+                self.job_name or called(self._command),
+                self.device,
+                check_weight(self.weight),
+                _checked_wait(self.wait, self._size),
+                self.background,
+            )
+        except GpushareError as problem:
+            complain(problem)
+            self.exit(NOT_STARTED)
         self.exit(status_of(order))
 
 
