@@ -56,15 +56,18 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_three_notebooks_share_and_the_third_waits(empty, tmp_path):
+def test_three_notebooks_share_and_the_third_waits(empty, tmp_path, monkeypatch):
     """It says it is the CPU, shows the third's reason, tables every notebook, keeps the outputs, and leaves nothing."""
+    monkeypatch.setenv("COLUMNS", "80")
     output = tmp_path / "out"
     with play(EXAMPLES, "--seconds", "1", "--output", str(output)) as process:
         shown, complaints = process.communicate(timeout=PATIENCE)
     assert (process.returncode, complaints) == (0, "")
     assert "Nothing here is a GPU" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
     assert re.search(
-        r"neighbours\.ipynb waits: Waiting for memory: needs .* free\. Your own ", shown
+        r"neighbours\.ipynb waits: Waiting for memory: needs .* free\. Your own ",
+        " ".join(shown.split()),
     )
     for name in ("digits", "letters", "neighbours"):
         assert re.search(rf"^{name} +\d+\.\d s .* \d+/\d+ +\d+/\d+ +\d+ +\d+$", shown, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console, Group
@@ -17,6 +18,7 @@ from gpushare_kernel.core.values import MiB
 from gpushare_kernel.wire.messages import Report
 from gpushare_kernel.wire.snapshot import Snapshot
 
+_UNDER = " " * len("  0.0 s  ")
 STYLES = {
     State.LATER: "dim",
     State.STARTING: "cyan",
@@ -56,7 +58,10 @@ class Lines:
                 self._seen[act.name] = now
                 reason = f": {now[1]}" if now[1] else ""
                 line = f"{elapsed:5.1f} s  {act.name} {act.state}{reason}"
-                self._out.print(Text(line), soft_wrap=True)
+                wrapped = textwrap.fill(
+                    line, self._out.width, subsequent_indent=_UNDER, break_on_hyphens=False
+                )
+                self._out.print(Text(wrapped), soft_wrap=True)
 
 
 def figures(acts: Sequence[Act]) -> Table:
