@@ -40,6 +40,17 @@ def process_key(pid: int) -> ProcessKey | None:
     return None if fields is None else ProcessKey(pid, int(fields[_START]))
 
 
+def exists(pid: int) -> bool:
+    """Tell whether a process has this number here, also one that a restricted /proc does not show."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def alive(key: ProcessKey) -> bool:
     """Tell whether this very process still runs (or sleeps, or is stopped); a zombie does not."""
     fields = _stat(key.pid)

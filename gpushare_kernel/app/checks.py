@@ -31,6 +31,8 @@ _CANNOT = {
 }
 _FIRST = ("driver", "lock", "checkpoint", "NVML", "MIG")
 _AS_IT_SHOULD = {"lock": "works", "checkpoint": "yes", "NVML": "answers", "MIG": "off"}
+_AMISS = ("pending upgrade", "processes")
+"""Said only where it is not as it should be."""
 GPU = "GPU"
 """The check that is the verdict's own."""
 
@@ -70,7 +72,7 @@ def _gpu(gpu: Probe) -> Iterator[Check]:
     names = [name for name in _FIRST if name in gpu.facts]
     for name in [*names, *(name for name in gpu.facts if name not in names)]:
         said = gpu.facts[name]
-        well = said == _AS_IT_SHOULD.get(name, said) and name != "pending upgrade"
+        well = said == _AS_IT_SHOULD.get(name, said) and name not in _AMISS
         yield Check(Finding.WELL if well else Finding.NOTE, name, said)
 
 

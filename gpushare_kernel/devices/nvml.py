@@ -177,6 +177,15 @@ class Nvml:
                 pynvml.nvmlShutdown()
 
 
+def running(gpu: int) -> Sequence[Running]:
+    """Return who has a context on a GPU now."""
+    reader = Nvml(gpu)
+    try:
+        return reader.processes()
+    finally:
+        reader.close()
+
+
 def find_gpus() -> Sequence[GpuInfo]:
     """Return the GPUs of this machine, also those that cannot be shared; none where there is no NVIDIA driver.
 

@@ -12,6 +12,8 @@ _LIMIT = 5.0
 _NVIDIA = "0x10de"
 _DISPLAY_CLASS = "0x03"
 _LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
+_FIRST_PIDS = "pid:[4026531836]"
+"""The kernel's first pid namespace: its number is fixed (PROC_PID_INIT_INO of proc_ns.h)."""
 _VERSION = re.compile(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b")
 
 
@@ -35,6 +37,13 @@ def has_gpu(root: Path = Path("/")) -> bool:
 def driver_runs(root: Path = Path("/")) -> bool:
     """Tell whether the driver's kernel module is loaded."""
     return (root / "proc/driver/nvidia/version").exists()
+
+
+def sees_all_processes(root: Path = Path("/")) -> bool:
+    """Tell whether process numbers here are the machine's own, as the driver names them; in most containers they are not."""
+    with contextlib.suppress(OSError):
+        return str((root / "proc/self/ns/pid").readlink()) == _FIRST_PIDS
+    return True
 
 
 def system_facts(root: Path = Path("/")) -> dict[str, str]:

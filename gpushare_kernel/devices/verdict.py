@@ -18,10 +18,16 @@ from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.cuda_worker import LOCKABLE
-from gpushare_kernel.devices.nvml import NEEDED_CUDA, GpuInfo, find_gpus, versions
-from gpushare_kernel.devices.system import driver_runs, has_gpu, system_facts
+from gpushare_kernel.devices.nvml import NEEDED_CUDA, GpuInfo, find_gpus, running, versions
+from gpushare_kernel.devices.system import (
+    driver_runs,
+    has_gpu,
+    sees_all_processes,
+    system_facts,
+)
 from gpushare_kernel.devices.unlocking import WORKER, Caller
 
+_OWN_NUMBERS = "numbered by this container"
 _START_LIMIT = 30.0
 _ANSWER_LIMIT = 5.0
 _MPS = "nvidia-cuda-mps"
@@ -83,7 +89,24 @@ def probe_machine(root: Path = Path("/")) -> Probe:
         why = "An NVIDIA GPU is here, and its driver is not loaded."
         return Probe(Verdict.WATCH, why, "nvidia-smi", facts)
     found = probe_capabilities()
-    return replace(found, facts={**facts, **found.facts})
+    numbers = {} if sees_all_processes(root) else {"processes": _numbers_here()}
+    return replace(found, facts={**facts, **found.facts, **numbers})
+
+
+def _numbers_here() -> str:
+    """Return what a pid namespace of our own means: whether the driver's numbers name the processes that are here."""
+    try:
+        pids = [one.pid for gpu in find_gpus() for one in running(gpu.index)]
+    except DeviceError:
+        pids = []
+    if not pids:
+        return f"{_OWN_NUMBERS}: whether the driver names them alike is seen once one of them uses the GPU"
+    if all(procfs.exists(pid) for pid in pids):
+        return f"{_OWN_NUMBERS}, and the driver names them alike"
+    return (
+        f"{_OWN_NUMBERS}, and the driver names processes that are not here: what notebooks and others hold and use is "
+        "not seen. Start the container with --pid=host (Kubernetes: hostPID: true)"
+    )
 
 
 def probe_capabilities(gpu: GpuInfo | None = None, *, worker: Sequence[str] = WORKER) -> Probe:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.devices import verdict as verdict_module
-from gpushare_kernel.devices.nvml import GpuInfo
+from gpushare_kernel.devices.nvml import GpuInfo, Running
 from gpushare_kernel.devices.unlocking import WORKER
 from gpushare_kernel.devices.verdict import LOSES, Probe, Verdict, probe_capabilities
 from tests.devices.gpu import INFO, fake_worker
@@ -145,3 +146,33 @@ def test_the_text_of_a_probe() -> None:
     assert Probe(Verdict.WATCH, "Why.", "do this").text == (
         "Why. Notebooks run as they are: nobody takes turns on the GPU. Run: do this"
     )
+
+
+@pytest.mark.parametrize(
+    ("namespace", "pids", "says"),
+    [
+        ("pid:[4026531836]", [2**22 + 1], None),
+        ("pid:[4026532000]", [], "is seen once one of them uses the GPU"),
+        ("pid:[4026532000]", [os.getpid()], "names them alike"),
+        ("pid:[4026532000]", [os.getpid(), 2**22 + 1], "--pid=host"),
+    ],
+)
+def test_numbers_of_a_container(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    namespace: str,
+    pids: list[int],
+    says: str | None,
+) -> None:
+    """Where processes have numbers of their own, the driver's name nobody here: said with what is lost and what to do."""
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/pid").symlink_to(namespace)
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text("Kernel Module  580.159")
+    monkeypatch.setattr(verdict_module, "probe_capabilities", lambda: Probe(Verdict.FULL))
+    monkeypatch.setattr(verdict_module, "find_gpus", lambda: [INFO])
+    monkeypatch.setattr(
+        verdict_module, "running", lambda _gpu: [Running(pid, 0, display=False) for pid in pids]
+    )
+    said = verdict_module.probe_machine(tmp_path).facts.get("processes")
+    assert said is None if says is None else says in (said or "")
