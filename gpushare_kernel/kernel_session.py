@@ -31,6 +31,7 @@ from gpushare_kernel.wire.messages import (
     Close,
     Exempt,
     Hello,
+    OfStarter,
     Open,
     Opened,
     Restart,
@@ -313,7 +314,7 @@ def _opened(places: Places, body: Open | Restart) -> KernelSession:
 
 def _exchange(
     places: Places,
-    body: Open | Restart | Bind | Close | Exempt,
+    body: OfStarter,
     timeout: float,
     fds: tuple[int, ...] = (),
 ) -> tuple[Welcome, list[int], ProcessKey | None]:

@@ -8,7 +8,6 @@ are cleared once it has been shown (unless the user wants them for %debug), and 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import re
 from collections.abc import Iterator
@@ -122,13 +121,10 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
     if isinstance(meaning, Broken):
         gpu.broken = True
         return texts.BROKEN_SESSION
-    memory = gpu.memory
-    peak, before = memory.peak(), memory.now()
+    peak = gpu.memory.peak()
     if not (keep_frames or os.environ.get(KEEP_FRAMES) == "1"):
         clear_frames(error)
-    gc.collect()
-    memory.trim()
-    returned = max(0, before - memory.now())
+    returned = gpu.give_back()
     return _line(session, gpu, meaning, (meaning.held or peak) + meaning.asked, returned)
 
 

@@ -24,13 +24,15 @@ class DeviceMemory:
 
     def now(self) -> int:
         """Return the bytes held now."""
-        self.last = sum(self.held().values())
-        self.highest = max(self.highest, self.last)
+        self.held()
         return self.last
 
     def held(self) -> dict[Adapter, int]:
-        """Return the bytes each framework in use holds."""
-        return {adapter: _ask(adapter.held, 0) for adapter in self.in_use()}
+        """Return the bytes each framework in use holds now."""
+        held = {adapter: _ask(adapter.held, 0) for adapter in self.in_use()}
+        self.last = sum(held.values())
+        self.highest = max(self.highest, self.last)
+        return held
 
     def in_use(self) -> list[Adapter]:
         """Return the frameworks that have a context. Asking makes none."""
@@ -69,7 +71,7 @@ class DeviceMemory:
             _ask(adapter.settle, None)
 
     def trim(self) -> None:
-        """Give back what the frameworks' pools keep unused."""
+        """Give back what the frameworks' pools keep unused, once the work that was launched is done."""
         for adapter in self.in_use():
             _ask(adapter.settle, None)
             _ask(adapter.trim, None)

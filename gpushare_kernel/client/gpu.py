@@ -150,9 +150,10 @@ class Gpu:
                     adapter.cap(None)
                 self._capped = False
             return
-        if self.memory.now() > limit:
-            self.memory.trim()
         held = self.memory.held()
+        if self.memory.last > limit:
+            self.memory.trim()
+            held = self.memory.held()
         whole = sum(held.values())
         for adapter, own in held.items():
             # One framework's room is what the others leave of the limit. What it holds it keeps.

@@ -176,9 +176,10 @@ class Job:
 
     def _yield(self, *, trimmed: bool) -> Yield:
         memory = self._session.memory
-        memory.settle()  # the turn is over when the device has done what it was given
         if trimmed:
             memory.trim()
+        else:
+            memory.settle()  # the turn is over when the device has done what it was given
         return Yield(
             job=self.id,
             trimmed=trimmed,

@@ -39,4 +39,4 @@ class Memory(Protocol):
         """Wait until what was handed to the device is done: the turn is not over before that."""
 
     def trim(self) -> None:
-        """Give back what is held and not used."""
+        """Give back what is held and not used, once what was handed to the device is done."""

@@ -34,6 +34,7 @@ from gpushare_kernel.wire.messages import (
     Cancel,
     CellEnded,
     CellStarted,
+    ClientNotice,
     End,
     FromBroker,
     Granted,
@@ -424,12 +425,10 @@ class Session(Questions):
         for job in self._jobs.values():
             job.watch(self._view if self.cooperates else None, count)
 
-    def _notice(self, body: CellStarted | CellEnded) -> None:
+    def _notice(self, body: ClientNotice) -> None:
         self._send_quietly(Kind.NOTICE, 0, body)
 
-    def _send_quietly(
-        self, kind: Kind, number: int, body: Request | CellStarted | CellEnded
-    ) -> None:
+    def _send_quietly(self, kind: Kind, number: int, body: Request | ClientNotice) -> None:
         link = self._link
         if link is not None and self.up:
             try:

@@ -20,7 +20,8 @@ from gpushare_kernel.wire.messages import (
     Welcome,
 )
 
-_Frame = TypeVar("_Frame", Hello, Welcome, ToBroker, FromBroker)
+Frame = Hello | Welcome | ToBroker | FromBroker
+_Frame = TypeVar("_Frame", bound=Frame)
 
 _encoder = msgspec.msgpack.Encoder()
 _hello = msgspec.msgpack.Decoder(Hello)
@@ -29,7 +30,7 @@ _to_broker = msgspec.msgpack.Decoder(ToBroker)
 _from_broker = msgspec.msgpack.Decoder(FromBroker)
 
 
-def encode(message: Hello | Welcome | ToBroker | FromBroker) -> bytes:
+def encode(message: Frame) -> bytes:
     """Return the payload of the frame that carries `message` (without its length)."""
     return _encoder.encode(message)
 

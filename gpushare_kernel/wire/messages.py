@@ -111,12 +111,16 @@ class Observe(_Message, frozen=True):
     """A command line or a view: reads snapshots, acts for its uid. Reply: `Ok`. The connection stays."""
 
 
+OfStarter = Open | Restart | Bind | Close | Exempt
+"""What whoever starts a kernel says: one a connection."""
+
+
 class Hello(Struct, frozen=True):
     """The first frame of every connection."""
 
     versions: tuple[int, ...]
     agent: str
-    body: Open | Restart | Bind | Close | Exempt | Attach | Observe
+    body: OfStarter | Attach | Observe
 
 
 class Opened(_Message, frozen=True):
