@@ -8,18 +8,10 @@ starts at most one turn ahead of those who compete. All operations are O(log n).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush
-
-from sortedcontainers import SortedKeyList
 
 from gpushare_kernel.core.policies import Policy
+from gpushare_kernel.core.ranking import Ranking
 from gpushare_kernel.core.records import Session, User
-
-_SCAN = 64
-_DEEP = 16
-"""How many users, and sessions of one user, are looked at for one frame: a bound on work, far above what fits a device."""
-
-_Entry = tuple[tuple[float, int], int, User, int]
 
 
 class Accounts:
@@ -29,53 +21,62 @@ class Accounts:
         self.policy = policy
         #: Device seconds of one turn: how far a newcomer or sleeper may be ahead of those who compete.
         self.credit = credit
+        #: The present, for policies that rank by it.
+        self.at = 0.0
         #: The least virtual time of those who compete (never falls), and what one turn is worth to that user.
         self.now = 0.0
         self.now_turn = 0.0
         #: How often anybody has joined.
         self.joins = 0
-        self._waiting: dict[User, SortedKeyList] = {}
-        self._users: SortedKeyList = SortedKeyList(key=lambda entry: entry[0])
-        self._keys: dict[User, tuple[tuple[float, int], User]] = {}
+        #: Told whenever a user's virtual time has changed.
+        self.charged: Callable[[User], None] = _nothing
+        #: Who comes first of those that wait for memory: they compete too.
+        self.queued: Callable[[], Session | None] = _nobody
+        self._waiting: Ranking[Session] = Ranking(policy.user_key)
 
     @property
     def users(self) -> int:
         """How many users have a session that waits."""
-        return len(self._waiting)
+        return self._waiting.users
 
     def sessions(self) -> Iterator[Session]:
         """Every session that waits, in no order."""
-        for waiting in self._waiting.values():
-            yield from waiting
+        return iter(self._waiting)
 
     def join(self, session: Session) -> None:
         """`session` wants a turn and has none. An account further behind than credit allows is lifted to the bound."""
         self.joins += 1
         user = session.user
-        user.vtime = max(user.vtime, self.now - self.now_turn - self.credit / user.weight)
+        self.lift(user)
         session.vtime = max(
             session.vtime, user.floor - user.floor_turn - self.credit / session.weight
         )
         self._add(session)
 
+    def lift(self, user: User) -> None:
+        """`user` competes from now on: what it is behind is bounded by its credit."""
+        least = self.now - self.now_turn - self.credit / user.weight
+        if user.vtime < least:
+            user.vtime = least
+            self._waiting.rerank(user)
+            self.charged(user)
+
     def leave(self, session: Session) -> None:
         """`session` got its turn, or wants none."""
-        waiting = self._waiting.get(session.user)
-        if waiting is None or session not in waiting:
-            return
-        waiting.remove(session)
-        if not waiting:
-            del self._waiting[session.user]
-        self._rank(session.user)
+        self._waiting.remove(session.user, session)
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits for the memory that others have: what these use meanwhile is charged."""
+        return self.queued() is not None
 
     def waits(self, session: Session) -> bool:
         """Whether `session` waits for a turn."""
-        waiting = self._waiting.get(session.user)
-        return waiting is not None and session in waiting
+        return self._waiting.waits(session.user, session)
 
     def has_waiting(self, user: User) -> bool:
         """Whether a session of `user` waits for a turn."""
-        return user in self._waiting
+        return self._waiting.has(user)
 
     def charge(self, session: Session, seconds: float) -> None:
         """`session` used `seconds` of the device in competition."""
@@ -87,47 +88,33 @@ class Accounts:
         if waits:
             self._add(session)
         else:
-            self._rank(session.user)
+            self._waiting.rerank(session.user)
+        self.charged(session.user)
 
     def ranked(self, cost: Callable[[Session], float]) -> Iterator[Session]:
         """Yield waiting sessions, best first. Each that the caller takes (by `leave`) puts its user `cost` device seconds ahead."""
-        heap: list[_Entry] = []
-        rest = iter(list(self._users[:_SCAN]))
-        ahead: dict[User, float] = {}
-        upcoming = next(rest, None)
-        order = 0
-        while upcoming is not None or heap:
-            while upcoming is not None and (not heap or upcoming[0] <= heap[0][0]):
-                user = upcoming[1]
-                heappush(heap, (upcoming[0], order, user, 0))
-                order += 1
-                upcoming = next(rest, None)
-            _, _, user, at = heappop(heap)
-            waiting = self._waiting.get(user)
-            if waiting is None or at >= len(waiting):
-                continue
-            session = waiting[at]
-            yield session
-            if self.waits(session):
-                at += 1  # not taken: try the user's next
-            else:
-                ahead[user] = ahead.get(user, 0.0) + cost(session) / user.weight
-            waiting = self._waiting.get(user)
-            if waiting is not None and at < min(len(waiting), _DEEP):
-                key = self.policy.user_key(user, waiting[at], ahead.get(user, 0.0))
-                heappush(heap, (key, order, user, at))
-                order += 1
+        return self._waiting.ranked(cost)
+
+    def better_waits(self, running: Iterable[Session]) -> bool:
+        """Whether somebody who waits ranks before one of `running`."""
+        best = self._waiting.best()
+        if best is None:
+            return False
+        policy = self.policy
+        return any(
+            best[0] < policy.user_key(s.user, policy.session_key(s, self.at), 0.0) for s in running
+        )
 
     def advance(self, squeezed: Session | None = None) -> None:
         """A frame was filled: those still waiting compete, and their virtual time is the present.
 
         `squeezed` competes too: it is in the frame with less than it can use.
         """
+        first = self._waiting.best()
         best = squeezed
-        if self._users:
-            user = self._users[0][1]
-            if best is None or user.vtime < best.user.vtime:
-                best = self._waiting[user][0]
+        for session in (None if first is None else first[2], self.queued()):
+            if session is not None and (best is None or session.user.vtime < best.user.vtime):
+                best = session
         if best is None:
             return
         user = best.user
@@ -141,9 +128,7 @@ class Accounts:
         self.policy = policy
         self.now = self.now_turn = 0.0
         waiting = [*self.sessions()]
-        self._waiting.clear()
-        self._users.clear()
-        self._keys.clear()
+        self._waiting = Ranking(policy.user_key)
         for user in users:
             user.vtime = user.floor = user.floor_turn = 0.0
         for session in sessions:
@@ -152,22 +137,13 @@ class Accounts:
             self._add(session)
 
     def _add(self, session: Session) -> None:
-        waiting = self._waiting.get(session.user)
-        if waiting is None:
-            waiting = self._waiting[session.user] = SortedKeyList(key=_rank_of)
-        session.rank = self.policy.session_key(session)
-        waiting.add(session)
-        self._rank(session.user)
-
-    def _rank(self, user: User) -> None:
-        old = self._keys.pop(user, None)
-        if old is not None:
-            self._users.remove(old)
-        waiting = self._waiting.get(user)
-        if waiting:
-            entry = self._keys[user] = (self.policy.user_key(user, waiting[0], 0.0), user)
-            self._users.add(entry)
+        session.rank = self.policy.session_key(session, self.at)
+        self._waiting.add(session.user, session)
 
 
-def _rank_of(session: Session) -> tuple[float, int]:
-    return session.rank
+def _nothing(user: User) -> None:
+    """Nobody listens."""
+
+
+def _nobody() -> None:
+    """Nobody waits for memory."""

@@ -1,15 +1,17 @@
-"""The memory queue: who waits for room, in which order, and how far others may pass.
+"""The memory queue: who waits for room, in the order of the policy, and how far others may pass.
 
-Strict arrival order leaves memory idle behind a big job; free overtaking starves it (Salus' code does). Here any of the
+Strict order leaves memory idle behind a big job; free overtaking starves it (Salus' code does). Here any of the
 first `WINDOW` jobs may take what fits, but a job that was overtaken `PATIENCE` times is not passed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from gpushare_kernel.core.records import Job
+from gpushare_kernel.core.policies import Policy
+from gpushare_kernel.core.ranking import Ranking
+from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.values import JobId
 
 WINDOW = 32
@@ -17,42 +19,103 @@ PATIENCE = 8
 
 
 class AdmissionQueue:
-    """Jobs that wait for memory, in the order of the policy (arrival, for FIFO and FAIR)."""
+    """Jobs that wait for memory. With `arrival` in that order, and whatever fits may pass, as Salus' code has it."""
 
-    def __init__(self) -> None:
-        self._jobs: dict[JobId, Job] = {}
+    def __init__(self, policy: Policy, *, arrival: bool = False) -> None:
+        self._policy = policy
+        self._arrival = arrival
+        self._jobs: dict[JobId, tuple[Job, Session]] = {}
+        self._ranking: Ranking[Job] = Ranking(self._user_key)
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs.values())
+        """Everybody, in the order of the policy."""
+        return self._ranking.ranked(_nothing, scan=None, deep=None)
 
     def __contains__(self, job: JobId) -> bool:
         return job in self._jobs
 
-    def push(self, job: Job) -> None:
-        """Append `job`."""
-        self._jobs[job.id] = job
+    @property
+    def head(self) -> Job | None:
+        """Who is next."""
+        best = self._ranking.best()
+        return None if best is None else best[2]
+
+    def first(self) -> Session | None:
+        """Return whose job is next."""
+        head = self.head
+        return None if head is None else self._jobs[head.id][1]
+
+    def push(self, job: Job, session: Session, at: float) -> None:
+        """`job` of `session` waits from now on."""
+        self._jobs[job.id] = (job, session)
+        job.rank = self._key(job, session, at)
+        self._ranking.add(session.user, job)
 
     def remove(self, job: Job) -> None:
         """Take `job` out, wherever it stands."""
-        self._jobs.pop(job.id, None)
+        known = self._jobs.pop(job.id, None)
+        if known is not None:
+            self._ranking.remove(known[1].user, job)
+
+    def promote(self, job: Job, at: float) -> None:
+        """`job` has waited long: from now on it comes before all who were submitted later."""
+        known = self._jobs.get(job.id)
+        if known is not None and not job.promoted:
+            self.remove(job)
+            job.promoted = True
+            self.push(job, known[1], at)
+
+    def rerank(self, user: User) -> None:
+        """What `user` is ranked by has changed."""
+        self._ranking.rerank(user)
+
+    def follow(self, policy: Policy, at: float) -> None:
+        """Rank everybody by another policy."""
+        self._policy = policy
+        waiting = [*self._jobs.values()]
+        self._jobs.clear()
+        self._ranking = Ranking(self._user_key)
+        for job, session in waiting:
+            self.push(job, session, at)
 
     def ahead(self, job: JobId) -> int:
         """Return how many stand before `job`. Linear: for reading, not for deciding."""
-        return next((n for n, other in enumerate(self._jobs) if other == job), len(self._jobs))
+        return next((n for n, other in enumerate(self) if other.id == job), len(self._jobs))
 
-    def admit(self, fits: Callable[[Job], bool]) -> Iterator[Job]:
-        """Yield (and take out) each job that `fits` lets in, until nobody else may pass. `fits` places it."""
+    def admit(self, fits: Callable[[Job], bool], turn: float = 0.0) -> Iterator[Job]:
+        """Yield (and take out) each job that `fits` lets in, until nobody else may pass. `fits` places it.
+
+        A user of whom a job was let in has had `turn` device seconds more, for the choice of the next.
+        """
         passed: list[Job] = []
-        for job in list(islice(self._jobs.values(), WINDOW)):
+        window = None if self._arrival else WINDOW
+        every = self._ranking.ranked(lambda _: turn, scan=window, deep=window)
+        for job in islice(every, window):
             if fits(job):
-                del self._jobs[job.id]
+                self.remove(job)
                 for other in passed:
                     other.overtaken += 1
                 yield job
             else:
                 passed.append(job)
-            if any(other.overtaken >= PATIENCE for other in passed):
+            if not self._arrival and _is_passed_no_more(passed):
                 return
+
+    def _key(self, job: Job, session: Session, at: float) -> tuple[float, int]:
+        if self._arrival:
+            return (0.0, job.order)
+        return self._policy.job_key(job, session, at)
+
+    def _user_key(self, user: User, best: tuple[float, int], ahead: float) -> tuple[float, int]:
+        return best if self._arrival else self._policy.user_key(user, best, ahead)
+
+
+def _is_passed_no_more(passed: Iterable[Job]) -> bool:
+    return any(job.overtaken >= PATIENCE for job in passed)
+
+
+def _nothing(_: Job) -> float:
+    return 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gpushare_kernel.core.admission import AdmissionQueue
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InvariantBroken
 from gpushare_kernel.core.lanes import Lane, LaneTable, Placement
+from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Need, SessionId
@@ -21,7 +22,7 @@ class MemoryBook:
         #: What one context takes: an estimate until one is measured.
         self.reserve = config.reserve
         self.table = LaneTable(config.capacity)
-        self.queue = AdmissionQueue()
+        self.queue = AdmissionQueue(policy_named(config.policy), arrival=not config.by_policy)
         #: Whether a measurement, a plain cell or foreign use (never a grant) has put the sum over capacity.
         self.deficit = False
 
@@ -77,7 +78,8 @@ class MemoryBook:
     def added(self, session: Session, need: Need) -> int:
         """Bytes of P that `need` adds to what `session` is charged, its own context included."""
         context = self.reserve if session.context == 0 else 0
-        return max(0, need.persistent - session.charged) + context
+        parked = 0 if session.parked is None else max(session.parked)
+        return max(0, max(need.persistent, parked) - session.charged) + context
 
     def never_fits(self, session: Session, need: Need, size: int | None = None) -> str | None:
         """Return why `need` could not be met by an empty device, or None."""
@@ -108,7 +110,8 @@ class MemoryBook:
         added = self.added(session, job.need)
         # Who meets no boundary would keep lane mates waiting until its end: it has a lane of its own.
         private = not job.cooperative
-        found = self.table.find(added, job.need.ephemeral, private=private)
+        single = self.config.single_lane
+        found = self.table.find(added, job.need.ephemeral, private=private, single=single)
         if found is None:
             return None
         lane = self._put(session, job, found, at, private=private)
@@ -134,6 +137,10 @@ class MemoryBook:
     ) -> Lane:
         if session.context == 0 and self.reserve:
             self.context(session, self.reserve)
+        job.resident_since = at
+        if session.parked is not None:  # it is on its way back
+            declared, measured = session.parked
+            self.charge(session, declared=declared, measured=measured)
         if job.size is None:
             self.charge(session, declared=max(session.declared, job.need.persistent))
         return self.table.place(job, found, at, private=private)
@@ -145,6 +152,13 @@ class MemoryBook:
         self._note_deficit()
         return lane
 
+    def grow(self, lane: Lane, ephemeral: int) -> bool:
+        """Make `lane` large enough for `ephemeral` bytes where there is room (I1); say whether it is."""
+        if ephemeral - lane.size > max(0, self.table.free):
+            return False
+        self.table.refit(lane)
+        return True
+
     def resplit(self, session: Session, job: Job) -> None:
         """A single SIZE covers P and E: what turned out to persist is no longer ephemeral."""
         if job.size is None or job.lane is None:
@@ -153,8 +167,24 @@ class MemoryBook:
         self.table.refit(self.table.lanes[job.lane])
         self._note_deficit()
 
-    def admit(self, sessions: dict[SessionId, Session], at: float) -> Iterator[Job]:
-        """Yield the queued jobs that fit now, placed."""
+    def part(self, session: Session, need: Need) -> float:
+        """Return which part of the device `need` takes in all, contexts included."""
+        context = session.context or self.reserve
+        return (max(need.persistent, session.charged) + need.ephemeral + context) / max(
+            1, self.whole
+        )
+
+    def admit(
+        self,
+        sessions: dict[SessionId, Session],
+        at: float,
+        may_enter: Callable[[Job], bool],
+        turn: float,
+    ) -> Iterator[Job]:
+        """Yield the queued jobs that fit now and may enter, placed; `turn` as in `AdmissionQueue.admit`."""
         if self.table.free < 0 or not len(self.queue):
             return iter(())
-        return self.queue.admit(lambda job: self.place(sessions[job.session], job, at) is not None)
+        return self.queue.admit(
+            lambda job: may_enter(job) and self.place(sessions[job.session], job, at) is not None,
+            turn,
+        )

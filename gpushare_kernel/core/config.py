@@ -41,6 +41,17 @@ class Config:
     window: float = 0.2
     #: Pause from outside also those who meet boundaries: the device does it faster and lets its queues drain.
     enforce: bool = False
+    #: The memory queue is in the order of the policy; else of arrival, and whatever fits may pass (as Salus' code has it).
+    by_policy: bool = True
+    #: All lanes are one that spans the device (as Salus ran SRTF and FAIR).
+    single_lane: bool = False
+    #: The device memory of a session can be given back with its state kept.
+    can_park: bool = False
+    #: Seconds that a park or a restore takes at least, and bytes it moves in one: what displacing somebody costs.
+    park_cost: float = 0.2
+    park_speed: float = 55e9
+    #: How long a job keeps its memory at least before a better one may displace it.
+    residency: float = 10.0
     #: Nobody can be paused: who meets no boundary runs beside the others.
     can_pause: bool = True
 

@@ -69,6 +69,10 @@ class JobSubmitted(Event):
     #: Nobody declared it: a cell is about to use the device for the first time.
     plain: bool = False
     usage: Usage | None = None
+    #: Seconds that it takes with the device to itself, declared or learned; None where nobody knows.
+    time: float | None = None
+    #: It ranks above all that are not.
+    realtime: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,8 @@ class BoundaryReached(Event):
     trimmed: bool
     persistent: int
     interval: float
+    #: The most E that was seen since the last boundary (0: not told): more than was granted corrects the job's need.
+    ephemeral: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,3 +221,21 @@ class Released(Event):
 
     session: SessionId
     persistent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked(Event):
+    """A `Park` was carried out: `persistent` bytes of the session are left on the device. Not `done`: it keeps what it held."""
+
+    session: SessionId
+    ticket: int
+    persistent: int
+    done: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored(Event):
+    """A `Restore` was carried out: what the session held is on the device again."""
+
+    session: SessionId
+    ticket: int

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from gpushare_kernel.core.policies import Together
 from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Session, User
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.turns import SLACK, Turns
 from gpushare_kernel.core.values import SessionId, Usage
 
+PACKED = 2.0
+"""Times the cores that those who run all at once may ask for before nobody else is let in."""
 FILLER, FILLER_PART = 0.5, 0.25
 """Cores, and the part of a small device, that must lie idle before a session larger than them may fill them."""
 PATIENCE = 4
@@ -32,17 +35,29 @@ class Frames(Turns):
         #: After so many had joined, nobody who waited fitted into so much room: not looked for again before that changes.
         self._nobody_fits: tuple[int, float] = (-1, 0.0)
         self._filler = min(FILLER, FILLER_PART * self.compute)
+        self._length = self.config.turn
         #: Who was taken into this frame with less room than it can use.
         self._squeezed: Session | None = None
 
     def all_fit(self, at: float) -> bool:  # noqa: ARG002
         """Whether their measured demand fits the cores."""
-        return self.load <= self.compute + SLACK
+        if self.together is Together.ONE:
+            return sum(s.counted > 0 for s in self.wanting.values()) <= 1
+        return self.together is Together.ALL or self.load <= self.compute + SLACK
+
+    def wants_more(self) -> bool:
+        """Whether the cores are not asked for so much that one more would only slow the others."""
+        return self.load < PACKED * self.compute
+
+    @property
+    def turn(self) -> float:
+        """How long this frame lasts."""
+        return self._length
 
     def account(self, session: Session, usage: Usage, seen: Seen, at: float) -> None:  # noqa: ARG002
         """Charge what was used in competition, and take in what could be used."""
         session.user.device_time += seen.used
-        if seen.used and self.crowded(at):
+        if seen.used and (self.crowded(at) or self.accounts.contended):
             self.accounts.charge(session, seen.used)
         if seen.demand is not None:
             self.measure(session, seen.demand)
@@ -53,6 +68,8 @@ class Frames(Turns):
     def _choose(self, held: list[Session], at: float) -> dict[SessionId, Session]:
         taken = self._pack(self._room(at) + sum(s.counted for s in held))
         self.accounts.advance(self._squeezed)
+        policy, usual = self.accounts.policy, self.config.turn
+        self._length = min((policy.turn(s, usual, at) for s in taken.values()), default=usual)
         return taken
 
     def _pack(self, room: float) -> dict[SessionId, Session]:
@@ -61,6 +78,8 @@ class Frames(Turns):
         skipped: Session | None = None
         self._squeezed = None
         for session in self._candidates():
+            if taken and self.together is Together.ONE:
+                break
             if session.counted <= room + SLACK:
                 self._take(session, taken)
                 room -= session.counted
@@ -125,13 +144,15 @@ class Frames(Turns):
             del self.joining[session.id]
             self._use(session, at)
             if self.accounts.policy.rotates:
-                self.frame_end = at + self.config.turn
+                self.frame_end = at + self.turn
         if self._leaving or not self.accounts.users:
             return
         if not self.using:
             self._frame(at)
             return
         room = self._room(at)
+        if self.together is Together.ONE and self.busy > 0:
+            room = 0.0
         if room <= SLACK or (
             self._nobody_fits[0] == self.accounts.joins and room <= self._nobody_fits[1]
         ):

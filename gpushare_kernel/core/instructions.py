@@ -75,6 +75,23 @@ class Resume(Instruction):
 
 
 @dataclass(frozen=True, slots=True)
+class Park(Instruction):
+    """Give back the device memory of the session, which stands still, and keep its state; answer with `Parked` and the same ticket."""
+
+    session: SessionId
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore(Instruction):
+    """Put back what was parked: there is room for `size` bytes on paper; answer with `Restored` and the same ticket."""
+
+    session: SessionId
+    ticket: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Slow(Instruction):
     """Tell the session's user that it shares the device with `people` others at `fraction` of its speed, or was paused."""
 

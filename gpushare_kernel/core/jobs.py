@@ -12,8 +12,9 @@ from gpushare_kernel.core.deadlines import Deadlines
 from gpushare_kernel.core.frames import Frames
 from gpushare_kernel.core.glance import Glance
 from gpushare_kernel.core.lanes import Lane
+from gpushare_kernel.core.policies import Together
 from gpushare_kernel.core.probe import Probe, Seen
-from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.records import Job, Key, Session, User
 from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.slots import Slots
 from gpushare_kernel.core.states import Phase
@@ -35,6 +36,8 @@ class Jobs:
         self.turns: Turns = kind(
             config, self._emit, self._leave_timer, self._grant_waiting, self._crowded_lane
         )
+        self.turns.accounts.charged = self.book.queue.rerank
+        self.turns.accounts.queued = self.book.queue.first
         self.probe = Probe(config) if config.divisible else Glance(config)
         self.lost = False
         #: Confirmed jobs of one former lane meet again: former lane -> lane.
@@ -61,6 +64,9 @@ class Jobs:
             event.at,
             plain=event.plain,
             cooperative=event.cooperative,
+            time=event.time,
+            realtime=event.realtime,
+            part=self.book.part(session, need),
         )
         refusal = self.book.never_fits(session, need, event.size)
         if refusal is not None:
@@ -75,10 +81,24 @@ class Jobs:
             self._over(session, former, JobState.DONE)
         session.weight = weight
         job.become(JobState.QUEUED)
-        self.book.queue.push(job)
+        self._enqueue(job, session, event.at)
         self._admit(event.at)
         if job.state is JobState.QUEUED:
+            self._be_patient(job)
             self._emit(do.Queue(job.id, session.id))
+
+    def _enqueue(self, job: Job, session: Session, at: float) -> None:
+        """`job` waits for memory from now on."""
+        self.turns.accounts.lift(session.user)
+        self.book.queue.push(job, session, at)
+
+    def _be_patient(self, job: Job) -> None:
+        """Note when nobody who came later may pass `job` any more."""
+        patience = self.turns.accounts.policy.patience
+        if patience is not None:
+            self._deadlines.add(
+                job.submitted + patience, lambda now: self.book.queue.promote(job, now)
+            )
 
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
         session = self.sessions[event.session]
@@ -124,17 +144,22 @@ class Jobs:
             self.book.charge(session, measured=event.persistent + session.unseen)
             self.book.resplit(session, job)
         lane = self._lane(job)
-        may_pass = event.trimmed and self.turns.accounts.policy.rotates
-        if may_pass and lane is not None and lane.waiters and lane.occupant is job:
+        occupies = event.trimmed and lane is not None and lane.occupant is job
+        if occupies and lane is not None and lane.waiters and self._outranked(lane, event.at):
             if self.book.deficit:
                 # What is still held leaves no room for a mate's E in fact: it goes on waiting, and the lane is asked for later.
                 self._await_lane(lane, event.at + self.config.lane_turn)
             else:
                 self._pass(lane, event.at)
+        if event.trimmed:
+            self._stands_empty(job, session, event)
         self.turns.at_boundary(session, event.at)
         if session.phase is Phase.ON:
             self._grant_waiting(session, event.at)
         self._admit(event.at)
+
+    def _stands_empty(self, job: Job, session: Session, event: ev.BoundaryReached) -> None:
+        """`job` waits at a boundary and has no E on the device: it can be moved."""
 
     def _job_ended(self, event: ev.JobEnded) -> None:
         job = self.jobs.get(event.job)
@@ -199,20 +224,51 @@ class Jobs:
         """Let in from the queue what fits now."""
         if self.lost or at < self.turns.free_until:
             return
-        for job in self.book.admit(self.sessions, at):
-            job.become(JobState.ADMITTED)
-            lane = self._lane(job)
-            if lane is not None:
-                self._seek(lane, self.sessions[job.session], at)
-                if lane.occupant is not job:
-                    self._emit(do.Queue(job.id, job.session))
+        again = True
+        while again:
+            for job in self.book.admit(
+                self.sessions, at, self.may_enter, self.turns.accounts.credit
+            ):
+                job.become(JobState.ADMITTED)
+                session = self.sessions[job.session]
+                self._entered(session, at)
+                lane = self._lane(job)
+                if lane is not None:
+                    self._seek(lane, session, at)
+                    if lane.occupant is not job:
+                        self._emit(do.Queue(job.id, job.session))
+            again = self._make_room(at)
+
+    def may_enter(self, job: Job) -> bool:
+        """Whether the policy has one more in the device's memory; what is inside another job's lane waits for nobody."""
+        together, mates = self.turns.together, self.sessions[job.session].jobs.values()
+        inside = any(mate.lane is not None for mate in mates)
+        if together is Together.FITTING or job.realtime or inside:
+            return True
+        if together is Together.ONE:
+            return len(self.jobs) == len(self.book.queue)
+        return not self.config.by_policy or self.turns.wants_more()
+
+    def _entered(self, session: Session, at: float) -> None:
+        """A job of `session` has a lane."""
+
+    def _make_room(self, at: float) -> bool:  # noqa: ARG002
+        """Whoever waits first may have room if others move; say whether it has now."""
+        return False
 
     def _lane(self, job: Job) -> Lane | None:
         return None if job.lane is None else self.book.table.lanes[job.lane]
 
     def _crowded_lane(self, job: Job) -> bool:
         lane = self._lane(job)
-        return lane is not None and len(lane.members) > 1
+        return lane is not None and (
+            len(lane.members) > 1 or lane.wanted or self._may_have_to_move()
+        )
+
+    def _may_have_to_move(self) -> bool:
+        """Whether somebody waits for whose sake jobs may lose their memory for a while, which takes an empty E."""
+        policy = self.turns.accounts.policy
+        return self.config.can_park and policy.displaces and len(self.book.queue) > 0
 
     def _seek(self, lane: Lane, session: Session, at: float) -> None:
         """A job of `session` is new in `lane`: it wants a turn if it is the occupant, else the lane is asked for."""
@@ -220,21 +276,50 @@ class Jobs:
         self._await_lane(lane, at)
 
     def _await_lane(self, lane: Lane, at: float) -> None:
-        if lane.waiters and lane.due is None:
-            lane.due = max(at, lane.since + self.config.lane_turn)
-            self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
+        if not lane.waiters or lane.due is not None:
+            return
+        if self.turns.accounts.policy.preempts:
+            if self._outranked(lane, at):
+                lane.due = at
+                self._ask_lane(lane, at)
+                return
+            if lane.occupant is not None and lane.occupant.time is not None:
+                return  # it gets only better until it ends
+        lane.due = max(at, lane.since + self.config.lane_turn)
+        self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
+
+    def _outranked(self, lane: Lane, at: float) -> bool:
+        """Whether the occupant is to give `lane` up to one of those who wait for it, as the policy says."""
+        policy, job = self.turns.accounts.policy, lane.occupant
+        if not policy.preempts or job is None:
+            return policy.rotates
+        return self._job_key(self._best(lane, at), at) < self._job_key(job, at)
+
+    def _job_key(self, job: Job, at: float) -> Key:
+        return self.turns.accounts.policy.job_key(job, self.sessions[job.session], at)
+
+    def _best(self, lane: Lane, at: float) -> Job:
+        """Return who waits for `lane` and comes first."""
+        return min(lane.waiters, key=lambda job: self._job_key(job, at))
 
     def _ask_lane(self, lane: Lane, at: float) -> None:
         """Lane mates have waited a lane's turn: ask the occupant to give it up, trimmed, at its next boundary."""
         lane.due = None
-        job = lane.occupant
-        if job is None or not lane.waiters or not self.turns.accounts.policy.rotates:
+        job, policy = lane.occupant, self.turns.accounts.policy
+        if job is None or not lane.waiters or not policy.rotates:
             return
-        if at < lane.since + self.config.lane_turn:
+        if policy.preempts and not self._outranked(lane, at):
+            if job.time is None:
+                lane.due = at + self.config.lane_turn
+                self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
+            return
+        if not policy.preempts and at < lane.since + self.config.lane_turn:
             self._await_lane(lane, at)
             return
         if job.waits:
-            return  # its word is read when it runs: its next grant asks again
+            if policy.preempts and job.trimmed and not self.book.deficit:
+                self._pass(lane, at)
+            return  # else its word is read when it runs: its next grant asks again
         job.asked = True
         leaving = self.sessions[job.session].phase is Phase.LEAVING
         self._emit(do.Ask(job.id, job.session, turn=leaving, lane=True))
@@ -244,10 +329,11 @@ class Jobs:
         former = lane.occupant
         if former is not None:
             lane.give_up(self.sessions[former.session].user, at)
-        if self.turns.accounts.policy.rotates:
+        policy = self.turns.accounts.policy
+        if policy.rotates and not policy.preempts:
             heir = lane.heir(lambda job: self.sessions[job.session].user)
         else:
-            heir = min(lane.waiters, key=lambda job: job.order)
+            heir = self._best(lane, at)
         self.book.table.occupy(lane, heir, at)
         if former is not None:
             self._wants(self.sessions[former.session], at)
@@ -264,7 +350,7 @@ class Jobs:
             if not session.jobs:
                 session.suspended_until = None
                 self.turns.free(session)
-        elif any(self._occupies(job) for job in session.jobs.values()):
+        elif not session.moving and any(self._occupies(job) for job in session.jobs.values()):
             self.turns.want(session, at)
             if session.phase is Phase.ON:
                 self._grant_waiting(session, at)
@@ -284,6 +370,7 @@ class Jobs:
                 job.turns += 1
                 if job.granted is None:
                     job.granted, job.device_time_before = at, session.device_time
+                    job.served_before = session.served(at)
                 self._emit(do.Grant(job.id, session.id, job.lane or LaneId(0), job.need))
                 lane = self._lane(job)
                 if lane is not None:

@@ -24,6 +24,8 @@ class Lane:
     size: int
     #: Only its first job may ever be in it: plain cells, and what cannot be trimmed.
     private: bool = False
+    #: Its occupant is asked to stand empty at its next boundary: another lane can take it in.
+    wanted: bool = False
     members: dict[JobId, Job] = field(default_factory=dict)
     occupant: Job | None = None
     #: When the occupant took it, and when it is to be asked to give it up, once that is noted.
@@ -70,6 +72,8 @@ class LaneTable:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.lanes: dict[LaneId, Lane] = {}
+        #: How often lanes have changed.
+        self.version = 0
         self.persistent = 0
         self.reserve = 0
         self.in_lanes = 0
@@ -86,14 +90,16 @@ class LaneTable:
         """Bytes promised to nobody; negative in a deficit."""
         return self.capacity - self.used
 
-    def find(self, persistent: int, ephemeral: int, *, private: bool = False) -> Placement | None:
+    def find(
+        self, persistent: int, ephemeral: int, *, private: bool = False, single: bool = False
+    ) -> Placement | None:
         """Algorithm 1: where a job fits that adds `persistent` bytes of P (contexts included) and `ephemeral` of E.
 
         A new lane if one fits; else the best-fitting lane that is large enough; else the smallest lane that can grow
-        to `ephemeral`; else None. O(log lanes).
+        to `ephemeral`; else None. With `single` a second shared lane is never made. O(log lanes).
         """
         room = self.free - persistent
-        if ephemeral <= room:
+        if ephemeral <= room and not (single and self._shared and not private):
             return Placement(None, ephemeral)
         if private or room < 0:
             return None
@@ -111,6 +117,7 @@ class LaneTable:
         )
         lane.members[job.id] = job
         job.lane = lane.id
+        self.version += 1
         self._resize(lane, max(placement.size, lane.size, job.need.ephemeral))
         if lane.occupant is None:
             lane.occupant, lane.since = job, at
@@ -121,6 +128,7 @@ class LaneTable:
         if job.lane is None:
             return None
         lane = self.lanes[job.lane]
+        self.version += 1
         del lane.members[job.id]
         job.lane = None
         if lane.occupant is job:
@@ -132,6 +140,16 @@ class LaneTable:
             return None
         self.refit(lane)
         return lane
+
+    def move(self, job: Job, to: Lane | None, at: float) -> Lane:
+        """Put `job`, whose E is empty, into lane `to`, or into a new one. It occupies there only where nobody does."""
+        self.leave(job)
+        return self.place(job, Placement(None if to is None else to.id, 0), at)
+
+    @property
+    def shared(self) -> SortedKeyList:
+        """The lanes that jobs may share, the smallest first."""
+        return self._shared
 
     def refit(self, lane: Lane) -> None:
         """Shrink `lane` to the largest E of its members."""

@@ -17,6 +17,9 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
     if job.state is JobState.QUEUED:
         book = scheduler.book
         needs = book.added(session, job.need) + job.need.ephemeral
+        if not scheduler.may_enter(job):
+            # The policy has no more of them at once.
+            return Wait(WaitReason.TURN, 0, 0, 1 + book.queue.ahead(job.id))
         until = scheduler.turns.free_until
         reason = WaitReason.GRACE if scheduler.at < until else WaitReason.MEMORY
         return Wait(

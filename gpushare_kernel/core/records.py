@@ -17,6 +17,9 @@ from gpushare_kernel.core.values import (
     UserId,
 )
 
+Key = tuple[float, int]
+"""What somebody is ranked by: smaller comes first; the second part, an order of arrival, tells ties apart."""
+
 
 @dataclass(slots=True, eq=False)
 class User:
@@ -45,6 +48,18 @@ class Job:
     #: The single SIZE it was declared with: P and E together never exceed it, the split is measured.
     size: int | None
     submitted: float
+    #: Seconds it takes with the device to itself, declared or learned; None where nobody knows.
+    time: float | None = None
+    #: It ranks above all that are not.
+    realtime: bool = False
+    #: It has waited so long for memory that nobody who came later goes before it.
+    promoted: bool = False
+    #: The part of the device's memory that it needs in all, contexts included.
+    part: float = 0.0
+    #: Since when it has its lane.
+    resident_since: float = 0.0
+    #: Its key in the memory queue, fixed while it waits there.
+    rank: Key = (0.0, 0)
     plain: bool = False
     #: A plain job that no cell announced (bare kernels, background threads): it ends when it falls quiet.
     background: bool = False
@@ -62,7 +77,12 @@ class Job:
     overtaken: int = 0
     granted: float | None = None
     device_time_before: float = 0.0
+    served_before: float = 0.0
     turns: int = 0
+
+    def served(self, session: Session, at: float) -> float:
+        """Return for how long `session` has had turns since this job's first line (seconds)."""
+        return 0.0 if self.granted is None else max(0.0, session.served(at) - self.served_before)
 
     def become(self, state: JobState) -> None:
         """Change state, as the table allows."""
@@ -92,6 +112,11 @@ class Session:
     unseen: int = 0
     #: Bytes of its context, once it has one.
     context: int = 0
+    #: It gives its device memory back, or takes it again, at the moment; under which number.
+    moving: bool = False
+    move: int = 0
+    #: What was declared and measured of what is parked; None where nothing is.
+    parked: tuple[int, int] | None = None
     jobs: dict[JobId, Job] = field(default_factory=dict)
 
     phase: Phase = Phase.OFF
@@ -113,7 +138,7 @@ class Session:
 
     vtime: float = 0.0
     #: Its key among its user's waiting sessions, fixed while it waits.
-    rank: tuple[float, int] = (0.0, 0)
+    rank: Key = (0.0, 0)
     #: What its demand counts for while it wants a turn (cores).
     counted: float = 0.0
     #: How much of the device it can use (cores); None until measured: then it counts as the whole device.
@@ -129,6 +154,9 @@ class Session:
     gained: float = 0.0
     on_since: float = 0.0
     waiting_since: float = 0.0
+    #: For how long it has had turns in all, the one it has apart, and since when it has that.
+    served_before: float = 0.0
+    served_since: float | None = None
     #: Frames in a row that smaller sessions filled before it.
     passed: int = 0
     turns: int = 0
@@ -146,6 +174,10 @@ class Session:
     shared_since: float | None = None
     shared_used: float = 0.0
     shared_told: bool = False
+
+    def served(self, at: float) -> float:
+        """Return for how long it has had turns in all (seconds)."""
+        return self.served_before + (0.0 if self.served_since is None else at - self.served_since)
 
     @property
     def charged(self) -> int:

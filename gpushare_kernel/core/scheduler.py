@@ -11,8 +11,8 @@ from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InternalError
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.room import Room
 from gpushare_kernel.core.sizes import check_weight
-from gpushare_kernel.core.suspension import Suspensions
 from gpushare_kernel.core.values import (
     JobId,
     JobState,
@@ -21,7 +21,7 @@ from gpushare_kernel.core.values import (
 )
 
 
-class Scheduler(Suspensions):
+class Scheduler(Room):
     """Lanes, queue, turns and accounts of one device."""
 
     def __init__(self, config: Config) -> None:
@@ -44,6 +44,8 @@ class Scheduler(Suspensions):
             ev.Exempted: self._exempted,
             ev.Suspended: self._suspended,
             ev.SuspensionEnded: self._suspension_ended,
+            ev.Parked: self._parked,
+            ev.Restored: self._restored,
             ev.CapacityChanged: self._capacity_changed,
             ev.DeviceLost: self._device_lost,
             ev.PolicyChanged: self._policy_changed,
@@ -64,7 +66,7 @@ class Scheduler(Suspensions):
         if event.at < self.at:
             msg = f"time fell from {self.at} to {event.at} at {event}"
             raise InternalError(msg)
-        self.at = event.at
+        self.at = self.turns.accounts.at = event.at
         self._out = []
         self._handlers[type(event)](event)
         self.turns.settle(self.at)
@@ -136,6 +138,7 @@ class Scheduler(Suspensions):
             self._over(session, job, JobState.LOST)
         self.turns.free(session)
         self.turns.forget(session)
+        self._stays(session)
         session.observed, session.reported, session.unseen = None, 0, 0
         self.book.charge(session, declared=0, measured=0)
         self.book.context(session, 0)
@@ -222,6 +225,7 @@ class Scheduler(Suspensions):
             False,
             False,
         )
+        job.served_before = session.served(at)
         self._enlist(session, job)
         self.book.force(session, job, at)
         job.become(JobState.ADMITTED)
@@ -244,6 +248,10 @@ class Scheduler(Suspensions):
     def _policy_changed(self, event: ev.PolicyChanged) -> None:
         policy = policy_named(event.policy)
         self.turns.accounts.follow(policy, self.users.values(), self.sessions.values())
+        self.book.queue.follow(policy, event.at)
+        for job in self.book.queue:
+            self._be_patient(job)
+        self._admit(event.at)
         for lane in self.book.table.lanes.values():
             self._await_lane(lane, event.at)
 

@@ -28,6 +28,7 @@ from gpushare_kernel.core.gauge import (
     unmeasured,
 )
 from gpushare_kernel.core.pace import ENOUGH_TIME, Pace
+from gpushare_kernel.core.policies import Together
 from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
@@ -104,7 +105,13 @@ class Slots(Turns):
             return True
         if any(s.background for s in rivals) and not all(s.background for s in rivals):
             return False  # the background yields
+        if self.together is not Together.FITTING:
+            return self.together is Together.ALL
         return all(self._is_light(s) for s in rivals)
+
+    def wants_more(self) -> bool:
+        """Whether one more is of use: what a GPU's driver slices costs little, and its gaps are filled."""
+        return True
 
     @property
     def turn(self) -> float:
@@ -239,6 +246,7 @@ class Slots(Turns):
         if passed <= 0 or not self.using:
             return
         charged = self.frame_end is not None and not self._steering.at_once
+        charged = charged or self.accounts.contended
         self._gauge.had((s.demand for s in self.using.values()), passed)
         # Who cannot be paused pays like the others; who does next to nothing pays only where nobody else is there.
         payers = [s for s in self.using.values() if s.counted > 0 or not s.pausable]
@@ -279,9 +287,10 @@ class Slots(Turns):
         patient = self._waited_long(at)
         if patient is not None:
             return Slot.ALONE, [patient], turn
-        if self._steering.wants_trial(rivals, at):
+        shares = self.accounts.policy.shares
+        if shares and self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
-        if self._steering.judge(rivals):
+        if shares and self._steering.judge(rivals):
             alone = self._steering.alone_next(rivals, at, measuring)
             if alone is not None:
                 return Slot.ALONE, [alone[0]], alone[1]
@@ -300,7 +309,9 @@ class Slots(Turns):
         self, first: list[Session], rivals: list[Session], at: float
     ) -> tuple[Slot, list[Session], float]:
         """One after the other: who comes next, and those who share its slot; longer where it is to be measured."""
-        turn, to_be_timed = self.config.turn, any(self._is_to_be_timed(s) for s in first)
+        usual, policy = self.config.turn, self.accounts.policy
+        turn = min((policy.turn(s, usual, at) for s in first), default=usual)
+        to_be_timed = policy.shares and any(self._is_to_be_timed(s) for s in first)
         if to_be_timed or any(
             self._is_to_be_measured(s, at) and not self._is_light(s) for s in first
         ):
@@ -329,10 +340,10 @@ class Slots(Turns):
         for session in [*self.joining.values()]:
             del self.joining[session.id]
             self._use(session, at)
-        if not self._begun:
+        if self.accounts.users and not any(s.counted > 0 for s in self.using.values()):
+            self._frame(at)  # whoever was chosen has gone meanwhile
+        elif not self._begun:
             self._begin(at)
-        elif self.accounts.users and not any(s.counted > 0 for s in self.using.values()):
-            self._frame(at)
 
     def _begin(self, at: float) -> None:
         """Those before have left: the slot's time runs from here."""

@@ -36,8 +36,8 @@ PRESENCE: Mapping[Presence, frozenset[Presence]] = MappingProxyType(
 JOB: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
         J.SUBMITTED: frozenset({J.QUEUED, J.ADMITTED, J.REFUSED}),
-        J.QUEUED: frozenset({J.ADMITTED, J.CANCELLED, J.REFUSED, J.LOST}),
-        J.ADMITTED: frozenset({J.RUNNING, J.CANCELLED, J.DONE, J.LOST}),
+        J.QUEUED: frozenset({J.ADMITTED, J.CANCELLED, J.REFUSED, J.DONE, J.LOST}),
+        J.ADMITTED: frozenset({J.RUNNING, J.QUEUED, J.CANCELLED, J.DONE, J.LOST}),
         J.RUNNING: frozenset({J.PAUSED, J.ADMITTED, J.DONE, J.LOST}),
         J.PAUSED: frozenset({J.RUNNING, J.DONE, J.LOST}),
         J.DONE: frozenset(),
@@ -46,7 +46,8 @@ JOB: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         J.LOST: frozenset(),
     }
 )
-"""A job at a boundary is ADMITTED again: it keeps its lane, and its next line waits for the broker."""
+"""A job at a boundary is ADMITTED again: it keeps its lane, and its next line waits for the broker. Where its memory was
+given to a better one, or is too small for it, it is QUEUED again."""
 
 
 def checked(table: Mapping[S, frozenset[S]], now: S, then: S, who: str) -> S:
@@ -97,7 +98,8 @@ confirmed yet what it holds. A restart leads back to `opened`.
 ## Jobs
 
 A job is one declared (or seen) piece of device work. `admitted`: it has its memory, and waits inside our client for its
-lane or its turn: before its first line, or at a boundary. `paused`: stopped from outside, with its memory where it was.
+lane or its turn: before its first line, or at a boundary. From there it may be `queued` again: it needs more memory than it
+was granted, or a better ranked job displaced it. `paused`: stopped from outside, with its memory where it was.
 
 ```mermaid
 {job}

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
-from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.policies import Together, policy_named
 from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.states import Phase
@@ -74,6 +74,8 @@ class Turns(ABC):
         self._left_now: dict[SessionId, Session] = {}
         self._standing: dict[SessionId, Session] = {}
         self._leaving = 0
+        #: How often anybody had joined when it was last seen whether one of them is better than those who run.
+        self._compared = 0
         self._exempt: dict[SessionId, Session] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
@@ -93,10 +95,19 @@ class Turns(ABC):
     def all_fit(self, at: float) -> bool:
         """Whether all who want the device can have it at the same time, as far as is known."""
 
+    @abstractmethod
+    def wants_more(self) -> bool:
+        """Whether one more at the same time is of use, where all run at once."""
+
     @property
     def turn(self) -> float:
         """How long those chosen now keep the device while others wait, in seconds."""
         return self.config.turn
+
+    @property
+    def together(self) -> Together:
+        """Who runs at the same time, as the policy says."""
+        return self.accounts.policy.together
 
     def mode(self, session: Session, at: float) -> Mode | None:
         """How `session` shares the device now; None where it wants nothing."""
@@ -205,10 +216,20 @@ class Turns(ABC):
             for session in self.wanting.values():
                 session.shared_since, session.shared_used = at, session.device_time
             self._frame(at)
-        elif at >= self.frame_end and self.accounts.policy.rotates:
+        elif self._is_over(self.frame_end, at):
             self._frame(at)
         else:
             self._fill(at)
+
+    def _is_over(self, frame_end: float, at: float) -> bool:
+        """Whether others are to be chosen now: the turn has ended, or somebody better has come."""
+        policy = self.accounts.policy
+        if at >= frame_end:
+            return policy.rotates
+        if not policy.preempts or self._leaving or self._compared == self.accounts.joins:
+            return False
+        self._compared = self.accounts.joins
+        return self.accounts.better_waits(s for s in self.using.values() if self._may_pause(s, at))
 
     # --- answers ------------------------------------------------------------------------------------
 
@@ -339,7 +360,7 @@ class Turns(ABC):
 
     def _use(self, session: Session, at: float) -> None:
         session.phase = Phase.ON
-        session.on_since = at
+        session.on_since = session.served_since = at
         session.turns += 1
         self.using[session.id] = session
         self.busy += session.counted
@@ -400,6 +421,7 @@ class Turns(ABC):
         self._left_now[session.id] = session
         self.busy -= session.counted
         session.held += at - session.on_since
+        session.served_before, session.served_since = session.served(at), None
 
     def _may_pause(self, session: Session, at: float) -> bool:
         return (session.pausable or self._is_asked(session)) and at >= session.exempt_until

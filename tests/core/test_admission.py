@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import hypothesis.strategies as st
 from hypothesis import given
 
 from gpushare_kernel.core.admission import PATIENCE, WINDOW, AdmissionQueue
-from gpushare_kernel.core.records import Job
-from gpushare_kernel.core.values import JobId, Need, SessionId
+from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.values import JobId, Need, SessionId, UserId
+
+ORDER = count(1)
+
+
+OWNER = Session(SessionId("s"), User(UserId("ann")), 1)
 
 
 def job(name: object, ephemeral: int = 1) -> Job:
-    return Job(JobId(str(name)), SessionId("s"), 0, Need(0, ephemeral), None, 0.0)
+    return Job(JobId(str(name)), OWNER.id, next(ORDER), Need(0, ephemeral), None, 0.0)
 
 
 def admitted(queue: AdmissionQueue, free: int) -> list[str]:
@@ -29,9 +37,9 @@ def admitted(queue: AdmissionQueue, free: int) -> list[str]:
 
 def test_what_fits_passes_what_does_not() -> None:
     """Memory does not lie idle behind a big job."""
-    queue = AdmissionQueue()
+    queue = AdmissionQueue(policy_named("fifo"))
     for name, size in (("big", 9), ("a", 2), ("b", 3), ("c", 4)):
-        queue.push(job(name, size))
+        queue.push(job(name, size), OWNER, 0.0)
     assert admitted(queue, 6) == ["a", "b"]
     assert [str(one.id) for one in queue] == ["big", "c"]
     assert [one.overtaken for one in queue] == [2, 0]
@@ -39,10 +47,10 @@ def test_what_fits_passes_what_does_not() -> None:
 
 def test_who_was_passed_often_is_passed_no_more() -> None:
     """After PATIENCE of them the others wait too, however well they fit."""
-    queue = AdmissionQueue()
-    queue.push(job("big", 9))
+    queue = AdmissionQueue(policy_named("fifo"))
+    queue.push(job("big", 9), OWNER, 0.0)
     for n in range(PATIENCE + 3):
-        queue.push(job(n))
+        queue.push(job(n), OWNER, 0.0)
     assert len(admitted(queue, 8)) == PATIENCE
     assert admitted(queue, 8) == []
     assert admitted(queue, 9) == ["big"]
@@ -51,10 +59,10 @@ def test_who_was_passed_often_is_passed_no_more() -> None:
 
 def test_only_the_first_ones_are_looked_at() -> None:
     """A pass costs at most WINDOW looks, however long the queue."""
-    queue = AdmissionQueue()
+    queue = AdmissionQueue(policy_named("fifo"))
     for n in range(WINDOW):
-        queue.push(job(n, 9))
-    queue.push(job("behind"))
+        queue.push(job(n, 9), OWNER, 0.0)
+    queue.push(job("behind"), OWNER, 0.0)
     looks = []
     assert list(queue.admit(lambda one: bool(looks.append(one)))) == []
     assert len(looks) == WINDOW
@@ -63,10 +71,10 @@ def test_only_the_first_ones_are_looked_at() -> None:
 
 def test_places_are_counted_from_the_front() -> None:
     """What a waiter is told: how many stand before it; whoever leaves is gone."""
-    queue = AdmissionQueue()
+    queue = AdmissionQueue(policy_named("fifo"))
     jobs = [job(n) for n in range(4)]
     for one in jobs:
-        queue.push(one)
+        queue.push(one, OWNER, 0.0)
     assert [queue.ahead(one.id) for one in jobs] == [0, 1, 2, 3]
     queue.remove(jobs[1])
     queue.remove(jobs[1])
@@ -81,13 +89,13 @@ def test_places_are_counted_from_the_front() -> None:
 )
 def test_overtaking_is_bounded_whatever_comes(steps: list[int]) -> None:
     """No job is overtaken more than PATIENCE times, and nobody passes one who was: later arrivals stay behind it."""
-    queue = AdmissionQueue()
+    queue = AdmissionQueue(policy_named("fifo"))
     arrived: dict[str, Job] = {}
     overtaken: dict[str, int] = {}
     for n, step in enumerate(steps):
         if step > 0:
             arrived[str(n)] = job(n, step)
-            queue.push(arrived[str(n)])
+            queue.push(arrived[str(n)], OWNER, 0.0)
             continue
         before = [str(one.id) for one in queue]
         let_in = admitted(queue, -step)

@@ -150,11 +150,11 @@ def test_what_runs_already_is_taken_as_it_is() -> None:
     assert lane.private
     assert (memory.table.free, memory.deficit) == (-30, True)
     waiting = job("b", 0, 0, owner="two")
-    memory.queue.push(waiting)
-    assert list(memory.admit({one.id: one, two.id: two}, 0.0)) == []
+    memory.queue.push(waiting, two, 0.0)
+    assert list(memory.admit({one.id: one, two.id: two}, 0.0, lambda _: True, 0.0)) == []
     memory.leave(plain)
     assert not memory.deficit
-    assert list(memory.admit({one.id: one, two.id: two}, 0.0)) == [waiting]
+    assert list(memory.admit({one.id: one, two.id: two}, 0.0, lambda _: True, 0.0)) == [waiting]
 
 
 def test_a_confirmed_lane_mate_never_shrinks_the_lane() -> None:

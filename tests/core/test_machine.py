@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -60,6 +61,7 @@ class Machine(RuleBasedStateMachine):
     """Sessions, jobs, faults and time in any order."""
 
     divisible = True
+    can_park = False
     sessions: Bundle[SessionId] = Bundle("sessions")
     jobs: Bundle[JobId] = Bundle("jobs")
 
@@ -73,6 +75,9 @@ class Machine(RuleBasedStateMachine):
                 reserve=RESERVE,
                 divisible=self.divisible,
                 enforce=not self.divisible,
+                can_park=self.can_park,
+                residency=0.2,
+                park_cost=0.001,
             )
         )
         self.at = 0.0
@@ -82,6 +87,7 @@ class Machine(RuleBasedStateMachine):
         self.names = iter(range(10**6))
         self.granted: set[JobId] = set()
         self.in_flight: list[tuple[float, ev.Paused]] = []
+        self.moves: list[tuple[float, ev.Parked | ev.Restored]] = []
         self.late_resumes: set[SessionId] = set()
 
     # --- the broker's part ---------------------------------------------------------------------------
@@ -104,6 +110,16 @@ class Machine(RuleBasedStateMachine):
                     self.granted.discard(job)
                 case do.Wake(at):
                     self.wake = at
+                case do.Park(session, ticket):
+                    assert self.can_park
+                    assert not any(
+                        not job.waits for job in self.core.sessions[session].jobs.values()
+                    )
+                    parked = ev.Parked(at=self.at, session=session, ticket=ticket, persistent=MiB)
+                    self.moves.append((self.at + 0.01, parked))
+                case do.Restore(session, ticket):
+                    back = ev.Restored(at=self.at, session=session, ticket=ticket)
+                    self.moves.append((self.at + 0.01, back))
 
     def _resume(self, session: SessionId) -> None:
         self.late_resumes.discard(session)
@@ -140,7 +156,7 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         end = self.at + seconds
         while self.at < end - 1e-9:
-            due = [end, self.at + 0.05, *(f[0] for f in self.in_flight)]
+            due = [end, self.at + 0.05, *(f[0] for f in (*self.in_flight, *self.moves))]
             if self.wake is not None:
                 due.append(self.wake)
             until = max(min(due), self.at)
@@ -158,6 +174,10 @@ class Machine(RuleBasedStateMachine):
                             status=paused.status,
                         )
                     )
+            moved = [m for m in self.moves if m[0] <= self.at + 1e-12]
+            self.moves = [m for m in self.moves if m[0] > self.at + 1e-12]
+            for _, event in moved:
+                self.send(replace(event, at=self.at))
             if self.wake is not None and self.wake <= self.at:
                 self.wake = None
                 self.sample()
@@ -222,14 +242,18 @@ class Machine(RuleBasedStateMachine):
         ephemeral=st.none() | sizes,
         size=st.none() | sizes,
         cooperative=st.booleans(),
+        time=st.none() | st.sampled_from([0.1, 3.0, 100.0]),
+        realtime=st.sampled_from([False, False, False, True]),
     )
-    def submit(
+    def submit(  # noqa: PLR0917
         self,
         session: SessionId,
         persistent: int | None,
         ephemeral: int | None,
         size: int | None,
         cooperative: bool,
+        time: float | None,
+        realtime: bool,
     ) -> Any:
         if session not in self.targets or len(self.core.sessions[session].jobs) >= 4:
             return multiple()
@@ -245,6 +269,8 @@ class Machine(RuleBasedStateMachine):
                 persistent=persistent,
                 ephemeral=ephemeral,
                 cooperative=cooperative,
+                time=time,
+                realtime=realtime,
             )
         )
         self._work(session, 1.0, 0.0)
@@ -266,14 +292,19 @@ class Machine(RuleBasedStateMachine):
         if job in self.core.jobs:
             self.send(ev.JobCancelled(at=self.at, job=job))
 
-    @rule(job=jobs, trimmed=st.booleans(), held=sizes)
-    def boundary(self, job: JobId, trimmed: bool, held: int) -> None:
+    @rule(job=jobs, trimmed=st.booleans(), held=sizes, peak=st.just(0) | sizes)
+    def boundary(self, job: JobId, trimmed: bool, held: int, peak: int) -> None:
         record = self.core.jobs.get(job)
         if record is not None and record.state is JobState.RUNNING and record.cooperative:
             self.granted.discard(job)
             self.send(
                 ev.BoundaryReached(
-                    at=self.at, job=job, trimmed=trimmed, persistent=held, interval=0.01
+                    at=self.at,
+                    job=job,
+                    trimmed=trimmed,
+                    persistent=held,
+                    interval=0.01,
+                    ephemeral=peak,
                 )
             )
 
@@ -346,7 +377,7 @@ class Machine(RuleBasedStateMachine):
     def let_on(self, session: SessionId) -> None:
         self.send(ev.SuspensionEnded(at=self.at, session=session))
 
-    @rule(policy=st.sampled_from(["fair", "fifo"]))
+    @rule(policy=st.sampled_from(["fair", "fifo", "srtf", "pack"]))
     def policy(self, policy: str) -> None:
         self.send(ev.PolicyChanged(at=self.at, policy=policy))
 
@@ -369,7 +400,9 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(
         lambda self: (
-            bool(self.core.turns.wanting) and self.core.turns.accounts.policy.name == "fair"
+            bool(self.core.turns.wanting)
+            and self.core.turns.accounts.policy.name == "fair"
+            and not any(job.realtime for job in self.core.jobs.values())
         )
     )
     @rule()
@@ -421,12 +454,20 @@ class SlotMachine(Machine):
     divisible = False
 
 
+class ParkMachine(Machine):
+    """The same where the memory of those who wait may be given to others."""
+
+    can_park = True
+
+
 LONG = settings(
     max_examples=int(os.environ.get("GPUSHARE_EXAMPLES", "150")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-Machine.TestCase.settings = SlotMachine.TestCase.settings = LONG
+for each in (Machine, SlotMachine, ParkMachine):
+    each.TestCase.settings = LONG
 TestMachine = Machine.TestCase
+TestParkMachine = ParkMachine.TestCase
 TestSlotMachine = SlotMachine.TestCase

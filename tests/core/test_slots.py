@@ -238,3 +238,19 @@ def test_the_background_has_a_turn_in_the_end() -> None:
     world.run(5)
     rates = progress(world, 60)
     assert 0.001 < rates["back"] < 0.02
+
+
+def test_who_was_chosen_may_be_gone_before_it_starts() -> None:
+    """I6: the others have their turn then, at once (`validate` after every event)."""
+    world = GpuWorld()
+    for name in "abc":
+        world.start(name, "conv", seen=False)
+    world.run(5)
+    for _ in range(20):
+        while not world.core.turns.joining:
+            world.run(0.005)
+        chosen = next(iter(world.core.turns.joining))
+        world.end(f"{chosen}/job")
+        world.run(0.3)
+        world.submit(f"{chosen}/job", chosen, 0, 1)
+        world.run(0.3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -50,6 +50,9 @@ class World:
         #: Pauses in flight: (done at, session, ticket).
         self.drains: list[tuple[float, SessionId, int]] = []
         self.drain = 0.0
+        #: Memory on its way out or back: (done at, the event that says so).
+        self.moves: list[tuple[float, ev.Parked | ev.Restored]] = []
+        self.move_takes = 0.02
 
     # --- events -------------------------------------------------------------------------------------
 
@@ -78,8 +81,21 @@ class World:
                 self.refused[job] = message
             case do.Drop(job):
                 self.dropped.add(job)
+            case do.Park(session, ticket):
+                done = self.now + self.move_takes
+                parked = ev.Parked(at=done, session=session, ticket=ticket, persistent=0)
+                self.moves.append((done, parked))
+            case do.Restore(session, ticket):
+                done = self.now + self.move_takes
+                self.moves.append((done, ev.Restored(at=done, session=session, ticket=ticket)))
             case do.Wake(at):
                 self.wake = at
+
+    def finish_moves(self) -> None:
+        due = [m for m in self.moves if m[0] <= self.now]
+        self.moves = [m for m in self.moves if m[0] > self.now]
+        for _, event in due:
+            self.send(replace(event, at=self.now))
 
     def finish_drains(self) -> None:
         due, self.drains = (
@@ -126,6 +142,7 @@ class World:
                     end,
                     self.now + (step or self.step),
                     *(d[0] for d in self.drains if d[0] > self.now),
+                    *(m[0] for m in self.moves if m[0] > self.now),
                 ]
             )
             if self.wake is not None and self.now < self.wake < until:
@@ -133,6 +150,7 @@ class World:
             self._let_work(until - self.now)
             self.now = until
             self.finish_drains()
+            self.finish_moves()
             self.meet_boundaries()
             if self.wake is not None and self.wake <= self.now:
                 self.wake = None
@@ -185,7 +203,9 @@ class World:
             )
         )  # fmt: skip
 
-    def boundary(self, job: str, *, trimmed: bool = True, persistent: int = 0) -> None:
+    def boundary(
+        self, job: str, *, trimmed: bool = True, persistent: int = 0, peak: int = 0
+    ) -> None:
         record = self.core.jobs[JobId(job)]
         kernel = self.kernels[record.session]
         kernel.running.discard(job)
@@ -197,6 +217,7 @@ class World:
                 trimmed=trimmed,
                 persistent=persistent,
                 interval=kernel.interval or 0.0,
+                ephemeral=peak,
             )
         )
 
