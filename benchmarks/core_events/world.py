@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter, deque
 from random import Random
 from time import perf_counter_ns
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -80,10 +80,12 @@ class Bag(Generic[T]):
 class World:
     """A scheduler with `number` sessions and a tenth as many users."""
 
-    def __init__(self, number: int, seed: int = 8) -> None:
+    def __init__(self, number: int, seed: int = 8, **settings: Any) -> None:
         self.number = number
         self.random = Random(seed)
-        self.core = Scheduler(Config(capacity=number * 256 * MiB, compute=COMPUTE))
+        self.core = Scheduler(
+            Config(capacity=number * 256 * MiB, compute=COMPUTE, can_park=True, **settings)
+        )
         self.now = 0.0
         self.spent = self.ran = 0
         self.counts: Counter[str] = Counter()
@@ -100,6 +102,7 @@ class World:
         self._running: Bag[JobId] = Bag()
         self._asked: dict[JobId, bool] = {}
         self._pauses: deque[tuple[SessionId, int]] = deque()
+        self._moves: deque[tuple[SessionId, int, bool]] = deque()
         self._kinds: list[str] = []
         self._jobs = 0
         self._sampled = 0.0
@@ -132,6 +135,8 @@ class World:
     def _answer(self) -> None:
         for _ in range(len(self._pauses)):
             self._paused()
+        for _ in range(len(self._moves)):
+            self._moved()
         for job in [*self._asked]:
             if job in self._asked:
                 self._boundary(job)
@@ -178,6 +183,8 @@ class World:
                     self._asked.pop(job, None)
             case do.Pause(session, _, _, ticket):
                 self._pauses.append((session, ticket))
+            case do.Park(session, ticket) | do.Restore(session, ticket):
+                self._moves.append((session, ticket, isinstance(instruction, do.Park)))
             case do.Drop(job) | do.Refuse(job):
                 self._over(job)
 
@@ -246,6 +253,7 @@ class World:
                 job=job,
                 session=session,
                 cooperative=self.random.random() < 0.5,
+                time=self.random.choice((None, 5.0, 60.0, 3600.0)),
                 **(needs if sort < 0.9 else {}),
             )
         )
@@ -283,6 +291,13 @@ class World:
         self.send(
             ev.Paused(at=self.now, session=session, ticket=ticket, status=status, drain=0.001)
         )
+
+    def _moved(self) -> None:
+        session, ticket, out = self._moves.popleft()
+        if out:
+            self.send(ev.Parked(at=self.now, session=session, ticket=ticket, persistent=0))
+        else:
+            self.send(ev.Restored(at=self.now, session=session, ticket=ticket))
 
     def _cell_started(self) -> bool:
         session = self._idle.draw(self.random)

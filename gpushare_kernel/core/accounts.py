@@ -68,7 +68,7 @@ class Accounts:
     @property
     def contended(self) -> bool:
         """Whether somebody waits for the memory that others have: what these use meanwhile is charged."""
-        return self.queued() is not None
+        return self.policy.shares and self.queued() is not None
 
     def waits(self, session: Session) -> bool:
         """Whether `session` waits for a turn."""

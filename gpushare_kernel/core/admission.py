@@ -26,6 +26,8 @@ class AdmissionQueue:
         self._arrival = arrival
         self._jobs: dict[JobId, tuple[Job, Session]] = {}
         self._ranking: Ranking[Job] = Ranking(self._user_key)
+        #: How often anybody has come or gone.
+        self.version = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -50,6 +52,7 @@ class AdmissionQueue:
 
     def push(self, job: Job, session: Session, at: float) -> None:
         """`job` of `session` waits from now on."""
+        self.version += 1
         self._jobs[job.id] = (job, session)
         job.rank = self._key(job, session, at)
         self._ranking.add(session.user, job)
@@ -58,6 +61,7 @@ class AdmissionQueue:
         """Take `job` out, wherever it stands."""
         known = self._jobs.pop(job.id, None)
         if known is not None:
+            self.version += 1
             self._ranking.remove(known[1].user, job)
 
     def promote(self, job: Job, at: float) -> None:

@@ -25,6 +25,8 @@ class MemoryBook:
         self.queue = AdmissionQueue(policy_named(config.policy), arrival=not config.by_policy)
         #: Whether a measurement, a plain cell or foreign use (never a grant) has put the sum over capacity.
         self.deficit = False
+        #: With the queue and lanes at these versions and so much free, nobody was let in.
+        self._nobody_fits = (-1, -1, 0)
 
     # --- what sessions are charged ---------------------------------------------------------------------
 
@@ -182,9 +184,12 @@ class MemoryBook:
         turn: float,
     ) -> Iterator[Job]:
         """Yield the queued jobs that fit now and may enter, placed; `turn` as in `AdmissionQueue.admit`."""
-        if self.table.free < 0 or not len(self.queue):
-            return iter(())
-        return self.queue.admit(
+        now = (self.queue.version, self.table.version, self.table.free)
+        if self.table.free < 0 or not len(self.queue) or now == self._nobody_fits:
+            return
+        yield from self.queue.admit(
             lambda job: may_enter(job) and self.place(sessions[job.session], job, at) is not None,
             turn,
         )
+        if now == (self.queue.version, self.table.version, self.table.free):
+            self._nobody_fits = now

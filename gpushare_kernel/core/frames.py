@@ -57,7 +57,8 @@ class Frames(Turns):
     def account(self, session: Session, usage: Usage, seen: Seen, at: float) -> None:  # noqa: ARG002
         """Charge what was used in competition, and take in what could be used."""
         session.user.device_time += seen.used
-        if seen.used and (self.crowded(at) or self.accounts.contended):
+        shares = self.accounts.policy.shares
+        if seen.used and shares and (self.accounts.contended or self.crowded(at)):
             self.accounts.charge(session, seen.used)
         if seen.demand is not None:
             self.measure(session, seen.demand)

@@ -66,6 +66,7 @@ class Jobs:
             cooperative=event.cooperative,
             time=event.time,
             realtime=event.realtime,
+            promoted=any(mate.lane is not None for mate in session.jobs.values()),
             part=self.book.part(session, need),
         )
         refusal = self.book.never_fits(session, need, event.size)
@@ -224,7 +225,8 @@ class Jobs:
         """Let in from the queue what fits now."""
         if self.lost or at < self.turns.free_until:
             return
-        again = True
+        head = self.book.queue.head
+        again = head is None or self.may_enter(head)
         while again:
             for job in self.book.admit(
                 self.sessions, at, self.may_enter, self.turns.accounts.credit
@@ -240,14 +242,16 @@ class Jobs:
             again = self._make_room(at)
 
     def may_enter(self, job: Job) -> bool:
-        """Whether the policy has one more in the device's memory; what is inside another job's lane waits for nobody."""
-        together, mates = self.turns.together, self.sessions[job.session].jobs.values()
-        inside = any(mate.lane is not None for mate in mates)
-        if together is Together.FITTING or job.realtime or inside:
-            return True
+        """Whether the policy has one more in the device's memory; what ranks above all, or is inside another job, waits for no policy."""
+        return job.realtime or job.promoted or self._takes_more
+
+    @property
+    def _takes_more(self) -> bool:
+        together = self.turns.together
         if together is Together.ONE:
             return len(self.jobs) == len(self.book.queue)
-        return not self.config.by_policy or self.turns.wants_more()
+        every = together is Together.FITTING or not self.config.by_policy
+        return every or self.turns.wants_more()
 
     def _entered(self, session: Session, at: float) -> None:
         """A job of `session` has a lane."""

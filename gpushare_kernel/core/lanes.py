@@ -72,6 +72,8 @@ class LaneTable:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.lanes: dict[LaneId, Lane] = {}
+        #: Lanes with several members.
+        self.crowded: dict[LaneId, Lane] = {}
         #: How often lanes have changed.
         self.version = 0
         self.persistent = 0
@@ -118,6 +120,8 @@ class LaneTable:
         lane.members[job.id] = job
         job.lane = lane.id
         self.version += 1
+        if len(lane.members) > 1:
+            self.crowded[lane.id] = lane
         self._resize(lane, max(placement.size, lane.size, job.need.ephemeral))
         if lane.occupant is None:
             lane.occupant, lane.since = job, at
@@ -131,6 +135,8 @@ class LaneTable:
         self.version += 1
         del lane.members[job.id]
         job.lane = None
+        if len(lane.members) < 2:  # noqa: PLR2004
+            self.crowded.pop(lane.id, None)
         if lane.occupant is job:
             lane.occupant = None
         if not lane.members:

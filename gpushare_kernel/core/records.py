@@ -52,7 +52,7 @@ class Job:
     time: float | None = None
     #: It ranks above all that are not.
     realtime: bool = False
-    #: It has waited so long for memory that nobody who came later goes before it.
+    #: Nobody who came later goes before it: it has waited long for memory, or is inside another job of its session.
     promoted: bool = False
     #: The part of the device's memory that it needs in all, contexts included.
     part: float = 0.0

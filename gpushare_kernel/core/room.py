@@ -10,6 +10,7 @@ no other is made before its last move has ended; a session stays `residency` sec
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from gpushare_kernel.core import events as ev
@@ -44,7 +45,8 @@ class Room(Suspensions):
         if self.lost or self.book.deficit or not self.config.by_policy:
             return False
         if head is None:
-            self._split(at)
+            if self.book.table.crowded:
+                self._split(at)
             return False
         if not self.may_enter(head):
             return False
@@ -116,7 +118,7 @@ class Room(Suspensions):
         table = self.book.table
         if self.config.single_lane or self._no_split == (table.version, table.free):
             return
-        for lane in [lane for lane in table.shared if len(lane.members) > 1][:MOST]:
+        for lane in [*islice(table.crowded.values(), MOST)]:
             for job in lane.waiters:
                 own = max(j.need.ephemeral for j in lane.members.values() if j is not job)
                 if job.waits and job.trimmed and job.need.ephemeral <= table.free + lane.size - own:
