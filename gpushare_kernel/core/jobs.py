@@ -232,6 +232,7 @@ class Jobs:
                 self.sessions, at, self.may_enter, self.turns.accounts.credit
             ):
                 job.become(JobState.ADMITTED)
+                job.promoted = False  # that was for its place here: it earns no turns
                 session = self.sessions[job.session]
                 self._entered(session, at)
                 lane = self._lane(job)
