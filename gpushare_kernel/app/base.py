@@ -59,7 +59,10 @@ class BrokerCommand(Command):
         None, allow_none=True, config=True, help="Cores to share; all we may use by default."
     )
     policy = Unicode(
-        None, allow_none=True, config=True, help="Who comes next: fair (the default) or fifo."
+        None,
+        allow_none=True,
+        config=True,
+        help="Who comes next: fair (the default), fifo, srtf or pack.",
     )
     turn = Float(None, allow_none=True, config=True, help="Seconds of a turn.")
     idle_exit = Float(

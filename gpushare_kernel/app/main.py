@@ -27,6 +27,10 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.status.StatusApp",
             "who shares the device, who waits, and why",
         ),
+        "policy": (
+            "gpushare_kernel.app.policy.PolicyApp",
+            "who comes next on each device, and another policy, live",
+        ),
         "run": (
             "gpushare_kernel.app.run.RunApp",
             "run any command so that it shares the device too",

@@ -28,7 +28,7 @@ from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
+from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
@@ -107,11 +107,22 @@ def parser() -> argparse.ArgumentParser:
         "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
     )
     found.add_argument(
-        "--policy", default="fair", choices=sorted(POLICIES), help="who comes next (default fair)"
+        "--policy",
+        type=_policy,
+        default="fair",
+        metavar="NAME",
+        help=f"who comes next: {', '.join(POLICIES)} (default fair)",
     )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
+
+
+def _policy(text: str) -> str:
+    try:
+        return policy_named(text).name
+    except BadDeclaration as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:

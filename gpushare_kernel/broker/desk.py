@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.jobs import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.placement import named
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import policy_named
@@ -321,10 +322,10 @@ class Desk:
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:
         self._administrator("switch the policy")
-        policy_named(body.policy)
-        for engine in self._broker.engines.values():
-            if body.device in {"", engine.device.inventory.id}:
-                engine.feed(ev.PolicyChanged(at=engine.now, policy=body.policy))
+        policy = policy_named(body.policy).name
+        engines = [*self._broker.engines.values()]
+        for engine in [named(engines, body.device)] if body.device else engines:
+            engine.feed(ev.PolicyChanged(at=engine.now, policy=policy))
         self._reply(number, msg.Ok())
 
     def _stop(self, number: int, _body: msg.Stop) -> None:

@@ -27,7 +27,7 @@ def choose(engines: Sequence[Engine], wanted: str, needs: int) -> Engine:
         Where no device is called so, with those there are.
     """
     if wanted:
-        return _named(engines, wanted)
+        return named(engines, wanted)
     usable = [engine for engine in engines if not engine.scheduler.lost] or [*engines]
     fitting = [engine for engine in usable if _free(engine) >= needs]
     # Those it fits: first where the fewest work, then the smallest hole. None fits: where most will be free.
@@ -36,7 +36,8 @@ def choose(engines: Sequence[Engine], wanted: str, needs: int) -> Engine:
     return min(usable, key=lambda engine: (_busy(engine), _open(engine), -_free(engine)))
 
 
-def _named(engines: Sequence[Engine], wanted: str) -> Engine:
+def named(engines: Sequence[Engine], wanted: str) -> Engine:
+    """Return the engine of the device that is called `wanted`, as in `choose`."""
     if wanted.isdigit() and int(wanted) < len(engines):
         return engines[int(wanted)]
     name = wanted.lower()

@@ -254,7 +254,7 @@ class SetNeeds(_Message, frozen=True):
 
 
 class SetPolicy(_Message, frozen=True):
-    """Administrators: switch the policy of a device (`fifo`, `fair`). Reply: `Ok`."""
+    """Administrators: switch the policy of a device (`fair`, `fifo`, `srtf`, `pack`); of all where none is named. Reply: `Ok`."""
 
     policy: str
     device: str = ""

@@ -219,6 +219,23 @@ def test_doctor_is_content_where_kernels_share(gpushare, broker):
     assert "FAIL" not in done.stdout
 
 
+def test_the_policy_is_shown_and_switched(gpushare, broker):
+    """Live; a mistyped one is refused before anything is asked."""
+    with Line(broker) as line:
+        name = line.snapshot().devices[0].name
+    assert gpushare("policy").stdout.strip() == f"{name}: fair"
+    assert gpushare("policy", "SRTF", "--device", "0").stdout.strip() == f"{name}: srtf"
+    for words, told in (
+        (("sretf",), "policy 'sretf' is not known. Did you mean 'srtf'?"),
+        (("fifo", "pack"), "one policy at a time"),
+        (("fifo", "--device", "7"), "no device is called '7'"),
+    ):
+        done = gpushare("policy", *words)
+        assert done.returncode == 1
+        assert told in only_line(done.stderr)
+    assert gpushare("policy").stdout.strip() == f"{name}: srtf"
+
+
 def test_a_failure_on_the_line_is_raised_as_what_it_is(broker):
     """The broker's refusal comes back as an error of our tree, and the line still works."""
     with Line(broker) as line:

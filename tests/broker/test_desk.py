@@ -274,7 +274,14 @@ def test_the_owner_switches_the_policy_and_stops_the_broker(house: House) -> Non
     line = house.call(msg.Observe())
     assert isinstance(line.ask(msg.SetPolicy("fifo")), msg.Ok)
     assert house.broker.scheduler.turns.accounts.policy.name == "fifo"
+    (device,) = house.broker.engines.values()
+    assert isinstance(line.ask(msg.SetPolicy("SRTF", device.device.inventory.id)), msg.Ok)
+    assert house.broker.scheduler.turns.accounts.policy.name == "srtf"
     assert "fair, fifo" in refused(line.ask(msg.SetPolicy("lottery")), "BadDeclaration")
+    assert "no device is called 'GPU-9'" in refused(
+        line.ask(msg.SetPolicy("fair", "GPU-9")), "UserError"
+    )
+    assert house.broker.scheduler.turns.accounts.policy.name == "srtf"
     assert isinstance(line.ask(msg.Stop()), msg.Ok)
     house.saw(house.broker.stopping.is_set)
 
