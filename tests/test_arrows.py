@@ -93,6 +93,7 @@ CORE_MAY = frozenset(
         "__future__",
         "abc",
         "collections",
+        "difflib",
         "dataclasses",
         "enum",
         "functools",

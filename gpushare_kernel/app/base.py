@@ -121,7 +121,7 @@ class BrokerCommand(Command):
         try:
             rules.parse_args(asked)
         except argparse.ArgumentError as problem:
-            msg = f"{problem.argument_name}: {problem.message}. The broker was not started."
+            msg = f"{problem.argument_name}: {problem.message.rstrip('.')}. The broker was not started."
             raise BadDeclaration(msg) from None
 
 

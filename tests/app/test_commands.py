@@ -145,7 +145,7 @@ BAD = [
     (("--capacity", "-5GiB"), "size '-5GiB' is negative"),
     (("--capacity", "0"), "size '0' is zero"),
     (("--compute", "0"), "--compute: 0.0 is too little"),
-    (("--policy", "nice"), "--policy: invalid choice: 'nice'"),
+    (("--policy", "nice"), "--policy: policy 'nice' is not known. There are: fair"),
     (("--turn", "-1"), "--turn: -1.0 is too little"),
 ]
 
