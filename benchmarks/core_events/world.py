@@ -83,6 +83,8 @@ class World:
     def __init__(self, number: int, seed: int = 8, **settings: Any) -> None:
         self.number = number
         self.random = Random(seed)
+        # Plain cells are there whatever the policy; FIFO and PACK would let nobody else in beside so many.
+        self.working = _WORKING_CELLS if settings.get("policy") in {None, "fair", "srtf"} else 0.0
         self.core = Scheduler(
             Config(capacity=number * 256 * MiB, compute=COMPUTE, can_park=True, **settings)
         )
@@ -215,7 +217,7 @@ class World:
         if not self._opened:
             return False
         session = self._opened.popleft()
-        if self.random.random() < _WORKING_CELLS:
+        if self.random.random() < self.working:
             self._working.add(session)
         self._idle.add(session)
         self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))

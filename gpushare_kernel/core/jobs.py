@@ -18,7 +18,7 @@ from gpushare_kernel.core.records import Job, Key, Session, User
 from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.slots import Slots
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.turns import Turns
+from gpushare_kernel.core.turns import SLACK, Turns
 from gpushare_kernel.core.values import JobId, JobState, LaneId, Need, SessionId, Usage, UserId
 
 
@@ -40,6 +40,8 @@ class Jobs:
         self.turns.accounts.queued = self.book.queue.first
         self.probe = Probe(config) if config.divisible else Glance(config)
         self.lost = False
+        #: Jobs that have come through the memory queue and are in a lane.
+        self._let_in: set[JobId] = set()
         #: Confirmed jobs of one former lane meet again: former lane -> lane.
         self._groups: dict[int, LaneId] = {}
         self._order = count(1)
@@ -204,6 +206,7 @@ class Jobs:
     def _over(self, session: Session, job: Job, state: JobState) -> None:
         """`job` is out: its lane passes on, its session may have nothing left to do."""
         job.become(state)
+        self._let_in.discard(job.id)
         del self.jobs[job.id], session.jobs[job.id]
         lane = self._lane(job)
         if lane is not None and lane.occupant is job:
@@ -232,6 +235,7 @@ class Jobs:
                 self.sessions, at, self.may_enter, self.turns.accounts.credit
             ):
                 job.become(JobState.ADMITTED)
+                self._let_in.add(job.id)
                 job.promoted = False  # that was for its place here: it earns no turns
                 session = self.sessions[job.session]
                 self._entered(session, at)
@@ -250,7 +254,7 @@ class Jobs:
     def _takes_more(self) -> bool:
         together = self.turns.together
         if together is Together.ONE:
-            return len(self.jobs) == len(self.book.queue)
+            return not self._let_in and self.turns.load <= SLACK
         every = together is Together.FITTING or not self.config.by_policy
         return every or self.turns.wants_more()
 

@@ -157,6 +157,7 @@ class Room(Suspensions):
             lane.give_up(session.user, at)
         lane = self.book.leave(job)
         job.become(JobState.QUEUED)
+        self._let_in.discard(job.id)
         self._enqueue(job, session, at)
         self._be_patient(job)
         if lane is not None and lane.occupant is None:

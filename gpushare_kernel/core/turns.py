@@ -37,7 +37,8 @@ PATIENT_GRACE = 1.0
 """Seconds in which a boundary must come where nothing but asking is possible."""
 LOOKS = 1
 """How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
-
+IDLE_LOOKS = 16
+"""How many of those who run and do next to nothing on the device are."""
 BUSY_TRIES, BUSY_SECONDS = 8, 20.0
 """Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
@@ -172,12 +173,16 @@ class Turns(ABC):
 
     def watched(self) -> Iterator[SessionId]:
         """Who is to be sampled next: who runs, who just gave its turn back, and some of those who stand still."""
-        return chain(self.using, self._left_now, islice(self._standing, LOOKS))
+        work = (name for name, session in self.using.items() if session.counted > 0)
+        idle = (name for name, session in self.using.items() if session.counted <= 0)
+        return chain(work, islice(idle, IDLE_LOOKS), self._left_now, islice(self._standing, LOOKS))
 
     def sampled(self, session: Session) -> None:
         """`session` was sampled: if it stands still, the others that do come before it again."""
         self._standing.pop(session.id, None)
         self._left_now.pop(session.id, None)
+        if session.counted <= 0 and session.id in self.using:
+            self.using[session.id] = self.using.pop(session.id)
         still = session.stopped is not None or session.held > 0
         if still and session.phase is Phase.WAITING:
             self._standing[session.id] = session
@@ -354,6 +359,7 @@ class Turns(ABC):
                 self.accounts.leave(session)
                 self._leave(session, at)
         self.joining = taken
+        self._compared = self.accounts.joins
         self._fill(at)
 
     # --- one session -----------------------------------------------------------------------------------
