@@ -91,11 +91,12 @@ class MemoryBook:
                 f"is to hold in all. Declare more, or free some first (del, restart)."
             )
         context = session.context or self.reserve
-        whole = max(need.persistent, session.measured) + need.ephemeral + context
+        kept = max(need.persistent, session.measured, *(session.parked or (0, 0)))
+        whole = kept + need.ephemeral + context
         if whole <= self.whole:
             return None
         parts = [
-            f"{format_size(need.persistent)} to keep",
+            f"{format_size(kept)} to keep",
             f"{format_size(need.ephemeral)} while it runs",
         ]
         if context:

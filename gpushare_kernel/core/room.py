@@ -23,6 +23,8 @@ from gpushare_kernel.core.values import JobId, JobState, Need, Presence, Session
 
 MOST = 4
 """Lanes that merge into another, or sessions that are displaced, for one job that waits."""
+RECHECKS = 4
+"""How often within a residency it is looked again whether somebody may be displaced now."""
 AMORTISED = 20.0
 """Times what displacing it costs that a session has its memory at least before: so parking takes a twentieth of the time at most."""
 
@@ -38,7 +40,7 @@ class Room(Suspensions):
         #: For whom, and for which lanes, it was last seen that no merging helps; when displacing is looked at again.
         self._no_merge: tuple[JobId | None, int, int] = (None, -1, 0)
         self._no_split = (-1, 0)
-        self._look_again = 0.0
+        self._look_again = self._recheck = 0.0
 
     def _make_room(self, at: float) -> bool:
         head = self.book.queue.head
@@ -89,8 +91,12 @@ class Room(Suspensions):
         return None
 
     def _may_merge(self, lane: Lane) -> bool:
+        """Whether its occupant stands empty, or will before long: who waits for its turn behind better ones may not."""
         job = lane.occupant
-        return job is None or job.cooperative or (job.waits and job.trimmed)
+        if job is None or (job.waits and job.trimmed):
+            return True
+        runs = self.sessions[job.session].phase in {Phase.ON, Phase.LEAVING}
+        return job.cooperative and (runs or not self.turns.accounts.policy.preempts)
 
     def _empty_into(self, lane: Lane, target: Lane, at: float) -> bool:
         """Move all jobs of `lane` to `target`; where its occupant is at work, ask it for the lane first and say no."""
@@ -190,7 +196,9 @@ class Room(Suspensions):
             missing -= owner.charged + job.need.ephemeral
             chosen.append(owner)
         if missing > 0:
-            self._deadlines.add(at + self.config.residency / 4, self._admit)
+            if self._recheck <= at:  # some will have stayed long enough then
+                self._recheck = at + self.config.residency / RECHECKS
+                self._deadlines.add(self._recheck, self._admit)
             return
         for owner in chosen:
             self._send_away(owner, at)
@@ -255,9 +263,7 @@ class Room(Suspensions):
                 if job.lane is not None:
                     self._again(job, session, event.at)
         for job in session.jobs.values():
-            job.resident_since = (
-                event.at
-            )  # where it could not be parked, it is not tried again at once
+            job.resident_since = event.at  # if it could not be: not tried again at once
         self._wants(session, event.at)
         self._admit(event.at)
 
