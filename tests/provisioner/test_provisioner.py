@@ -81,6 +81,15 @@ async def run_cell(manager, code: str) -> str:
     return "".join(printed)
 
 
+async def shows(client, request: str, text: str) -> None:
+    """Wait until the cell `request` has printed `text`; a kernel that starts logs to the same stream."""
+    while True:
+        message = await client.get_iopub_msg(timeout=PATIENCE)
+        ours = message["parent_header"].get("msg_id") == request
+        if ours and message["msg_type"] == "stream" and text in message["content"]["text"]:
+            return
+
+
 def started(test, **kwargs):
     """Run `test(manager)` with a started kernel, and end the kernel."""
 
@@ -308,8 +317,7 @@ def test_an_interrupt_goes_to_a_kernel_that_runs(broker):
         await client.wait_for_ready(timeout=PATIENCE)
         broker.answer = lambda body: os.kill(pid, signal.SIGCONT) or Ok()
         request = client.execute("import time; print('in', flush=True); time.sleep(600)")
-        while (await client.get_iopub_msg(timeout=PATIENCE))["msg_type"] != "stream":
-            pass
+        await shows(client, request, "in")
         broker.pause(pid)
         await manager.interrupt_kernel()
         reply = await client.get_shell_msg(timeout=PATIENCE)
