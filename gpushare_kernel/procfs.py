@@ -8,6 +8,7 @@ the answer is None, empty or False, never an exception.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _NANOSECOND = 1e-9
 _PROCESS_CPU_CLOCK = 2
 _HAS_CHILDREN = Path("/proc/thread-self/children").exists()
+_tgkill = getattr(ctypes.CDLL(None, use_errno=True), "tgkill", None)  # glibc 2.30
 
 # Positions in /proc/<pid>/stat, counted behind the parenthesis that ends the command's name.
 _STATE, _PARENT, _REAPED_USER, _REAPED_SYSTEM, _START = 0, 1, 13, 14, 19
@@ -221,6 +223,34 @@ def send(key: ProcessKey, signum: int) -> bool:
         return False
     finally:
         os.close(pidfd)
+
+
+def interrupt(pid: int, group: int) -> bool:
+    """Send SIGINT to the main thread of `pid`, and to the others of its process group.
+
+    A signal to a process goes to any of its threads, and to another than the main one where that has just been continued
+    and has not run yet (Linux: `complete_signal`). CPython then notes it and the main thread sleeps on: the interrupt
+    comes when its call returns, which may be never. A signal to the thread wakes it.
+
+    Returns
+    -------
+    bool
+        False where the C library cannot say which thread; nobody has been signalled then.
+
+    Raises
+    ------
+    ProcessLookupError
+        Where it is gone.
+    """
+    if _tgkill is None:
+        return False
+    for key in tree(pid)[1:]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(key.pid) == group:
+                send(key, signal.SIGINT)
+    if _tgkill(pid, pid, signal.SIGINT):
+        raise ProcessLookupError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return True
 
 
 def environ(pid: int, name: str) -> str | None:

@@ -19,6 +19,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Enum, Float, Unicode
 
+from gpushare_kernel import procfs
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import (
     BadToken,
@@ -219,7 +220,18 @@ class GpuShareProvisioner(LocalProvisioner):
         """Signal the kernel's process group; a paused kernel runs again first, or it would not notice."""
         if signum != 0 and self.process is not None:
             await self._exempt(briefly=signum == signal.SIGINT)
+            if signum == signal.SIGINT and self._interrupt(self.process.pid):
+                return
         await super().send_signal(signum)
+
+    def _interrupt(self, pid: int) -> bool:
+        """Interrupt the kernel's main thread, which may have been continued just now."""
+        group = self.pgid
+        if not group or self._session is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):  # then super says so
+            return procfs.interrupt(pid, group)
+        return False
 
     async def shutdown_requested(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  jupyter_client's signature
         """A shutdown message was sent; a paused kernel could not read it."""

@@ -370,3 +370,42 @@ def test_environ_is_what_a_process_was_started_with() -> None:
         started.kill()
         started.wait()
     assert procfs.environ(started.pid, "ONE") is None
+
+
+SLEEPER = """
+for _ in range(4): threading.Thread(target=spin, args=(1e9,), daemon=True).start()
+say("up")
+while True:
+    try: time.sleep(1000)
+    except KeyboardInterrupt: say("interrupted")
+"""
+
+
+def test_an_interrupt_reaches_the_main_thread_of_who_was_just_continued() -> None:
+    """Other threads are there to take it, and busy; the main one sleeps on where they do."""
+    with Program(SLEEPER) as program:
+        assert program.said() == ["up"]
+        for _ in range(20):
+            os.kill(program.pid, signal.SIGSTOP)
+            eventually(lambda: procfs.state(program.pid) == "T")
+            os.kill(program.pid, signal.SIGCONT)
+            assert procfs.interrupt(program.pid, os.getpgid(program.pid))
+            assert program.said() == ["interrupted"]
+
+
+def test_an_interrupt_goes_to_the_group_and_no_further() -> None:
+    """A child of the same process group hears it, one that has left the group does not; who is gone is said."""
+    code = """
+own = subprocess.Popen(["sleep", "1000"])
+left = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+say(own.pid, left.pid)
+try: time.sleep(1000)
+except KeyboardInterrupt: say(own.wait(), left.poll())
+wait()
+"""
+    with Program(code) as program:
+        program.said_pids()
+        assert procfs.interrupt(program.pid, os.getpgid(program.pid))
+        assert program.said() == [str(-signal.SIGINT), "None"]
+    with pytest.raises(ProcessLookupError):
+        procfs.interrupt(program.pid, 1)
