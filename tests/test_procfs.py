@@ -387,7 +387,7 @@ while True:
 def test_an_interrupt_reaches_the_main_thread_of_who_was_just_continued() -> None:
     """Other threads are there to take it, and busy; the main one sleeps on where they do."""
     with Program(SLEEPER) as program:
-        for _ in range(20):
+        for _ in range(6):
             program.tell()
             assert program.said() == ["sleeps"]
             # In its call, not on the way there: CPython loses what comes in between, whoever sends it.
