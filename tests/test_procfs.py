@@ -373,7 +373,7 @@ def test_environ_is_what_a_process_was_started_with() -> None:
 
 
 SLEEPER = """
-for _ in range(4): threading.Thread(target=spin, args=(1e9,), daemon=True).start()
+for _ in range(4): threading.Thread(target=spin, args=(20,), daemon=True).start()
 while True:
     wait()
     try:
