@@ -36,8 +36,18 @@ class Holding:
         """Be there, from here on: what the broker has to say to the command comes to us."""
         self._session.wait_attached()
 
-    def take(self, size: str, *, name: str, weight: float, wait: float | None) -> None:
+    def take(
+        self,
+        size: str,
+        *,
+        name: str,
+        weight: float,
+        wait: float | None,
+        time: float | None = None,
+    ) -> None:
         """Wait until the command may have `size`; nothing is taken where it is empty.
+
+        `time` is how many seconds the command takes with the device to itself.
 
         Raises
         ------
@@ -52,7 +62,14 @@ class Holding:
             return
         session = self._session
         submit = submission(
-            session, size=None, persistent=size, ephemeral=None, name=name, weight=weight, wait=wait
+            session,
+            size=None,
+            persistent=size,
+            ephemeral=None,
+            name=name,
+            weight=weight,
+            wait=wait,
+            time=time,
         )
         line = display.Line(session)
         waited: float | None = None

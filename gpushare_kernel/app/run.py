@@ -23,7 +23,7 @@ from gpushare_kernel.core.errors import (
     UserError,
     WaitEnded,
 )
-from gpushare_kernel.core.sizes import check_weight, parse_size
+from gpushare_kernel.core.sizes import check_weight, parse_size, parse_time
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.kernel_session import (
     KernelSession,
@@ -52,6 +52,7 @@ class Order:
     device: str = ""
     weight: float = 1.0
     wait: float | None = None
+    time: float | None = None
     background: bool = False
 
 
@@ -66,6 +67,11 @@ class RunApp(Command):
     our own options included), 127 where it was not found."""
     background = Bool(False, config=True, help="Yield to every notebook.")  # noqa: FBT003  traitlets
     wait = Float(None, allow_none=True, config=True, help="Seconds to wait for SIZE at most.")
+    time = Unicode(
+        "",
+        config=True,
+        help="How long it takes with the device to itself (90s, 5min, 1h30m); for a SIZE.",
+    )
     device = Unicode(
         "",
         config=True,
@@ -76,6 +82,7 @@ class RunApp(Command):
     aliases = {  # noqa: RUF012  traitlets reads it from the class
         **Command.aliases,
         "wait": "RunApp.wait",
+        "time": "RunApp.time",
         "device": "RunApp.device",
         "name": "RunApp.job_name",
         "weight": "RunApp.weight",
@@ -120,6 +127,7 @@ class RunApp(Command):
                 self.device,
                 check_weight(self.weight),
                 _checked_wait(self.wait, self._size),
+                _checked_time(self.time, self._size),
                 self.background,
             )
         except GpushareError as problem:
@@ -175,7 +183,13 @@ def run(order: Order) -> int:
             session.bind(child.pid)
             holding.attach()
             with unblocked():
-                holding.take(order.size, name=order.name, weight=order.weight, wait=order.wait)
+                holding.take(
+                    order.size,
+                    name=order.name,
+                    weight=order.weight,
+                    wait=order.wait,
+                    time=order.time,
+                )
             child.go()
             return child.wait(_Keeper(session, child.pid))
         except GpushareError:
@@ -252,3 +266,13 @@ def _checked_wait(wait: float | None, size: str) -> float | None:
         msg = f"--wait must be 0 seconds or more, not {wait:g}. Leave it out to wait without limit."
         raise BadDeclaration(msg)
     return wait
+
+
+def _checked_time(time: str, size: str) -> float | None:
+    if not time:
+        return None
+    seconds = parse_time(time)
+    if not size:
+        msg = f"--time={time} is for a SIZE, and none was given: nothing is declared then. {_HOW}."
+        raise BadDeclaration(msg)
+    return seconds

@@ -13,7 +13,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.sizes import check_weight
+from gpushare_kernel.core.sizes import check_weight, parse_time
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
@@ -165,6 +165,7 @@ class Desk:
                 cooperative=body.cooperative,
                 plain=body.plain,
                 usage=None if engine.scheduler.config.divisible else engine.usage(kernel),
+                time=body.time,
             )
         )
         if not taken:
@@ -350,6 +351,8 @@ def _check_sizes(body: msg.Submit) -> None:
     if body.size is not None and (body.persistent is not None or body.ephemeral is not None):
         problem = "give one size, or -p and -e, not both."
         raise BadDeclaration(problem)
+    if body.time is not None:
+        parse_time(body.time)
 
 
 def _check_held(*sizes: int) -> None:

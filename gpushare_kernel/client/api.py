@@ -10,7 +10,7 @@ from pathlib import Path
 from gpushare_kernel.client.lanes import Lane, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.sizes import check_weight, parse_size
+from gpushare_kernel.core.sizes import check_weight, parse_size, parse_time
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
@@ -50,6 +50,7 @@ def lane(
     name: str | None = None,
     weight: float = 1.0,
     wait: float | None = None,
+    time: float | str | None = None,
 ) -> Lane:
     """Declare what the code below needs, and wait until it may run.
 
@@ -67,6 +68,9 @@ def lane(
         How this work counts among your own.
     wait
         Seconds to wait at most.
+    time
+        How long the block takes with the device to itself, in seconds or as text (`"5min"`, `"1h30m"`).
+        Policies that prefer short work, and what others read about their wait, use it.
 
     Returns
     -------
@@ -75,7 +79,7 @@ def lane(
 
     Raises
     ------
-    BadSize, BadDeclaration
+    BadSize, BadTime, BadDeclaration
         Where the declaration makes no sense.
     Refused
         On entering, where it can never fit the device.
@@ -89,6 +93,7 @@ def lane(
         name=name,
         weight=weight,
         wait=wait,
+        time=time,
         cooperative=True,
     )
     if get_session() is None:
@@ -121,6 +126,7 @@ def make_lane(
     name: str | None = None,
     weight: float = 1.0,
     wait: float | None = None,
+    time: float | str | None = None,
     cooperative: bool = False,
 ) -> Lane:
     """Check a declaration and return its lane, not entered yet."""
@@ -135,6 +141,7 @@ def make_lane(
             name=name,
             weight=weight,
             wait=wait,
+            time=time,
             cooperative=cooperative,
         ),
         wait=wait,
@@ -150,6 +157,7 @@ def submission(
     name: str | None,
     weight: float,
     wait: float | None,
+    time: float | str | None = None,
     cooperative: bool = False,
     dry_run: bool = False,
 ) -> Submit:
@@ -175,6 +183,7 @@ def submission(
         weight=float(weight),
         cooperative=cooperative and (session is None or session.cooperates),
         dry_run=dry_run,
+        time=None if time is None else _time(time),
     )
 
 
@@ -193,6 +202,13 @@ def _bytes(given: int | str, session: Session | None) -> int:
         msg = f"a size is a number of bytes or a text such as '2GiB', not {given!r}."
         raise BadDeclaration(msg)
     return parse_size(f"{given}B")
+
+
+def _time(given: float | str) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        msg = f"a time is a number of seconds or a text such as '5min', not {given!r}."
+        raise BadDeclaration(msg)
+    return parse_time(given)
 
 
 def _capacity(session: Session | None) -> int:

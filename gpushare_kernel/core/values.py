@@ -15,6 +15,8 @@ LaneId = NewType("LaneId", int)
 KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
 LARGEST_SIZE = 2**50
 """No declared size may reach a pebibyte; larger numbers are typing errors."""
+LONGEST_TIME = 366 * 86400.0
+"""No declared time (seconds) is longer than a year; larger numbers are typing errors."""
 
 
 class Presence(StrEnum):

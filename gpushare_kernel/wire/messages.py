@@ -182,6 +182,8 @@ class Submit(_Message, frozen=True):
 
     `plain`: nobody declared it; a cell is about to use the device for the first time, and waits until there is room
     for a context and a little more. What it may hold beyond that is its `Budget`.
+
+    `time` is how many seconds it takes with the device to itself, None where nobody says.
     """
 
     job: JobId
@@ -193,6 +195,7 @@ class Submit(_Message, frozen=True):
     cooperative: bool = False
     dry_run: bool = False
     plain: bool = False
+    time: float | None = None
 
 
 class Cancel(_Message, frozen=True):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
 COMMANDS = ("status", "lanes", "release", "memory", "debug", "off", "on", "doctor")
-OPTIONS = ("--persistent", "--ephemeral", "--weight", "--name", "--wait", "--dry-run")
+OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 
 
 def candidates(line: str, token: str) -> list[str]:

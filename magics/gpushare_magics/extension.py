@@ -65,6 +65,7 @@ class Extension:
             name=declaration.name,
             weight=declaration.weight,
             wait=declaration.wait,
+            time=declaration.time,
             cooperative=cooperative,
         )
         if self.session is None and not self.output.quiet:
@@ -129,6 +130,7 @@ class Extension:
                 name=declared.name,
                 weight=declared.weight,
                 wait=declared.wait,
+                time=declared.time,
                 dry_run=True,
             )
             if self.session is None:

@@ -33,7 +33,7 @@ class GpuShareMagics(Magics):
     def gpulane(self, line: str, cell: str) -> object:
         """Run a cell on its share of the device: `%%gpulane 6GiB`.
 
-        %%gpulane [SIZE] [-p SIZE] [-e SIZE] [--weight W] [--name N] [--wait SECONDS] [--dry-run]
+        %%gpulane [SIZE] [-p SIZE] [-e SIZE] [--time T] [--weight W] [--name N] [--wait SECONDS] [--dry-run]
 
         SIZE is the most this notebook may hold while the cell runs: 512MiB, 2G, "1.5 GB", 25%.
         Without one the host's default is declared. If there is no room, the cell waits, says why,
@@ -41,6 +41,7 @@ class GpuShareMagics(Magics):
 
         -p, --persistent SIZE  instead of one size: what the notebook keeps in all ...
         -e, --ephemeral SIZE   ... and what the cell holds beyond that while it runs
+        --time T               how long it takes with the device to itself: 90s, 5min, 1h30m
         --weight W             how this cell counts among your own work (1)
         --name N               what it is called in lists (the notebook's name)
         --wait SECONDS         wait that long at most; the cell has then not run

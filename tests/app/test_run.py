@@ -92,6 +92,8 @@ def test_words_behind_the_dashes_are_the_commands(gpushare, broker):
         (["6GiB", "7GiB", "--", "true"], 125, "'6GiB 7GiB' are 2 words"),
         (["6", "--", "true"], 125, "size '6' has no unit"),
         (["--wait=3", "--", "true"], 125, "--wait=3 is for a SIZE"),
+        (["--time=5min", "--", "true"], 125, "--time=5min is for a SIZE"),
+        (["1MiB", "--time=soon", "--", "true"], 125, "'soon' is not a time"),
         (["1MiB", "--wait=-3", "--", "true"], 125, "--wait must be 0 seconds or more"),
         (["--weight=0", "--", "true"], 125, "weight"),
         (["--bakground", "--", "true"], 125, "Did you mean --background?"),

@@ -67,6 +67,15 @@ def test_a_job_from_submit_to_report(house: House) -> None:
     assert house.broker.jobs == {}
 
 
+def test_a_declared_time_reaches_the_scheduler(house: House) -> None:
+    """It ranks the job; one that makes no sense is refused with the rule."""
+    client = house.notebook()
+    client.ask(submit("j", persistent=GiB, time=300.0))
+    assert house.broker.scheduler.jobs[job_of(client, "j")].time == 300.0
+    said = refused(client.ask(submit("k", persistent=GiB, time=-1.0)), "BadTime")
+    assert said == "time '-1' must be over 0 seconds. Leave it out, or write one such as 5min."
+
+
 def test_who_must_wait_is_told_why_and_granted_later(house: House) -> None:
     """One request, one reply: until it comes, notices with the numbers."""
     first, second = house.notebook("first.ipynb"), house.notebook("second.ipynb")
