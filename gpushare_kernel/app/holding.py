@@ -44,10 +44,11 @@ class Holding:
         weight: float,
         wait: float | None,
         time: float | None = None,
+        code: str = "",
     ) -> None:
         """Wait until the command may have `size`; nothing is taken where it is empty.
 
-        `time` is how many seconds the command takes with the device to itself.
+        `time` is how many seconds the command takes with the device to itself, `code` the hash of its line.
 
         Raises
         ------
@@ -70,6 +71,7 @@ class Holding:
             weight=weight,
             wait=wait,
             time=time,
+            code=code,
         )
         line = display.Line(session)
         waited: float | None = None
@@ -79,10 +81,10 @@ class Holding:
         finally:
             line.done(waited)
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Give it back, and leave. Where the command is gone the broker knows it by then: no answer is waited for."""
         if self._job is not None:
-            self._job.leave()
+            self._job.leave(failed=failed)
         self._session.close()
 
 

@@ -17,6 +17,7 @@ from gpushare_kernel.app import words
 from gpushare_kernel.app.base import Command, complain
 from gpushare_kernel.app.foreground import NOT_FOUND, Child, blocked, unblocked
 from gpushare_kernel.app.holding import Holding
+from gpushare_kernel.client.fingerprint import of_command
 from gpushare_kernel.core.errors import (
     BadDeclaration,
     GpushareError,
@@ -179,6 +180,7 @@ def run(order: Order) -> int:
         env = session.joined(os.environ)
         child = Child(order.command, env, mask)
         holding = Holding(session)
+        status: int | None = None
         try:
             session.bind(child.pid)
             holding.attach()
@@ -189,17 +191,20 @@ def run(order: Order) -> int:
                     weight=order.weight,
                     wait=order.wait,
                     time=order.time,
+                    code=of_command(order.command, str(Path.cwd())),
                 )
             child.go()
-            return child.wait(_Keeper(session, child.pid))
+            status = child.wait(_Keeper(session, child.pid))
         except GpushareError:
             status = child.ended()
             if status is None:
                 raise
             return status  # killed at its gate: what the broker says of that is no news
+        else:
+            return status
         finally:
             child.give_up()
-            holding.end()
+            holding.end(failed=status != 0)
 
 
 class _Keeper:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.jobs import client_id, job_of
-from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
 from gpushare_kernel.broker.placement import named
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
@@ -27,6 +27,7 @@ _BROKEN = msg.Failure(
     "InternalError", "the broker failed on this job; its log has the traceback. Please report it."
 )
 _MOST_CELLS = 1000
+_LONGEST_WORD, _MOST_WORDS = 64, 8
 _DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
 
 
@@ -58,6 +59,7 @@ class Desk:
             msg.End: self._end,
             msg.Release: self._release,
             msg.GetSnapshot: self._snapshot,
+            msg.GetNeeds: self._needs,
             msg.SetWeight: self._set_weight,
             msg.SetNeeds: self._set_needs,
             msg.SetPolicy: self._set_policy,
@@ -136,6 +138,7 @@ class Desk:
     def _submit(self, number: int, body: msg.Submit) -> None:
         kernel = self._own()
         _check_sizes(body)
+        _check_words(body.code, *body.frameworks)
         if body.dry_run:
             self._reply(number, dry_run(self._broker, kernel, body))
             return
@@ -153,6 +156,8 @@ class Desk:
         self._waiting[job] = number
         self._broker.jobs[job] = self
         self._broker.job_names[job] = clean_name(body.name)
+        asked = self._broker.asked[job] = self._broker.ask(kernel, body)
+        body = asked.submit
         taken = engine.feed(
             ev.JobSubmitted(
                 at=engine.now,
@@ -207,7 +212,9 @@ class Desk:
         pending = self._waiting.pop(job, None)
         if pending is not None:
             self._reply(pending, _DROPPED)
+        _check_words(*body.frameworks)
         self._broker.note_peak(job, body.peak)
+        self._broker.learn(job, body)
         report = self._broker.end(job, persistent=body.persistent, boundaries=body.boundaries)
         self._forget(job)
         self._reply(number, report)
@@ -304,6 +311,13 @@ class Desk:
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
         self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
 
+    def _needs(self, number: int, body: msg.GetNeeds) -> None:
+        _check_words(*body.frameworks)
+        kernel, broker = self.kernel, self._broker
+        user = user_name(self.peer.uid) if kernel is None else kernel.user
+        place = None if kernel is None else broker.place(kernel, body.frameworks)
+        self._reply(number, msg.NeedsReply(broker.needs.views(user, place)))
+
     def _set_weight(self, number: int, body: msg.SetWeight) -> None:
         kernel = self._own()
         weight = kernel.weight = check_weight(body.weight)
@@ -353,6 +367,18 @@ def _check_sizes(body: msg.Submit) -> None:
         raise BadDeclaration(problem)
     if body.time is not None:
         parse_time(body.time)
+
+
+def _check_words(*words: str) -> None:
+    """A hash of code, and frameworks with their versions: short, a few, and kept on disk."""
+    if len(words) > _MOST_WORDS or any(
+        len(word) > _LONGEST_WORD or not word.isprintable() for word in words
+    ):
+        problem = (
+            f"a job names its code and frameworks in at most {_MOST_WORDS} words of up to {_LONGEST_WORD} printable "
+            f"characters, and {len(words)} came, the longest of {max(map(len, words))}."
+        )
+        raise BadFrame(problem)
 
 
 def _check_held(*sizes: int) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.lanes import Lane, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
@@ -61,7 +62,8 @@ def lane(
     ephemeral
         What this block holds beyond that while it runs, empty between its iterations.
     size
-        Instead of both: the most the notebook may hold while the block runs.
+        Instead of both: the most the notebook may hold while the block runs. With none of the three it gets what
+        earlier runs of this very block took, where there were any.
     name
         What the job is called in status lists; the notebook's name otherwise.
     weight
@@ -87,6 +89,7 @@ def lane(
         On entering, where `wait` is over.
     """
     made = make_lane(
+        code=fingerprint.of_place(sys._getframe(1)),
         size=size,
         persistent=persistent,
         ephemeral=ephemeral,
@@ -128,8 +131,9 @@ def make_lane(
     wait: float | None = None,
     time: float | str | None = None,
     cooperative: bool = False,
+    code: str = "",
 ) -> Lane:
-    """Check a declaration and return its lane, not entered yet."""
+    """Check a declaration and return its lane, not entered yet; `code` is the hash of what runs in it."""
     session = get_session()
     return Lane(
         session,
@@ -143,6 +147,7 @@ def make_lane(
             wait=wait,
             time=time,
             cooperative=cooperative,
+            code=code,
         ),
         wait=wait,
     )
@@ -160,6 +165,7 @@ def submission(
     time: float | str | None = None,
     cooperative: bool = False,
     dry_run: bool = False,
+    code: str = "",
 ) -> Submit:
     """Return a checked declaration as the broker takes it."""
     if size is not None and (persistent is not None or ephemeral is not None):
@@ -184,6 +190,8 @@ def submission(
         cooperative=cooperative and (session is None or session.cooperates),
         dry_run=dry_run,
         time=None if time is None else _time(time),
+        code=code,
+        frameworks=fingerprint.frameworks() if code else (),
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.calls import Call, interruptible
 from gpushare_kernel.client.link import LinkDown
 from gpushare_kernel.transport.words import LANE, TURN, WordView
@@ -41,6 +42,7 @@ class Job:
         "id",
         "interval",
         "lane",
+        "learned",
         "name",
         "persistent",
         "plain",
@@ -63,6 +65,7 @@ class Job:
         self.slot = granted.slot
         self.persistent = granted.persistent
         self.ephemeral = granted.ephemeral
+        self.learned = granted.learned
         self.waited = waited
         self.boundaries = 0
         self.interval = 0.0
@@ -98,8 +101,8 @@ class Job:
             plain=self.plain,
         )
 
-    def end(self) -> Report | None:
-        """End the job; returns what became of it, or None where the broker is away."""
+    def end(self, *, failed: bool = False) -> Report | None:
+        """End the job; returns what became of it, or None where the broker is away. `failed`: it did not come to its end."""
         session = self._session
         self._over()
         if not session.up:
@@ -108,21 +111,26 @@ class Job:
         try:
             memory.peak()
             memory.job_over()
-            session.send(End(self.id, memory.last, memory.highest, self.boundaries), call)
+            session.send(self._end(failed=failed), call)
         except LinkDown:
             return None
         finally:
             if not call.sent:  # interrupted: nobody else would ever end it
-                session.post(End(self.id, memory.last, memory.highest, self.boundaries))
+                session.post(self._end(failed=True))
         reply = session.answer(call, _REPORT)
         return reply if isinstance(reply, Report) else None
 
-    def leave(self) -> None:
+    def leave(self, *, failed: bool = False) -> None:
         """End the job and wait for no report: nobody reads it."""
         self._over()
+        self._session.memory.peak()
+        self._session.post(self._end(failed=failed))
+
+    def _end(self, *, failed: bool) -> End:
         memory = self._session.memory
-        memory.peak()
-        self._session.post(End(self.id, memory.last, memory.highest, self.boundaries))
+        return End(
+            self.id, memory.last, memory.highest, self.boundaries, failed, fingerprint.frameworks()
+        )
 
     def _over(self) -> None:
         session, pending = self._session, self._pending
@@ -213,7 +221,7 @@ class Unshared:
     def meet(self, mask: int) -> None:
         """Never asked for anything."""
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Nobody has to know."""
 
 

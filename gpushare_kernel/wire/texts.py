@@ -89,6 +89,11 @@ def for_command(text: str) -> str:
     return text
 
 
+def learned_text(size: int, runs: int, noun: str = "GPU memory", what: str = "code") -> str:
+    """Return the line of a job that declared no size and was given what earlier runs took."""
+    return f"Takes {format_size(size)} of {noun}, learned from {_runs(runs)} of this {what}."
+
+
 def used_text(report: Report, line: str) -> str:
     """Return the line after a declared cell; `line` is the magic to paste next time."""
     used = report.persistent_measured + report.ephemeral_measured
@@ -106,6 +111,8 @@ def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
     split = (
         f"{format_size(answer.persistent)} to keep, {format_size(answer.ephemeral)} while it runs"
     )
+    if answer.learned:
+        split += f", learned from {_runs(answer.learned)}"
     if answer.fits:
         return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
     if answer.wait is None:
@@ -358,6 +365,10 @@ def _place(wait: Wait) -> list[str]:
     elif wait.longest_today is not None and wait.longest_today >= 1:
         said.append(f"Longest wait today {format_duration(wait.longest_today)}.")
     return said
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _pause_reason(reason: str) -> str:

@@ -59,10 +59,13 @@ class GpuShareMagics(Magics):
             return None
         with plain_errors():
             declaration, lane = extension.entered(line)
+        failed = True
         try:
-            return run(extension.shell, cell)
+            result = run(extension.shell, cell)
+            failed = False
         finally:
-            extension.leave(declaration, lane)
+            extension.leave(declaration, lane, failed=failed)
+        return result
 
     @no_var_expand
     @line_magic
