@@ -74,6 +74,7 @@ class GpuShareMagics(Magics):
 
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
+        %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
         %gpushare debug on|off        keep the frames of a failed cell for %debug, with the memory they hold
@@ -101,6 +102,8 @@ class GpuShareMagics(Magics):
             output.show(tables.doctor(session))
         elif session is None:
             output.show(texts.NO_BROKER)
+        elif command == "needs":
+            output.show(tables.needs(session.needs(), self._extension.first_lines))
         elif command == "memory":
             output.show(self._remember(session, notebook))
         elif command == "release":

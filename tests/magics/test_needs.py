@@ -47,6 +47,10 @@ def test_the_second_run_takes_what_the_first_took_and_says_so(at_home: Kernel) -
     assert lines[1].startswith("used ")
     dry = at_home.run(f"%%gpulane --dry-run\n{BODY}")
     assert "learned from 2 runs)" in dry[0]
+    _, head, row = at_home.run("%gpushare needs")
+    assert head.split() == ["code", "of", "runs", "declared", "learned", "last", "run", "advice"]
+    assert re.match(r"kept = b'x' \* \(200 << 20\) +hw1\.ipynb +2 +- +", row)
+    assert row.endswith("nothing to declare: it takes what was learned")
     at_home.run("%%gpulane\n1/0")
     assert not any(line.startswith("Takes") for line in at_home.run("%%gpulane\n1/0"))
     stacked = at_home.run("%%gpulane\n%%time\n1/0")

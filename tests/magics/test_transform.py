@@ -121,7 +121,7 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
         (
             "%gpushare ",
             "",
-            ["status", "lanes", "release", "memory", "debug", "off", "on", "doctor"],
+            ["status", "lanes", "needs", "release", "memory", "debug", "off", "on", "doctor"],
         ),
         ("%gpushare release h", "h", []),
         ("x = --w", "--w", []),
