@@ -185,7 +185,7 @@ class Desk:
 
     def _yield(self, number: int, body: msg.Yield) -> None:
         job = self._mine(body.job)
-        _check_held(body.persistent, body.peak)
+        _check_held(body.persistent, body.peak, body.ephemeral)
         self._waiting[job] = number
         self._broker.boundaries[job] = body.boundaries
         self._broker.note_peak(job, body.peak)
@@ -197,6 +197,7 @@ class Desk:
                 trimmed=body.trimmed,
                 persistent=body.persistent,
                 interval=body.interval,
+                ephemeral=body.ephemeral,
             )
         )
         if not taken and job in self._waiting:

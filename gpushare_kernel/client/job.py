@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.calls import Call, interruptible
 from gpushare_kernel.client.link import LinkDown
+from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN, WordView
+from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import End, Granted, HeldJob, Report, Yield
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Job:
 
     __slots__ = (
         "_counted",
+        "_most",
         "_pending",
         "_session",
         "_since",
@@ -70,6 +73,7 @@ class Job:
         self.boundaries = 0
         self.interval = 0.0
         self._counted = 0
+        self._most = 0
         self._since = time.monotonic()
         self._pending: Call | None = None
         self._view: WordView | None = None
@@ -156,6 +160,13 @@ class Job:
         if self._pending is not None:
             self._await_grant(self._pending)
 
+    def hears(self, wait: Wait) -> str | None:
+        """Return what its user is to read while it waits at a boundary (reader thread): that it outgrew its grant, once."""
+        most, self._most = self._most, 0
+        if wait.reason is not WaitReason.MEMORY or most <= self.ephemeral:
+            return None
+        return texts.outgrown_text(most, self.ephemeral, wait, self._session.noun)
+
     def _ask(self, question: Yield) -> bool:
         """Send a yield; what is on its way stays pending, whatever is raised meanwhile."""
         call = self._session.new_call()
@@ -181,20 +192,26 @@ class Job:
         self._since = time.monotonic()
         if isinstance(reply, Granted):
             self.lane, self.slot = reply.lane, reply.slot
+            # It may have grown: what it was seen to take is what it has from here on.
+            self.persistent, self.ephemeral = reply.persistent, reply.ephemeral
 
     def _yield(self, *, trimmed: bool) -> Yield:
         memory = self._session.memory
         if trimmed:
             memory.trim()
+            memory.peak()
+            self._most = memory.ephemeral()
         else:
             memory.settle()  # the turn is over when the device has done what it was given
+            self._most = 0
         return Yield(
             job=self.id,
             trimmed=trimmed,
-            persistent=memory.now() if trimmed else memory.last,
-            peak=memory.peak() if trimmed else memory.highest,
+            persistent=memory.last,
+            peak=memory.highest,
             boundaries=self.boundaries,
             interval=self.interval,
+            ephemeral=self._most,
         )
 
     def _average(self) -> None:

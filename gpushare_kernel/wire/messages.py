@@ -213,6 +213,7 @@ class Yield(_Message, frozen=True):
     """The job met a boundary at which the broker wanted something; it waits. Reply: `Granted` when it may go on.
 
     `trimmed` says that its ephemeral memory is given back; `persistent` is what the session holds now, in bytes.
+    `ephemeral` is the most it held above that since the boundary before at which this was told, 0 where nobody knows.
     """
 
     job: JobId
@@ -221,6 +222,7 @@ class Yield(_Message, frozen=True):
     peak: int
     boundaries: int
     interval: float
+    ephemeral: int = 0
 
 
 class End(_Message, frozen=True):

@@ -239,6 +239,15 @@ def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
     return " ".join([first, *_holders(wait), *_place(wait), "Interrupt ends the cell."])
 
 
+def outgrown_text(took: int, had: int, wait: Wait, noun: str = "GPU memory") -> str:
+    """Return the line of a job that waits at a boundary because it took more than it was granted; bytes above what it keeps."""
+    first = (
+        f"This needs more {noun} than it was granted: {format_size(took)} while it runs, and it has {_free(had, took)}. "
+        "It waits at this step until there is room, and goes on; nothing is lost."
+    )
+    return " ".join([first, *_holders(wait), *_place(wait)])
+
+
 def oom_text(
     limit: int | None,
     needed: int,
