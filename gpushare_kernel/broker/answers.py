@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.core import events as ev
@@ -28,7 +29,17 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     if refusal is not None:
         raise Refused(refusal)
     fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
-    job = Job(JobId("dry"), kernel.id, 0, need, body.size, broker.now, state=JobState.QUEUED)
+    job = Job(
+        JobId("dry"),
+        kernel.id,
+        sys.maxsize,  # it came last
+        need,
+        body.size,
+        broker.now,
+        time=body.time,
+        part=book.part(session, need),
+        state=JobState.QUEUED,
+    )
     wait = None if fits else broker.named(why(core, job), kernel.uid)
     return msg.DryRun(
         bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs

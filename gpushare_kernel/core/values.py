@@ -110,7 +110,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a job waits, with the numbers its sentence needs (bytes, seconds)."""
+    """Why a job waits, with the numbers its sentence needs (bytes, seconds).
+
+    `eta` is when it may run (None: not known); `exact` where that is a sum of known times, not an estimate.
+    """
 
     reason: WaitReason
     needs: int
@@ -120,6 +123,7 @@ class Wait:
     eta: float | None = None
     longest_today: float | None = None
     until: float | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

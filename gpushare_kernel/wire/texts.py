@@ -444,12 +444,15 @@ def _stem(name: str) -> str:
 
 
 def _place(wait: Wait) -> list[str]:
+    to_go = wait.eta if wait.eta is not None and wait.eta >= 1 else None
+    about = "" if wait.exact else "About "
+    said = [] if to_go is None else [f"{about}{format_duration(to_go)} to go."]
     if wait.reason in (WaitReason.TURN, WaitReason.GRACE):
-        return []
-    said = [f"{wait.ahead} ahead of you." if wait.ahead else "You are next."]
-    if wait.eta is not None:
-        said.append(f"About {format_duration(wait.eta)} to go.")
-    elif wait.longest_today is not None and wait.longest_today >= 1:
+        return said
+    said.insert(0, f"{wait.ahead} ahead of you." if wait.ahead else "You are next.")
+    if to_go is not None:
+        return said
+    if wait.longest_today is not None and wait.longest_today >= 1:
         said.append(f"Longest wait today {format_duration(wait.longest_today)}.")
     return said
 
