@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import takewhile
 
-from gpushare_kernel.core.records import Job
+from gpushare_kernel.core.records import Job, Key
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import LaneId, SessionId
 
@@ -53,47 +53,50 @@ def _in_sequence(core: Scheduler) -> bool:
 def _in_turn(core: Scheduler, job: Job) -> Eta:
     """Those who rank before it run to their end; then, where its memory is not free yet, those behind it who hold some."""
     policy = core.turns.accounts.policy
-    ranked = sorted(
-        (
-            (policy.job_key(one, core.sessions[one.session], core.at), one)
-            for one in core.jobs.values()
-            if one is not job
-        ),
-        key=lambda entry: entry[0],
-    )
     mine = policy.job_key(job, core.sessions[job.session], core.at)
-    ending = _Ending(core, job)
-    seconds = 0.0
-    for key, one in ranked:
-        behind = key > mine
-        if behind and (job.lane is not None or ending.fits):
-            break
-        if behind and one.lane is None:
-            continue  # it waits too, and holds nothing
+    ending, seconds = _Ending(core, job), 0.0
+    behind: list[tuple[Key, Job]] = []
+    for one in core.jobs.values():
+        key = policy.job_key(one, core.sessions[one.session], core.at)
+        if key < mine and one is not job:
+            left = _left(core, one)
+            if left is None:
+                return UNKNOWN
+            seconds += left
+            ending.ended(one)
+        elif one.lane is not None:
+            behind.append((key, one))
+    if job.lane is not None or ending.fits():
+        return seconds, True
+    for _, one in sorted(behind, key=lambda entry: entry[0]):
         left = _left(core, one)
         if left is None:
             return UNKNOWN
         seconds += left
         ending.ended(one)
-    return (seconds, True) if job.lane is not None or ending.fits else UNKNOWN
+        if ending.fits():
+            return seconds, True
+    return UNKNOWN
 
 
 def _shared(core: Scheduler, job: Job) -> float | None:
     """All who hold memory share the device equally; the shortest end first, until it is `job`'s turn to have theirs."""
-    ending = _Ending(core, job)
-    ending.needs += sum(_needs(core, one) for one in _ahead(core, job))
     resident = [one for one in core.jobs.values() if one.lane is not None]
     known = sorted(
         (left, one.order, one) for one in resident if (left := _left(core, one)) is not None
     )
+    if not known:
+        return None
+    ending = _Ending(core, job)
+    ending.needs += sum(_needs(core, one) for one in _ahead(core, job))
     seconds = before = 0.0
     for n, (left, _, one) in enumerate(known):
-        if ending.fits:
+        if ending.fits():
             break
         seconds += (left - before) * max(1.0, (len(resident) - n) / core.config.compute)
         before = left
         ending.ended(one)
-    return seconds if ending.fits else None
+    return seconds if ending.fits() else None
 
 
 class _Ending:
@@ -106,7 +109,6 @@ class _Ending:
         self._in_lane: Counter[LaneId] = Counter()
         self._of_session: Counter[SessionId] = Counter()
 
-    @property
     def fits(self) -> bool:
         return self.needs <= self._free
 
