@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from gpushare_magics.cells import Cells
 
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import MiB
 from tests.broker.house import House
-from tests.magics.conftest import Kernel
+from tests.magics.conftest import Kernel, text_of
 
 New = Callable[[dict[str, str]], Kernel]
 BODY = "kept = b'x' * (200 << 20)\npassing = b'y' * (300 << 20); del passing"
@@ -58,3 +60,27 @@ def test_the_second_run_takes_what_the_first_took_and_says_so(at_home: Kernel) -
     assert not any(line.startswith("Takes") for line in at_home.run("%%gpulane\n%%time\n1/0"))
     at_home.run("%%gpulane\n%%time\nNone")
     assert at_home.run("%%gpulane\n%%time\nNone")[0].startswith("Takes")
+
+
+@pytest.mark.parametrize("body", ["import time\nprint('in', flush=True); time.sleep(60)", "import asyncio\nprint('in', flush=True)\nwhile True: await asyncio.sleep(0.05)"])  # fmt: skip
+def test_an_interrupted_run_teaches_nothing(at_home: Kernel, body: str) -> None:
+    """How short it was says nothing of the next, in a cell with await either."""
+    message = at_home.start(f"%%gpulane 1GiB\n{body}")
+    for out in at_home.outputs(message):
+        if text_of(out) == ["in"]:
+            at_home.manager.interrupt_kernel()
+    assert at_home.run("%gpushare needs")[0].startswith("Nothing is learned yet.")
+
+
+def test_a_cancelled_cell_did_not_come_to_its_end() -> None:
+    """IPython has no result for it: it counts as interrupted."""
+    ended: list[BaseException | None] = []
+
+    def note(error: BaseException | None) -> Callable[[], None]:
+        ended.append(error)
+        return lambda: None
+
+    cells = Cells(lambda: None, note)
+    cells.pre_run_cell(SimpleNamespace(raw_cell="await forever()"))
+    cells.post_run_cell(None)
+    assert [type(error) for error in ended] == [KeyboardInterrupt]
