@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gpushare_kernel.core.errors import (
         BadDeclaration,
         BadSize,
+        BadTime,
         BrokerUnavailable,
         GpushareError,
         Refused,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadDeclaration",
     "BadSize",
+    "BadTime",
     "BrokerUnavailable",
     "GpushareError",
     "Lane",

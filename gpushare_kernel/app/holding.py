@@ -36,8 +36,19 @@ class Holding:
         """Be there, from here on: what the broker has to say to the command comes to us."""
         self._session.wait_attached()
 
-    def take(self, size: str, *, name: str, weight: float, wait: float | None) -> None:
+    def take(
+        self,
+        size: str,
+        *,
+        name: str,
+        weight: float,
+        wait: float | None,
+        time: float | None = None,
+        code: str = "",
+    ) -> None:
         """Wait until the command may have `size`; nothing is taken where it is empty.
+
+        `time` is how many seconds the command takes with the device to itself, `code` the hash of its line.
 
         Raises
         ------
@@ -52,7 +63,15 @@ class Holding:
             return
         session = self._session
         submit = submission(
-            session, size=None, persistent=size, ephemeral=None, name=name, weight=weight, wait=wait
+            session,
+            size=None,
+            persistent=size,
+            ephemeral=None,
+            name=name,
+            weight=weight,
+            wait=wait,
+            time=time,
+            code=code,
         )
         line = display.Line(session)
         waited: float | None = None
@@ -62,10 +81,10 @@ class Holding:
         finally:
             line.done(waited)
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Give it back, and leave. Where the command is gone the broker knows it by then: no answer is waited for."""
         if self._job is not None:
-            self._job.leave()
+            self._job.leave(failed=failed)
         self._session.close()
 
 

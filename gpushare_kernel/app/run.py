@@ -17,13 +17,14 @@ from gpushare_kernel.app import words
 from gpushare_kernel.app.base import Command, complain
 from gpushare_kernel.app.foreground import NOT_FOUND, Child, blocked, unblocked
 from gpushare_kernel.app.holding import Holding
+from gpushare_kernel.client.fingerprint import of_command
 from gpushare_kernel.core.errors import (
     BadDeclaration,
     GpushareError,
     UserError,
     WaitEnded,
 )
-from gpushare_kernel.core.sizes import check_weight, parse_size
+from gpushare_kernel.core.sizes import check_weight, parse_size, parse_time
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.kernel_session import (
     KernelSession,
@@ -52,6 +53,7 @@ class Order:
     device: str = ""
     weight: float = 1.0
     wait: float | None = None
+    time: float | None = None
     background: bool = False
 
 
@@ -66,6 +68,11 @@ class RunApp(Command):
     our own options included), 127 where it was not found."""
     background = Bool(False, config=True, help="Yield to every notebook.")  # noqa: FBT003  traitlets
     wait = Float(None, allow_none=True, config=True, help="Seconds to wait for SIZE at most.")
+    time = Unicode(
+        "",
+        config=True,
+        help="How long it takes with the device to itself (90s, 5min, 1h30m); for a SIZE.",
+    )
     device = Unicode(
         "",
         config=True,
@@ -76,6 +83,7 @@ class RunApp(Command):
     aliases = {  # noqa: RUF012  traitlets reads it from the class
         **Command.aliases,
         "wait": "RunApp.wait",
+        "time": "RunApp.time",
         "device": "RunApp.device",
         "name": "RunApp.job_name",
         "weight": "RunApp.weight",
@@ -120,6 +128,7 @@ class RunApp(Command):
                 self.device,
                 check_weight(self.weight),
                 _checked_wait(self.wait, self._size),
+                _checked_time(self.time, self._size),
                 self.background,
             )
         except GpushareError as problem:
@@ -171,21 +180,31 @@ def run(order: Order) -> int:
         env = session.joined(os.environ)
         child = Child(order.command, env, mask)
         holding = Holding(session)
+        status: int | None = None
         try:
             session.bind(child.pid)
             holding.attach()
             with unblocked():
-                holding.take(order.size, name=order.name, weight=order.weight, wait=order.wait)
+                holding.take(
+                    order.size,
+                    name=order.name,
+                    weight=order.weight,
+                    wait=order.wait,
+                    time=order.time,
+                    code=of_command(order.command, str(Path.cwd())),
+                )
             child.go()
-            return child.wait(_Keeper(session, child.pid))
+            status = child.wait(_Keeper(session, child.pid))
         except GpushareError:
             status = child.ended()
             if status is None:
                 raise
             return status  # killed at its gate: what the broker says of that is no news
+        else:
+            return status
         finally:
             child.give_up()
-            holding.end()
+            holding.end(failed=status != 0)
 
 
 class _Keeper:
@@ -252,3 +271,13 @@ def _checked_wait(wait: float | None, size: str) -> float | None:
         msg = f"--wait must be 0 seconds or more, not {wait:g}. Leave it out to wait without limit."
         raise BadDeclaration(msg)
     return wait
+
+
+def _checked_time(time: str, size: str) -> float | None:
+    if not time:
+        return None
+    seconds = parse_time(time)
+    if not size:
+        msg = f"--time={time} is for a SIZE, and none was given: nothing is declared then. {_HOW}."
+        raise BadDeclaration(msg)
+    return seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.core import events as ev
@@ -21,14 +22,28 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     """Say what a submit would do now, without doing it."""
     core = broker.engine_of(kernel.id).scheduler
     session, book = core.sessions[kernel.id], core.book
+    asked = broker.ask(kernel, body)
+    body = asked.submit
     need = book.need(session, size=body.size, persistent=body.persistent, ephemeral=body.ephemeral)
     refusal = book.never_fits(session, need, body.size)
     if refusal is not None:
         raise Refused(refusal)
     fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
-    job = Job(JobId("dry"), kernel.id, 0, need, body.size, broker.now, state=JobState.QUEUED)
+    job = Job(
+        JobId("dry"),
+        kernel.id,
+        sys.maxsize,  # it came last
+        need,
+        body.size,
+        broker.now,
+        time=body.time,
+        part=book.part(session, need),
+        state=JobState.QUEUED,
+    )
     wait = None if fits else broker.named(why(core, job), kernel.uid)
-    return msg.DryRun(bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait)
+    return msg.DryRun(
+        bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs
+    )
 
 
 def release(broker: Broker, desk: Desk, body: msg.Release) -> msg.ReleasedNow:

@@ -145,6 +145,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         broker.know_user(UserId(user), account.device_time, account.weight)
     for row in known.sessions:
         broker.adopt(row)
+    broker.needs.know(known.needs)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given), lock_worker(devices))
     keeper.start(partial(_let_run, broker))

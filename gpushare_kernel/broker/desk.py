@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.jobs import client_id, job_of
-from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
 from gpushare_kernel.broker.placement import named
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.sizes import check_weight
+from gpushare_kernel.core.sizes import check_weight, parse_time
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
@@ -27,6 +27,7 @@ _BROKEN = msg.Failure(
     "InternalError", "the broker failed on this job; its log has the traceback. Please report it."
 )
 _MOST_CELLS = 1000
+_LONGEST_WORD, _MOST_WORDS = 64, 8
 _DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
 
 
@@ -58,6 +59,7 @@ class Desk:
             msg.End: self._end,
             msg.Release: self._release,
             msg.GetSnapshot: self._snapshot,
+            msg.GetNeeds: self._needs,
             msg.SetWeight: self._set_weight,
             msg.SetNeeds: self._set_needs,
             msg.SetPolicy: self._set_policy,
@@ -136,6 +138,7 @@ class Desk:
     def _submit(self, number: int, body: msg.Submit) -> None:
         kernel = self._own()
         _check_sizes(body)
+        _check_words(body.code, *body.frameworks)
         if body.dry_run:
             self._reply(number, dry_run(self._broker, kernel, body))
             return
@@ -153,6 +156,8 @@ class Desk:
         self._waiting[job] = number
         self._broker.jobs[job] = self
         self._broker.job_names[job] = clean_name(body.name)
+        asked = self._broker.asked[job] = self._broker.ask(kernel, body)
+        body = asked.submit
         taken = engine.feed(
             ev.JobSubmitted(
                 at=engine.now,
@@ -165,6 +170,7 @@ class Desk:
                 cooperative=body.cooperative,
                 plain=body.plain,
                 usage=None if engine.scheduler.config.divisible else engine.usage(kernel),
+                time=body.time,
             )
         )
         if not taken:
@@ -179,7 +185,7 @@ class Desk:
 
     def _yield(self, number: int, body: msg.Yield) -> None:
         job = self._mine(body.job)
-        _check_held(body.persistent, body.peak)
+        _check_held(body.persistent, body.peak, body.ephemeral)
         self._waiting[job] = number
         self._broker.boundaries[job] = body.boundaries
         self._broker.note_peak(job, body.peak)
@@ -191,6 +197,7 @@ class Desk:
                 trimmed=body.trimmed,
                 persistent=body.persistent,
                 interval=body.interval,
+                ephemeral=body.ephemeral,
             )
         )
         if not taken and job in self._waiting:
@@ -206,7 +213,9 @@ class Desk:
         pending = self._waiting.pop(job, None)
         if pending is not None:
             self._reply(pending, _DROPPED)
+        _check_words(*body.frameworks)
         self._broker.note_peak(job, body.peak)
+        self._broker.learn(job, body)
         report = self._broker.end(job, persistent=body.persistent, boundaries=body.boundaries)
         self._forget(job)
         self._reply(number, report)
@@ -303,6 +312,13 @@ class Desk:
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
         self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
 
+    def _needs(self, number: int, body: msg.GetNeeds) -> None:
+        _check_words(*body.frameworks)
+        kernel, broker = self.kernel, self._broker
+        user = user_name(self.peer.uid) if kernel is None else kernel.user
+        place = None if kernel is None else broker.place(kernel, body.frameworks)
+        self._reply(number, msg.NeedsReply(broker.needs.views(user, place)))
+
     def _set_weight(self, number: int, body: msg.SetWeight) -> None:
         kernel = self._own()
         weight = kernel.weight = check_weight(body.weight)
@@ -350,6 +366,20 @@ def _check_sizes(body: msg.Submit) -> None:
     if body.size is not None and (body.persistent is not None or body.ephemeral is not None):
         problem = "give one size, or -p and -e, not both."
         raise BadDeclaration(problem)
+    if body.time is not None:
+        parse_time(body.time)
+
+
+def _check_words(*words: str) -> None:
+    """A hash of code, and frameworks with their versions: short, a few, and kept on disk."""
+    if len(words) > _MOST_WORDS or any(
+        len(word) > _LONGEST_WORD or not word.isprintable() for word in words
+    ):
+        problem = (
+            f"a job names its code and frameworks in at most {_MOST_WORDS} words of up to {_LONGEST_WORD} printable "
+            f"characters, and {len(words)} came, the longest of {max(map(len, words))}."
+        )
+        raise BadFrame(problem)
 
 
 def _check_held(*sizes: int) -> None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
+from gpushare_kernel.broker.needs import Asked, Needs
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.learned import Place, Run
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import (
@@ -41,6 +43,7 @@ class JobAnswers:
         self.system = system
         self.registry = Registry()
         self.ledger = ledger
+        self.needs = Needs(ledger)
         #: One scheduler state a device: nobody else gives that device out.
         self.engines = {
             device.inventory.id: Engine(Scheduler(config), device, self.registry, self)
@@ -49,6 +52,9 @@ class JobAnswers:
         self._placed: dict[SessionId, Engine] = {}
         self.jobs: dict[JobId, Desk] = {}
         self.job_names: dict[JobId, str] = {}
+        #: As what they were submitted, and what those whose process has ended since had shown.
+        self.asked: dict[JobId, Asked] = {}
+        self._shown: dict[JobId, Run] = {}
         self.boundaries: dict[JobId, int] = {}
         self._peaks: dict[JobId, int] = {}
         self.observers: set[Desk] = set()
@@ -89,6 +95,11 @@ class JobAnswers:
     def job(self, job: JobId) -> Job | None:
         """Return what the scheduler keeps about `job`."""
         return self.engine_of(session_of(job)).scheduler.jobs.get(job)
+
+    def place(self, kernel: Kernel, frameworks: tuple[str, ...] = ()) -> Place:
+        """Return where `kernel`'s jobs run, as what is learned of them depends on it."""
+        inventory = self.engine_of(kernel.id).device.inventory
+        return Place(inventory.kind, inventory.name, frameworks)
 
     def sessions(self) -> Iterator[Session]:
         """Every session, device by device."""
@@ -145,9 +156,13 @@ class JobAnswers:
                 self.save(kernel)
         name = client_id(job.id)
         lane, need = job.lane or LaneId(0), job.need
+        asked = self.asked.get(job.id)
+        runs = 0 if asked is None else asked.runs
         desk.granted(
             job.id,
-            lambda slot: msg.Granted(name, lane, slot, waited, need.persistent, need.ephemeral),
+            lambda slot: msg.Granted(
+                name, lane, slot, waited, need.persistent, need.ephemeral, runs
+            ),
         )
 
     def queued(self, job: JobId) -> None:
@@ -173,11 +188,53 @@ class JobAnswers:
         self.jobs.pop(job, None)
         self.job_names.pop(job, None)
         self.boundaries.pop(job, None)
+        self.asked.pop(job, None)
+        self._shown.pop(job, None)
         self._peaks.pop(job, None)
 
     def note_peak(self, job: JobId, peak: int) -> None:
         """The client saw its session hold `peak` bytes."""
         self._peaks[job] = max(peak, self._peaks.get(job, 0))
+
+    def ask(self, kernel: Kernel, body: msg.Submit) -> Asked:
+        """Return `body` with what it does not declare filled in from earlier runs of its code."""
+        core = self.engine_of(kernel.id).scheduler
+        place = self.place(kernel, body.frameworks)
+        return self.needs.ask(body, kernel.user, place, core.sessions[kernel.id], core.book)
+
+    def ends(self, kernel: Kernel) -> None:
+        """`kernel`'s process has: keep what its jobs had shown, for whoever says how it ended."""
+        session = self.session(kernel)
+        for name, job in {} if session is None else session.jobs.items():
+            if session is not None and name in self.asked and job.granted is not None:
+                self._shown[name] = Run(0, 0, job.served(session, self.now))
+
+    def learn(self, name: JobId, end: msg.End) -> None:
+        """`name` is about to be over: keep what it has shown, where that says something of its code's next run."""
+        asked, job, kernel = (
+            self.asked.get(name),
+            self.job(name),
+            self.registry.get(session_of(name)),
+        )
+        if asked is None or kernel is None or end.failed:
+            return
+        run = self._shown.get(name) if job is None else self._run(job, end)
+        if run is not None:
+            self.needs.learn(asked.declared, kernel.user, self.place(kernel, end.frameworks), run)
+
+    def _run(self, job: Job, end: msg.End) -> Run | None:
+        """Return what `job` has shown; None where it never began, or others of its session ran beside it: nobody tells them apart."""
+        session = self.engine_of(job.session).scheduler.sessions[job.session]
+        if job.granted is None or len(session.jobs) > 1:
+            return None
+        boundaries = max(end.boundaries, self.boundaries.get(job.id, 0))
+        served = job.served(session, self.now)
+        return Run(
+            end.persistent,
+            max(0, max(end.peak, self._peaks.get(job.id, 0)) - end.persistent),
+            served,
+            served / boundaries if boundaries else 0.0,
+        )
 
     def end(self, name: JobId, *, persistent: int, boundaries: int) -> msg.Report:
         """`name` is over; say what became of it."""

@@ -8,19 +8,23 @@ read-only is logged once: the broker goes on, and what it noted is written when 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from gpushare_kernel import procfs
+from gpushare_kernel.core.learned import Declared, Learned, Place, Run
 from gpushare_kernel.core.values import ProcessKey, SessionId, UserId
 
 SCHEMA = 1
+NEEDS_VERSION = 1
+"""What a row of learned needs means; rows of another version are passed over, and written anew when that code runs again."""
 _LAZY_SECONDS = 1.0
 _TABLES = """
 BEGIN IMMEDIATE;
@@ -35,6 +39,11 @@ CREATE TABLE IF NOT EXISTS sessions (
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
     device TEXT NOT NULL, background INTEGER NOT NULL, needs INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (boot, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS needs (
+    user TEXT NOT NULL, code TEXT NOT NULL, kind TEXT NOT NULL, device TEXT NOT NULL, version INTEGER NOT NULL,
+    name TEXT NOT NULL, count INTEGER NOT NULL, seen TEXT NOT NULL, used_at REAL NOT NULL,
+    PRIMARY KEY (user, code, kind, device)
 ) WITHOUT ROWID;
 COMMIT;
 """
@@ -51,6 +60,9 @@ _LOAD = (
     " opener, opener_start, device, background, needs FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
+_NEED = "INSERT OR REPLACE INTO needs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_NEED_DROPPED = "DELETE FROM needs WHERE user = ? AND code = ? AND kind = ? AND device = ?"
+_NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs WHERE version = ? ORDER BY used_at"
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
 _Change = tuple[str, tuple[object, ...]]
@@ -89,11 +101,30 @@ class UserRow:
 
 
 @dataclass(frozen=True, slots=True)
+class NeedRow:
+    """What was learned of one piece of a user's code on one device. `code` is a hash, `used_at` wall clock seconds."""
+
+    user: UserId
+    code: str
+    name: str
+    place: Place
+    declared: Declared
+    learned: Learned
+    used_at: float
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells it from others."""
+        return (self.user, self.code, self.place.kind, self.place.device)
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a ledger holds: the sessions of this boot, and every user."""
+    """What a ledger holds: the sessions of this boot, every user, and what was learned of their code, the latest used last."""
 
     sessions: tuple[SessionRow, ...] = ()
     users: tuple[tuple[UserId, UserRow], ...] = ()
+    needs: tuple[NeedRow, ...] = ()
 
 
 def token_hash(token: str) -> str:
@@ -121,6 +152,7 @@ class Ledger:
         """Return what is on disk; blocks. Rows of another boot do not count: their processes are gone."""
         sessions: list[SessionRow] = []
         users: list[tuple[UserId, UserRow]] = []
+        learned: list[NeedRow] = []
         with self._reporting(), closing(_opened(self._path)) as database:
             for id_, user, uid, name, pid, start, *kept in database.execute(_LOAD, (self._boot,)):
                 who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
@@ -141,7 +173,9 @@ class Ledger:
                 sessions.append(row)
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
-        return Loaded(tuple(sessions), tuple(users))
+            rows = (_need_row(*row) for row in database.execute(_NEEDS, (NEEDS_VERSION,)))
+            learned += [row for row in rows if row is not None]
+        return Loaded(tuple(sessions), tuple(users), tuple(learned))
 
     def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
         """Keep a session as it is now; where only its device time is new, that is not urgent."""
@@ -170,6 +204,27 @@ class Ledger:
     def user_weight(self, user: UserId, weight: float) -> None:
         """Keep a user's weight."""
         self._note(("weight", user), (_WEIGHT, (user, weight)), urgent=True)
+
+    def need_saved(self, row: NeedRow) -> None:
+        """Keep what is known of one piece of code."""
+        seen = {
+            "frameworks": row.place.frameworks,
+            "declared": astuple(row.declared),
+            "runs": [astuple(run) for run in row.learned.runs],
+        }
+        values = (
+            *row.key,
+            NEEDS_VERSION,
+            row.name,
+            row.learned.count,
+            json.dumps(seen),
+            row.used_at,
+        )
+        self._note(("need", "\0".join(row.key)), (_NEED, values))
+
+    def need_dropped(self, row: NeedRow) -> None:
+        """Forget it."""
+        self._note(("need", "\0".join(row.key)), (_NEED_DROPPED, row.key))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Write what is noted now; return whether all of it is on disk. Blocks."""
@@ -288,6 +343,7 @@ def _prepared(database: sqlite3.Connection) -> str:
         return f"it has schema {schema}, and this version knows {SCHEMA}"
     _add_needs(database)
     database.execute(_LOAD, ("",))
+    database.execute(_NEEDS, (0,))
     return ""
 
 
@@ -325,6 +381,22 @@ def _write(database: sqlite3.Connection, changes: Iterable[_Change]) -> None:
     for statement, values in changes:
         database.execute(statement, values)
     database.execute("COMMIT")
+
+
+def _need_row(  # noqa: PLR0917 - a row of the table
+    user: str, code: str, kind: str, device: str, name: str, count: int, seen: str, used_at: float
+) -> NeedRow | None:
+    """Return a row as it was kept; None where it makes no sense."""
+    try:
+        known = json.loads(seen)
+        runs = tuple(Run(*run) for run in known["runs"])
+        place = Place(kind, device, tuple(known["frameworks"]))
+        declared = Declared(*known["declared"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    if not runs:
+        return None
+    return NeedRow(UserId(user), code, name, place, declared, Learned(count, runs), used_at)
 
 
 def _pair(key: ProcessKey | None) -> tuple[int | None, int | None]:

@@ -103,6 +103,7 @@ class Processes(JobAnswers):
     def emptied(self, kernel: Kernel) -> None:
         """`kernel`'s process is gone or about to be replaced: jobs end, memory is free, the session stays."""
         survivors = self._survivors(kernel)
+        self.ends(kernel)
         self.engine_of(kernel.id).feed(ev.SessionRestarted(at=self.now, session=kernel.id))
         self.registry.unbind(kernel)
         kernel.baseline, kernel.told_budget = 0, -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
@@ -29,15 +30,11 @@ def initials(user: UserId) -> str:
 def named(broker: Broker, wait: Wait, uid: int) -> Wait:
     """Return `wait` with holders called as `uid` may know them."""
     holders = tuple(_holder(broker, holder, uid) for holder in wait.holders)
-    return Wait(
-        wait.reason,
-        wait.needs,
-        wait.free,
-        wait.ahead,
-        holders,
-        wait.eta,
-        broker.longest_wait,
-        None if wait.until is None else max(0.0, wait.until - broker.now),
+    return replace(
+        wait,
+        holders=holders,
+        longest_today=broker.longest_wait,
+        until=None if wait.until is None else max(0.0, wait.until - broker.now),
     )
 
 

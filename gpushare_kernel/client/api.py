@@ -7,10 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
+from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.lanes import Lane, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.sizes import check_weight, parse_size
+from gpushare_kernel.core.sizes import check_weight, parse_size, parse_time
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
@@ -50,6 +51,7 @@ def lane(
     name: str | None = None,
     weight: float = 1.0,
     wait: float | None = None,
+    time: float | str | None = None,
 ) -> Lane:
     """Declare what the code below needs, and wait until it may run.
 
@@ -60,13 +62,17 @@ def lane(
     ephemeral
         What this block holds beyond that while it runs, empty between its iterations.
     size
-        Instead of both: the most the notebook may hold while the block runs.
+        Instead of both: the most the notebook may hold while the block runs. With none of the three it gets what
+        earlier runs of this very block took, where there were any.
     name
         What the job is called in status lists; the notebook's name otherwise.
     weight
         How this work counts among your own.
     wait
         Seconds to wait at most.
+    time
+        How long the block takes with the device to itself, in seconds or as text (`"5min"`, `"1h30m"`).
+        Policies that prefer short work, and what others read about their wait, use it.
 
     Returns
     -------
@@ -75,7 +81,7 @@ def lane(
 
     Raises
     ------
-    BadSize, BadDeclaration
+    BadSize, BadTime, BadDeclaration
         Where the declaration makes no sense.
     Refused
         On entering, where it can never fit the device.
@@ -83,12 +89,14 @@ def lane(
         On entering, where `wait` is over.
     """
     made = make_lane(
+        code=fingerprint.of_place(sys._getframe(1)),
         size=size,
         persistent=persistent,
         ephemeral=ephemeral,
         name=name,
         weight=weight,
         wait=wait,
+        time=time,
         cooperative=True,
     )
     if get_session() is None:
@@ -121,9 +129,11 @@ def make_lane(
     name: str | None = None,
     weight: float = 1.0,
     wait: float | None = None,
+    time: float | str | None = None,
     cooperative: bool = False,
+    code: str = "",
 ) -> Lane:
-    """Check a declaration and return its lane, not entered yet."""
+    """Check a declaration and return its lane, not entered yet; `code` is the hash of what runs in it."""
     session = get_session()
     return Lane(
         session,
@@ -135,7 +145,9 @@ def make_lane(
             name=name,
             weight=weight,
             wait=wait,
+            time=time,
             cooperative=cooperative,
+            code=code,
         ),
         wait=wait,
     )
@@ -150,8 +162,10 @@ def submission(
     name: str | None,
     weight: float,
     wait: float | None,
+    time: float | str | None = None,
     cooperative: bool = False,
     dry_run: bool = False,
+    code: str = "",
 ) -> Submit:
     """Return a checked declaration as the broker takes it."""
     if size is not None and (persistent is not None or ephemeral is not None):
@@ -175,6 +189,9 @@ def submission(
         weight=float(weight),
         cooperative=cooperative and (session is None or session.cooperates),
         dry_run=dry_run,
+        time=None if time is None else _time(time),
+        code=code,
+        frameworks=fingerprint.frameworks() if code else (),
     )
 
 
@@ -193,6 +210,13 @@ def _bytes(given: int | str, session: Session | None) -> int:
         msg = f"a size is a number of bytes or a text such as '2GiB', not {given!r}."
         raise BadDeclaration(msg)
     return parse_size(f"{given}B")
+
+
+def _time(given: float | str) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        msg = f"a time is a number of seconds or a text such as '5min', not {given!r}."
+        raise BadDeclaration(msg)
+    return parse_time(given)
 
 
 def _capacity(session: Session | None) -> int:

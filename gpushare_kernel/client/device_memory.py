@@ -60,6 +60,10 @@ class DeviceMemory:
         self.highest = max(self.highest, peaks)
         return self.highest
 
+    def ephemeral(self) -> int:
+        """Return the most that was in use above the last measurement since this was asked before."""
+        return max(0, sum(_ask(adapter.most_used, 0) for adapter in self.in_use()) - self.last)
+
     def job_over(self) -> None:
         """Give back what the job's pools kept: it was its ephemeral memory, and its peak is known by now."""
         self.trim()

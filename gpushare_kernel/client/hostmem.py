@@ -79,6 +79,10 @@ class HostMemory:
         self.highest = max(self.highest, held)
         return self.highest
 
+    def ephemeral(self) -> int:
+        """Return 0: the process's peak counts pages of files too, which is too coarse to hold a job to."""
+        return 0
+
     def job_over(self) -> None:
         """Nothing to do: pages that are freed go back by themselves, sooner or later."""
 

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.calls import Call, interruptible
 from gpushare_kernel.client.link import LinkDown
+from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN, WordView
+from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import End, Granted, HeldJob, Report, Yield
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ class Job:
 
     __slots__ = (
         "_counted",
+        "_most",
         "_pending",
         "_session",
         "_since",
@@ -41,6 +45,7 @@ class Job:
         "id",
         "interval",
         "lane",
+        "learned",
         "name",
         "persistent",
         "plain",
@@ -63,10 +68,12 @@ class Job:
         self.slot = granted.slot
         self.persistent = granted.persistent
         self.ephemeral = granted.ephemeral
+        self.learned = granted.learned
         self.waited = waited
         self.boundaries = 0
         self.interval = 0.0
         self._counted = 0
+        self._most = 0
         self._since = time.monotonic()
         self._pending: Call | None = None
         self._view: WordView | None = None
@@ -98,8 +105,8 @@ class Job:
             plain=self.plain,
         )
 
-    def end(self) -> Report | None:
-        """End the job; returns what became of it, or None where the broker is away."""
+    def end(self, *, failed: bool = False) -> Report | None:
+        """End the job; returns what became of it, or None where the broker is away. `failed`: it did not come to its end."""
         session = self._session
         self._over()
         if not session.up:
@@ -108,21 +115,26 @@ class Job:
         try:
             memory.peak()
             memory.job_over()
-            session.send(End(self.id, memory.last, memory.highest, self.boundaries), call)
+            session.send(self._end(failed=failed), call)
         except LinkDown:
             return None
         finally:
             if not call.sent:  # interrupted: nobody else would ever end it
-                session.post(End(self.id, memory.last, memory.highest, self.boundaries))
+                session.post(self._end(failed=True))
         reply = session.answer(call, _REPORT)
         return reply if isinstance(reply, Report) else None
 
-    def leave(self) -> None:
+    def leave(self, *, failed: bool = False) -> None:
         """End the job and wait for no report: nobody reads it."""
         self._over()
+        self._session.memory.peak()
+        self._session.post(self._end(failed=failed))
+
+    def _end(self, *, failed: bool) -> End:
         memory = self._session.memory
-        memory.peak()
-        self._session.post(End(self.id, memory.last, memory.highest, self.boundaries))
+        return End(
+            self.id, memory.last, memory.highest, self.boundaries, failed, fingerprint.frameworks()
+        )
 
     def _over(self) -> None:
         session, pending = self._session, self._pending
@@ -147,6 +159,13 @@ class Job:
                 return
         if self._pending is not None:
             self._await_grant(self._pending)
+
+    def hears(self, wait: Wait) -> str | None:
+        """Return what its user is to read while it waits at a boundary (reader thread): that it outgrew its grant, once."""
+        most, self._most = self._most, 0
+        if wait.reason is not WaitReason.MEMORY or most <= self.ephemeral:
+            return None
+        return texts.outgrown_text(most, self.ephemeral, wait, self._session.noun)
 
     def _ask(self, question: Yield) -> bool:
         """Send a yield; what is on its way stays pending, whatever is raised meanwhile."""
@@ -173,20 +192,26 @@ class Job:
         self._since = time.monotonic()
         if isinstance(reply, Granted):
             self.lane, self.slot = reply.lane, reply.slot
+            # It may have grown: what it was seen to take is what it has from here on.
+            self.persistent, self.ephemeral = reply.persistent, reply.ephemeral
 
     def _yield(self, *, trimmed: bool) -> Yield:
         memory = self._session.memory
         if trimmed:
             memory.trim()
+            memory.peak()
+            self._most = memory.ephemeral()
         else:
             memory.settle()  # the turn is over when the device has done what it was given
+            self._most = 0
         return Yield(
             job=self.id,
             trimmed=trimmed,
-            persistent=memory.now() if trimmed else memory.last,
-            peak=memory.peak() if trimmed else memory.highest,
+            persistent=memory.last,
+            peak=memory.highest,
             boundaries=self.boundaries,
             interval=self.interval,
+            ephemeral=self._most,
         )
 
     def _average(self) -> None:
@@ -213,7 +238,7 @@ class Unshared:
     def meet(self, mask: int) -> None:
         """Never asked for anything."""
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Nobody has to know."""
 
 

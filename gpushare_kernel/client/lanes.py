@@ -113,17 +113,20 @@ class Lane:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
-    def close(self) -> None:
-        """Leave the lane; a second time it does nothing, and neither does it in a forked child."""
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the lane; a second time it does nothing, and neither does it in a forked child.
+
+        What a run took that `failed` says nothing of the next: nothing is learned of it.
+        """
         if not self.open:
             return
         self._pid = -1
         if _innermost.get() is self:
             _innermost.set(self._outer)
         if self._outer is None:
-            self.report = self._job.end()
+            self.report = self._job.end(failed=failed)
             if self.report is not None:
                 ended.append(self.report)
 
@@ -170,6 +173,9 @@ class Lane:
                 self._submit, wait=self._wait, on_wait=shown.wait, say=shown.say
             )
             began = self.waited = self._job.waited
+            if self._job.learned:
+                size = self._job.persistent + self._job.ephemeral
+                shown.say(texts.learned_text(size, self._job.learned, session.noun))
         except GpushareError as problem:
             if not (isinstance(problem, BrokerUnavailable) or problem is session.refusal):
                 raise

@@ -32,6 +32,12 @@ class Memory(Protocol):
     def peak(self) -> int:
         """Return the most that was held since `start_peak`."""
 
+    def ephemeral(self) -> int:
+        """Return the most that was in use above what is held now since this was asked before, or since `start_peak`.
+
+        Asked where everything unused is given back; 0 where nothing of ours can tell.
+        """
+
     def job_over(self) -> None:
         """A declared job is over: what it held beyond what the notebook keeps goes back."""
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
+from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.calls import Call, Lost, expect
 from gpushare_kernel.client.link import LinkDown
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.wire.messages import (
     Attached,
     DryRun,
+    GetNeeds,
     GetSnapshot,
+    NeedsReply,
     Ok,
     Release,
     ReleasedNow,
@@ -23,7 +26,7 @@ from gpushare_kernel.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from gpushare_kernel.wire.snapshot import Snapshot
+    from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 _Reply = TypeVar("_Reply")
 
@@ -49,6 +52,10 @@ class Questions(ABC):
     def snapshot(self) -> Snapshot:
         """Return the broker's state as we may see it."""
         return self.request(GetSnapshot(), SnapshotReply).snapshot
+
+    def needs(self) -> tuple[NeedView, ...]:
+        """Return what is known of my code, the latest used first."""
+        return self.request(GetNeeds(fingerprint.frameworks()), NeedsReply).needs
 
     def set_needs(self, size: int) -> None:
         """Say what this notebook is to get, in bytes, when its kernel starts next."""

@@ -407,6 +407,10 @@ class Session(Questions):
                 self._give_back(body)
         elif isinstance(body, Waiting):
             self._calls.waiting(body.job, body.wait)
+            job = self._jobs.get(body.job)
+            text = None if job is None else job.hears(body.wait)
+            if text is not None:
+                self.say(text)
         elif isinstance(body, Soon):
             self._calls.nudge()
         elif isinstance(body, Slowed | Announce):

@@ -1,11 +1,12 @@
 """What a client shows of the broker's answers: the wire's types for those who import the client only, and what sessions are called."""
 
 from gpushare_kernel.wire.messages import Announce, Report, Slowed
-from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot
+from gpushare_kernel.wire.snapshot import DeviceView, NeedView, SessionView, Snapshot
 
 __all__ = [
     "Announce",
     "DeviceView",
+    "NeedView",
     "Report",
     "SessionView",
     "Slowed",

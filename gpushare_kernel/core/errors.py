@@ -3,6 +3,7 @@
 GpushareError
 ├── UserError               the declaration or the request; shown in a notebook as its message only
 │   ├── BadSize             a size that cannot be read or makes no sense
+│   ├── BadTime             a time that cannot be read or makes no sense
 │   ├── BadDeclaration      options that contradict each other
 │   ├── Refused             can never fit this device
 │   ├── WaitEnded           --wait SECONDS is over; the cell has not run
@@ -39,6 +40,10 @@ class UserError(GpushareError):
 
 class BadSize(UserError):
     """A size that cannot be read or makes no sense."""
+
+
+class BadTime(UserError):
+    """A time that cannot be read or makes no sense."""
 
 
 class BadDeclaration(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from gpushare_kernel.core.eta import UNKNOWN, for_lane, for_memory, for_turn
 from gpushare_kernel.core.records import Job
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import Holder, JobState, SessionId, Wait, WaitReason
@@ -19,9 +20,11 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
         needs = book.added(session, job.need) + job.need.ephemeral
         if not scheduler.may_enter(job):
             # The policy has no more of them at once.
-            return Wait(WaitReason.TURN, 0, 0, 1 + book.queue.ahead(job.id))
+            eta, exact = for_memory(scheduler, job)
+            return Wait(WaitReason.TURN, 0, 0, 1 + book.queue.ahead(job.id), eta=eta, exact=exact)
         until = scheduler.turns.free_until
         reason = WaitReason.GRACE if scheduler.at < until else WaitReason.MEMORY
+        eta, exact = UNKNOWN if reason is WaitReason.GRACE else for_memory(scheduler, job)
         return Wait(
             reason=reason,
             needs=needs,
@@ -29,6 +32,8 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
             ahead=book.queue.ahead(job.id),
             holders=() if reason is WaitReason.GRACE else _holders(scheduler, job),
             until=until if reason is WaitReason.GRACE else None,
+            eta=eta,
+            exact=exact,
         )
     lane = scheduler.book.table.lanes[job.lane] if job.lane is not None else None
     if lane is not None and lane.occupant is not job:
@@ -39,9 +44,12 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
             if occupant is None
             else (_holder(scheduler, job, occupant.session, occupant.need.ephemeral),)
         )
-        return Wait(WaitReason.OCCUPANCY, job.need.ephemeral, 0, before, holders)
-    ahead = len(scheduler.turns.using)
-    return Wait(WaitReason.TURN, 0, 0, ahead)
+        eta, exact = for_lane(scheduler, job, before)
+        return Wait(
+            WaitReason.OCCUPANCY, job.need.ephemeral, 0, before, holders, eta=eta, exact=exact
+        )
+    eta, exact = for_turn(scheduler, job)
+    return Wait(WaitReason.TURN, 0, 0, len(scheduler.turns.using), eta=eta, exact=exact)
 
 
 def _holders(scheduler: Scheduler, job: Job) -> tuple[Holder, ...]:

@@ -1,11 +1,11 @@
-"""Numbers as people write them: sizes (`512MiB`, `2G`, `1.5 GB`, `25%`) and weights."""
+"""Numbers as people write them: sizes (`512MiB`, `2G`, `1.5 GB`, `25%`), times (`90s`, `1h30m`) and weights."""
 
 from __future__ import annotations
 
 import re
 
-from gpushare_kernel.core.errors import BadDeclaration, BadSize
-from gpushare_kernel.core.values import LARGEST_SIZE
+from gpushare_kernel.core.errors import BadDeclaration, BadSize, BadTime
+from gpushare_kernel.core.values import LARGEST_SIZE, LONGEST_TIME
 
 _UNITS: dict[str, int] = {
     "b": 1,
@@ -16,6 +16,18 @@ _UNITS: dict[str, int] = {
     },
     **{u: 10 ** (3 * n) for n, u in enumerate(("kb", "mb", "gb", "tb"), 1)},
 }
+_SECONDS: dict[str, float] = {
+    u: seconds
+    for seconds, us in (
+        (1.0, "s sec secs second seconds"),
+        (60.0, "m min mins minute minutes"),
+        (3600.0, "h hour hours"),
+        (86400.0, "d day days"),
+    )
+    for u in us.split()
+}
+_PART = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]+)")
+_PLAIN_SECONDS = re.compile(r"\s*[0-9]+(?:\.[0-9]+)?\s*")
 _SHAPE = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]+|%)?\s*")
 
 
@@ -73,6 +85,36 @@ def pasteable_size(size: int) -> str:
     return f"{max(1, -(-size // step)) * 64}MiB"
 
 
+def parse_time(given: float | str) -> float:
+    """Return the seconds that `given` means: a number of seconds, or a text (`90s`, `5min`, `1h30m`, `2h`, `300`).
+
+    Raises
+    ------
+    BadTime
+        Where it is no time, is zero or negative, is not finite, or is absurdly long.
+    """
+    seen = given.strip() if isinstance(given, str) else f"{given:g}"
+    seconds = _seconds(given) if isinstance(given, str) else float(given)
+    if seconds != seconds or seconds in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN
+        msg = f"time {seen} is no number of seconds. Leave it out where nobody knows it, or write 5min."
+        raise BadTime(msg)
+    if seconds <= 0:
+        msg = f"time {seen!r} must be over 0 seconds. Leave it out, or write one such as 5min."
+        raise BadTime(msg)
+    if seconds > LONGEST_TIME:
+        msg = f"time {seen!r} is over {LONGEST_TIME / 86400:.0f} days. Did you mean a smaller unit?"
+        raise BadTime(msg)
+    return seconds
+
+
+def pasteable_time(seconds: float) -> str:
+    """Return a time of at least `seconds` that can be pasted behind `--time`: `90s`, `12min`, `3h`."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds > 2 * length:
+            return f"{-(-int(seconds) // length)}{unit}"
+    return f"{max(1, -int(-seconds // 1))}s"
+
+
 def check_weight(weight: float) -> float:
     """Return `weight`, or refuse one that would starve somebody or mean nothing.
 
@@ -88,6 +130,30 @@ def check_weight(weight: float) -> float:
         )
         raise BadDeclaration(msg)
     return weight
+
+
+def _seconds(text: str) -> float:
+    if _PLAIN_SECONDS.fullmatch(text):
+        return float(text)
+    total, at, largest = 0.0, 0, float("inf")
+    while at < len(text.rstrip()):
+        part = _PART.match(text, at)
+        unit = None if part is None else _SECONDS.get(part["unit"].lower())
+        if part is None or unit is None or unit >= largest:  # each unit once, the largest first
+            raise BadTime(_not_a_time(text))
+        total, at, largest = total + float(part["number"]) * unit, part.end(), unit
+    if not at:
+        raise BadTime(_not_a_time(text))
+    return total
+
+
+def _not_a_time(text: str) -> str:
+    seen = text.strip()
+    if seen.startswith("-"):
+        return f"time {seen!r} is negative. Write one such as 5min."
+    return (
+        f"{seen!r} is not a time. Write seconds (300), or numbers with units: 90s, 5min, 1h30m, 2h."
+    )
 
 
 def _absolute(text: str, number: float, unit: str) -> int:

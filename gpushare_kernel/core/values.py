@@ -15,6 +15,8 @@ LaneId = NewType("LaneId", int)
 KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
 LARGEST_SIZE = 2**50
 """No declared size may reach a pebibyte; larger numbers are typing errors."""
+LONGEST_TIME = 366 * 86400.0
+"""No declared time (seconds) is longer than a year; larger numbers are typing errors."""
 
 
 class Presence(StrEnum):
@@ -108,7 +110,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a job waits, with the numbers its sentence needs (bytes, seconds)."""
+    """Why a job waits, with the numbers its sentence needs (bytes, seconds).
+
+    `eta` is when it may run (None: not known); `exact` where that is a sum of known times, not an estimate.
+    """
 
     reason: WaitReason
     needs: int
@@ -118,6 +123,7 @@ class Wait:
     eta: float | None = None
     longest_today: float | None = None
     until: float | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

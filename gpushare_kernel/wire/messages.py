@@ -13,7 +13,7 @@ from enum import IntEnum
 from msgspec import Struct, field
 
 from gpushare_kernel.core.values import JobId, SessionId, Wait
-from gpushare_kernel.wire.snapshot import Snapshot
+from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 VERSION = 2
 SPOKEN = (2, 1)
@@ -182,6 +182,11 @@ class Submit(_Message, frozen=True):
 
     `plain`: nobody declared it; a cell is about to use the device for the first time, and waits until there is room
     for a context and a little more. What it may hold beyond that is its `Budget`.
+
+    `time` is how many seconds it takes with the device to itself, None where nobody says.
+
+    `code` is a hash of what it runs: what it does not declare is taken from earlier runs of the same code. `frameworks`
+    are those loaded by now, with versions (`torch 2.9.0`).
     """
 
     job: JobId
@@ -193,6 +198,9 @@ class Submit(_Message, frozen=True):
     cooperative: bool = False
     dry_run: bool = False
     plain: bool = False
+    time: float | None = None
+    code: str = ""
+    frameworks: tuple[str, ...] = ()
 
 
 class Cancel(_Message, frozen=True):
@@ -205,6 +213,7 @@ class Yield(_Message, frozen=True):
     """The job met a boundary at which the broker wanted something; it waits. Reply: `Granted` when it may go on.
 
     `trimmed` says that its ephemeral memory is given back; `persistent` is what the session holds now, in bytes.
+    `ephemeral` is the most it held above that since the boundary before at which this was told, 0 where nobody knows.
     """
 
     job: JobId
@@ -213,15 +222,21 @@ class Yield(_Message, frozen=True):
     peak: int
     boundaries: int
     interval: float
+    ephemeral: int = 0
 
 
 class End(_Message, frozen=True):
-    """The job is over. `persistent` and `peak` are bytes the session holds now and held at most. Reply: `Report`."""
+    """The job is over. `persistent` and `peak` are bytes the session holds now and held at most. Reply: `Report`.
+
+    `failed`: it did not come to its end, and what it took says nothing of the next run. `frameworks` as in `Submit`.
+    """
 
     job: JobId
     persistent: int
     peak: int
     boundaries: int
+    failed: bool = False
+    frameworks: tuple[str, ...] = ()
 
 
 class Release(_Message, frozen=True):
@@ -237,6 +252,12 @@ class Release(_Message, frozen=True):
 
 class GetSnapshot(_Message, frozen=True):
     """Reply: `SnapshotReply`, filtered for the caller (I9)."""
+
+
+class GetNeeds(_Message, frozen=True):
+    """What is known of the caller's code. Reply: `NeedsReply`. `frameworks` as in `Submit`."""
+
+    frameworks: tuple[str, ...] = ()
 
 
 class SetWeight(_Message, frozen=True):
@@ -289,7 +310,8 @@ class CellEnded(_Message, frozen=True):
 class Granted(_Message, frozen=True):
     """The job may run. `slot` is its word in the session's page; times in seconds, sizes in bytes.
 
-    `persistent` and `ephemeral` are what it was admitted with (the split of a single size included).
+    `persistent` and `ephemeral` are what it was admitted with (the split of a single size included); `learned` says from
+    how many runs they were learned, 0 where they were not.
     """
 
     job: JobId
@@ -298,16 +320,18 @@ class Granted(_Message, frozen=True):
     waited: float
     persistent: int
     ephemeral: int
+    learned: int = 0
 
 
 class DryRun(_Message, frozen=True):
-    """What a submit would do now: `fits`, with the wait it would have where it does not."""
+    """What a submit would do now: `fits`, with the wait it would have where it does not. `learned` as in `Granted`."""
 
     fits: bool
     persistent: int
     ephemeral: int
     free: int
     wait: Wait | None = None
+    learned: int = 0
 
 
 class Report(_Message, frozen=True):
@@ -343,6 +367,12 @@ class SnapshotReply(_Message, frozen=True):
     """The state of the broker as the caller may see it."""
 
     snapshot: Snapshot
+
+
+class NeedsReply(_Message, frozen=True):
+    """What is known of the caller's code, the latest used first."""
+
+    needs: tuple[NeedView, ...] = ()
 
 
 # --- Notices of the broker ------------------------------------------------------------------------------
@@ -395,10 +425,20 @@ class Closing(_Message, frozen=True):
 
 
 Request = (
-    Submit | Cancel | Yield | End | Release | GetSnapshot | SetWeight | SetNeeds | SetPolicy | Stop
+    Submit
+    | Cancel
+    | Yield
+    | End
+    | Release
+    | GetSnapshot
+    | GetNeeds
+    | SetWeight
+    | SetNeeds
+    | SetPolicy
+    | Stop
 )
 ClientNotice = CellStarted | CellEnded
-Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply
+Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply | NeedsReply
 BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing
 
 
@@ -420,4 +460,4 @@ class FromBroker(Struct, frozen=True, array_like=True):
 
 def since(message: Request | BrokerNotice) -> int:
     """Return the first version that knows `message`: the other side would take it for a broken frame, and hang up."""
-    return 2 if isinstance(message, SetNeeds | Budget | Trim) else 1
+    return 2 if isinstance(message, SetNeeds | GetNeeds | Budget | Trim) else 1

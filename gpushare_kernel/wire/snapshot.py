@@ -93,6 +93,30 @@ class UserView(Struct, frozen=True):
     device_time: float
 
 
+class NeedView(Struct, frozen=True):
+    """What is known of one piece of the caller's code: what its last run declared and took, and what the next is taken to need.
+
+    `code` is a hash with a word before it: `cell:`, `lane:` or `run:` (its memory is not measured). `elsewhere` says
+    what was otherwise where it was learned (a device, versions of frameworks); empty where nothing was.
+    """
+
+    code: str
+    name: str
+    runs: int
+    elsewhere: str = ""
+    declared_size: int | None = None
+    declared_persistent: int | None = None
+    declared_ephemeral: int | None = None
+    declared_time: float | None = None
+    measured_persistent: int = 0
+    measured_ephemeral: int = 0
+    measured_time: float = 0.0
+    persistent: int = 0
+    ephemeral: int = 0
+    time: float | None = None
+    iteration: float | None = None
+
+
 class Snapshot(Struct, frozen=True):
     """The whole."""
 

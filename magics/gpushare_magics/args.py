@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.sizes import parse_size, pasteable_size
+from gpushare_kernel.core.sizes import parse_size, parse_time, pasteable_size
 from gpushare_kernel.wire import texts
 from gpushare_magics.completion import OPTIONS
 
@@ -28,6 +28,7 @@ class Declaration:
     weight: float = 1.0
     name: str | None = None
     wait: float | None = None
+    time: str | None = None
     dry_run: bool = False
 
 
@@ -45,6 +46,7 @@ def _parser() -> _Parser:
     parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("--name")
     parser.add_argument("--wait", type=float, metavar="SECONDS")
+    parser.add_argument("--time")
     parser.add_argument("--dry-run", action="store_true")
     return parser
 
@@ -54,10 +56,10 @@ def parse(text: str) -> Declaration:
 
     Raises
     ------
-    BadDeclaration, BadSize
+    BadDeclaration, BadSize, BadTime
         Where it makes no sense, with what to write instead.
     """
-    words = _words(text)
+    words = _with_time(_words(text))
     for word in words:
         if _NEGATIVE_SIZE.fullmatch(word):
             parse_size(word)
@@ -70,6 +72,7 @@ def parse(text: str) -> Declaration:
         weight=seen.weight,
         name=seen.name,
         wait=seen.wait,
+        time=seen.time,
         dry_run=seen.dry_run,
     )
 
@@ -84,6 +87,8 @@ def next_line(declaration: Declaration, report: Report) -> str:
     words = ["%%gpulane", sizes]
     if declaration.weight != 1.0:
         words.append(f"--weight {declaration.weight:g}")
+    if declaration.time is not None:
+        words.append(f"--time {shlex.quote(declaration.time)}")
     if declaration.name is not None:
         words.append(f"--name {shlex.quote(declaration.name)}")
     if declaration.wait is not None:
@@ -97,6 +102,18 @@ def _words(text: str) -> list[str]:
     except ValueError as problem:
         msg = f"cannot read {text!r}: {str(problem).lower()}. Close the quotation mark."
         raise BadDeclaration(msg) from None
+
+
+def _with_time(words: list[str]) -> list[str]:
+    """Return the words with `--time` and its value as one: a value may look like a size, or an option."""
+    out: list[str] = []
+    for word in words:
+        if out and out[-1] == "--time":
+            parse_time(word)
+            out[-1] = f"--time={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def _check_known(word: str) -> None:

@@ -112,7 +112,7 @@ class Cells:
         finish = _nothing
         try:
             # Before its lanes are left: what an error kept comes back first, and is not measured as kept.
-            finish = self._ended(None if result is None else result.error_in_exec)
+            finish = self._ended(KeyboardInterrupt() if result is None else result.error_in_exec)
         finally:
             ended = stack[depth:]
             del stack[depth:]

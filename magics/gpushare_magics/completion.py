@@ -9,8 +9,8 @@ from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, contex
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
-COMMANDS = ("status", "lanes", "release", "memory", "debug", "off", "on", "doctor")
-OPTIONS = ("--persistent", "--ephemeral", "--weight", "--name", "--wait", "--dry-run")
+COMMANDS = ("status", "lanes", "needs", "release", "memory", "debug", "off", "on", "doctor")
+OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 
 
 def candidates(line: str, token: str) -> list[str]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _active: Extension | None = None
 _STEPS = re.compile(r"\bcurrent_lane\b|\bgpushare\w*\.step\(")
 """A cell that asks for its lane, or steps, meets boundaries."""
+_SHOWN = 40
+"""Characters of a cell's first line that are shown in a table."""
 _ATTACH = 0.3
 """Seconds in which a kernel that has just started has a broker, or none for now."""
 
@@ -44,6 +46,10 @@ class Extension:
         self.node = PlainNode(self.cells)
         self.keep_frames = False
         self._failed: set[int] = set()
+        #: Threads whose cell has just ended by an error.
+        self._fell: set[int] = set()
+        #: The first line of each cell that declared something here, by its hash.
+        self.first_lines: dict[str, str] = {}
         self._slowed = UpdatingLine(self.output)
 
     def enter(self, arguments: str) -> None:
@@ -65,11 +71,29 @@ class Extension:
             name=declaration.name,
             weight=declaration.weight,
             wait=declaration.wait,
+            time=declaration.time,
             cooperative=cooperative,
+            code=self._code(),
         )
         if self.session is None and not self.output.quiet:
             self.output.show(texts.NO_BROKER)
         return declaration, lane.__enter__()
+
+    def _code(self) -> str:
+        """Return the hash of the running cell, and remember its first line: the broker knows the hash only."""
+        from gpushare_kernel.client.fingerprint import of_cell  # noqa: PLC0415
+
+        body = transform.body_of(self.cells.source())
+        if not body.strip():
+            return ""
+        python = body
+        with contextlib.suppress(Exception):  # somebody's transformer: the text as it is will do
+            python = self.shell.transform_cell(body)  # type: ignore[no-untyped-call]
+        code = of_cell(python)
+        lines = (line.strip() for line in body.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        self.first_lines[code] = first[:_SHOWN]
+        return code
 
     def _meets_boundaries(self) -> bool:
         """Say whether the running cell meets boundaries: it asks for its lane, or a framework does it unasked."""
@@ -86,8 +110,10 @@ class Extension:
 
     def ended(self, error: BaseException | None) -> Callable[[], None]:
         """A cell is over: give back what its error kept. Returns what says so, as the last line of the output."""
-        session = self.session
+        session, thread = self.session, threading.get_ident()
         line = None
+        if error is not None:
+            self._fell.add(thread)
         if error is not None and session is not None and session.gpu is not None:
             from gpushare_kernel.client.aftermath import recover  # noqa: PLC0415 - hardly ever
 
@@ -95,22 +121,23 @@ class Extension:
             with contextlib.suppress(Exception):
                 line = recover(session, error, keep_frames=self.keep_frames)
         if line is None:
-            return lambda: None
-        thread, text = threading.get_ident(), line
+            return lambda: self._fell.discard(thread)
+        text = line
         self._failed.add(thread)  # what it used is no advice for next time
 
         def say() -> None:
+            self._fell.discard(thread)
             self._failed.discard(thread)
             if not self.output.quiet:
                 self.output.show(text)
 
         return say
 
-    def leave(self, declaration: Declaration, lane: Lane) -> None:
+    def leave(self, declaration: Declaration, lane: Lane, *, failed: bool = False) -> None:
         """Leave the lane, and say what to declare next time."""
         from gpushare_magics.args import next_line  # noqa: PLC0415
 
-        lane.close()
+        lane.close(failed=failed or threading.get_ident() in self._fell)
         told = self.output.quiet or threading.get_ident() in self._failed
         if lane.report is not None and not told:
             self.output.show(texts.used_text(lane.report, next_line(declaration, lane.report)))
@@ -129,7 +156,9 @@ class Extension:
                 name=declared.name,
                 weight=declared.weight,
                 wait=declared.wait,
+                time=declared.time,
                 dry_run=True,
+                code=self._code(),
             )
             if self.session is None:
                 self.output.show(texts.NO_BROKER)

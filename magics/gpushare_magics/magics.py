@@ -33,7 +33,7 @@ class GpuShareMagics(Magics):
     def gpulane(self, line: str, cell: str) -> object:
         """Run a cell on its share of the device: `%%gpulane 6GiB`.
 
-        %%gpulane [SIZE] [-p SIZE] [-e SIZE] [--weight W] [--name N] [--wait SECONDS] [--dry-run]
+        %%gpulane [SIZE] [-p SIZE] [-e SIZE] [--time T] [--weight W] [--name N] [--wait SECONDS] [--dry-run]
 
         SIZE is the most this notebook may hold while the cell runs: 512MiB, 2G, "1.5 GB", 25%.
         Without one the host's default is declared. If there is no room, the cell waits, says why,
@@ -41,6 +41,7 @@ class GpuShareMagics(Magics):
 
         -p, --persistent SIZE  instead of one size: what the notebook keeps in all ...
         -e, --ephemeral SIZE   ... and what the cell holds beyond that while it runs
+        --time T               how long it takes with the device to itself: 90s, 5min, 1h30m
         --weight W             how this cell counts among your own work (1)
         --name N               what it is called in lists (the notebook's name)
         --wait SECONDS         wait that long at most; the cell has then not run
@@ -58,10 +59,13 @@ class GpuShareMagics(Magics):
             return None
         with plain_errors():
             declaration, lane = extension.entered(line)
+        failed = True
         try:
-            return run(extension.shell, cell)
+            result = run(extension.shell, cell)
+            failed = False
         finally:
-            extension.leave(declaration, lane)
+            extension.leave(declaration, lane, failed=failed)
+        return result
 
     @no_var_expand
     @line_magic
@@ -70,6 +74,7 @@ class GpuShareMagics(Magics):
 
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
+        %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
         %gpushare debug on|off        keep the frames of a failed cell for %debug, with the memory they hold
@@ -97,6 +102,8 @@ class GpuShareMagics(Magics):
             output.show(tables.doctor(session))
         elif session is None:
             output.show(texts.NO_BROKER)
+        elif command == "needs":
+            output.show(tables.needs(session.needs(), self._extension.first_lines))
         elif command == "memory":
             output.show(self._remember(session, notebook))
         elif command == "release":

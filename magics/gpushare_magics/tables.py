@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
-from gpushare_kernel.client.shown import DeviceView, SessionView, Snapshot, label, names_of_jobs
+from gpushare_kernel.client.shown import (
+    DeviceView,
+    NeedView,
+    SessionView,
+    Snapshot,
+    label,
+    names_of_jobs,
+)
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.wire import texts
@@ -17,6 +24,8 @@ from gpushare_kernel.wire import texts
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
 
+_MOST_NEEDS = 20
+"""Rows of learned needs that are shown: the latest used."""
 _STARTUP = Path("etc/ipython/startup/00-gpushare.py")
 
 
@@ -84,6 +93,49 @@ def lanes(snapshot: Snapshot) -> str:
         table = _table(rows) if device.lanes else "No lanes."
         parts.append(f"{_device(device)}\n{kept}\n{table}")
     return "\n\n".join(parts) or "No device."
+
+
+def needs(known: Sequence[NeedView], first_lines: Mapping[str, str]) -> str:
+    """Return what is known of the user's code; cells that ran here are called by their first line."""
+    if not known:
+        return texts.NO_NEEDS
+    rows = [("code", "of", "runs", "declared", "learned", "last run", "advice")]
+    rows += [
+        (
+            first_lines.get(need.code) or need.code,
+            need.name,
+            str(need.runs),
+            _declared(need),
+            _need(need, need.persistent, need.ephemeral, need.time),
+            _need(need, need.measured_persistent, need.measured_ephemeral, need.measured_time),
+            texts.need_advice(need),
+        )
+        for need in known[:_MOST_NEEDS]
+    ]
+    more = len(known) - _MOST_NEEDS
+    parts = [texts.NEEDS_LEGEND, _table(rows), *([f"and {more} more"] if more > 0 else [])]
+    return "\n".join(parts)
+
+
+def _declared(need: NeedView) -> str:
+    time = None if need.declared_time is None else _time(need.declared_time)
+    if need.declared_size is not None:
+        sizes: str | None = format_size(need.declared_size)
+    elif need.declared_persistent is None and need.declared_ephemeral is None:
+        sizes = None
+    else:
+        sizes = _parts(need.declared_persistent or 0, need.declared_ephemeral or 0)
+    return ", ".join(filter(None, (sizes, time))) or "-"
+
+
+def _need(need: NeedView, persistent: int, ephemeral: int, time: float | None) -> str:
+    sizes = None if need.code.startswith("run:") else _parts(persistent, ephemeral)
+    return ", ".join(filter(None, (sizes, _time(time) if time else None))) or "-"
+
+
+def _parts(persistent: int, ephemeral: int) -> str:
+    beside = f" + {format_size(ephemeral)}" if ephemeral else ""
+    return f"{format_size(persistent)}{beside}"
 
 
 def doctor(session: Session | None) -> str:

@@ -35,6 +35,13 @@ def arguments_of(cell: str) -> str | None:
     return None if found is None else found[1]
 
 
+def body_of(cell: str) -> str:
+    """Return the cell without a leading `%%gpulane` line: what is run, however it is declared."""
+    lines = cell.splitlines(keepends=True)
+    found = _find(lines)
+    return cell if found is None else "".join(lines[found[0] + 1 :])
+
+
 def _find(lines: list[str]) -> tuple[int, str] | None:
     """Return the magic's line number and arguments. Blank lines and comments may stand above it."""
     for index, line in enumerate(lines):

@@ -15,6 +15,7 @@ from gpushare_kernel.app.line import Line
 from gpushare_kernel.app.run import called
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.kernel_session import TOKEN, KernelSession
+from gpushare_kernel.wire.messages import GetNeeds
 from tests.app.conftest import PATIENCE
 from tests.procs import eventually
 
@@ -92,6 +93,8 @@ def test_words_behind_the_dashes_are_the_commands(gpushare, broker):
         (["6GiB", "7GiB", "--", "true"], 125, "'6GiB 7GiB' are 2 words"),
         (["6", "--", "true"], 125, "size '6' has no unit"),
         (["--wait=3", "--", "true"], 125, "--wait=3 is for a SIZE"),
+        (["--time=5min", "--", "true"], 125, "--time=5min is for a SIZE"),
+        (["1MiB", "--time=soon", "--", "true"], 125, "'soon' is not a time"),
         (["1MiB", "--wait=-3", "--", "true"], 125, "--wait must be 0 seconds or more"),
         (["--weight=0", "--", "true"], 125, "weight"),
         (["--bakground", "--", "true"], 125, "Did you mean --background?"),
@@ -168,6 +171,18 @@ def test_size_is_held_from_before_the_first_line_to_the_end(broker):
             out, said = second.communicate(timeout=PATIENCE)
             assert (second.returncode, out) == (0, "mine\n")
             assert said.startswith("gpushare: Waited ")
+
+
+def test_how_long_a_command_takes_is_learned(gpushare, broker):
+    """Of the same words in the same folder; one that fails says nothing of the next."""
+    for _ in range(2):
+        assert gpushare("run", "1MiB", "--time", "5min", "--", "sleep", "0.2").returncode == 0
+    assert gpushare("run", "1MiB", "--", "sh", "-c", "exit 3").returncode == 3
+    with Line(broker) as line:
+        (need,) = line.ask(GetNeeds()).needs
+    assert (need.code[:4], need.name, need.runs) == ("run:", "sleep 0.2", 2)
+    assert (need.declared_persistent, need.declared_time) == (2**20, 300.0)
+    assert 0.15 < need.time < 30
 
 
 def test_a_share_of_the_device_is_a_size(broker):

@@ -67,6 +67,36 @@ def test_a_job_from_submit_to_report(house: House) -> None:
     assert house.broker.jobs == {}
 
 
+def test_who_took_more_than_it_was_granted_grows_at_its_boundary(house: House) -> None:
+    """Where there is room at once; else it waits, is told why, and has it when somebody ends. It is still the same job."""
+    client, other = house.notebook("a.ipynb"), house.notebook("b.ipynb")
+    client.ask(submit("j", persistent=0, ephemeral=GiB, cooperative=True))
+    back = client.ask(msg.Yield(JobId("j"), True, 0, 2 * GiB, 1, 0.01, 2 * GiB))
+    assert isinstance(back, msg.Granted)
+    assert back.ephemeral == 2 * GiB
+    other.ask(submit("k", persistent=0, ephemeral=5 * GiB))
+    number = client.send(msg.Yield(JobId("j"), True, 0, 6 * GiB, 2, 0.01, 6 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    other.ask(end("k"))
+    back = client.reply(number)
+    assert isinstance(back, msg.Granted)
+    assert back.ephemeral == 6 * GiB
+    waits = [n.wait for n in client.notices if isinstance(n, msg.Waiting)]
+    assert [(w.reason, w.needs) for w in waits[:1]] == [(WaitReason.MEMORY, 6 * GiB)]
+    report = client.ask(end("j", peak=6 * GiB))
+    assert isinstance(report, msg.Report)
+    assert report.ephemeral_measured == 6 * GiB
+
+
+def test_a_declared_time_reaches_the_scheduler(house: House) -> None:
+    """It ranks the job; one that makes no sense is refused with the rule."""
+    client = house.notebook()
+    client.ask(submit("j", persistent=GiB, time=300.0))
+    assert house.broker.scheduler.jobs[job_of(client, "j")].time == 300.0
+    said = refused(client.ask(submit("k", persistent=GiB, time=-1.0)), "BadTime")
+    assert said == "time '-1' must be over 0 seconds. Leave it out, or write one such as 5min."
+
+
 def test_who_must_wait_is_told_why_and_granted_later(house: House) -> None:
     """One request, one reply: until it comes, notices with the numbers."""
     first, second = house.notebook("first.ipynb"), house.notebook("second.ipynb")

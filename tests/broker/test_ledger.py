@@ -17,7 +17,15 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker import ledger as module
-from gpushare_kernel.broker.ledger import Ledger, Loaded, SessionRow, UserRow, token_hash
+from gpushare_kernel.broker.ledger import (
+    Ledger,
+    Loaded,
+    NeedRow,
+    SessionRow,
+    UserRow,
+    token_hash,
+)
+from gpushare_kernel.core.learned import Declared, Learned, Place, Run
 from gpushare_kernel.core.values import ProcessKey, SessionId, UserId
 from tests.procs import eventually
 
@@ -35,6 +43,16 @@ ROW = SessionRow(
     needs=2**33,
 )
 ANN, BOB = UserId("ann"), UserId("bob")
+
+NEED = NeedRow(
+    ANN,
+    "cell:1",
+    "hw2.ipynb",
+    Place("cuda", "H100", ("torch 2.9.0",)),
+    Declared(persistent=2**30, time=60.0),
+    Learned(12, (Run(2**34, 2**33, 1.5, 0.1), Run(2**34, 2**32, 2.5))),
+    1.75e9,
+)
 
 
 @pytest.fixture
@@ -270,3 +288,42 @@ def test_noting_does_not_wait_for_the_disk(path: Path, ledger: Ledger) -> None:
         other.execute("ROLLBACK")
     assert ledger.flush()
     assert [row.weight for row in ledger.load().sessions] == [999.0]
+
+
+def test_what_was_learned_is_loaded(path: Path, ledger: Ledger) -> None:
+    """Field by field, the newest of each row, the latest used last; what was dropped is gone."""
+    later = replace(NEED, code="cell:2", used_at=NEED.used_at + 1)
+    ledger.need_saved(later)
+    ledger.need_saved(replace(NEED, name="old"))
+    ledger.need_saved(NEED)
+    ledger.need_saved(replace(NEED, code="cell:3"))
+    ledger.need_dropped(replace(NEED, code="cell:3"))
+    ledger.close()
+    assert reloaded(path).needs == (NEED, later)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "version = 99",
+        "seen = 'x'",
+        "seen = '{}'",
+        """seen = '{"runs": [], "declared": [], "frameworks": []}'""",
+        """seen = '{"runs": [[1]], "declared": [], "frameworks": []}'""",
+    ],
+)
+def test_learned_rows_of_other_versions_and_broken_ones_are_passed_over(
+    path: Path, ledger: Ledger, change: str
+) -> None:
+    """The rest of the ledger counts all the same, and the row is written anew."""
+    ledger.need_saved(NEED)
+    ledger.device_time(ANN, 1.0)
+    assert ledger.flush()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"UPDATE needs SET {change}")
+        database.commit()
+    loaded = ledger.load()
+    assert (loaded.needs, [user for user, _ in loaded.users]) == ((), [ANN])
+    ledger.need_saved(NEED)
+    assert ledger.flush()
+    assert ledger.load().needs == (NEED,)

@@ -26,6 +26,7 @@ class FakeCuda:
         self.in_use = 0
         self.cached = 0
         self.peak = 0
+        self.most_in_use = 0
         self.free = 70 * GiB
         self.fraction: float | None = None
         self.calls: list[str] = []
@@ -37,7 +38,7 @@ class FakeCuda:
         for place in (cuda, cuda.memory):
             monkeypatch.setattr(place, "mem_get_info", mem_get_info)
         for name in (
-            "is_initialized", "device_count", "memory_reserved", "max_memory_reserved", "synchronize",
+            "is_initialized", "device_count", "memory_reserved", "max_memory_reserved", "max_memory_allocated", "synchronize",
             "reset_peak_memory_stats", "empty_cache", "get_device_properties", "set_per_process_memory_fraction",
         ):  # fmt: skip
             monkeypatch.setattr(cuda, name, getattr(self, f"_{name}"))
@@ -47,6 +48,7 @@ class FakeCuda:
         torch.cuda._lazy_init()
         self.in_use += size
         self.peak = max(self.peak, self.in_use + self.cached)
+        self.most_in_use = max(self.most_in_use, self.in_use)
 
     def free_some(self, size: int) -> None:
         """Free: the allocator keeps it."""
@@ -77,8 +79,13 @@ class FakeCuda:
         assert self.up
         return self.peak
 
+    def _max_memory_allocated(self, _device: Any = None) -> int:
+        assert self.up
+        return self.most_in_use
+
     def _reset_peak_memory_stats(self, _device: Any = None) -> None:
         assert self.up
+        self.most_in_use = self.in_use
         self.peak = self.in_use + self.cached
 
     def _synchronize(self, _device: Any = None) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from gpushare_kernel.client import api
 from gpushare_kernel.client.adapters.torch import QUIET
-from gpushare_kernel.core.values import GiB
+from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN
+from gpushare_kernel.wire.messages import Granted, Waiting, Yield
 from tests.client.fake_cuda import FakeCuda, torch
 from tests.client.gpu_notebook import (
     Block,
@@ -114,6 +115,57 @@ def test_lane_is_trimmed_and_yielded(notebook: Notebook, cuda: FakeCuda) -> None
     asked = training.result(20)
     assert cuda.calls == ["synchronize", "empty_cache"]
     assert (asked.trimmed, asked.persistent) == (True, 1 * GiB)
+    notebook.leave(lane)
+
+
+def test_at_a_boundary_the_most_that_was_in_use_is_told(notebook: Notebook, cuda: FakeCuda) -> None:
+    """Above what it keeps, since the boundary before; the peak of the whole job is its own number."""
+    lane = notebook.lane()
+    cuda.use(GiB)
+    told = []
+    for size in (3 * GiB, 2 * GiB, 0):
+        cuda.use(size)
+        cuda.free_some(size)
+        notebook.peer.page.set(1, LANE)
+        training = in_thread(lambda: yielded(notebook))
+        train(1)
+        asked = training.result(20)
+        told.append((asked.persistent, asked.ephemeral, asked.peak))
+    assert told == [(GiB, 3 * GiB, 4 * GiB), (GiB, 2 * GiB, 4 * GiB), (GiB, 0, 4 * GiB)]
+    assert notebook.leave(lane).peak == 4 * GiB
+
+
+def test_who_outgrew_its_grant_reads_why_it_waits(notebook: Notebook, cuda: FakeCuda) -> None:
+    """Once, and only where it is memory that it waits for; then it has what it needs."""
+    lane = notebook.lane()
+    assert lane.ephemeral == 3 * GiB
+    cuda.use(5 * GiB)
+    cuda.free_some(5 * GiB)
+    wait = Wait(WaitReason.MEMORY, 5 * GiB, GiB, 0, eta=60.0)
+
+    def answer() -> None:
+        number, asked = notebook.peer.expect(Yield)
+        for one in (wait, Wait(WaitReason.MEMORY, 5 * GiB, 2 * GiB, 0)):
+            notebook.hear(Waiting(asked.job, one))
+        notebook.peer.page.set(1, 0)
+        notebook.peer.reply(number, Granted(asked.job, 2, 1, 0.0, 0, asked.ephemeral))
+
+    notebook.peer.page.set(1, LANE)
+    answering = in_thread(answer)
+    train(1)
+    answering.result(20)
+    assert [line for line in notebook.shown if "granted" in line] == [
+        "This needs more GPU memory than it was granted: 5.0 GiB while it runs, and it has 3.0. It waits at "
+        "this step until there is room, and goes on; nothing is lost. You are next. About 1 min to go."
+    ]
+    assert lane.ephemeral == 5 * GiB
+    notebook.peer.page.set(1, LANE)
+    cuda.use(4 * GiB)
+    cuda.free_some(4 * GiB)
+    answering = in_thread(answer)
+    train(1)
+    answering.result(20)
+    assert len([line for line in notebook.shown if "granted" in line]) == 1
     notebook.leave(lane)
 
 

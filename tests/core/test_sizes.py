@@ -6,8 +6,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from gpushare_kernel.core.errors import BadSize
-from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size
+from gpushare_kernel.core.errors import BadSize, BadTime
+from gpushare_kernel.core.sizes import (
+    format_size,
+    parse_size,
+    parse_time,
+    pasteable_size,
+    pasteable_time,
+)
 from gpushare_kernel.core.values import LARGEST_SIZE, GiB, KiB, MiB, TiB
 
 
@@ -120,3 +126,62 @@ def test_what_can_be_pasted_is_enough_and_not_much_more(size: int) -> None:
     pasted = parse_size(pasteable_size(size))
     assert size <= pasted <= max(size * 1.5 + 64 * MiB, 64 * MiB)
     assert " " not in pasteable_size(size)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (300, 300.0),
+        (0.5, 0.5),
+        ("301", 301.0),
+        ("90s", 90.0),
+        ("5min", 300.0),
+        (" 5 minutes ", 300.0),
+        ("2h", 7200.0),
+        ("1h30m", 5400.0),
+        ("1h 30min 5s", 5405.0),
+        ("1.5H", 5400.0),
+        ("1d", 86400.0),
+    ],
+)
+def test_times_that_can_be_read(given: float | str, seconds: float) -> None:
+    """Seconds, or numbers with units, the largest first."""
+    assert parse_time(given) == seconds
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (0, "must be over 0 seconds. Leave it out"),
+        ("0s", "must be over 0 seconds"),
+        (-5, "must be over 0 seconds"),
+        ("-5min", "time '-5min' is negative. Write one such as 5min."),
+        (float("nan"), "time nan is no number of seconds"),
+        (float("inf"), "time inf is no number of seconds"),
+        ("nan", "'nan' is not a time. Write seconds (300), or numbers with units: 90s"),
+        ("inf", "'inf' is not a time"),
+        ("", "'' is not a time"),
+        ("  ", "'' is not a time"),
+        ("5 parsecs", "'5 parsecs' is not a time"),
+        ("30m1h", "'30m1h' is not a time"),
+        ("1h1h", "'1h1h' is not a time"),
+        ("5GiB", "'5GiB' is not a time"),
+        ("1h30", "'1h30' is not a time"),
+        ("9999h", "is over 366 days. Did you mean a smaller unit?"),
+        ("9" * 400, "is no number of seconds"),
+    ],
+)
+def test_times_that_make_no_sense_are_refused_with_the_way_out(
+    given: float | str, says: str
+) -> None:
+    """The rule, the value, what to write."""
+    with pytest.raises(BadTime) as problem:
+        parse_time(given)
+    assert says in str(problem.value)
+
+
+@given(st.floats(0.01, 3e6))
+def test_a_time_to_paste_covers_what_was_seen(seconds: float) -> None:
+    """It reads back, is no shorter, and at most a minute or an hour longer."""
+    read = parse_time(pasteable_time(seconds))
+    assert seconds <= read <= max(1.5 * seconds + 1, 1)

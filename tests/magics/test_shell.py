@@ -175,6 +175,8 @@ def test_traceback_has_no_frames_of_ours(run: Run, capsys: Capture) -> None:
         ("%%gpulane 101%", "size '101%' must be over 0% and at most 100% of the device."),
         ("%%gpulane 1GiB -p 1GiB", "one size and its parts exclude each other. Give the size (6GiB), or -p and -e."),
         ("%%gpulane --weight nan", "a weight must be between 0.01 and 100, and nan is not. 1 is everybody's; 2 counts twice among your own work."),
+        ("%%gpulane 1GiB --time -5min", "time '-5min' is negative. Write one such as 5min."),
+        ("%%gpulane 1GiB --time 0", "time '0' must be over 0 seconds. Leave it out, or write one such as 5min."),
         ("%%gpulane --wait -1", "the time to wait must be 0 seconds or more, not -1. Leave it out to wait without limit."),
     ],
 )  # fmt: skip
@@ -332,7 +334,7 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, release, memory, debug, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, needs, release, memory, debug, off, on, doctor."),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip

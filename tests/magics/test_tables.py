@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpushare_magics import tables
 
-from gpushare_kernel.client.shown import DeviceView, SessionView, Snapshot
+from gpushare_kernel.client.shown import DeviceView, NeedView, SessionView, Snapshot
 from gpushare_kernel.core.values import GiB, MiB
 
 
@@ -38,3 +38,34 @@ def test_what_a_gpu_cannot_do_is_said() -> None:
     lost = tables.status(Snapshot(1, None, (gpu("g", limits="MPS.", lost="restart the machine."),)))
     assert "It does not answer: restart the machine." in lost
     assert "MPS." not in lost
+
+
+def need(code: str = "cell:1", **more: object) -> NeedView:
+    learned = {"persistent": GiB, "ephemeral": 2200 * MiB, "time": 320.0}
+    last = {"measured_persistent": GiB, "measured_ephemeral": 1900 * MiB, "measured_time": 300.0}
+    return NeedView(code, "hw1.ipynb", 4, **{**learned, **last, **more})  # type: ignore[arg-type]
+
+
+def test_what_was_learned_is_a_table_with_advice() -> None:
+    """A cell that ran here is called by its first line; another, and what is no cell, by its hash."""
+    known = (
+        need(declared_size=8 * GiB, declared_time=60.0),
+        need("lane:2"),
+        need("run:3", declared_persistent=3 * GiB, time=None),
+    )
+    assert tables.needs(known, {"cell:1": "fit(model)"}) == (
+        "Memory it keeps + memory it has beyond that while it runs; time with the device to itself.\n"
+        "code        of         runs  declared        learned                   last run                  advice\n"
+        "fit(model)  hw1.ipynb  4     8.0 GiB, 1 min  1.0 GiB + 2.1 GiB, 5 min  1.0 GiB + 1.9 GiB, 5 min  "
+        "declare 3.1 GiB instead of 8.0: nobody waits for what you do not use; says 1 min and takes 5 min: "
+        "%%gpulane 3.5GiB --time 6min\n"
+        "lane:2      hw1.ipynb  4     -               1.0 GiB + 2.1 GiB, 5 min  1.0 GiB + 1.9 GiB, 5 min  "
+        "nothing to declare: it takes what was learned\n"
+        "run:3       hw1.ipynb  4     3.0 GiB         -                         5 min"
+    )
+
+
+def test_no_more_than_a_page_of_needs() -> None:
+    """The latest used; how many more there are is said. With none, what to do."""
+    assert tables.needs([need(f"cell:{n}") for n in range(30)], {}).endswith("\nand 10 more")
+    assert tables.needs((), {}).startswith("Nothing is learned yet. Run a cell with %%gpulane")

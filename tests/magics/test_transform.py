@@ -63,6 +63,8 @@ def test_declared() -> None:
         ("25%", Declaration(size="25%")),
         ("-p 2GiB -e 1 GiB", Declaration(persistent="2GiB", ephemeral="1 GiB")),
         ("-p2GiB", Declaration(persistent="2GiB")),
+        ("6GiB --time 1h30m", Declaration(size="6GiB", time="1h30m")),
+        ("--time=90 6 GiB", Declaration(size="6 GiB", time="90")),
         ("--weight 2 6GiB --name 'my job' --wait 30", Declaration(size="6GiB", weight=2.0, name="my job", wait=30.0)),
         ("6GiB --dry-run", Declaration(size="6GiB", dry_run=True)),
         ("--weight -1", Declaration(weight=-1.0)),
@@ -97,6 +99,7 @@ def test_unreadable(text: str, error: type[Exception], words: str) -> None:
     [
         ("5GiB", "%%gpulane 6GiB"),
         ("", "%%gpulane 6GiB"),
+        ("5GiB --time 5min", "%%gpulane 6GiB --time 5min"),
         ("5GiB --weight 2 --name 'my job' --wait 30", "%%gpulane 6GiB --weight 2 --name 'my job' --wait 30"),
         ("-p 4GiB -e 1GiB", "%%gpulane -p 5GiB -e 256MiB"),
     ],
@@ -112,12 +115,13 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
     ("line", "token", "found"),
     [
         ("%%gpulane --w", "--w", ["--weight", "--wait"]),
+        ("%%gpulane 6GiB --t", "--t", ["--time"]),
         ("%%gpulane --wait 3 --w", "--w", ["--weight"]),
         ("%gpushare re", "re", ["release"]),
         (
             "%gpushare ",
             "",
-            ["status", "lanes", "release", "memory", "debug", "off", "on", "doctor"],
+            ["status", "lanes", "needs", "release", "memory", "debug", "off", "on", "doctor"],
         ),
         ("%gpushare release h", "h", []),
         ("x = --w", "--w", []),

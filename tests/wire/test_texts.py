@@ -7,6 +7,7 @@ import pytest
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
+from gpushare_kernel.wire.snapshot import NeedView
 
 OWN = Holder("hw2.ipynb", int(4.8 * GiB), 40 * 60.0, own=True)
 ANN = Holder("A.B.", 2 * GiB, None, own=False)
@@ -31,6 +32,10 @@ END = "Interrupt gives up your place."
         (wait(), f"{MEMORY} 2 ahead of you. {END}"),
         (wait(ahead=0), f"{MEMORY} You are next. {END}"),
         (wait(eta=180.0, longest_today=360.0), f"{MEMORY} 2 ahead of you. About 3 min to go. {END}"),
+        (wait(eta=180.0, exact=True), f"{MEMORY} 2 ahead of you. 3 min to go. {END}"),
+        (wait(eta=0.4, longest_today=360.0), f"{MEMORY} 2 ahead of you. Longest wait today 6 min. {END}"),
+        (wait(WaitReason.TURN, eta=90.0, exact=True), f"Waiting for a turn: others are running now. 2 min to go. {END}"),
+        (wait(WaitReason.TURN, eta=0.1), f"Waiting for a turn: others are running now. {END}"),
         (wait(longest_today=0.2), f"{MEMORY} 2 ahead of you. {END}"),
         (wait(longest_today=360.0), f"{MEMORY} 2 ahead of you. Longest wait today 6 min. {END}"),
         (wait(free=512 * MiB), f"Waiting for GPU memory: needs 6.0 GiB, 512 MiB free. 2 ahead of you. {END}"),
@@ -288,3 +293,49 @@ def test_waiting_at_the_first_use() -> None:
     )
     turn = wait(WaitReason.TURN)
     assert texts.first_use_text(turn) == texts.wait_text(turn)
+
+
+def need(code: str = "cell:1", **more: object) -> NeedView:
+    """What is known of code that keeps 2 GiB and takes 1 GiB beside it, for 5 min; learned with a tenth more."""
+    last = {"measured_persistent": 2 * GiB, "measured_ephemeral": GiB, "measured_time": 300.0}
+    learned = {"persistent": int(2.2 * GiB), "ephemeral": int(1.1 * GiB), "time": 300.0}
+    return NeedView(code, "hw1.ipynb", 4, **{**last, **learned, **more})  # type: ignore[arg-type]
+
+
+PARTS = {"declared_persistent": 8 * GiB, "declared_ephemeral": 2 * GiB}
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        (need(), "nothing to declare: it takes what was learned"),
+        (need(declared_size=4 * GiB), "fits"),
+        (need(declared_size=4 * GiB, declared_time=200.0), "fits"),
+        (need(declared_size=8 * GiB), "declare 3.3 GiB instead of 8.0: nobody waits for what you do not use: %%gpulane 3.5GiB"),
+        (need(declared_size=2 * GiB), "declares 2.0 GiB and took 3.0: %%gpulane 3.5GiB"),
+        (need(declared_size=512 * MiB), "declares 512 MiB and took 3.0 GiB: %%gpulane 3.5GiB"),
+        (need(**PARTS), "declare 3.3 GiB instead of 10.0: nobody waits for what you do not use: %%gpulane -p 2.5GiB -e 1.5GiB"),
+        (need(declared_persistent=4 * GiB, declared_ephemeral=512 * MiB), "declares 512 MiB while it runs and took 1.0 GiB: %%gpulane -p 2.5GiB -e 1.5GiB"),
+        (need(declared_size=4 * GiB, declared_time=60.0), "says 1 min and takes 5 min: %%gpulane 3.5GiB --time 5min"),
+        (need(declared_size=4 * GiB, elsewhere="H100"), "learned elsewhere (H100), so its time does not count here; fits"),
+        (need("lane:1", declared_size=2 * GiB, declared_time=300.0), 'declares 2.0 GiB and took 3.0: gpushare.lane(size="3.5GiB", time="5min")'),
+        (need("lane:1", **PARTS), 'declare 3.3 GiB instead of 10.0: nobody waits for what you do not use: gpushare.lane("2.5GiB", "1.5GiB")'),
+        (need("run:1", declared_persistent=2 * GiB, declared_time=300.0), ""),
+        (need("run:1", declared_persistent=2 * GiB, declared_time=20.0), "says 20 s and takes 5 min: jupyter gpushare run 2.0GiB --time 5min -- ..."),
+    ],
+)  # fmt: skip
+def test_advice_on_what_to_declare(known: NeedView, text: str) -> None:
+    """Why, and the line to paste where there is something to change."""
+    assert texts.need_advice(known) == text
+
+
+def test_who_takes_what_was_learned_is_told() -> None:
+    """What, and from how many runs; a dry run says it too."""
+    assert texts.learned_text(3 * GiB, 4) == (
+        "Takes 3.0 GiB of GPU memory, learned from 4 runs of this code."
+    )
+    assert "1 run of" in texts.learned_text(3 * GiB, 1)
+    assert texts.dry_run_text(DryRun(True, GiB, GiB, 4 * GiB, learned=2)) == (
+        "It would run at once: needs 2.0 GiB of GPU memory (1.0 GiB to keep, 1.0 GiB while it runs, "
+        "learned from 2 runs), 4.0 free."
+    )

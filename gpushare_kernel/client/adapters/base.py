@@ -34,6 +34,12 @@ class Adapter(Protocol):
     def peak(self) -> int:
         """Return the most bytes held since `start_peak`."""
 
+    def most_used(self) -> int:
+        """Return the most bytes in use at once since this was asked before, or since `start_peak`; what it holds where it cannot tell.
+
+        It may begin its peak anew.
+        """
+
     def settle(self) -> None:
         """Wait for the work that was launched."""
 

@@ -98,6 +98,10 @@ class Jax:
         peak = self._sum(_PEAKS)
         return peak if peak > self._before else self.held()
 
+    def most_used(self) -> int:
+        """Return what it holds: it keeps no peak that can begin anew."""
+        return self.held()
+
     def settle(self) -> None:
         """Nothing: JAX has no call that waits for all its work, and the lock drains what is under way."""
 

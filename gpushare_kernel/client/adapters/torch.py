@@ -181,6 +181,12 @@ class Torch:
         """Return the most bytes reserved since `start_peak`."""
         return sum(self._torch.cuda.max_memory_reserved(n) for n in self._devices())
 
+    def most_used(self) -> int:
+        """Return the most bytes allocated since its peak was begun anew, and begin it anew."""
+        most: int = sum(self._torch.cuda.max_memory_allocated(n) for n in self._devices())
+        self.start_peak()
+        return most
+
     def settle(self) -> None:
         """Wait for the work that was launched."""
         for n in self._devices():

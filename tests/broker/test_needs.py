@@ -1,0 +1,223 @@
+"""What jobs have shown fills in what the next ones do not declare: by user, by code, by machine."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpushare_kernel.broker import needs as module
+from gpushare_kernel.core.learned import Place, Run
+from gpushare_kernel.core.values import GiB, JobId, MiB, Usage
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.snapshot import NeedView
+from tests.broker.house import Caller, House
+from tests.broker.test_desk import job_of, refused, submit
+
+CODE = "cell:0123456789abcdef"
+DEFAULT = (64 * MiB, 64 * MiB)
+
+
+def run(client: Caller, name: str, held: int = GiB, peak: int = 3 * GiB, *, failed: bool = False, frameworks: tuple[str, ...] = (), **more: Any) -> msg.Granted:  # fmt: skip
+    """Run a job of `CODE` that holds `held` in the end and `peak` at most; release what it keeps."""
+    more = {"code": CODE, "frameworks": frameworks, **more}
+    granted = client.ask(submit(name, **more))
+    assert isinstance(granted, msg.Granted), granted
+    client.ask(msg.End(JobId(name), held, peak, 10, failed, frameworks))
+    client.ask(msg.Release())
+    return granted
+
+
+def took(granted: msg.Granted) -> tuple[int, int, int]:
+    return granted.persistent, granted.ephemeral, granted.learned
+
+
+def known(client: Caller, **more: Any) -> tuple[NeedView, ...]:
+    answer = client.ask(msg.GetNeeds(**more))
+    assert isinstance(answer, msg.NeedsReply)
+    return answer.needs
+
+
+def test_who_declares_nothing_gets_what_was_learned(house: House) -> None:
+    """The first run has the default, the second what the first took and a quarter more, and is told from how many runs."""
+    client = house.notebook()
+    assert took(run(client, "a")) == (*DEFAULT, 0)
+    assert took(run(client, "b")) == (GiB + GiB // 4, 2 * GiB + GiB // 2, 1)
+    tenth = (GiB + GiB // 10, 2 * GiB + 2 * GiB // 10)
+    assert took(run(client, "c")) == (*tenth, 2)
+    dry = client.ask(submit("d", code=CODE, dry_run=True))
+    assert isinstance(dry, msg.DryRun)
+    assert (dry.persistent, dry.ephemeral, dry.learned) == (*tenth, 3)
+    assert took(run(client, "e", code="cell:of-others")) == (*DEFAULT, 0)
+    assert took(run(client, "f", code="")) == (*DEFAULT, 0)
+
+
+def test_what_is_declared_counts(house: House) -> None:
+    """Sizes and times: what was learned only fills in what is missing."""
+    client = house.notebook()
+    house.device.used = Usage(1.0, 1.0, 0)
+    run(client, "a", time=300.0)
+    assert took(run(client, "b", size=2 * GiB))[2] == 0
+    assert took(run(client, "c", persistent=0, ephemeral=MiB)) == (0, MiB, 0)
+    client.ask(submit("d", code=CODE, size=GiB))
+    learned = house.broker.scheduler.jobs[job_of(client, "d")].time
+    assert learned is not None
+    assert 0 < learned < 300
+    client.ask(msg.End(JobId("d"), 0, 0, 0))
+    client.ask(submit("e", code=CODE, size=GiB, time=7.0))
+    assert house.broker.scheduler.jobs[job_of(client, "e")].time == 7.0
+
+
+def test_a_run_that_failed_teaches_nothing(house: House) -> None:
+    """Neither what it held nor how short it was says anything of the next."""
+    client = house.notebook()
+    run(client, "a", failed=True)
+    assert took(run(client, "b")) == (*DEFAULT, 0)
+    assert [need.runs for need in known(client)] == [1]
+
+
+def test_jobs_side_by_side_teach_nothing(house: House) -> None:
+    """The peak is the process's: nobody knows whose it was."""
+    client = house.notebook()
+    client.ask(submit("a", code=CODE, size=GiB))
+    client.ask(submit("b", code="cell:b", size=GiB))
+    client.ask(msg.End(JobId("a"), 0, GiB, 0))
+    client.ask(msg.End(JobId("b"), 0, GiB, 0))
+    assert [need.code for need in known(client)] == ["cell:b"]
+
+
+def test_it_is_told_what_was_declared_measured_and_learned(house: House) -> None:
+    """The last run's numbers, and those of the next; the latest used first."""
+    client = house.notebook()
+    run(client, "a", size=4 * GiB, time=60.0)
+    run(client, "b", code="cell:other")
+    other, need = known(client)
+    assert (other.code, other.declared_size) == ("cell:other", None)
+    assert (need.code, need.name, need.runs, need.elsewhere) == (CODE, "cell", 1, "")
+    assert (need.declared_size, need.declared_time) == (4 * GiB, 60.0)
+    assert (need.measured_persistent, need.measured_ephemeral) == (GiB, 2 * GiB)
+    assert need.time == need.measured_time > 0
+    assert need.iteration == pytest.approx(need.measured_time / 10)
+
+
+def test_on_another_device_of_the_kind_the_bytes_are_taken_and_the_time_is_not(
+    house: House,
+) -> None:
+    """Nearly the same memory, another speed; `needs` says where it was learned. On another kind nothing is."""
+    client = house.notebook()
+    run(client, "a")
+    inventory = house.device.inventory
+    house.device.inventory = replace(inventory, name="another played device")
+    client.ask(submit("b", code=CODE))
+    job = house.broker.scheduler.jobs[job_of(client, "b")]
+    assert (job.need.ephemeral, job.time) == (2 * GiB + GiB // 2, None)
+    (need,) = known(client)
+    assert need.elsewhere == "a played device"
+    client.ask(msg.End(JobId("b"), GiB, GiB, 0))
+    here, there = known(client)
+    assert (here.elsewhere, here.runs, there.elsewhere) == ("", 1, "a played device")
+    client.ask(msg.Release())
+    house.device.inventory = replace(inventory, kind="host", name="a host")
+    assert took(run(client, "c")) == (*DEFAULT, 0)
+
+
+def test_other_versions_of_a_framework_start_anew(house: House) -> None:
+    """Before their first run the bytes still count and the time does not; after it only that run does."""
+    client = house.notebook()
+    old, new = ("torch 2.8.0",), ("torch 2.9.0",)
+    run(client, "a", frameworks=old)
+    run(client, "b", frameworks=old)
+    assert [need.elsewhere for need in known(client, frameworks=new)] == ["torch 2.8.0"]
+    client.ask(submit("c", code=CODE, frameworks=new))
+    job = house.broker.scheduler.jobs[job_of(client, "c")]
+    assert (job.need.persistent, job.time) == (GiB + GiB // 10, None)
+    client.ask(msg.End(JobId("c"), 2 * GiB, 2 * GiB, 0, frameworks=new))
+    (need,) = known(client, frameworks=new)
+    assert (need.runs, need.elsewhere, need.persistent) == (1, "", 2 * GiB + GiB // 2)
+
+
+def test_nobody_is_refused_for_what_was_learned(house: House) -> None:
+    """The margin is cut to what the device can hold; where it cannot even hold what was seen, the default is taken."""
+    client = house.notebook()
+    run(client, "a", held=GiB, peak=7 * GiB)
+    granted = run(client, "b", held=GiB, peak=7 * GiB)
+    assert granted.persistent + granted.ephemeral == 8 * GiB
+    assert granted.learned == 1
+    run(client, "c", held=GiB, peak=20 * GiB)
+    assert took(run(client, "d")) == (*DEFAULT, 0)
+
+
+def test_it_outlives_the_broker(tmp_path: Path) -> None:
+    """The ledger has it, on disk, by user; another user learns nothing of it."""
+    with House(tmp_path) as house:
+        run(house.notebook(), "a")
+    with House(tmp_path) as house:
+        loaded = house.ledger.load().needs
+        assert [(row.code, row.learned.runs[0].ephemeral) for row in loaded] == [(CODE, 2 * GiB)]
+        house.do(lambda: house.broker.needs.know(replace(row, user="bob") for row in loaded))  # type: ignore[arg-type]
+        client = house.notebook()
+        assert known(client) == ()
+        house.do(lambda: house.broker.needs.know(loaded))
+        assert took(run(client, "b"))[2] == 1
+
+
+def test_the_table_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used code is forgotten, in memory and on disk."""
+    monkeypatch.setattr(module, "MOST", 2)
+    client = house.notebook()
+    run(client, "a", code="cell:a")
+    run(client, "b", code="cell:b")
+    run(client, "a2", code="cell:a", size=GiB, failed=True)  # used, and so kept
+    run(client, "c", code="cell:c")
+    assert [need.code for need in known(client)] == ["cell:c", "cell:a"]
+    assert house.ledger.flush()
+    assert sorted(row.code for row in house.ledger.load().needs) == ["cell:a", "cell:c"]
+
+
+def test_a_commands_time_is_learned_though_its_process_ended_first(house: House) -> None:
+    """Whoever started it says how it ended, after the broker has seen its process go."""
+    opened = house.open("train.py")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        house.bind(opened, process.pid)
+        starter = house.attach(opened)
+        for name in ("a", "b"):
+            starter.ask(submit(name, persistent=GiB, code=f"run:{name}"))
+        process.kill()
+    house.saw(lambda: not house.broker.scheduler.jobs)
+    starter.ask(msg.End(JobId("a"), 0, 0, 0))
+    starter.ask(msg.End(JobId("b"), 0, 0, 0, failed=True))
+    (need,) = known(starter)
+    assert (need.code, need.measured_persistent) == ("run:a", 0)
+    assert need.time is not None
+
+
+@pytest.mark.parametrize("words", [("x" * 65,), ("a\nb",), ("torch 1",) * 9])
+def test_words_that_are_no_hash_are_not_kept(house: House, words: tuple[str, ...]) -> None:
+    """What a client says is written to disk: it is short and printable, or the line ends."""
+    client = house.notebook()
+    client.send(msg.GetNeeds(words))
+    assert refused(client.reply(0), "BadFrame").startswith("a job names its code and frameworks in")
+
+
+def test_an_observer_reads_its_own_users(house: House) -> None:
+    """A command line is at no device: nothing is elsewhere for it."""
+    run(house.notebook(), "a")
+    assert [need.elsewhere for need in known(house.call(msg.Observe()))] == [""]
+
+
+def test_rows_are_by_user() -> None:
+    """One user's code says nothing of another's, were it the same."""
+    place = Place("cuda", "H100")
+    kept: list[object] = []
+
+    class Played:
+        def need_saved(self, row: object) -> None:
+            kept.append(row)
+
+    needs = module.Needs(Played())  # type: ignore[arg-type]
+    needs.learn(submit("a", code=CODE), "ann", place, Run(GiB, 0, 1.0))  # type: ignore[arg-type]
+    assert needs._find("bob", CODE, place) is None  # type: ignore[arg-type]
+    assert needs._find("ann", CODE, place) is kept[0]  # type: ignore[arg-type]
