@@ -141,6 +141,8 @@ class MemoryBook:
         if session.context == 0 and self.reserve:
             self.context(session, self.reserve)
         job.resident_since = at
+        if job.admitted is None:
+            job.admitted = at
         if session.parked is not None:  # it is on its way back
             declared, measured = session.parked
             self.charge(session, declared=declared, measured=measured)

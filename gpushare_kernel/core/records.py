@@ -75,6 +75,8 @@ class Job:
     asked: bool = False
     interval: float | None = None
     overtaken: int = 0
+    #: When it first got a lane, and its first turn in it.
+    admitted: float | None = None
     granted: float | None = None
     device_time_before: float = 0.0
     served_before: float = 0.0

@@ -1,0 +1,273 @@
+"""A scheduler on a virtual clock: a trace's jobs come, its instructions are carried out by a virtual device, nothing is real.
+
+Event by event: nothing happens between two of them but progress, which the machine reckons. The same jobs, settings and
+costs give the same outcome, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import InternalError
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.values import GiB, JobId, PauseStatus, SessionId, Usage, UserId
+from gpushare_kernel.replay.costs import MEASURED, Costs
+from gpushare_kernel.replay.machine import DRIVER, Law, Machine, Run
+from gpushare_kernel.replay.outcome import Outcome, record
+from gpushare_kernel.replay.trace import BadTrace, TraceJob, check_fits
+
+CAPACITY = 16 * GiB
+SHORTEST_TURN, MOST_TURNS = 0.1, 40_000
+"""Seconds of a turn, and how many of them a replay may have: longer traces have longer turns, else they take too long."""
+LOOKS = 2
+"""How often in a turn the scheduler's wish to see how much everybody has used is met at most."""
+_STALLED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a trace is replayed. `turn` in seconds (None: see `auto_turn`), `capacity` in bytes."""
+
+    policy: str = "fifo"
+    admission: str = "policy"
+    parking: bool = False
+    capacity: int = CAPACITY
+    turn: float | None = None
+    law: Law = DRIVER
+    costs: Costs = MEASURED
+    #: Pause whose next boundary is farther than this (seconds); inf: everybody is waited for.
+    boundary_grace: float = 0.025
+    #: One lane for all, as Salus' SRTF and FAIR were run.
+    single_lane: bool = False
+
+
+def replay(jobs: Sequence[TraceJob], settings: Settings) -> Outcome:
+    """Return what becomes of `jobs`, which are in the order of their arrival.
+
+    Raises
+    ------
+    BadTrace
+        Where a job never fits the device.
+    InternalError
+        Where jobs wait for ever: a bug of ours.
+    """
+    check_fits(jobs, settings.capacity)
+    return Engine(jobs, settings).run()
+
+
+def auto_turn(jobs: Sequence[TraceJob]) -> float:
+    """Return the seconds of a turn where none are given: 0.1, as live, or what makes 40,000 turns of the whole work."""
+    return max(SHORTEST_TURN, sum(job.duration for job in jobs) / MOST_TURNS)
+
+
+class Engine:
+    """One replay."""
+
+    def __init__(self, jobs: Sequence[TraceJob], settings: Settings) -> None:
+        self.jobs, self.settings = jobs, settings
+        self.turn = settings.turn or auto_turn(jobs)
+        self.core = Scheduler(_config(settings, self.turn))
+        self.machine = Machine(settings.law)
+        self.runs: dict[str, Run] = {}
+        self.events = 0
+        self._left = len(jobs)
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self._wake: float | None = None
+        self._sampled = -inf
+        #: Pauses that are under way: session -> ticket.
+        self._pausing: dict[SessionId, int] = {}
+        self._does: dict[type[do.Instruction], Callable[..., None]] = {
+            do.Grant: self._grant,
+            do.Ask: self._ask,
+            do.Pause: self._pause,
+            do.Resume: self._resume,
+            do.Refuse: self._refuse,
+            do.Wake: self._set_wake,
+            do.Queue: _ignore,
+            do.Slow: _ignore,
+            do.Drop: _ignore,
+        }
+
+    def run(self) -> Outcome:
+        """Let time pass until the last job has ended."""
+        arrivals = iter(self.jobs)
+        arriving = next(arrivals, None)
+        idle_wakes = 0
+        while self._left:
+            done = self.machine.next()
+            ends = inf if done is None else done[0]
+            answer = self._later[0][0] if self._later else inf
+            comes = inf if arriving is None else arriving.submitted
+            looks = (
+                inf if self._wake is None else max(self._wake, self._sampled + self.turn / LOOKS)
+            )
+            at = max(self.machine.at, min(ends, answer, comes, looks))
+            if at == inf or idle_wakes > _STALLED:
+                raise InternalError(self._stalled())
+            self.machine.advance(at)
+            idle_wakes = idle_wakes + 1 if ends == answer == comes == inf else 0
+            if done is not None and ends <= at:
+                self._reached(done[1])
+            elif answer <= at:
+                heappop(self._later)[2]()
+            elif arriving is not None and comes <= at:
+                self._arrive(arriving)
+                arriving = next(arrivals, None)
+            else:
+                self._sample()
+        return Outcome(
+            jobs=tuple(record(self.runs[job.name]) for job in self.jobs),
+            settings=self.settings,
+            turn=self.turn,
+            events=self.events,
+            busy=self.machine.busy,
+        )
+
+    @property
+    def now(self) -> float:
+        """The virtual time in seconds."""
+        return self.machine.at
+
+    # --- what happens -----------------------------------------------------------------------------------
+
+    def _send(self, event: ev.Event) -> None:
+        self.events += 1
+        for instruction in self.core.handle(event):
+            self._does[type(instruction)](instruction)
+
+    def _after(self, seconds: float, then: Callable[[], None]) -> None:
+        self._order += 1
+        heappush(self._later, (self.now + seconds, self._order, then))
+
+    def _arrive(self, job: TraceJob) -> None:
+        """A kernel of its own for each job: it comes with the job and goes with it."""
+        session, at = SessionId(job.name), self.now
+        self.runs[job.name] = Run(job, job.duration, job.duration, still_since=at)
+        self._send(ev.SessionOpened(at=at, session=session, user=UserId(job.owner)))
+        self._send(ev.SessionReady(at=at, session=session, bare=False, context=0))
+        self._send(
+            ev.JobSubmitted(
+                at=at,
+                job=JobId(job.name),
+                session=session,
+                persistent=job.persistent,
+                ephemeral=job.ephemeral,
+                cooperative=True,
+            )
+        )
+
+    def _reached(self, run: Run) -> None:
+        """`run` is at its end, or at the boundary at which it was asked to stop."""
+        run.left = run.target
+        self.machine.stop(run)
+        if run.target > 0:
+            run.mark, run.target = run.left, 0.0
+            trim = self.settings.costs.trim if run.asked_lane else 0.0
+            self._after(trim + self.settings.costs.handover, lambda: self._at_boundary(run))
+            return
+        run.ended, run.left = self.now, 0.0
+        name = run.job.name
+        run.lane_at = self.core.jobs[JobId(name)].admitted
+        self._pausing.pop(SessionId(name), None)
+        self._left -= 1
+        self._send(ev.JobEnded(at=self.now, job=JobId(name), persistent=0, usage=_usage(run)))
+        self._send(ev.SessionClosed(at=self.now, session=SessionId(name)))
+
+    def _at_boundary(self, run: Run) -> None:
+        self._send(
+            ev.BoundaryReached(
+                at=self.now,
+                job=JobId(run.job.name),
+                trimmed=True,
+                persistent=run.job.persistent,
+                interval=run.job.iteration,
+            )
+        )
+
+    def _sample(self) -> None:
+        self._wake, self._sampled = None, self.now
+        used = {name: _usage(self.runs[name]) for name in self.core.watched(self.now)}
+        self._send(ev.Sampled(at=self.now, used=used))
+
+    # --- instructions -------------------------------------------------------------------------------------
+
+    def _grant(self, grant: do.Grant) -> None:
+        self.machine.start(self.runs[grant.job])
+
+    def _ask(self, ask: do.Ask) -> None:
+        run = self.runs[ask.job]
+        run.asked_lane = ask.lane
+        self.machine.aim(run, run.boundary_ahead() if ask.turn or ask.lane else 0.0)
+
+    def _pause(self, pause: do.Pause) -> None:
+        """It runs on until its queue has drained, then it stands still."""
+        session, ticket = pause.session, pause.ticket
+        run, costs = self.runs[session], self.settings.costs
+        self._pausing[session] = ticket
+
+        def stand() -> None:
+            if self._pausing.get(session) != ticket:
+                return  # it was resumed meanwhile, or is done
+            del self._pausing[session]
+            self.machine.stop(run)
+            run.paused = True
+            self._send(
+                ev.Paused(
+                    at=self.now,
+                    session=session,
+                    ticket=ticket,
+                    status=PauseStatus.PAUSED,
+                    drain=costs.pause,
+                )
+            )
+
+        self._after(costs.pause, stand)
+
+    def _resume(self, resume: do.Resume) -> None:
+        run = self.runs[resume.session]
+        self._pausing.pop(resume.session, None)
+        if run.paused:
+            run.paused = False
+            if run.ended is None:
+                run.cost(self.settings.costs.resume)
+                self.machine.start(run)
+
+    def _refuse(self, refuse: do.Refuse) -> None:
+        msg = f"job {refuse.job}: {refuse.message}"
+        raise BadTrace(msg)
+
+    def _set_wake(self, wake: do.Wake) -> None:
+        self._wake = wake.at
+
+    def _stalled(self) -> str:
+        waiting = [name for name, run in self.runs.items() if run.ended is None]
+        named = ", ".join(waiting[:5]) + (" ..." if len(waiting) > 5 else "")  # noqa: PLR2004
+        return f"replay: at {self.now:.3f} s nothing more happens, and {len(waiting)} jobs are not done: {named}"
+
+
+def _usage(run: Run) -> Usage:
+    return Usage(run.device_time, max(run.wanted, run.device_time))
+
+
+def _config(settings: Settings, turn: float) -> Config:
+    return Config(
+        capacity=settings.capacity,
+        compute=1.0,
+        policy=settings.policy,
+        turn=turn,
+        lane_turn=max(1.0, turn),
+        boundary_grace=settings.boundary_grace,
+        tell_shared=inf,
+        tell_paused=inf,
+    )
+
+
+def _ignore(_: do.Instruction) -> None:
+    """Nothing of it is for a virtual device."""
