@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jupyter_core.application import JupyterApp
 from rich.console import Console
@@ -18,7 +19,17 @@ from gpushare_kernel.core.sizes import parse_size
 NO_BROKER = 3
 """Exit status where no broker answers; every other error is 1."""
 
-_OPTIONS = ("capacity", "compute", "policy", "turn", "idle_exit", "device", "foreign", "over")
+_OPTIONS = (
+    "capacity",
+    "compute",
+    "policy",
+    "turn",
+    "idle_exit",
+    "device",
+    "foreign",
+    "over",
+    "record",
+)
 
 
 class Command(JupyterApp):
@@ -90,6 +101,13 @@ class BrokerCommand(Command):
         help="Who holds more than it was granted while others wait: tell it (and pause it a while), or end it in the end.",
     )
 
+    record = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Write every event into this file (FILE.jsonl), to be replayed; only you can read it.",
+    )
+
     aliases = {  # noqa: RUF012  traitlets reads it from the class
         **Command.aliases,
         **{name.replace("_", "-"): f"BrokerCommand.{name}" for name in _OPTIONS},
@@ -107,6 +125,8 @@ class BrokerCommand(Command):
         for name in _OPTIONS:
             value = getattr(self, name)
             if value is not None:
+                if name == "record":
+                    value = Path(value).absolute()  # the broker works in a folder of its own
                 asked += [f"--{name.replace('_', '-')}", str(value)]
         self._check(asked)
         return asked

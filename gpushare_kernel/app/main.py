@@ -35,6 +35,10 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.run.RunApp",
             "run any command so that it shares the device too",
         ),
+        "replay": (
+            "gpushare_kernel.app.replay.ReplayApp",
+            "replay a trace or a recording under other policies",
+        ),
         "demo": (
             "gpushare_kernel.app.demo.command.DemoApp",
             "run three notebooks that share this machine",

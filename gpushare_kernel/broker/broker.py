@@ -10,6 +10,7 @@ from gpushare_kernel import procfs
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.kernels import Kernel, user_name
 from gpushare_kernel.broker.processes import Processes
+from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.budget import budget
 from gpushare_kernel.core.records import User
@@ -136,6 +137,13 @@ class Broker(Processes):
         for engine in self.engines.values():
             engine.scheduler.users[user] = User(user, weight=weight)
         self.scheduler.users[user].device_time = device_time  # of all devices together
+
+    def record(self, recorder: Recorder) -> None:
+        """Have every event from now on written down."""
+        self.recorder = recorder
+        for device, engine in self.engines.items():
+            recorder.begin(device, engine.scheduler)
+            engine.recorder = recorder
 
     def say(self, notice: msg.BrokerNotice) -> None:
         """Send a notice to everybody."""

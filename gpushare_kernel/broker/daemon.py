@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
@@ -25,8 +26,9 @@ from gpushare_kernel.broker.hardware import AUTO, config_of, find_devices, lock_
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
-from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.overdraft import Over
+from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
@@ -36,8 +38,21 @@ from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
 from gpushare_kernel.transport.server import Listener, serve
 from gpushare_kernel.wire.messages import Closing
+from gpushare_kernel.wire.recording import SUFFIX
 
 IDLE_EXIT = 60.0
+_AGAIN = (
+    "idle_exit",
+    "capacity",
+    "compute",
+    "device",
+    "foreign",
+    "over",
+    "turn",
+    "policy",
+    "record",
+)
+"""Options that a broker which is started again gets too."""
 LEAST = 0.01
 """A turn shorter than this (seconds) would be spent on its own end; less of a core is nothing to share."""
 _logger = logging.getLogger(__name__)
@@ -113,6 +128,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"who comes next: {', '.join(POLICIES)} (default fair)",
     )
+    found.add_argument(
+        "--record",
+        type=_file,
+        metavar="FILE",
+        help="write down every event, to be replayed (jupyter gpushare replay FILE.jsonl); only you can read it",
+    )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
@@ -141,11 +162,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     policy = policy_named(given.policy).name
     configs = [config_of(device, policy=policy, turn=given.turn) for device in devices]
     broker = Broker([*zip(configs, devices, strict=True)], ledger, system=where.system)
-    for user, account in known.users:
-        broker.know_user(UserId(user), account.device_time, account.weight)
-    for row in known.sessions:
-        broker.adopt(row)
-    broker.needs.know(known.needs)
+    _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given), lock_worker(devices))
     keeper.start(partial(_let_run, broker))
@@ -183,6 +200,8 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     async with contextlib.AsyncExitStack() as leaving:  # the last goes first, and all of them go
         leaving.callback(table.close)
         leaving.callback(ledger.close)
+        if broker.recorder is not None:
+            leaving.callback(broker.recorder.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
         for engine in broker.engines.values():
@@ -192,6 +211,17 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         await asyncio.gather(tidying, return_exceptions=True)
         broker.say(Closing(broker.stop_reason))
     return 0
+
+
+def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
+    """Tell the schedulers what the ledger knows; from where on events are written down, if they are."""
+    for user, account in known.users:
+        broker.know_user(UserId(user), account.device_time, account.weight)
+    if record is not None:
+        broker.record(Recorder(record))
+    for row in known.sessions:
+        broker.adopt(row)
+    broker.needs.know(known.needs)
 
 
 def _let_run(broker: Broker, seconds: float) -> None:
@@ -247,10 +277,19 @@ def _positive(text: str) -> float:
     return value
 
 
+def _file(text: str) -> Path:
+    """A file to record into; the broker works in another folder than whoever starts it."""
+    path = Path(text).absolute()
+    if path.suffix != SUFFIX:
+        msg = f"{text} is to end in {SUFFIX}, by which replay knows a recording"
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
 def _command(given: argparse.Namespace) -> list[str]:
     """Return how to start a broker like this one again."""
     command = [sys.executable, "-P", "-m", "gpushare_kernel.broker"]
-    for name in ("idle_exit", "capacity", "compute", "device", "foreign", "over", "turn", "policy"):
+    for name in _AGAIN:
         value = getattr(given, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

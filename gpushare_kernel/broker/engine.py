@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from gpushare_kernel.broker.kernels import Kernel, Registry
+from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.scheduler import Scheduler
@@ -51,6 +52,8 @@ class Engine:
         self.device = device
         #: Bytes that displays, and others who take no part, were last seen to hold.
         self.desktop = self.foreign = 0
+        #: Where events are written down, if anybody asked for it.
+        self.recorder: Recorder | None = None
         self._registry = registry
         self._answers = answers
         self._loop = asyncio.get_running_loop()
@@ -95,7 +98,11 @@ class Engine:
         except Exception:
             # One event that goes wrong must not take the turns of everybody else along.
             _logger.exception("an event failed", extra={"event": repr(event)})
+            if self.recorder is not None:
+                self.recorder.note(self.device.inventory.id, event, None)
             return False
+        if self.recorder is not None:
+            self.recorder.note(self.device.inventory.id, event, instructions)
         for instruction in instructions:
             try:
                 self._does[type(instruction)](instruction)

@@ -96,6 +96,8 @@ class Housekeeping:
             broker.stop("its folder was removed", for_good=False)
             return
         self._round += 1
+        if broker.recorder is not None:
+            broker.recorder.flush()
         self._forget_the_gone()
         for engine in broker.engines.values():
             for look in (

@@ -13,6 +13,7 @@ from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
 from gpushare_kernel.broker.needs import Asked, Needs
+from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
@@ -58,6 +59,7 @@ class JobAnswers:
         self.boundaries: dict[JobId, int] = {}
         self._peaks: dict[JobId, int] = {}
         self.observers: set[Desk] = set()
+        self.recorder: Recorder | None = None
         self.stopping = asyncio.Event()
         self.stop_reason = ""
         self.stopped_for_good = False

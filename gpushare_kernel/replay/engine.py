@@ -18,7 +18,8 @@ from gpushare_kernel.core.errors import InternalError
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import GiB, JobId, PauseStatus, SessionId, Usage, UserId
 from gpushare_kernel.replay.costs import MEASURED, Costs
-from gpushare_kernel.replay.machine import DRIVER, Law, Machine, Run
+from gpushare_kernel.replay.law import DRIVER, Law
+from gpushare_kernel.replay.machine import Machine, Run
 from gpushare_kernel.replay.outcome import Outcome, record
 from gpushare_kernel.replay.trace import BadTrace, TraceJob, check_fits
 
@@ -193,7 +194,7 @@ class Engine:
 
     def _sample(self) -> None:
         self._wake, self._sampled = None, self.now
-        used = {name: _usage(self.runs[name]) for name in self.core.watched(self.now)}
+        used = {name: _usage(self.runs[name]) for name in sorted(self.core.watched(self.now))}
         self._send(ev.Sampled(at=self.now, used=used))
 
     # --- instructions -------------------------------------------------------------------------------------

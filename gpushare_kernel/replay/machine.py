@@ -1,53 +1,12 @@
-"""The virtual device: how fast jobs go on that run at the same time, and when the next of them is done.
-
-The co-run law (docs/replay.md has its fit). Alone, a job goes at speed 1 and takes `demand` of the device's time. Beside
-others,
-
-    speed_i = min(1 / (1 + k * sum of the others' demands),  share_i / demand_i)
-
-where the shares divide C of the device's time max-min: what one cannot use goes to others. `k` is what light jobs lose to
-each other where the device has time for all, `C` what is left of a device whose driver switches between processes.
-"""
+"""The virtual device: those who run at the same time, and when the next of them is done."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from gpushare_kernel.replay.law import Law
 from gpushare_kernel.replay.trace import TraceJob
-
-
-@dataclass(frozen=True, slots=True)
-class Law:
-    """The two constants of the co-run law: `together` is C (a part of 1), `friction` is k (per unit of demand)."""
-
-    together: float
-    friction: float
-
-    def speeds(self, demands: Sequence[float]) -> list[float]:
-        """Return the speed of each of those who run together, as a part of its speed alone."""
-        if len(demands) < 2:  # noqa: PLR2004
-            return [1.0] * len(demands)
-        whole = sum(demands)
-        return [
-            min(1.0 / (1.0 + self.friction * (whole - demand)), share / demand)
-            for demand, share in zip(demands, max_min(demands, self.together), strict=True)
-        ]
-
-
-DRIVER = Law(together=0.92, friction=0.35)
-"""Processes that the driver switches between: fitted to the mixes in `MIXES` (docs/replay.md)."""
-
-
-def max_min(demands: Sequence[float], whole: float) -> list[float]:
-    """Divide `whole`: equal parts, but nobody gets more than it demands, and what is left over is divided again."""
-    shares = [0.0] * len(demands)
-    left = whole
-    for n, at in enumerate(sorted(range(len(demands)), key=demands.__getitem__)):
-        shares[at] = min(demands[at], left / (len(demands) - n))
-        left -= shares[at]
-    return shares
 
 
 @dataclass(slots=True, eq=False)
@@ -68,11 +27,11 @@ class Run:
     lane_at: float | None = None
     first_run: float | None = None
     ended: float | None = None
-    #: Since when it has stood still, and the longest time that it did; since when it is parked, and for how long in all.
+    #: Since when it has stood still, and the longest time that it did; since when it is parked, and when it was.
     still_since: float = 0.0
     longest_still: float = 0.0
     parked_since: float | None = None
-    parked: float = 0.0
+    parks: list[tuple[float, float]] = field(default_factory=list)
     turns: int = 0
     #: When it ran: pairs of begin and end, joined where nothing lies between.
     stretches: list[tuple[float, float]] = field(default_factory=list)

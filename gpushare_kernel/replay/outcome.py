@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job, in seconds of the virtual clock. `stretches` are the times in which it ran."""
+    """One job, in seconds of the virtual clock. `stretches` are the times in which it ran, `parks` those for which it was parked."""
 
     name: str
     user: str
@@ -22,11 +22,16 @@ class JobRecord:
     lane_at: float
     first_run: float
     ended: float
-    parked: float
     longest_wait: float
     turns: int
     device_time: float
     stretches: tuple[tuple[float, float], ...]
+    parks: tuple[tuple[float, float], ...]
+
+    @property
+    def parked(self) -> float:
+        """Seconds for which it was parked in all."""
+        return sum(end - begin for begin, end in self.parks)
 
     @property
     def queued(self) -> float:
@@ -52,11 +57,11 @@ def record(run: Run) -> JobRecord:
         run.lane_at,
         run.first_run,
         run.ended,
-        run.parked,
         run.longest_still,
         run.turns,
         run.device_time,
         tuple(run.stretches),
+        tuple(run.parks),
     )
 
 
@@ -91,6 +96,7 @@ class Outcome:
             "p95_jct_s": percentile(times, 95),
             "max_wait_s": max(job.longest_wait for job in self.jobs),
             "parked_s": sum(job.parked for job in self.jobs),
+            "parks": sum(len(job.parks) for job in self.jobs),
             "busy_s": self.busy,
             "turns": sum(job.turns for job in self.jobs),
             "events": self.events,

@@ -1,0 +1,189 @@
+"""`jupyter gpushare replay`: what a trace, or a recorded day, would have been like under other policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from traitlets import Bool, Float, Integer, Unicode
+
+from gpushare_kernel.app import words
+from gpushare_kernel.app.base import Command, console, say
+from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.policies import POLICIES
+from gpushare_kernel.core.sizes import format_size, parse_size
+from gpushare_kernel.replay.engine import CAPACITY, Settings, replay
+from gpushare_kernel.replay.plots import check_can_draw, draw
+from gpushare_kernel.replay.report import table, write_records
+from gpushare_kernel.replay.sources import read_source
+
+_ORDER = ("fifo", "srtf", "pack", "fair")
+ADMISSIONS, PARKINGS, DURATIONS = ("policy", "arrival"), ("off", "on"), ("declared", "unknown")
+_OPTIONS = (
+    "policy",
+    "admission",
+    "parking",
+    "durations",
+    "capacity",
+    "turn",
+    "seed",
+    "device",
+    "plot",
+    "jobs",
+)
+SHORTEST = 0.001
+"""Seconds of a turn; a shorter one is a typing error."""
+_HOW = "Write: jupyter gpushare replay TRACE.csv [--policy fifo|srtf|pack|fair|all] [options]"
+
+
+class ReplayApp(Command):
+    """Replays a trace."""
+
+    name = "jupyter-gpushare-replay"
+    description = """Replay a trace through the scheduler on a virtual clock: jupyter gpushare replay TRACE.csv [options]
+
+    TRACE.csv has a row for each job: job_id, submit_time and duration (seconds); user, persistent and ephemeral (bytes, or 6GiB),
+    iteration_time, class (BE or RT) and demand (0 to 1) if known. TRACE.jsonl is a recording: jupyter gpushare start --record FILE."""
+    policy = Unicode(
+        "fifo",
+        config=True,
+        help="fifo, srtf, pack or fair; several (srtf,fair) or all are compared.",
+    )
+    admission = Unicode(
+        "policy",
+        config=True,
+        help="Who gets memory first: whom the policy ranks first (policy), or who came first (arrival).",
+    )
+    parking = Unicode(
+        "off",
+        config=True,
+        help="Whether a job's memory may be parked for a better ranked one: off or on.",
+    )
+    durations = Unicode(
+        "declared",
+        config=True,
+        help="Whether jobs tell the scheduler how long they take: declared or unknown.",
+    )
+    capacity = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Memory of the device (default 16GiB; that of a recording's).",
+    )
+    turn = Float(
+        None,
+        allow_none=True,
+        config=True,
+        help="Seconds of a turn; by default 0.1, longer where a trace has more work than 4000 s.",
+    )
+    seed = Integer(
+        0, config=True, help="Draws what a trace leaves open: the memory of Salus' jobs."
+    )
+    device = Unicode("", config=True, help="Which device of a recording, where it has several.")
+    plot = Unicode(
+        "", config=True, help="Draw completion times and timelines: FILE.svg or FILE.png."
+    )
+    jobs = Unicode("", config=True, help="Write what became of each job: FILE.csv.")
+    json = Bool(False, config=True, help="Print the figures as JSON.")  # noqa: FBT003  traitlets
+    aliases = {  # noqa: RUF012  traitlets reads it from the class
+        **Command.aliases,
+        **{name: f"ReplayApp.{name}" for name in _OPTIONS},
+    }
+    flags = {  # noqa: RUF012  traitlets reads it from the class
+        **Command.flags,
+        "json": ({"ReplayApp": {"json": True}}, "Print the figures as JSON."),
+    }
+
+    _trace: Path | None = None
+
+    def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
+        """Read our words; the one that stands for itself is the trace."""
+        traces, rest = words.positionals(list(argv or ()), options=self.aliases)
+        if not any(word in words.EVERYWHERE for word in rest):
+            if len(traces) != 1:
+                msg = f"a replay needs one trace, and got {', '.join(traces) or 'none'}. {_HOW}"
+                raise BadDeclaration(msg)
+            self._trace = Path(traces[0])
+        super().parse_command_line(rest)
+
+    def start(self) -> None:
+        """Replay it under every policy asked for, and print."""
+        policies, settings = chosen_policies(self.policy), self._settings()
+        declared = one_of("--durations", self.durations, DURATIONS) == DURATIONS[0]
+        plot = Path(self.plot) if self.plot else None
+        if plot is not None:
+            check_can_draw(plot)
+        source = read_source(
+            self._trace or Path(), seed=self.seed, declare=declared, device=self.device
+        )
+        if self.capacity is None and source.capacity is not None:
+            settings = dataclasses.replace(settings, capacity=source.capacity)
+        outcomes = {
+            name: replay(source.jobs, dataclasses.replace(settings, policy=name))
+            for name in policies
+        }
+        if self.json:
+            found = {
+                name: {**outcome.summary(), "durations": self.durations, "seed": self.seed}
+                for name, outcome in outcomes.items()
+            }
+            say(json.dumps(found if len(found) > 1 else found[policies[0]], indent=2))
+        else:
+            first = outcomes[policies[0]]
+            say(
+                f"{len(source.jobs)} jobs, {format_size(first.settings.capacity)}, admission {first.settings.admission}, "
+                f"parking {'on' if first.settings.parking else 'off'}, turns of {first.turn:g} s"
+            )
+            console().print(table(outcomes))
+        if self.jobs:
+            write_records(Path(self.jobs), outcomes)
+        if plot is not None:
+            draw(plot, outcomes)
+
+    def _settings(self) -> Settings:
+        if self.turn is not None and not SHORTEST <= self.turn < math.inf:
+            msg = (
+                f"--turn {self.turn:g} is no length of a turn. Give seconds, {SHORTEST:g} or more."
+            )
+            raise BadDeclaration(msg)
+        return Settings(
+            admission=one_of("--admission", self.admission, ADMISSIONS),
+            parking=one_of("--parking", self.parking, PARKINGS) == "on",
+            capacity=CAPACITY if self.capacity is None else parse_size(self.capacity),
+            turn=self.turn,
+        )
+
+
+def chosen_policies(text: str) -> list[str]:
+    """Return the policies that `text` names, in any case: one, several with commas, or `all`.
+
+    Raises
+    ------
+    BadDeclaration
+        With the one that was meant.
+    """
+    known = [name for name in _ORDER if name in POLICIES]
+    if text.strip().lower() == "all":
+        return known
+    return list(dict.fromkeys(one_of("--policy", word, known) for word in text.split(",")))
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> str:
+    """Return which of `known` is meant by `value`, in any case.
+
+    Raises
+    ------
+    BadDeclaration
+        With the nearest.
+    """
+    word = value.strip().lower()
+    if word in known:
+        return word
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
+    msg = f"{option} {value.strip()!r} is not known. {hint}"
+    raise BadDeclaration(msg)

@@ -1,0 +1,69 @@
+"""What came of replays, to read: a table with a column for each policy, and a record for each job as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from gpushare_kernel.replay.outcome import JobRecord, Outcome
+
+_ROWS = (
+    ("makespan_s", "makespan"),
+    ("avg_queue_s", "average wait for memory"),
+    ("avg_jct_s", "average completion"),
+    ("p50_jct_s", "median completion"),
+    ("p95_jct_s", "95 % complete within"),
+    ("max_wait_s", "longest standstill"),
+    ("parked_s", "parked, all jobs together"),
+)
+_COLUMNS = (
+    "job_id",
+    "user",
+    "submit_time",
+    "lane_at",
+    "first_run",
+    "end",
+    "parked",
+    "longest_wait",
+    "turns",
+)
+
+
+def table(outcomes: Mapping[str, Outcome]) -> Table:
+    """Return the figures of each policy side by side."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("")
+    for name in outcomes:
+        shown.add_column(name, justify="right")
+    summaries = [outcome.summary() for outcome in outcomes.values()]
+    for key, title in _ROWS:
+        shown.add_row(title, *(readable(float(summary[key])) for summary in summaries))
+    for key in ("turns", "parks"):
+        shown.add_row(key, *(str(summary[key]) for summary in summaries))
+    return shown
+
+
+def readable(seconds: float) -> str:
+    """Return a time in the unit in which it is easily read: `48.2 s`, `32.8 min`, `14.2 h`."""
+    if seconds < 120:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    if seconds < 600 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def write_records(path: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Write what became of each job under each policy, in seconds, as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("policy", *_COLUMNS))
+        for name, outcome in outcomes.items():
+            rows.writerows((name, *_cells(job)) for job in outcome.jobs)
+
+
+def _cells(job: JobRecord) -> Sequence[str | float | int]:
+    times = (job.submitted, job.lane_at, job.first_run, job.ended, job.parked, job.longest_wait)
+    return (job.name, job.user, *(round(value, 6) for value in times), job.turns)

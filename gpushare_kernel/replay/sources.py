@@ -1,0 +1,41 @@
+"""What can be replayed: a trace in CSV, a recording of a live broker, or the trace of Salus' Table 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpushare_kernel.replay.recording import read_recording
+from gpushare_kernel.replay.salus import CAPACITY, is_salus, read_salus
+from gpushare_kernel.replay.trace import TraceJob, read_trace
+from gpushare_kernel.wire.recording import SUFFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Jobs in the order of their arrival, and the bytes of the device that they ran on (None: it says nothing)."""
+
+    jobs: Sequence[TraceJob]
+    capacity: int | None = None
+
+
+def read_source(path: Path, *, seed: int = 0, declare: bool = True, device: str = "") -> Source:
+    """Return what is to be replayed; `declare`: jobs tell the scheduler their durations.
+
+    A name that ends in `.jsonl` is a recording (`device` chooses one of several), the folder or file of Salus' trace is
+    known by its name, everything else is CSV. `seed` draws what a trace leaves open: the memory of Salus' jobs.
+
+    Raises
+    ------
+    BadTrace
+        Where it is none of these, or a row breaks a rule.
+    """
+    capacity: int | None = None
+    if is_salus(path):
+        jobs, capacity = read_salus(path, seed), CAPACITY
+    elif path.suffix == SUFFIX:
+        jobs, capacity = read_recording(path, device)
+    else:
+        jobs = read_trace(path)
+    return Source(jobs if declare else [replace(job, declared=None) for job in jobs], capacity)

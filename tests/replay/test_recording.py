@@ -1,0 +1,134 @@
+"""Recordings: the same events give the same instructions (I10), and a recorded day becomes a trace."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel.broker.recorder import Recorder
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.core.values import GiB
+from gpushare_kernel.replay.engine import Settings, replay
+from gpushare_kernel.replay.recording import Differs, check_recording, read_recording
+from gpushare_kernel.replay.sources import read_source
+from gpushare_kernel.replay.trace import BadTrace
+from tests.core.tests_core_world import World
+
+
+class RecordedWorld(World):
+    """A virtual host whose events are written down as the broker does."""
+
+    def __init__(self, path: Path, **settings: object) -> None:
+        super().__init__(**settings)
+        self.recorder = Recorder(path)
+        self.recorder.begin("host", self.core)
+
+    def send(self, event: ev.Event):
+        out = super().send(event)
+        self.recorder.note("host", event, out)
+        return out
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """Ten seconds of two users on one core: a declared job beside one that comes and goes, a plain cell, a closed kernel."""
+    path = tmp_path / "day.jsonl"
+    world = RecordedWorld(path, compute=1.0)
+    world.open("a", "ann", interval=0.01)
+    world.open("b", "bob", interval=0.01)
+    world.open("c", "cem", demand=0.5)
+    world.submit("a1", "a", 1 * GiB, 2 * GiB)
+    world.run(2.0)
+    world.submit("b1", "b", 1 * GiB, 3 * GiB)
+    world.run(4.0)
+    world.end("b1")
+    world.cell("c")
+    world.run(2.0)
+    world.cell_ends("c")
+    world.run(1.0)
+    world.end("a1")
+    world.close("b")
+    world.recorder.close()
+    return path
+
+
+def test_a_recorded_run_replays(recording: Path) -> None:
+    """I10."""
+    assert check_recording(recording) > 100
+
+
+def test_a_changed_event_shows(recording: Path) -> None:
+    lines = recording.read_bytes().splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if b'"JobEnded"' in line)
+    del lines[at]
+    recording.write_bytes(b"".join(lines))
+    with pytest.raises(Differs, match=r"line \d+: \w+ gives other instructions than it gave live"):
+        check_recording(recording)
+
+
+def test_a_recording_is_a_trace(recording: Path) -> None:
+    jobs, capacity = read_recording(recording)
+    assert capacity == 10 * GiB
+    found = {job.name: job for job in jobs}
+    assert set(found) == {"a1", "b1", "c/plain"}
+    assert found["a1"].submitted == 0.0
+    assert found["b1"].submitted == pytest.approx(2.0)
+    assert (found["b1"].user, found["b1"].persistent) == ("bob", 1 * GiB)
+    assert found["b1"].duration == pytest.approx(2.0, abs=0.3)
+    assert found["c/plain"].demand == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_if_fifo_yesterday(recording: Path) -> None:
+    source = read_source(recording)
+    fair, fifo = (
+        {job.name: job for job in replay(source.jobs, Settings(policy=policy)).jobs}
+        for policy in ("fair", "fifo")
+    )
+    assert fifo["b1"].first_run == pytest.approx(fifo["a1"].ended, abs=0.1)
+    assert fair["b1"].first_run < 2.5
+
+
+def test_only_its_owner_reads_it(recording: Path) -> None:
+    assert stat.S_IMODE(recording.stat().st_mode) == 0o600
+
+
+def test_a_file_of_others_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    path.write_text("x")
+    path.chmod(0o644)
+    with pytest.raises(BrokerUnavailable, match="not a file that only you can read"):
+        Recorder(path)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"cannot be written: No such file or directory"):
+        Recorder(tmp_path / "nowhere" / "day.jsonl")
+
+
+def test_a_recording_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    world = World(compute=1.0)
+    recorder = Recorder(path, most=5_000)
+    recorder.begin("host", world.core)
+    for n in range(1000):
+        recorder.note("host", ev.Sampled(at=float(n)), [])
+    recorder.close()
+    assert path.stat().st_size <= 5_000
+    assert check_recording(path) > 20
+
+
+def test_the_last_word_may_be_cut_short(recording: Path) -> None:
+    whole = check_recording(recording)
+    lines = recording.read_bytes().splitlines(keepends=True)[:-1]
+    recording.write_bytes(b"".join(lines)[:-20])
+    assert check_recording(recording) == whole - 1
+
+
+def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("job_id,submit_time,duration\n")
+    with pytest.raises(BadTrace, match=r"trace\.jsonl, line 1: no line of a recording"):
+        check_recording(path)

@@ -1,0 +1,103 @@
+"""Traces: what may be missing, and one error with row, rule, value and fix for what may not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel.core.values import GiB, KiB
+from gpushare_kernel.replay.trace import BadTrace, TraceJob, check_fits, read_trace
+
+HEADER = "job_id,user,submit_time,duration,persistent,ephemeral,iteration_time,class,demand\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write a trace and return its path."""
+
+    def written(text: str) -> Path:
+        path = tmp_path / "trace.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return written
+
+
+def test_every_column_is_read(write) -> None:
+    (job,) = read_trace(write(HEADER + "j,ann,1.5,60,1024,6GiB,0.25,rt,0.4\n"))
+    assert job == TraceJob("j", 1.5, 60.0, "ann", KiB, 6 * GiB, 0.25, True, 0.4, 60.0)
+
+
+def test_what_may_be_missing_has_its_default(write) -> None:
+    first, second = read_trace(write("duration,job_id,submit_time\n0.05,a,0\n3,b,0\n"))
+    assert first == TraceJob("a", 0.0, 0.05, "", 0, 0, 0.05, False, 1.0, 0.05)
+    assert second.iteration == 0.1
+    assert first.owner != second.owner
+
+
+def test_other_columns_are_ignored_and_order_is_free(write) -> None:
+    (job,) = read_trace(
+        write("note,submit_time, job_id ,duration\nx, 2, a, 3\n".replace(" job_id ", "job_id"))
+    )
+    assert (job.name, job.submitted, job.duration) == ("a", 2.0, 3.0)
+
+
+def test_a_file_of_a_spreadsheet_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"\xef\xbb\xbfjob_id,submit_time,duration\r\na,0,1\r\n")
+    assert len(read_trace(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("j,u,,60,,,,,", "row 2: submit_time must not be empty, and it is empty. Write a number 0 or more."),
+        ("j,u,soon,60,,,,,", "row 2: submit_time must be a number, and it is 'soon'. Write a number 0 or more."),
+        ("j,u,-1,60,,,,,", "row 2: submit_time must be 0 or more, and it is '-1'. Mend or remove the row."),
+        ("j,u,nan,60,,,,,", "row 2: submit_time must be 0 or more, and it is 'nan'."),
+        ("j,u,inf,60,,,,,", "row 2: submit_time must be 0 or more, and it is 'inf'."),
+        ("j,u,0,0,,,,,", "row 2: duration must be above 0, and it is '0'."),
+        ("j,u,0,-3,,,,,", "row 2: duration must be above 0, and it is '-3'."),
+        ("j,u,0,,,,,,", "row 2: duration must not be empty"),
+        (",u,0,1,,,,,", "row 2: job_id must not be empty, and it is empty. Give the job an id."),
+        ("j,u,0,1,-5,,,,", "row 2: persistent must be 0 or more bytes, and it is '-5'. Write bytes, or a size such as 6GiB."),
+        ("j,u,0,1,,nan,,,", "row 2: ephemeral must be 0 or more bytes, and it is 'nan'."),
+        ("j,u,0,1,,6 gigs,,,", "row 2: ephemeral: '6 gigs' is not a size."),
+        ("j,u,0,1,,,0,,", "row 2: iteration_time must be above 0, and it is '0'."),
+        ("j,u,0,1,,,,LOW,", "row 2: class must be one of BE, RT, and it is 'LOW'. Write BE or RT."),
+        ("j,u,0,1,,,,,0", "row 2: demand must be above 0 and at most 1, and it is '0'."),
+        ("j,u,0,1,,,,,1.5", "row 2: demand must be above 0 and at most 1, and it is '1.5'."),
+        ("a,u,0,1,,,,,\nb,u,0,1,,,,,\na,u,0,1,,,,,", "row 4: job_id 'a' is there twice (first in row 2)."),
+        ("a,u,9,1,,,,,\nb,u,3,1,,,,,", "row 3: submit_time 3 comes after 9. Sort the file by submit_time."),
+        ("j,u,0", "row 2: every row has as many cells as the header, 9. Mend or remove the row."),
+        ("j,u,0,1,,,,,,,,", "row 2: every row has as many cells as the header, 9."),
+        ("", "there is no job in it. Write one row for each job."),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named(write, rows: str, said: str) -> None:
+    with pytest.raises(BadTrace) as refused:
+        read_trace(write(HEADER + rows + "\n"))
+    assert said in str(refused.value)
+    assert str(refused.value).startswith(str(write("").parent / "trace.csv"))
+
+
+def test_a_header_is_needed(write) -> None:
+    with pytest.raises(
+        BadTrace,
+        match=r"row 1: the header must name job_id, submit_time, duration, and duration is missing",
+    ):
+        read_trace(write("job_id,submit_time\na,0\n"))
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadTrace, match="cannot be read as CSV"):
+        read_trace(path)
+
+
+def test_who_never_fits_is_named() -> None:
+    check_fits([TraceJob("a", 0, 1, persistent=GiB, ephemeral=GiB)], 2 * GiB)
+    with pytest.raises(BadTrace, match=r"job a never fits: it needs 2\.0 GiB .* has 1\.0 GiB"):
+        check_fits([TraceJob("a", 0, 1, persistent=GiB, ephemeral=GiB)], GiB)
