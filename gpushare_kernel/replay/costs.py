@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from gpushare_kernel.core.values import MiB
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +21,21 @@ class Costs:
     find: float = 80e-3
     #: Copying to and from the pinned arena, bytes a second each way.
     bandwidth: float = 55e9
+    #: The driver's checkpoint of what is left after that (context, workspaces), and its restore.
+    checkpoint: float = 0.7
+    thaw: float = 0.75
     #: Bytes that a parked session keeps on the device.
-    stays: int = 66 * MiB
+    stays: int = 0
 
     def park(self, persistent: int) -> float:
         """Seconds until `persistent` bytes are in the host's memory."""
-        return self.find + persistent / self.bandwidth
+        return self.find + persistent / self.bandwidth + self.checkpoint
 
     def restore(self, persistent: int) -> float:
         """Seconds until they are back."""
-        return persistent / self.bandwidth
+        return self.thaw + persistent / self.bandwidth
 
 
 MEASURED = Costs()
-FREE = Costs(0.0, 0.0, 0.0, 0.0, 0.0, float("inf"), 0)
+FREE = Costs(0.0, 0.0, 0.0, 0.0, 0.0, inf, 0.0, 0.0)
 """Nothing costs anything: for comparing with ideals."""

@@ -24,10 +24,8 @@ from gpushare_kernel.replay.outcome import Outcome, record
 from gpushare_kernel.replay.trace import BadTrace, TraceJob, check_fits
 
 CAPACITY = 16 * GiB
-SHORTEST_TURN, MOST_TURNS = 0.1, 40_000
+SHORTEST_TURN, MOST_TURNS = 0.1, 20_000
 """Seconds of a turn, and how many of them a replay may have: longer traces have longer turns, else they take too long."""
-LOOKS = 2
-"""How often in a turn the scheduler's wish to see how much everybody has used is met at most."""
 _STALLED = 1000
 
 
@@ -89,6 +87,8 @@ class Engine:
             do.Ask: self._ask,
             do.Pause: self._pause,
             do.Resume: self._resume,
+            do.Park: self._park,
+            do.Restore: self._restore,
             do.Refuse: self._refuse,
             do.Wake: self._set_wake,
             do.Queue: _ignore,
@@ -106,9 +106,7 @@ class Engine:
             ends = inf if done is None else done[0]
             answer = self._later[0][0] if self._later else inf
             comes = inf if arriving is None else arriving.submitted
-            looks = (
-                inf if self._wake is None else max(self._wake, self._sampled + self.turn / LOOKS)
-            )
+            looks = self._next_look()
             at = max(self.machine.at, min(ends, answer, comes, looks))
             if at == inf or idle_wakes > _STALLED:
                 raise InternalError(self._stalled())
@@ -147,6 +145,15 @@ class Engine:
         self._order += 1
         heappush(self._later, (self.now + seconds, self._order, then))
 
+    def _next_look(self) -> float:
+        """When the scheduler's wish to see how much everybody has used is met: at the end of its frame, and once a turn at most."""
+        if self._wake is None:
+            return inf
+        turns = self.core.turns
+        frame = turns.frame_end if turns.accounts.policy.rotates else None
+        soonest = self._sampled + self.turn
+        return max(self._wake, soonest if frame is None else min(frame, soonest))
+
     def _arrive(self, job: TraceJob) -> None:
         """A kernel of its own for each job: it comes with the job and goes with it."""
         session, at = SessionId(job.name), self.now
@@ -161,6 +168,8 @@ class Engine:
                 persistent=job.persistent,
                 ephemeral=job.ephemeral,
                 cooperative=True,
+                time=job.declared,
+                realtime=job.realtime,
             )
         )
 
@@ -240,6 +249,29 @@ class Engine:
                 run.cost(self.settings.costs.resume)
                 self.machine.start(run)
 
+    def _park(self, park: do.Park) -> None:
+        """It stands still; what it keeps goes to the host."""
+        run, session, ticket = self.runs[park.session], park.session, park.ticket
+        costs = self.settings.costs
+        run.parked_since = self.now
+
+        def parked() -> None:
+            left = min(run.job.persistent, costs.stays)
+            self._send(ev.Parked(at=self.now, session=session, ticket=ticket, persistent=left))
+
+        self._after(costs.park(run.job.persistent), parked)
+
+    def _restore(self, restore: do.Restore) -> None:
+        run, session, ticket = self.runs[restore.session], restore.session, restore.ticket
+
+        def restored() -> None:
+            if run.parked_since is not None:
+                run.parks.append((run.parked_since, self.now))
+                run.parked_since = None
+            self._send(ev.Restored(at=self.now, session=session, ticket=ticket))
+
+        self._after(self.settings.costs.restore(run.job.persistent), restored)
+
     def _refuse(self, refuse: do.Refuse) -> None:
         msg = f"job {refuse.job}: {refuse.message}"
         raise BadTrace(msg)
@@ -265,6 +297,11 @@ def _config(settings: Settings, turn: float) -> Config:
         turn=turn,
         lane_turn=max(1.0, turn),
         boundary_grace=settings.boundary_grace,
+        by_policy=settings.admission == "policy",
+        single_lane=settings.single_lane,
+        can_park=settings.parking,
+        park_cost=max(settings.costs.park(0), settings.costs.restore(0)),
+        park_speed=settings.costs.bandwidth,
         tell_shared=inf,
         tell_paused=inf,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.salus import (
     CAPACITY,
     LARGEST_P,
@@ -51,3 +52,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         match=r"workloads_derived\.csv cannot be read .* benchmarks/salus_table/data has both",
     ):
         read_salus(tmp_path, 0)
+
+
+def test_fifo_gives_the_published_figures_within_one_percent() -> None:
+    """Table 1 of the paper: makespan, average queue, average and 95th percentile of the completion time, in minutes."""
+    jobs = read_salus(DATA, 0)
+    figures = replay(jobs, Settings(policy="fifo", capacity=CAPACITY)).summary()
+    published = {"makespan_s": 303.4, "avg_queue_s": 167.6, "avg_jct_s": 170.6, "p95_jct_s": 251.1}
+    for key, minutes in published.items():
+        assert figures[key] / 60 == pytest.approx(minutes, rel=0.01), key
