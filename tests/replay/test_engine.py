@@ -50,4 +50,4 @@ def test_who_never_fits_is_refused_before_anything_runs() -> None:
 
 def test_turns_grow_with_the_work() -> None:
     assert auto_turn([TraceJob("a", 0.0, 5.0)]) == 0.1
-    assert auto_turn([TraceJob("a", 0.0, 80_000.0)]) == pytest.approx(2.0)
+    assert auto_turn([TraceJob("a", 0.0, 40_000.0)]) == pytest.approx(2.0)
