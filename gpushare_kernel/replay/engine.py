@@ -42,8 +42,9 @@ class Settings:
     costs: Costs = MEASURED
     #: Pause whose next boundary is farther than this (seconds); inf: everybody is waited for.
     boundary_grace: float = 0.025
-    #: One lane for all, as Salus' SRTF and FAIR were run.
+    #: One lane for all, as Salus' SRTF and FAIR were run; no lane but a job's own, nearly as its PACK was.
     single_lane: bool = False
+    own_lanes: bool = False
 
 
 def replay(jobs: Sequence[TraceJob], settings: Settings) -> Outcome:
@@ -167,7 +168,7 @@ class Engine:
                 session=session,
                 persistent=job.persistent,
                 ephemeral=job.ephemeral,
-                cooperative=True,
+                cooperative=not self.settings.own_lanes,
                 time=job.declared,
                 realtime=job.realtime,
             )

@@ -1,21 +1,23 @@
-"""The trace of Salus' Table 1, as far as it is known: arrivals and durations rebuilt, memory drawn from its workload table.
+"""The trace of Salus' Table 1, as far as it is known: arrivals and durations rebuilt, memory drawn from its workloads.
 
 Source: Yu & Chowdhury, Salus (MLSys 2020), section 5.1 and Table 2: 100 training jobs drawn from 45 workloads (15 models,
-three batch sizes each), on one P100 with 16 GB. The trace itself was not published. Two files stand for it:
+three batch sizes each), on one P100 with 16 GB. The trace itself was not published. Three files stand for it:
 
 - `trace_reconstructed_estimate.csv`: submission and duration of each job, read out of figures 7 and 8a.
-- `workloads_derived.csv`: peak memory and seconds an iteration of 33 of the workloads, measured by the authors
-  (SymbioticLab/Salus, tests/workloads.csv). The other twelve are those of `OTHERS`.
+- `fig1_fig14_memory_digitized.csv`: peak memory of the 15 models at their largest batch, read out of figure 1 (TF 1.5).
+- `workloads_derived.csv`: peak memory and seconds an iteration of 33 of the workloads, measured by the authors in 2017
+  (SymbioticLab/Salus, tests/workloads.csv). They say how smaller batches compare with the largest.
 
 **What is unknown**: which job was which workload. So every job draws its workload by the seed, uniformly and whatever its
 duration is: were long jobs large ones, fewer would fit beside each other than here.
 
 **Persistent memory** was published for the two ends only (section 2.1): 110.9 MB for googlenet_25, 822.2 MB for resnet152_75.
-Between them it is taken to grow as a power of the peak, which leads through both ends (exponent 0.71); it stays within
+Between them it is taken to grow as a power of the peak that leads through both ends; it stays within
 them, and the ephemeral rest is peak - persistent.
 
 **Demand**: two alexnet_25 share the device by figure 13 at 0.687 of their speed alone, so one of them needs 0.73 of it: of its
-21.3 ms an iteration 5.8 ms are spent elsewhere. Every workload is taken to spend that.
+21.3 ms an iteration 5.8 ms are spent elsewhere. Every workload is taken to spend that. superres gained 2.38 times by sharing
+(figure 11), so it needs 0.42 at most; vae is taken to be like it (figure 12), seq2seq and speech like the usual ones.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from random import Random
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.replay.trace import BadTrace, TraceJob
 
-TRACE, WORKLOADS = "trace_reconstructed_estimate.csv", "workloads_derived.csv"
+TRACE = "trace_reconstructed_estimate.csv"
+WORKLOADS, MEMORY = "workloads_derived.csv", "fig1_fig14_memory_digitized.csv"
 CAPACITY = 16276 * MiB - 300 * 10**6
 """A P100 with 16 GB, less the 300 MB that the server leaves (lanemgr.cpp), in bytes."""
 SMALLEST_P, LARGEST_P = 110.9e6, 822.2e6
@@ -37,16 +40,10 @@ SMALLEST_P, LARGEST_P = 110.9e6, 822.2e6
 _ENDS = ("googlenet_25", "resnet152_75")
 ELSEWHERE = 5.8e-3
 """Seconds of an iteration that are not the device's."""
-OTHERS = {
-    "seq2seq": (5.0e9, 0.94),
-    "speech": (5.6e9, 0.94),
-    "superres": (1.03e9, 0.42),
-    "vae": (0.035e9, 0.42),
-}
-"""Models that the table lacks: peak bytes at the largest batch (figure 1, TF 1.5), a half and a quarter at the smaller ones
-(assumed), and demand: 1 / 2.38 for superres, from figure 11; the others' are assumed, and so is `OTHER_ITERATION`."""
+OTHERS = {"seq2seq": 0.94, "speech": 0.94, "superres": 0.42, "vae": 0.42}
+"""Demand of the models that the authors' table lacks. Their smaller batches are taken to need a half and a quarter of the
+memory of the largest, and an iteration `OTHER_ITERATION` seconds."""
 OTHER_ITERATION = 0.1
-"""Seconds."""
 _SMALLER = (1.0, 0.5, 0.25)
 
 
@@ -62,26 +59,38 @@ class Workload:
 
 
 def read_workloads(folder: Path) -> list[Workload]:
-    """Return the 45 workloads, from `workloads_derived.csv` in `folder` and from `OTHERS`."""
-    known = {
-        row["workload"]: (float(row["peak_mb"]) * 1e6, float(row["iter_ms_slope"]) / 1e3)
+    """Return the 45 workloads, from the files in `folder`."""
+    largest = {row["model"]: float(row["tf_peak_GB"]) * 1e9 for row in _rows(folder / MEMORY)}
+    table = [
+        (row["workload"], float(row["peak_mb"]), float(row["iter_ms_slope"]) / 1e3)
         for row in _rows(folder / WORKLOADS)
-    }
-    low, high = (known[name][0] for name in _ENDS)
-    power = log(LARGEST_P / SMALLEST_P) / log(high / low)
-
-    def workload(name: str, peak: float, iteration: float, demand: float) -> Workload:
-        persistent = min(peak, LARGEST_P, max(SMALLEST_P, SMALLEST_P * (peak / low) ** power))
-        return Workload(name, round(peak), round(persistent), iteration, demand)
-
-    return [
-        *(workload(name, peak, step, 1 - ELSEWHERE / step) for name, (peak, step) in known.items()),
-        *(
-            workload(f"{name}, {part:g} of its batch", peak * part, OTHER_ITERATION, demand)
-            for name, (peak, demand) in OTHERS.items()
-            for part in _SMALLER
-        ),
     ]
+    most: dict[str, float] = {}
+    for name, peak, _ in table:
+        most[_model(name)] = max(peak, most.get(_model(name), 0.0))
+    known = [
+        (name, largest[_model(name)] * peak / most[_model(name)], step, 1.0 - ELSEWHERE / step)
+        for name, peak, step in table
+    ]
+    known += [
+        (f"{model}, {part:g} of its batch", largest[model] * part, OTHER_ITERATION, demand)
+        for model, demand in OTHERS.items()
+        for part in _SMALLER
+    ]
+    low, high = (next(peak for name, peak, _, _ in known if name == end) for end in _ENDS)
+    power = log(LARGEST_P / SMALLEST_P) / log(high / low)
+    return [
+        Workload(name, round(peak), round(_persistent(peak, low, power)), step, demand)
+        for name, peak, step, demand in known
+    ]
+
+
+def _model(workload: str) -> str:
+    return workload.rpartition("_")[0]
+
+
+def _persistent(peak: float, low: float, power: float) -> float:
+    return min(peak, LARGEST_P, max(SMALLEST_P, SMALLEST_P * (peak / low) ** power))
 
 
 def read_salus(folder: Path, seed: int) -> list[TraceJob]:
@@ -124,5 +133,5 @@ def _rows(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except OSError as problem:
-        msg = f"{path} cannot be read ({problem.strerror}). The folder must hold {TRACE} and {WORKLOADS}; benchmarks/salus_table/data has both."
+        msg = f"{path} cannot be read ({problem.strerror}). The folder must hold {TRACE}, {WORKLOADS} and {MEMORY}: benchmarks/salus_table/data does."
         raise BadTrace(msg) from None

@@ -49,7 +49,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     shutil.copy(DATA / TRACE, tmp_path)
     with pytest.raises(
         BadTrace,
-        match=r"workloads_derived\.csv cannot be read .* benchmarks/salus_table/data has both",
+        match=r"fig1_fig14_memory_digitized\.csv cannot be read .* benchmarks/salus_table/data does",
     ):
         read_salus(tmp_path, 0)
 
