@@ -1,9 +1,14 @@
-"""Salus' policies as its code has them, for the scheduler that we replay: no ageing, nothing reset (facts: README.md)."""
+"""Salus' policies as its code has them, for the scheduler that we replay: no ageing, nothing reset, no bound on packing."""
 
 from __future__ import annotations
 
+from math import inf
+
+from gpushare_kernel.core import frames
 from gpushare_kernel.core.policies import POLICIES, Pack, Policy, Srtf, remaining
 from gpushare_kernel.core.records import Job, Key, Session
+
+frames.PACKED = inf  # whatever has a lane runs
 
 
 class SalusSrtf(Srtf):

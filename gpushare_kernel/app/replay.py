@@ -78,7 +78,7 @@ class ReplayApp(Command):
         None,
         allow_none=True,
         config=True,
-        help="Seconds of a turn; by default 0.1, longer where a trace has more work than 4000 s.",
+        help="Seconds of a turn; by default 0.1, longer where a trace has more work than 2000 s.",
     )
     seed = Integer(
         0, config=True, help="Draws what a trace leaves open: the memory of Salus' jobs."

@@ -62,7 +62,7 @@ def replay(jobs: Sequence[TraceJob], settings: Settings) -> Outcome:
 
 
 def auto_turn(jobs: Sequence[TraceJob]) -> float:
-    """Return the seconds of a turn where none are given: 0.1, as live, or what makes 40,000 turns of the whole work."""
+    """Return the seconds of a turn where none are given: 0.1, as live, or what makes 20,000 turns of the whole work."""
     return max(SHORTEST_TURN, sum(job.duration for job in jobs) / MOST_TURNS)
 
 

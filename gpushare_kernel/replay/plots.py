@@ -81,8 +81,8 @@ def _completions(axes: Any, outcomes: Mapping[str, Outcome]) -> None:
             linestyle=_STYLES[at % len(_STYLES)],
             linewidth=1.8,
         )
+    axes.set_title("completion times", loc="left")
     axes.set(
-        title="Completion times",
         xlabel=f"submission to end ({unit})",
         ylabel="part of the jobs done",
         xlim=(0, most / seconds),
@@ -106,7 +106,8 @@ def _timeline(axes: Any, name: str, outcome: Outcome, longest: float) -> None:
         ):
             bars = [(begin / seconds, (end - begin) / seconds) for begin, end in spans]
             axes.broken_barh(bars, (row + 0.1, 0.8), facecolors=colour, linewidth=0)
-    axes.set(title=name, xlim=(0, longest / seconds * 1.01), ylim=(len(shown), 0))
+    axes.set_title(name, loc="left")
+    axes.set(xlim=(0, longest / seconds * 1.01), ylim=(len(shown), 0))
     axes.set_ylabel("jobs, as they came" if step == 1 else f"every {step}th job, as they came")
 
 

@@ -1,23 +1,24 @@
 """The trace of Salus' Table 1, as far as it is known: arrivals and durations rebuilt, memory drawn from its workloads.
 
-Source: Yu & Chowdhury, Salus (MLSys 2020), section 5.1 and Table 2: 100 training jobs drawn from 45 workloads (15 models,
-three batch sizes each), on one P100 with 16 GB. The trace itself was not published. Three files stand for it:
+Source: Yu & Chowdhury, Salus (MLSys 2020), section 5.1 and Table 2: 100 training jobs on one P100 with 16 GB. The trace itself
+was not published. Three files stand for it:
 
 - `trace_reconstructed_estimate.csv`: submission and duration of each job, read out of figures 7 and 8a.
-- `fig1_fig14_memory_digitized.csv`: peak memory of the 15 models at their largest batch, read out of figure 1 (TF 1.5).
-- `workloads_derived.csv`: peak memory and seconds an iteration of 33 of the workloads, measured by the authors in 2017
-  (SymbioticLab/Salus, tests/workloads.csv). They say how smaller batches compare with the largest.
+- `workloads_derived.csv`: the 33 workloads (11 CNNs, three batch sizes each) of the authors' own table, measured in 2017
+  (SymbioticLab/Salus, tests/workloads.csv): peak memory, seconds an iteration.
+- `fig1_fig14_memory_digitized.csv`: peak memory of each model at its largest batch, read out of figure 1 (TF 1.5, as in the
+  evaluation). The table says how smaller batches compare with the largest.
 
-**What is unknown**: which job was which workload. So every job draws its workload by the seed, uniformly and whatever its
+**What is unknown**: which job was which workload, and how often the four models of Table 2 were drawn that the authors' table
+lacks (seq2seq, speech, superres, vae: left out here). So every job draws one of the 33 by the seed, uniformly and whatever its
 duration is: were long jobs large ones, fewer would fit beside each other than here.
 
 **Persistent memory** was published for the two ends only (section 2.1): 110.9 MB for googlenet_25, 822.2 MB for resnet152_75.
-Between them it is taken to grow as a power of the peak that leads through both ends; it stays within
-them, and the ephemeral rest is peak - persistent.
+Between them it is taken to grow as a power of the peak that leads through both ends; it stays within them, and the ephemeral
+rest is peak - persistent.
 
 **Demand**: two alexnet_25 share the device by figure 13 at 0.687 of their speed alone, so one of them needs 0.73 of it: of its
-21.3 ms an iteration 5.8 ms are spent elsewhere. Every workload is taken to spend that. superres gained 2.38 times by sharing
-(figure 11), so it needs 0.42 at most; vae is taken to be like it (figure 12), seq2seq and speech like the usual ones.
+21.3 ms an iteration 5.8 ms are spent elsewhere. Every workload is taken to spend that.
 """
 
 from __future__ import annotations
@@ -40,16 +41,11 @@ SMALLEST_P, LARGEST_P = 110.9e6, 822.2e6
 _ENDS = ("googlenet_25", "resnet152_75")
 ELSEWHERE = 5.8e-3
 """Seconds of an iteration that are not the device's."""
-OTHERS = {"seq2seq": 0.94, "speech": 0.94, "superres": 0.42, "vae": 0.42}
-"""Demand of the models that the authors' table lacks. Their smaller batches are taken to need a half and a quarter of the
-memory of the largest, and an iteration `OTHER_ITERATION` seconds."""
-OTHER_ITERATION = 0.1
-_SMALLER = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One line of Table 2: bytes at the peak and kept between iterations, seconds an iteration, what it needs of the device."""
+    """One line of the table: bytes at the peak and kept between iterations, seconds an iteration, what it needs of the device."""
 
     name: str
     peak: int
@@ -59,30 +55,25 @@ class Workload:
 
 
 def read_workloads(folder: Path) -> list[Workload]:
-    """Return the 45 workloads, from the files in `folder`."""
+    """Return the 33 workloads, from the files in `folder`."""
     largest = {row["model"]: float(row["tf_peak_GB"]) * 1e9 for row in _rows(folder / MEMORY)}
-    table = [
-        (row["workload"], float(row["peak_mb"]), float(row["iter_ms_slope"]) / 1e3)
-        for row in _rows(folder / WORKLOADS)
-    ]
+    table = {row["workload"]: row for row in _rows(folder / WORKLOADS)}
     most: dict[str, float] = {}
-    for name, peak, _ in table:
-        most[_model(name)] = max(peak, most.get(_model(name), 0.0))
-    known = [
-        (name, largest[_model(name)] * peak / most[_model(name)], step, 1.0 - ELSEWHERE / step)
-        for name, peak, step in table
-    ]
-    known += [
-        (f"{model}, {part:g} of its batch", largest[model] * part, OTHER_ITERATION, demand)
-        for model, demand in OTHERS.items()
-        for part in _SMALLER
-    ]
-    low, high = (next(peak for name, peak, _, _ in known if name == end) for end in _ENDS)
+    for name, row in table.items():
+        most[_model(name)] = max(float(row["peak_mb"]), most.get(_model(name), 0.0))
+    peaks = {
+        name: largest[_model(name)] * float(row["peak_mb"]) / most[_model(name)]
+        for name, row in table.items()
+    }
+    low, high = (peaks[end] for end in _ENDS)
     power = log(LARGEST_P / SMALLEST_P) / log(high / low)
-    return [
-        Workload(name, round(peak), round(_persistent(peak, low, power)), step, demand)
-        for name, peak, step, demand in known
-    ]
+    found = []
+    for name, row in table.items():
+        step, persistent = float(row["iter_ms_slope"]) / 1e3, _persistent(peaks[name], low, power)
+        found.append(
+            Workload(name, round(peaks[name]), round(persistent), step, 1.0 - ELSEWHERE / step)
+        )
+    return found
 
 
 def _model(workload: str) -> str:
@@ -90,7 +81,8 @@ def _model(workload: str) -> str:
 
 
 def _persistent(peak: float, low: float, power: float) -> float:
-    return min(peak, LARGEST_P, max(SMALLEST_P, SMALLEST_P * (peak / low) ** power))
+    grown: float = SMALLEST_P * (peak / low) ** power
+    return min(peak, LARGEST_P, max(SMALLEST_P, grown))
 
 
 def read_salus(folder: Path, seed: int) -> list[TraceJob]:
@@ -118,6 +110,7 @@ def read_salus(folder: Path, seed: int) -> list[TraceJob]:
                 iteration=drawn.iteration,
                 demand=drawn.demand,
                 declared=duration,
+                kind=drawn.name,
             )
         )
     return jobs

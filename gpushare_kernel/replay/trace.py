@@ -28,7 +28,8 @@ class TraceJob:
 
     `submitted` counts from the beginning of the trace; `duration` is what the job takes alone on the device, and
     `iteration` what one of its steps takes then. `demand` is the part of the device's time that it needs while it
-    runs alone (over 0, at most 1). `declared` is the duration that it tells the scheduler (None: nothing).
+    runs alone (over 0, at most 1). `declared` is the duration that it tells the scheduler (None: nothing), `kind` what it
+    is called where a trace was made from workloads.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TraceJob:
     realtime: bool = False
     demand: float = 1.0
     declared: float | None = None
+    kind: str = ""
 
     @property
     def owner(self) -> str:

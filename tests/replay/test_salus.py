@@ -22,9 +22,9 @@ from gpushare_kernel.replay.trace import BadTrace
 DATA = Path(__file__).parents[2] / "benchmarks" / "salus_table" / "data"
 
 
-def test_there_are_45_workloads_and_p_leads_through_both_ends() -> None:
+def test_there_are_33_workloads_and_p_leads_through_both_ends() -> None:
     found = {workload.name: workload for workload in read_workloads(DATA)}
-    assert len(found) == 45
+    assert len(found) == 33
     assert found["googlenet_25"].persistent == pytest.approx(SMALLEST_P)
     assert found["resnet152_75"].persistent == pytest.approx(LARGEST_P)
     assert all(one.persistent <= min(one.peak, LARGEST_P) for one in found.values())
