@@ -192,6 +192,9 @@ class Engine:
         self._send(ev.SessionClosed(at=self.now, session=SessionId(name)))
 
     def _at_boundary(self, run: Run) -> None:
+        run.arriving = run.paused  # stopped on its way: it says so once it runs again
+        if run.arriving:
+            return
         self._send(
             ev.BoundaryReached(
                 at=self.now,
@@ -210,7 +213,9 @@ class Engine:
     # --- instructions -------------------------------------------------------------------------------------
 
     def _grant(self, grant: do.Grant) -> None:
-        self.machine.start(self.runs[grant.job])
+        run = self.runs[grant.job]
+        run.target, run.asked_lane = 0.0, False  # as live: a grant clears the job's word
+        self.machine.start(run)
 
     def _ask(self, ask: do.Ask) -> None:
         run = self.runs[ask.job]
@@ -227,8 +232,8 @@ class Engine:
             if self._pausing.get(session) != ticket:
                 return  # it was resumed meanwhile, or is done
             del self._pausing[session]
+            run.paused, run.goes_on = True, run.job.name in self.machine.running
             self.machine.stop(run)
-            run.paused = True
             self._send(
                 ev.Paused(
                     at=self.now,
@@ -244,11 +249,14 @@ class Engine:
     def _resume(self, resume: do.Resume) -> None:
         run = self.runs[resume.session]
         self._pausing.pop(resume.session, None)
-        if run.paused:
-            run.paused = False
-            if run.ended is None:
-                run.cost(self.settings.costs.resume)
-                self.machine.start(run)
+        if not run.paused:
+            return
+        run.paused = False
+        if run.goes_on:
+            run.cost(self.settings.costs.resume)
+            self.machine.start(run)
+        elif run.arriving:
+            self._after(self.settings.costs.resume, lambda: self._at_boundary(run))
 
     def _park(self, park: do.Park) -> None:
         """It stands still; what it keeps goes to the host."""

@@ -36,9 +36,12 @@ class Run:
     #: When it ran: pairs of begin and end, joined where nothing lies between.
     stretches: list[tuple[float, float]] = field(default_factory=list)
     running_since: float | None = None
-    #: Its next boundary gives its lane up; it is paused from outside.
+    #: Its next boundary gives its lane up.
     asked_lane: bool = False
+    #: It is paused from outside; whether it ran then, or had just come to a boundary and not said so yet.
     paused: bool = False
+    goes_on: bool = False
+    arriving: bool = False
 
     def cost(self, seconds: float) -> None:
         """Have it lose `seconds` when it runs next."""

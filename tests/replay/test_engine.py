@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from gpushare_kernel.core.values import GiB
-from gpushare_kernel.replay.costs import FREE
+from gpushare_kernel.replay.costs import FREE, MEASURED
 from gpushare_kernel.replay.engine import Settings, auto_turn, replay
 from gpushare_kernel.replay.trace import BadTrace, TraceJob
 
@@ -51,3 +53,49 @@ def test_who_never_fits_is_refused_before_anything_runs() -> None:
 def test_turns_grow_with_the_work() -> None:
     assert auto_turn([TraceJob("a", 0.0, 5.0)]) == 0.1
     assert auto_turn([TraceJob("a", 0.0, 40_000.0)]) == pytest.approx(2.0)
+
+
+def test_a_turn_costs_its_hand_over() -> None:
+    jobs = [TraceJob(name, 0.0, 10.0, iteration=0.01) for name in "ab"]
+    outcome = replay(jobs, Settings(policy="fair"))
+    turns = sum(job.turns for job in outcome.jobs)
+    assert turns > 100
+    late = outcome.summary()["makespan_s"] - 20.0
+    assert late == pytest.approx(turns * MEASURED.handover, rel=0.1)
+
+
+def test_who_is_paused_from_outside_pays_for_it() -> None:
+    jobs = [TraceJob(name, 0.0, 10.0, iteration=0.3) for name in "ab"]
+    outcome = replay(jobs, Settings(policy="fair"))
+    turns = sum(job.turns for job in outcome.jobs)
+    late = outcome.summary()["makespan_s"] - 20.0
+    assert late == pytest.approx(turns * MEASURED.resume, rel=0.1)
+
+
+def test_a_short_job_has_the_memory_of_a_long_one_parked() -> None:
+    sizes = {"persistent": 2 * GiB, "ephemeral": 5 * GiB}
+    jobs = [
+        TraceJob("long", 0.0, 1000.0, declared=1000.0, **sizes),
+        TraceJob("short", 100.0, 10.0, declared=10.0, **sizes),
+    ]
+    settings = Settings(policy="srtf", capacity=8 * GiB)
+    long, short = replay(jobs, settings).jobs
+    assert short.first_run == pytest.approx(1000.0, abs=1.0)
+    assert long.parks == ()
+    long, short = replay(jobs, dataclasses.replace(settings, parking=True)).jobs
+    park, restore = MEASURED.park(2 * GiB), MEASURED.restore(2 * GiB)
+    assert short.first_run == pytest.approx(100.0 + park, abs=0.3)
+    ((begin, end),) = long.parks
+    assert end - begin == pytest.approx(park + 10.0 + restore, abs=0.3)
+    assert long.ended == pytest.approx(1010.0 + park + restore, abs=0.3)
+    assert long.longest_wait == pytest.approx(park + 10.0 + restore, abs=0.3)
+
+
+def test_realtime_goes_first() -> None:
+    jobs = [
+        TraceJob("a", 0.0, 10.0),
+        TraceJob("b", 1.0, 10.0),
+        TraceJob("r", 2.0, 1.0, realtime=True),
+    ]
+    done = {job.name: job for job in replay(jobs, Settings(policy="srtf", costs=FREE)).jobs}
+    assert done["r"].ended == pytest.approx(3.0, abs=0.3)
