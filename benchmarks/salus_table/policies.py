@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from math import inf
-
-from gpushare_kernel.core import frames
-from gpushare_kernel.core.policies import POLICIES, Pack, Policy, Srtf, remaining
+from gpushare_kernel.core.policies import POLICIES, Pack, Policy, Srtf, Together, remaining
 from gpushare_kernel.core.records import Job, Key, Session
-
-frames.PACKED = inf  # whatever has a lane runs
 
 
 class SalusSrtf(Srtf):
     """`preempt`: least total less used; nothing makes up for waiting."""
 
     name = "salus-srtf"
+    together = Together.FITTING
     displaces = False
 
     def job_key(self, job: Job, session: Session, at: float) -> Key:

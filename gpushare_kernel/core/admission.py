@@ -1,12 +1,12 @@
 """The memory queue: who waits for room, in the order of the policy, and how far others may pass.
 
 Strict order leaves memory idle behind a big job; free overtaking starves it (Salus' code does). Here any of the
-first `WINDOW` jobs may take what fits, but a job that was overtaken `PATIENCE` times is not passed again.
+first `WINDOW` jobs may take what fits, but a job that was overtaken as often as the policy lets it be is not passed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from gpushare_kernel.core.policies import Policy
@@ -15,7 +15,6 @@ from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.values import JobId
 
 WINDOW = 32
-PATIENCE = 8
 
 
 class AdmissionQueue:
@@ -105,7 +104,7 @@ class AdmissionQueue:
                 yield job
             else:
                 passed.append(job)
-            if not self._arrival and _is_passed_no_more(passed):
+            if not self._arrival and any(o.overtaken >= self._policy.passes for o in passed):
                 return
 
     def _key(self, job: Job, session: Session, at: float) -> tuple[float, int]:
@@ -115,10 +114,6 @@ class AdmissionQueue:
 
     def _user_key(self, user: User, best: tuple[float, int], ahead: float) -> tuple[float, int]:
         return best if self._arrival else self._policy.user_key(user, best, ahead)
-
-
-def _is_passed_no_more(passed: Iterable[Job]) -> bool:
-    return any(job.overtaken >= PATIENCE for job in passed)
 
 
 def _nothing(_: Job) -> float:

@@ -17,8 +17,6 @@ from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.turns import SLACK, Turns
 from gpushare_kernel.core.values import SessionId, Usage
 
-PACKED = 2.0
-"""Times the cores that those who run all at once may ask for before nobody else is let in."""
 FILLER, FILLER_PART = 0.5, 0.25
 """Cores, and the part of a small device, that must lie idle before a session larger than them may fill them."""
 PATIENCE = 4
@@ -43,11 +41,11 @@ class Frames(Turns):
         """Whether their measured demand fits the cores."""
         if self.together is Together.ONE:
             return sum(s.counted > 0 for s in self.wanting.values()) <= 1
-        return self.together is Together.ALL or self.load <= self.compute + SLACK
+        return self.load <= self.compute + SLACK
 
     def wants_more(self) -> bool:
-        """Whether the cores are not asked for so much that one more would only slow the others."""
-        return self.load < PACKED * self.compute
+        """Whether the cores are not asked for so much that one more would find none."""
+        return self.load < self.compute
 
     @property
     def turn(self) -> float:
@@ -70,7 +68,9 @@ class Frames(Turns):
         taken = self._pack(self._room(at) + sum(s.counted for s in held))
         self.accounts.advance(self._squeezed)
         policy, usual = self.accounts.policy, self.config.turn
-        self._length = min((policy.turn(s, usual, at) for s in taken.values()), default=usual)
+        known = all(s.demand is not None for s in taken.values())  # else this turn measures
+        turns = (policy.turn(s, usual, at) for s in taken.values() if known)
+        self._length = min(turns, default=usual)
         return taken
 
     def _pack(self, room: float) -> dict[SessionId, Session]:

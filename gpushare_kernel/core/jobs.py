@@ -87,7 +87,7 @@ class Jobs:
         self._enqueue(job, session, event.at)
         self._admit(event.at)
         if job.state is JobState.QUEUED:
-            self._be_patient(job)
+            self._be_patient(job, event.at)
             self._emit(do.Queue(job.id, session.id))
 
     def _enqueue(self, job: Job, session: Session, at: float) -> None:
@@ -95,13 +95,16 @@ class Jobs:
         self.turns.accounts.lift(session.user)
         self.book.queue.push(job, session, at)
 
-    def _be_patient(self, job: Job) -> None:
-        """Note when nobody who came later may pass `job` any more."""
+    def _be_patient(self, job: Job, at: float) -> None:
+        """`job` waits for memory since `at`: note when nobody who came later may pass it any more."""
         patience = self.turns.accounts.policy.patience
         if patience is not None:
-            self._deadlines.add(
-                job.submitted + patience, lambda now: self.book.queue.promote(job, now)
-            )
+            job.queued_since = at
+            self._deadlines.add(at + patience, lambda now: self._promote(job, at, now))
+
+    def _promote(self, job: Job, since: float, at: float) -> None:
+        if job.queued_since == since:  # it had its memory meanwhile, else
+            self.book.queue.promote(job, at)
 
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
         session = self.sessions[event.session]
@@ -248,15 +251,27 @@ class Jobs:
 
     def may_enter(self, job: Job) -> bool:
         """Whether the policy has one more in the device's memory; what ranks above all, or is inside another job, waits for no policy."""
-        return job.realtime or job.promoted or self._takes_more
+        if job.realtime or job.promoted:
+            return True
+        if not self.config.by_policy and self.turns.together is not Together.ONE:
+            return True
+        return self._takes_more or (self.turns.together is Together.USEFUL and self._would_run(job))
 
     @property
     def _takes_more(self) -> bool:
-        together = self.turns.together
-        if together is Together.ONE:
-            return not self._let_in and self.turns.load <= SLACK
-        every = together is Together.FITTING or not self.config.by_policy
-        return every or self.turns.wants_more()
+        match self.turns.together:
+            case Together.ONE:
+                return not self._let_in and self.turns.load <= SLACK
+            case Together.USEFUL:
+                # Where memory can be taken back, more of them in it do no harm.
+                return self.config.can_park or self.turns.wants_more()
+        return True
+
+    def _would_run(self, job: Job) -> bool:
+        """Whether `job` ranks before all who have the device."""
+        policy, at = self.turns.accounts.policy, self.at
+        keys = (policy.session_key(s, at) for s in self.turns.using.values() if s.counted > 0)
+        return job.rank < min(keys, default=job.rank)
 
     def _entered(self, session: Session, at: float) -> None:
         """A job of `session` has a lane."""

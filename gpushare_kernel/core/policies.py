@@ -17,24 +17,27 @@ from math import inf
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.records import Job, Key, Session, User
 
-AGEING = 0.05
+AGEING = 0.02
 """Seconds of remaining time that a second of waiting makes up for, under SRTF."""
 UNKNOWN_TIME = 60.0
 """Seconds that a job nobody knows the time of is taken to need at least: the median of Salus' trace is 58."""
 OVERRUN = 0.1
 """The part of its time that a job which overran it is taken to need still, at least."""
 KNOWN_TURN, SERVED_TURN = 10.0, 0.125
-"""SRTF's turns: usual turns for a job whose time is known (a better one preempts it anyway); the part of what it had for another."""
+"""Usual turns in one of SRTF's for a job whose time is known (a better one preempts it anyway), and in one of PACK's; the part of
+what it had in one of SRTF's for another job."""
 PATIENT = 3600.0
 """Seconds by which a job is passed by later ones at most, where nothing else bounds that."""
 
 
 class Together(StrEnum):
-    """Who runs at the same time."""
+    """Who has the memory, and runs, at the same time."""
 
     ONE = "one"
-    FITTING = "fitting"  # all while their demand fits the device, else turns
-    ALL = "all"
+    USEFUL = "useful"  # as many as keep the device busy, and whoever would run before all of them
+    FITTING = (
+        "fitting"  # all that fit the memory; while their demand fits the device all run, else turns
+    )
 
 
 class Policy:
@@ -42,12 +45,16 @@ class Policy:
 
     name: str
     together = Together.FITTING
+    #: How many may take memory that does not suffice for whoever comes before them.
+    passes = 8
     #: Whether a turn ends while others wait (else the first keeps the device).
     rotates = True
     #: Whether somebody better takes the turn at once, not at its end.
     preempts = False
     #: Whether everybody is to make progress all the time, each its share.
     shares = False
+    #: Whether all may run at once although they saturate the device, where that makes more in total.
+    co_runs = False
     #: Whether who comes first may have the memory of others that rank behind it.
     displaces = False
     #: Seconds after which a job in the memory queue comes before all who were submitted later; None: its key sees to that.
@@ -87,6 +94,8 @@ class Srtf(Policy):
     """Shortest remaining time first, preemptive, with ageing; without a time, who was served least."""
 
     name = "srtf"
+    together = Together.USEFUL
+    passes = 0  # a longer one would hold its memory for long
     preempts = displaces = True
 
     def job_key(self, job: Job, session: Session, at: float) -> Key:
@@ -104,21 +113,31 @@ class Srtf(Policy):
 
 
 class Pack(Policy):
-    """As many as memory and demand allow, at once, for the makespan: the largest first, small ones fill what is left."""
+    """As many as memory and demand allow, for the makespan: the largest first, small ones fill what is left; turns by rote."""
 
     name = "pack"
-    together = Together.ALL
+    co_runs = True
 
     def job_key(self, job: Job, session: Session, at: float) -> Key:  # noqa: ARG002
         """Largest first, by the part of the device it needs; waiting makes up for it."""
         return (_first(job) or PATIENT * (1.0 - job.part) + job.submitted, job.order)
+
+    def session_key(self, session: Session, at: float) -> Key:
+        """Whose last turn is longest ago."""
+        first = min((_first(job) for job in session.jobs.values()), default=0.0)
+        last = session.waiting_since if session.served_since is None else at
+        return (first or last, session.order)
+
+    def turn(self, session: Session, usual: float, at: float) -> float:  # noqa: ARG002
+        """Long: each change costs."""
+        return KNOWN_TURN * usual
 
 
 class Fair(Policy):
     """Equal progress of users, then of sessions: least virtual time first (I6)."""
 
     name = "fair"
-    shares = displaces = True
+    shares = displaces = co_runs = True
     patience = PATIENT
 
     def job_key(self, job: Job, session: Session, at: float) -> Key:  # noqa: ARG002

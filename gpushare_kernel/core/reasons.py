@@ -18,7 +18,7 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
     if job.state is JobState.QUEUED:
         book = scheduler.book
         needs = book.added(session, job.need) + job.need.ephemeral
-        if not scheduler.may_enter(job):
+        if needs <= book.table.free and not scheduler.may_enter(job):
             # The policy has no more of them at once.
             eta, exact = for_memory(scheduler, job)
             return Wait(WaitReason.TURN, 0, 0, 1 + book.queue.ahead(job.id), eta=eta, exact=exact)

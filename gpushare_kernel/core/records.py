@@ -56,7 +56,8 @@ class Job:
     promoted: bool = False
     #: The part of the device's memory that it needs in all, contexts included.
     part: float = 0.0
-    #: Since when it has its lane.
+    #: Since when it waits for memory (for the last time), and has its lane.
+    queued_since: float = 0.0
     resident_since: float = 0.0
     #: Its key in the memory queue, fixed while it waits there.
     rank: Key = (0.0, 0)

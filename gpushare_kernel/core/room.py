@@ -165,7 +165,7 @@ class Room(Suspensions):
         job.become(JobState.QUEUED)
         self._let_in.discard(job.id)
         self._enqueue(job, session, at)
-        self._be_patient(job)
+        self._be_patient(job, at)
         if lane is not None and lane.occupant is None:
             self._pass(lane, at)
         self._wants(session, at)

@@ -250,7 +250,7 @@ class Scheduler(Room):
         self.turns.accounts.follow(policy, self.users.values(), self.sessions.values())
         self.book.queue.follow(policy, event.at)
         for job in self.book.queue:
-            self._be_patient(job)
+            self._be_patient(job, event.at)
         self._admit(event.at)
         for lane in self.book.table.lanes.values():
             self._await_lane(lane, event.at)

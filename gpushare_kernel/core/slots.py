@@ -105,13 +105,14 @@ class Slots(Turns):
             return True
         if any(s.background for s in rivals) and not all(s.background for s in rivals):
             return False  # the background yields
-        if self.together is not Together.FITTING:
-            return self.together is Together.ALL
+        if self.together is Together.ONE:
+            return False
         return all(self._is_light(s) for s in rivals)
 
     def wants_more(self) -> bool:
-        """Whether one more is of use: what a GPU's driver slices costs little, and its gaps are filled."""
-        return True
+        """Whether the device is not asked for so much that one more would find no time."""
+        asked = sum(1.0 if s.demand is None else s.demand for s in self._rivals())
+        return asked < self.compute
 
     @property
     def turn(self) -> float:
@@ -287,11 +288,12 @@ class Slots(Turns):
         patient = self._waited_long(at)
         if patient is not None:
             return Slot.ALONE, [patient], turn
-        shares = self.accounts.policy.shares
-        if shares and self._steering.wants_trial(rivals, at):
+        policy = self.accounts.policy
+        if policy.co_runs and self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
-        if shares and self._steering.judge(rivals):
-            alone = self._steering.alone_next(rivals, at, measuring)
+        if policy.co_runs and self._steering.judge(rivals):
+            steers = policy.shares
+            alone = self._steering.alone_next(rivals, at, measuring) if steers else None
             if alone is not None:
                 return Slot.ALONE, [alone[0]], alone[1]
             return Slot.ALL, self._waiting(rivals), turn / 2

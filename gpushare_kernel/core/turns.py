@@ -98,7 +98,7 @@ class Turns(ABC):
 
     @abstractmethod
     def wants_more(self) -> bool:
-        """Whether one more at the same time is of use, where all run at once."""
+        """Whether the device would be busier for one more."""
 
     @property
     def turn(self) -> float:

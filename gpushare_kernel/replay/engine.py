@@ -42,6 +42,8 @@ class Settings:
     costs: Costs = MEASURED
     #: Pause whose next boundary is farther than this (seconds); inf: everybody is waited for.
     boundary_grace: float = 0.025
+    #: How much of the device may be asked for at once before there are turns; more than 1: what has memory runs beside others.
+    compute: float = 1.0
     #: One lane for all, as Salus' SRTF and FAIR were run; no lane but a job's own, nearly as its PACK was.
     single_lane: bool = False
     own_lanes: bool = False
@@ -301,7 +303,7 @@ def _usage(run: Run) -> Usage:
 def _config(settings: Settings, turn: float) -> Config:
     return Config(
         capacity=settings.capacity,
-        compute=1.0,
+        compute=settings.compute,
         policy=settings.policy,
         turn=turn,
         lane_turn=max(1.0, turn),

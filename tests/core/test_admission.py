@@ -7,8 +7,8 @@ from itertools import count
 import hypothesis.strategies as st
 from hypothesis import given
 
-from gpushare_kernel.core.admission import PATIENCE, WINDOW, AdmissionQueue
-from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.admission import WINDOW, AdmissionQueue
+from gpushare_kernel.core.policies import Fifo, policy_named
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.values import JobId, Need, SessionId, UserId
 
@@ -46,12 +46,12 @@ def test_what_fits_passes_what_does_not() -> None:
 
 
 def test_who_was_passed_often_is_passed_no_more() -> None:
-    """After PATIENCE of them the others wait too, however well they fit."""
+    """After Fifo.passes of them the others wait too, however well they fit."""
     queue = AdmissionQueue(policy_named("fifo"))
     queue.push(job("big", 9), OWNER, 0.0)
-    for n in range(PATIENCE + 3):
+    for n in range(Fifo.passes + 3):
         queue.push(job(n), OWNER, 0.0)
-    assert len(admitted(queue, 8)) == PATIENCE
+    assert len(admitted(queue, 8)) == Fifo.passes
     assert admitted(queue, 8) == []
     assert admitted(queue, 9) == ["big"]
     assert admitted(queue, 9) == ["8", "9", "10"]
@@ -88,7 +88,7 @@ def test_places_are_counted_from_the_front() -> None:
     )
 )
 def test_overtaking_is_bounded_whatever_comes(steps: list[int]) -> None:
-    """No job is overtaken more than PATIENCE times, and nobody passes one who was: later arrivals stay behind it."""
+    """No job is overtaken more than Fifo.passes times, and nobody passes one who was: later arrivals stay behind it."""
     queue = AdmissionQueue(policy_named("fifo"))
     arrived: dict[str, Job] = {}
     overtaken: dict[str, int] = {}
@@ -103,7 +103,18 @@ def test_overtaking_is_bounded_whatever_comes(steps: list[int]) -> None:
             for earlier in before[: before.index(name)]:
                 if earlier not in let_in:
                     overtaken[earlier] = overtaken.get(earlier, 0) + 1
-    assert all(times <= PATIENCE for times in overtaken.values())
+    assert all(times <= Fifo.passes for times in overtaken.values())
     assert all(one.overtaken == overtaken.get(str(one.id), 0) for one in queue)
     order = [int(one.id) for one in queue]
     assert order == sorted(order)
+
+
+def test_under_srtf_nobody_longer_takes_memory_that_the_first_waits_for() -> None:
+    """It would hold it for long, and nothing takes it back."""
+    queue = AdmissionQueue(policy_named("srtf"))
+    for name, size, time in (("short", 9, 10.0), ("long", 2, 100.0)):
+        one = job(name, size)
+        one.time = time
+        queue.push(one, OWNER, 0.0)
+    assert admitted(queue, 8) == []
+    assert admitted(queue, 11) == ["short", "long"]

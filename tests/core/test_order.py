@@ -110,15 +110,34 @@ def test_fifo_runs_one_at_a_time() -> None:
     assert world.running("b/1")
 
 
-def test_pack_runs_all_at_once_while_more_are_of_use() -> None:
-    """As many as memory allows, until the cores are asked for twice over; nobody is paused."""
+def test_pack_has_all_in_the_memory_and_changes_turns_rarely() -> None:
+    """As many run as there are cores, the others in turn, a second each; nobody's share is steered."""
     world = World(capacity=10 * GiB, compute=2.0, policy="pack")
     for name in "abcdef":
         world.open(name, user="ann", demand=1.0)
         world.submit(f"{name}/1", name, 0, GiB)
+    assert not len(world.core.book.queue)
+    world.run(31)
+    got = [kernel.device_time for kernel in world.kernels.values()]
+    assert sum(got) >= 0.97 * 2 * 31  # each was measured alone at first
+    assert min(got) >= 0.7 * sum(got) / 6
+    assert sum(session.turns for session in world.core.sessions.values()) <= 80
+
+
+def test_srtf_keeps_memory_for_who_comes_next() -> None:
+    """Nothing can take it back: beside one that fills the cores only somebody better comes in, who runs at once."""
+    world = World(capacity=10 * GiB, compute=1.0, policy="srtf")
+    for name, time in (("a", 100.0), ("b", 200.0), ("c", 300.0), ("d", 5.0)):
+        world.open(name, user=name, interval=0.01)
+        world.submit(f"{name}/1", name, 0, GiB, time=time)
         world.run(1)
-    assert [world.running(f"{name}/1") for name in "abcdef"] == [True] * 4 + [False] * 2
-    assert not any(kernel.paused for kernel in world.kernels.values())
+    assert waiting(world) == ["b/1", "c/1"]
+    assert world.running("d/1")
+    world.end("d/1")
+    world.end("a/1")
+    world.run(1)
+    assert world.running("b/1")
+    assert waiting(world) == ["c/1"]
 
 
 def test_a_shorter_job_takes_the_turn_at_the_next_boundary() -> None:
