@@ -41,6 +41,9 @@ ROWS = (
     Row("gpu_resident_models", 150),
     Row("gpu_switching", 45),
     Row("gpu_frameworks", 70),
+    Row("gpu_arrival", 90),
+    Row("gpu_pack", 300, quick=60),
+    Row("gpu_live_policies", 270, quick=60),
 )
 """All rows, in the order of the figures table."""
 

@@ -1,0 +1,109 @@
+"""Twenty jobs of Salus' trace, scaled, in real kernels under each policy, beside their replay. See README.md."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import Figure, Options, Stage, main, progress, staged
+from benchmarks.kernels import SHARED, Kernel
+from benchmarks.live_policies.jobs import POLICIES, Beside, Live, scaled
+from gpushare_kernel.app.line import Line
+from gpushare_kernel.core.values import GiB
+from gpushare_kernel.replay.engine import Settings
+from gpushare_kernel.replay.law import Law
+from gpushare_kernel.replay.trace import TraceJob
+from gpushare_kernel.wire.messages import SetPolicy
+
+QUESTION = "Twenty scaled jobs in real kernels: do their completion times follow the replay, under each policy?"
+STEP = 0.02
+"""Seconds of one iteration, alone."""
+CORE = Law(together=1.0, friction=0.0)
+"""One core: what runs at the same time shares it, and loses nothing."""
+PREPARE = """
+import os, time
+import gpushare_kernel as gpushare
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # all on one core, which the broker shares out
+def iteration(size):
+    total = 0
+    for n in range(size):
+        total += n
+"""
+CALIBRATE = """
+for _ in range({number}):
+    iteration({size})
+began = time.thread_time()
+for _ in range({number}):
+    iteration({size})
+took = time.thread_time() - began
+"""
+JOB = """
+began = time.thread_time()
+with gpushare.lane(persistent={persistent}, ephemeral={ephemeral}, time={time}) as lane:
+    for _ in range({number}):
+        iteration({size})
+        lane.step()
+took, ended = time.thread_time() - began, time.monotonic()
+"""
+
+
+def measure(options: Options) -> Sequence[Figure]:
+    """Each policy live, then replayed with the work that each job was: processor seconds of its own thread."""
+    number, whole, rounds = (6, 6.0, 1) if options.quick else (20, 60.0, 3)
+    jobs, beside = scaled(number, whole, STEP, memory=0.5), Beside()
+    with staged() as stage, contextlib.ExitStack() as ends:
+        ends.enter_context(stage.broker("--compute", "1", "--capacity", "8GiB"))
+        kernels = []
+        for _ in jobs:
+            kernels.append(Kernel(SHARED).start())
+            ends.callback(kernels[-1].close)
+            kernels[-1].run(PREPARE)
+        size = _size(kernels[0])
+        for n in range(rounds):
+            for policy in POLICIES:
+                found = _live(stage, kernels, jobs, policy, size)
+                settings = Settings(policy, capacity=8 * GiB, turn=0.1, law=CORE)
+                progress(f"round {n + 1} of {rounds}, {beside.add(jobs, found, settings)}")
+    return beside.figures()
+
+
+def _size(kernel: Kernel) -> int:
+    """Return how many additions take `STEP` seconds."""
+    size, number = 200_000, 100
+    took = kernel.run(CALIBRATE.format(number=number, size=size), "took")
+    return max(1, round(size * STEP * number / took))
+
+
+def _live(
+    stage: Stage, kernels: Sequence[Kernel], jobs: Sequence[TraceJob], policy: str, size: int
+) -> list[Live]:
+    """Run `jobs`, each in a kernel of its own, submitted when its time has come."""
+    with Line(stage.places) as line:
+        line.ask(SetPolicy(policy))
+    start = time.monotonic() + 0.5
+    for kernel, job in zip(kernels, jobs, strict=True):
+        time.sleep(max(0.0, start + job.submitted - time.monotonic()))  # the trace's own times
+        code = JOB.format(
+            persistent=job.persistent,
+            ephemeral=job.ephemeral,
+            time=job.duration,
+            number=round(job.duration / STEP),
+            size=size,
+        )
+        kernel.begin(code, "[took, ended]")
+    found = []
+    for kernel in kernels:
+        took, ended = kernel.finish()
+        found.append(Live(ended - start, took))
+    for kernel in kernels:
+        kernel.run("%gpushare release")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main("live_policies", QUESTION, measure))
