@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from gpushare_kernel.core.policies import Policy
 from gpushare_kernel.core.ranking import Ranking
-from gpushare_kernel.core.records import Session, User
+from gpushare_kernel.core.records import Key, Session, User
 
 
 class Accounts:
@@ -28,6 +28,8 @@ class Accounts:
         self.now_turn = 0.0
         #: How often anybody has joined.
         self.joins = 0
+        #: By how much somebody must rank before who has a turn to take it from there (seconds of a usual turn).
+        self.margin = 0.0
         #: Told whenever a user's virtual time has changed.
         self.charged: Callable[[User], None] = _nothing
         #: Who comes first of those that wait for memory: they compete too.
@@ -100,10 +102,14 @@ class Accounts:
         best = self._waiting.best()
         if best is None:
             return False
-        policy = self.policy
-        return any(
-            best[0] < policy.user_key(s.user, policy.session_key(s, self.at), 0.0) for s in running
-        )
+        (rank, order), margin = best[0], self.margin
+        return any((rank + margin, order) < self._key_in_turn(session) for session in running)
+
+    def _key_in_turn(self, session: Session) -> Key:
+        """Return what ranks `session` while it has its turn: what it is served in it makes it no worse before it ends."""
+        since = self.at if session.served_since is None else session.served_since
+        keys = (self.policy.session_key(session, at) for at in (since, self.at))
+        return self.policy.user_key(session.user, min(keys), 0.0)
 
     def advance(self, squeezed: Session | None = None) -> None:
         """A frame was filled: those still waiting compete, and their virtual time is the present.

@@ -60,6 +60,7 @@ class Turns(ABC):
         self.config = config
         self.compute = config.compute
         self.accounts = Accounts(policy_named(config.policy), config.turn * config.compute)
+        self.accounts.margin = config.turn
         #: Sessions that use the device (ON or LEAVING), those chosen for this frame that wait for room, all that want it.
         self.using: dict[SessionId, Session] = {}
         self.joining: dict[SessionId, Session] = {}
@@ -75,8 +76,8 @@ class Turns(ABC):
         self._left_now: dict[SessionId, Session] = {}
         self._standing: dict[SessionId, Session] = {}
         self._leaving = 0
-        #: How often anybody had joined when it was last seen whether one of them is better than those who run.
-        self._compared = 0
+        #: How many have come to want turns, and how many had when it was last seen whether one is better than who runs.
+        self._came = self._compared = 0
         self._exempt: dict[SessionId, Session] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
@@ -127,6 +128,7 @@ class Turns(ABC):
         if session.id in self.wanting:
             return
         self.wanting[session.id] = session
+        self._came += 1
         self._users[session.user.id] += 1
         self._count(session)
         session.waiting_since = at
@@ -231,9 +233,9 @@ class Turns(ABC):
         policy = self.accounts.policy
         if at >= frame_end:
             return policy.rotates
-        if not policy.preempts or self._leaving or self._compared == self.accounts.joins:
+        if not policy.preempts or self._leaving or self._compared == self._came:
             return False
-        self._compared = self.accounts.joins
+        self._compared = self._came
         return self.accounts.better_waits(s for s in self.using.values() if self._may_pause(s, at))
 
     # --- answers ------------------------------------------------------------------------------------
@@ -359,7 +361,7 @@ class Turns(ABC):
                 self.accounts.leave(session)
                 self._leave(session, at)
         self.joining = taken
-        self._compared = self.accounts.joins
+        self._compared = self._came
         self._fill(at)
 
     # --- one session -----------------------------------------------------------------------------------

@@ -187,6 +187,21 @@ def test_without_times_who_was_served_least_comes_first() -> None:
     assert world.core.sessions["old"].turns - turns < 20  # type: ignore[index]
 
 
+def test_equals_do_not_take_the_turn_from_each_other_at_every_event() -> None:
+    """Without times whoever runs falls behind at once: it keeps its turn to the end all the same."""
+    world = World(capacity=10 * GiB, compute=1.0, policy="srtf")
+    for name in "abc":
+        world.open(name, user=name, interval=0.001)
+        world.submit(f"{name}/1", name, 0, GiB)
+    world.run(2)
+    turns = sum(session.turns for session in world.core.sessions.values())
+    for n in range(100):
+        world.open(f"x{n}", user="x")
+        world.submit(f"x{n}/1", f"x{n}", 0, GiB, time=1e5)
+        world.run(0.05)
+    assert sum(session.turns for session in world.core.sessions.values()) - turns <= 50
+
+
 def test_in_a_shared_lane_the_better_one_goes_first() -> None:
     """SRTF: the occupant gives the lane up at its boundary, and has it back afterwards."""
     world = World(capacity=10 * GiB, compute=1.0, policy="srtf")
