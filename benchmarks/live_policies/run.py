@@ -54,7 +54,7 @@ took, ended = time.thread_time() - began, time.monotonic()
 
 def measure(options: Options) -> Sequence[Figure]:
     """Each policy live, then replayed with the work that each job was: processor seconds of its own thread."""
-    number, whole, rounds = (6, 6.0, 1) if options.quick else (20, 60.0, 3)
+    number, whole, rounds = (6, 6.0, 1) if options.quick else (20, 60.0, 1)
     jobs, beside = scaled(number, whole, STEP, memory=0.5), Beside()
     with staged() as stage, contextlib.ExitStack() as ends:
         ends.enter_context(stage.broker("--compute", "1", "--capacity", "8GiB"))
