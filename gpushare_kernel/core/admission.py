@@ -88,12 +88,16 @@ class AdmissionQueue:
         """Return how many stand before `job`. Linear: for reading, not for deciding."""
         return next((n for n, other in enumerate(self) if other.id == job), len(self._jobs))
 
-    def admit(self, fits: Callable[[Job], bool], turn: float = 0.0) -> Iterator[Job]:
+    def admit(
+        self, fits: Callable[[Job], bool], turn: float = 0.0, *, idle: bool = False
+    ) -> Iterator[Job]:
         """Yield (and take out) each job that `fits` lets in, until nobody else may pass. `fits` places it.
 
-        A user of whom a job was let in has had `turn` device seconds more, for the choice of the next.
+        A user of whom a job was let in has had `turn` device seconds more, for the choice of the next. Where the device is
+        `idle` some may pass under any policy: whoever is first waits for memory that nobody at work will give back.
         """
         passed: list[Job] = []
+        passes = max(self._policy.passes, Policy.passes) if idle else self._policy.passes
         window = None if self._arrival else WINDOW
         every = self._ranking.ranked(lambda _: turn, scan=window, deep=window)
         for job in islice(every, window):
@@ -104,7 +108,7 @@ class AdmissionQueue:
                 yield job
             else:
                 passed.append(job)
-            if not self._arrival and any(o.overtaken >= self._policy.passes for o in passed):
+            if not self._arrival and any(o.overtaken >= passes for o in passed):
                 return
 
     def _key(self, job: Job, session: Session, at: float) -> tuple[float, int]:

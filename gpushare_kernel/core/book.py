@@ -26,7 +26,7 @@ class MemoryBook:
         #: Whether a measurement, a plain cell or foreign use (never a grant) has put the sum over capacity.
         self.deficit = False
         #: With the queue and lanes at these versions and so much free, nobody was let in.
-        self._nobody_fits = (-1, -1, 0)
+        self._nobody_fits = (-1, -1, 0, False)
 
     # --- what sessions are charged ---------------------------------------------------------------------
 
@@ -185,14 +185,17 @@ class MemoryBook:
         at: float,
         may_enter: Callable[[Job], bool],
         turn: float,
+        *,
+        idle: bool = False,
     ) -> Iterator[Job]:
-        """Yield the queued jobs that fit now and may enter, placed; `turn` as in `AdmissionQueue.admit`."""
-        now = (self.queue.version, self.table.version, self.table.free)
+        """Yield the queued jobs that fit now and may enter, placed; `turn` and `idle` as in `AdmissionQueue.admit`."""
+        now = (self.queue.version, self.table.version, self.table.free, idle)
         if self.table.free < 0 or not len(self.queue) or now == self._nobody_fits:
             return
         yield from self.queue.admit(
             lambda job: may_enter(job) and self.place(sessions[job.session], job, at) is not None,
             turn,
+            idle=idle,
         )
-        if now == (self.queue.version, self.table.version, self.table.free):
+        if now == (self.queue.version, self.table.version, self.table.free, idle):
             self._nobody_fits = now

@@ -234,9 +234,8 @@ class Jobs:
         head = self.book.queue.head
         again = head is None or self.may_enter(head)
         while again:
-            for job in self.book.admit(
-                self.sessions, at, self.may_enter, self.turns.accounts.credit
-            ):
+            credit, idle = self.turns.accounts.credit, not self.turns.wanting
+            for job in self.book.admit(self.sessions, at, self.may_enter, credit, idle=idle):
                 job.become(JobState.ADMITTED)
                 self._let_in.add(job.id)
                 job.promoted = False  # that was for its place here: it earns no turns

@@ -140,6 +140,21 @@ def test_srtf_keeps_memory_for_who_comes_next() -> None:
     assert waiting(world) == ["c/1"]
 
 
+def test_srtf_leaves_no_device_idle_for_memory_that_idle_notebooks_keep() -> None:
+    """Who is first waits for what nobody at work will give back: the others go on meanwhile."""
+    world = World(capacity=10 * GiB, compute=1.0, policy="srtf")
+    world.open("idle", user="ann", interval=0.01)
+    world.submit("idle/1", "idle", 5 * GiB, 0, time=1.0)
+    world.run(0.5)
+    world.end("idle/1", persistent=5 * GiB)
+    for name, size, time in (("first", 6, 1.0), ("next", 2, 50.0)):
+        world.open(name, user=name, interval=0.01)
+        world.submit(f"{name}/1", name, 0, size * GiB, time=time)
+    world.run(0.2)
+    assert waiting(world) == ["first/1"]
+    assert world.running("next/1")
+
+
 def test_a_shorter_job_takes_the_turn_at_the_next_boundary() -> None:
     """SRTF: not at the turn's end; the long one goes on when it is over."""
     world = World(capacity=10 * GiB, compute=1.0, policy="srtf", turn=100.0)
