@@ -29,6 +29,7 @@ JOB = """
 with gpushare.lane(persistent={persistent}, ephemeral={ephemeral}, time={time}):
     repeat({kind!r}, {number})
 ended = time.monotonic()
+get_ipython().run_line_magic("gpushare", "release")
 """
 
 
@@ -76,7 +77,6 @@ def _live(
         )
         one.begin(code, "ended")
     ends = [float(one.finish(600.0)) - start for one in started]
-    together(started, "%gpushare release")
     return [Live(end, job.duration) for end, job in zip(ends, jobs, strict=True)]
 
 

@@ -49,6 +49,7 @@ with gpushare.lane(persistent={persistent}, ephemeral={ephemeral}, time={time}) 
         iteration({size})
         lane.step()
 took, ended = time.thread_time() - began, time.monotonic()
+get_ipython().run_line_magic("gpushare", "release")
 """
 
 
@@ -100,8 +101,6 @@ def _live(
     for kernel in kernels:
         took, ended = kernel.finish()
         found.append(Live(ended - start, took))
-    for kernel in kernels:
-        kernel.run("%gpushare release")
     return found
 
 
