@@ -66,7 +66,7 @@ class AdmissionQueue:
     def promote(self, job: Job, at: float) -> None:
         """`job` has waited long: from now on it comes before all who were submitted later."""
         known = self._jobs.get(job.id)
-        if known is not None and not job.promoted:
+        if known is not None and known[0] is job and not job.promoted:
             self.remove(job)
             job.promoted = True
             self.push(job, known[1], at)

@@ -234,7 +234,7 @@ class Jobs:
         head = self.book.queue.head
         again = head is None or self.may_enter(head)
         while again:
-            credit, idle = self.turns.accounts.credit, not self.turns.wanting
+            credit, idle = self.turns.accounts.credit, self.turns.load <= SLACK
             for job in self.book.admit(self.sessions, at, self.may_enter, credit, idle=idle):
                 job.become(JobState.ADMITTED)
                 self._let_in.add(job.id)

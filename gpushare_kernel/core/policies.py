@@ -10,6 +10,7 @@ equal (I6), and after `PATIENT` seconds in the memory queue nobody passes who ca
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from difflib import get_close_matches
 from enum import StrEnum
 from math import inf
@@ -40,7 +41,7 @@ class Together(StrEnum):
     )
 
 
-class Policy:
+class Policy(ABC):
     """Ranks users, sessions and jobs that wait; says how long a turn is and who runs together."""
 
     name: str
@@ -60,9 +61,9 @@ class Policy:
     #: Seconds after which a job in the memory queue comes before all who were submitted later; None: its key sees to that.
     patience: float | None = None
 
+    @abstractmethod
     def job_key(self, job: Job, session: Session, at: float) -> Key:
         """Rank among the jobs of one user."""
-        raise NotImplementedError
 
     def session_key(self, session: Session, at: float) -> Key:
         """Rank among the sessions of one user: that of its best job."""

@@ -47,9 +47,10 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         raise BadSize(_not_a_size(text))
     number, unit = float(match["number"]), match["unit"]
     if unit is None and number:
-        msg = (
-            f"size {text.strip()!r} has no unit. Write {_plain(number)}GiB or {_plain(number)}MiB."
-        )
+        meant = f"{_plain(number)}GiB or {_plain(number)}MiB"
+        if number >= _UNITS["mib"]:  # bytes, by the look of it
+            meant = pasteable_size(min(int(number), LARGEST_SIZE))
+        msg = f"size {text.strip()!r} has no unit. Write {meant}."
         raise BadSize(msg)
     size = _percent(text, number, whole) if unit == "%" else _absolute(text, number, unit or "b")
     if size <= 0:

@@ -118,3 +118,18 @@ def test_under_srtf_nobody_longer_takes_memory_that_the_first_waits_for() -> Non
         queue.push(one, OWNER, 0.0)
     assert admitted(queue, 8) == []
     assert admitted(queue, 11) == ["short", "long"]
+
+
+def test_a_late_promise_of_a_job_that_is_gone_promotes_nobody_else() -> None:
+    """Another job may have its name by then."""
+    queue = AdmissionQueue(policy_named("fair"))
+    gone, first, same = job("same"), job("first"), job("same")
+    queue.push(gone, OWNER, 0.0)
+    queue.remove(gone)
+    queue.push(first, OWNER, 0.0)
+    queue.push(same, OWNER, 0.0)
+    queue.promote(gone, 1.0)
+    assert [one.id for one in queue] == [first.id, same.id]
+    queue.promote(same, 1.0)
+    assert [one.id for one in queue] == [same.id, first.id]
+    assert len(queue) == 2

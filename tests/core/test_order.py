@@ -58,6 +58,19 @@ def test_by_arrival_it_is_as_salus_ran_it() -> None:
     assert [name for name in "abcd" if world.core.jobs[f"{name}/1"].lane is not None] == ["a", "c"]  # type: ignore[index]
 
 
+@pytest.mark.parametrize("policy", ["fifo", "srtf", "pack", "fair"])
+def test_a_job_beside_another_of_its_session_comes_first(policy: str) -> None:
+    """S6: the other may hold its lane until this one has ended (threads of one kernel); then it would wait for itself."""
+    world = World(capacity=10 * GiB, compute=1.0, policy=policy)
+    world.open("hog", user="ann")  # it meets no boundary: its lane is its own
+    world.submit("hog/1", "hog", 0, 10 * GiB, time=1e6)
+    world.run(0.5)
+    world.open("a", user="bob", interval=0.05)
+    world.submit("a/1", "a", 0, 9 * GiB, time=1.0)
+    world.submit("hog/2", "hog", 0, GiB, time=1e6)
+    assert waiting(world) == ["hog/2", "a/1"]
+
+
 def test_fair_lets_in_who_had_least() -> None:
     """Who was given much of the device in competition stands behind who was not."""
     world = World(capacity=10 * GiB, compute=1.0, policy="fair")
@@ -141,12 +154,15 @@ def test_srtf_keeps_memory_for_who_comes_next() -> None:
 
 
 def test_srtf_leaves_no_device_idle_for_memory_that_idle_notebooks_keep() -> None:
-    """Who is first waits for what nobody at work will give back: the others go on meanwhile."""
+    """Who is first waits for what nobody at work will give back: the others go on meanwhile, also beside a cell that does little."""
     world = World(capacity=10 * GiB, compute=1.0, policy="srtf")
     world.open("idle", user="ann", interval=0.01)
     world.submit("idle/1", "idle", 5 * GiB, 0, time=1.0)
     world.run(0.5)
     world.end("idle/1", persistent=5 * GiB)
+    world.open("light", user="ann", demand=0.005)
+    world.submit("light/1", "light", 0, 0)
+    world.run(5)
     for name, size, time in (("first", 6, 1.0), ("next", 2, 50.0)):
         world.open(name, user=name, interval=0.01)
         world.submit(f"{name}/1", name, 0, size * GiB, time=time)

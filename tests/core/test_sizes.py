@@ -46,6 +46,7 @@ def test_what_can_be_read(text: str, size: int) -> None:
     ("text", "says"),
     [
         ("2", "has no unit. Write 2GiB or 2MiB."),
+        ("8589934592", "has no unit. Write 8GiB."),
         ("1.5", "has no unit. Write 1.5GiB"),
         ("1,5GB", "has a comma. Write 1.5GB."),
         ("1,5 GB", "has a comma. Write 1.5GB."),
