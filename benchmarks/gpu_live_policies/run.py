@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,11 @@ from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu.notebooks import SEEN, Notebook, several, together
 from benchmarks.gpu.row import row
 from benchmarks.gpu.scene import scene
-from benchmarks.live_policies.jobs import POLICIES, Beside, Live, scaled
+from benchmarks.live_policies.jobs import POLICIES, Beside, run, scaled
 from gpushare_kernel.app.line import Line
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.replay.engine import Settings
-from gpushare_kernel.replay.trace import TraceJob
 from gpushare_kernel.transport.places import Places
-from gpushare_kernel.wire.messages import SetPolicy
 
 QUESTION = (
     "Twenty scaled jobs on a GPU: do their completion times follow the replay, under each policy?"
@@ -28,7 +25,7 @@ KIND = "conv"
 JOB = """
 with gpushare.lane(persistent={persistent}, ephemeral={ephemeral}, time={time}):
     repeat({kind!r}, {number})
-ended = time.monotonic()
+took, ended = {time}, time.monotonic()  # a step alone was measured before
 get_ipython().run_line_magic("gpushare", "release")
 """
 
@@ -43,7 +40,7 @@ def measure(options: Options) -> Sequence[Figure]:
         for policy in POLICIES:
             step = _step(started[0])
             jobs = scaled(number, whole, step, memory=0.8 * capacity / (16 * GiB))
-            found = _live(floor.stage.places, started, jobs, policy, step)
+            found = run(floor.stage.places, started, jobs, policy, JOB, kind=KIND)
             progress(beside.add(jobs, found, Settings(policy, capacity=capacity, turn=0.1)))
     return beside.figures()
 
@@ -58,26 +55,6 @@ def _capacity(places: Places) -> int:
 def _step(notebook: Notebook) -> float:
     notebook.run(f"repeat({KIND!r}, 20)")
     return float(notebook.run(f"took = repeat({KIND!r}, 40)", "took")) / 40
-
-
-def _live(
-    places: Places, started: Sequence[Notebook], jobs: Sequence[TraceJob], policy: str, step: float
-) -> list[Live]:
-    with Line(places) as line:
-        line.ask(SetPolicy(policy))
-    start = time.monotonic() + 0.5
-    for one, job in zip(started, jobs, strict=True):
-        time.sleep(max(0.0, start + job.submitted - time.monotonic()))  # the trace's own times
-        code = JOB.format(
-            persistent=job.persistent,
-            ephemeral=job.ephemeral,
-            time=job.duration,
-            kind=KIND,
-            number=round(job.duration / step),
-        )
-        one.begin(code, "ended")
-    ends = [float(one.finish(600.0)) - start for one in started]
-    return [Live(end, job.duration) for end, job in zip(ends, jobs, strict=True)]
 
 
 if __name__ == "__main__":

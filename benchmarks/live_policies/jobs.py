@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.common import Figure
+from benchmarks.kernels import Kernel
+from gpushare_kernel.app.line import Line
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.salus import read_salus
 from gpushare_kernel.replay.trace import TraceJob
+from gpushare_kernel.transport.places import Places
+from gpushare_kernel.wire.messages import SetPolicy
 
 DATA = Path(__file__).resolve().parents[1] / "salus_table" / "data"
 POLICIES = ("fifo", "srtf", "pack", "fair")
@@ -48,6 +53,39 @@ def scaled(number: int, whole: float, step: float, memory: float) -> list[TraceJ
                 demand=1.0,
             )
         )
+    return found
+
+
+def run(
+    places: Places,
+    kernels: Sequence[Kernel],
+    jobs: Sequence[TraceJob],
+    policy: str,
+    cell: str,
+    **more: object,
+) -> list[Live]:
+    """Run `jobs` under `policy`, each as a `cell` in a kernel of its own, sent when its time has come.
+
+    The cell is formatted with the job's sizes, its `time`, the `number` of its iterations and `more`; it leaves `took` (what its
+    work takes alone) and `ended` (monotonic clock).
+    """
+    with Line(places) as line:
+        line.ask(SetPolicy(policy))
+    start = time.monotonic() + 0.5
+    for kernel, job in zip(kernels, jobs, strict=True):
+        time.sleep(max(0.0, start + job.submitted - time.monotonic()))  # the trace's own times
+        code = cell.format(
+            persistent=job.persistent,
+            ephemeral=job.ephemeral,
+            time=job.duration,
+            number=round(job.duration / job.iteration),
+            **more,
+        )
+        kernel.begin(code, "[took, ended]")
+    found = []
+    for kernel in kernels:
+        took, ended = kernel.finish(600.0)
+        found.append(Live(ended - start, took))
     return found
 
 

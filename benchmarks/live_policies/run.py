@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common import Figure, Options, Stage, main, progress, staged
+from benchmarks.common import Figure, Options, main, progress, staged
 from benchmarks.kernels import SHARED, Kernel
-from benchmarks.live_policies.jobs import POLICIES, Beside, Live, scaled
-from gpushare_kernel.app.line import Line
+from benchmarks.live_policies.jobs import POLICIES, Beside, run, scaled
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.replay.engine import Settings
 from gpushare_kernel.replay.law import Law
-from gpushare_kernel.replay.trace import TraceJob
-from gpushare_kernel.wire.messages import SetPolicy
 
 QUESTION = "Twenty scaled jobs in real kernels: do their completion times follow the replay, under each policy?"
 STEP = 0.02
@@ -67,7 +63,7 @@ def measure(options: Options) -> Sequence[Figure]:
         size = _size(kernels[0])
         for n in range(rounds):
             for policy in POLICIES:
-                found = _live(stage, kernels, jobs, policy, size)
+                found = run(stage.places, kernels, jobs, policy, JOB, size=size)
                 settings = Settings(policy, capacity=8 * GiB, turn=0.1, law=CORE)
                 progress(f"round {n + 1} of {rounds}, {beside.add(jobs, found, settings)}")
     return beside.figures()
@@ -78,30 +74,6 @@ def _size(kernel: Kernel) -> int:
     size, number = 200_000, 100
     took = kernel.run(CALIBRATE.format(number=number, size=size), "took")
     return max(1, round(size * STEP * number / took))
-
-
-def _live(
-    stage: Stage, kernels: Sequence[Kernel], jobs: Sequence[TraceJob], policy: str, size: int
-) -> list[Live]:
-    """Run `jobs`, each in a kernel of its own, submitted when its time has come."""
-    with Line(stage.places) as line:
-        line.ask(SetPolicy(policy))
-    start = time.monotonic() + 0.5
-    for kernel, job in zip(kernels, jobs, strict=True):
-        time.sleep(max(0.0, start + job.submitted - time.monotonic()))  # the trace's own times
-        code = JOB.format(
-            persistent=job.persistent,
-            ephemeral=job.ephemeral,
-            time=job.duration,
-            number=round(job.duration / STEP),
-            size=size,
-        )
-        kernel.begin(code, "[took, ended]")
-    found = []
-    for kernel in kernels:
-        took, ended = kernel.finish()
-        found.append(Live(ended - start, took))
-    return found
 
 
 if __name__ == "__main__":
