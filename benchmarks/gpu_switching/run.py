@@ -14,6 +14,7 @@ from benchmarks.common import Figure, NotMeasured, Options, percentile, progress
 from benchmarks.gpu.notebooks import FREE, Notebook, notebooks, several
 from benchmarks.gpu.row import house, row
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import PauseStatus, ProcessKey
 from gpushare_kernel.devices.base import Device, Target
@@ -23,25 +24,6 @@ KINDS = ("idle", "matmul", "lstm", "conv")
 TURN = 0.02
 LIMIT = 2.0
 _Times = dict[str, list[float]]
-
-
-class Intents:
-    """A record of intents that outlives nobody: this process is the only one who pauses."""
-
-    def __init__(self) -> None:
-        self._keys: list[ProcessKey] = []
-
-    def add(self, key: ProcessKey, *_: object, **__: object) -> None:
-        """Record."""
-        self._keys.append(key)
-
-    def remove(self, key: ProcessKey, *_: object, **__: object) -> None:
-        """Forget."""
-        self._keys.remove(key)
-
-    def held(self) -> Sequence[ProcessKey]:
-        """Return what is on record."""
-        return list(self._keys)
 
 
 def measure(options: Options) -> Sequence[Figure]:
@@ -65,7 +47,7 @@ def measure(options: Options) -> Sequence[Figure]:
 async def _each_kind(
     place: str, pair: Sequence[Notebook], number: int, folder: Path
 ) -> dict[str, _Times]:
-    device, found = _device(place), {}
+    device, found = _device(place, folder), {}
     try:
         for kind in KINDS:
             found[kind] = await _alternate(device, pair, kind, number, folder)
@@ -128,16 +110,17 @@ async def _paused(device: Device, target: Target) -> float:
     return outcome.drain
 
 
-def _device(kind: str) -> Device:
+def _device(kind: str, folder: Path) -> Device:
     """Return the device itself, without a broker."""
+    intents = IntentTable(folder / "intents")
     try:
         if kind == "host":
             from gpushare_kernel.devices.host import HostDevice  # noqa: PLC0415
 
-            return HostDevice(Intents())
+            return HostDevice(intents)
         from gpushare_kernel.devices.cuda import CudaDevice  # noqa: PLC0415
 
-        return CudaDevice(Intents())
+        return CudaDevice(intents)
     except DeviceError as problem:
         raise NotMeasured(str(problem)) from problem
 

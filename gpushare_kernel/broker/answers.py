@@ -87,7 +87,14 @@ def _chosen(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
         own = ", ".join(sorted(k.name for k in broker.registry.of(desk.peer.uid))) or "none"
         problem = f"you have no notebook {notebook!r} open. Yours: {own}."
         raise NotYours(problem)
-    busy = [k.name for k in chosen if (s := broker.session(k)) is not None and s.jobs]
+    # Who asks from inside its own plain cell knows what it is doing.
+    own_cell = notebook is None
+    busy = [
+        kernel.name
+        for kernel in chosen
+        if (session := broker.session(kernel)) is not None
+        and any(not (own_cell and job.plain) for job in session.jobs.values())
+    ]
     if busy:
         problem = f"{busy[0]} is running a cell: its memory comes back when the cell ends, or interrupt it."
         raise BadDeclaration(problem)

@@ -12,13 +12,8 @@ from gpushare_kernel.broker.kernels import Kernel, user_name
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
-from gpushare_kernel.core.budget import budget
 from gpushare_kernel.core.records import User
-from gpushare_kernel.core.values import (
-    MiB,
-    UserId,
-    Wait,
-)
+from gpushare_kernel.core.values import UserId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
@@ -27,8 +22,6 @@ LEFT_AFTER = 5.0
 """A client whose line broke may come back within this time; then its jobs are over."""
 WORTH_SAVING = 0.1
 """Device seconds of one session that a broker's sudden end may lose, beside those of the last second."""
-BUDGET_STEP = 64 * MiB
-"""Changes of a budget that are smaller (bytes) are not told."""
 _logger = logging.getLogger(__name__)
 
 
@@ -176,26 +169,3 @@ class Broker(Processes):
                 _, seconds = found.get(user.id, (0.0, 0.0))
                 found[user.id] = (user.weight, seconds + user.device_time)
         return [(user, *account) for user, account in found.items()]
-
-    def budget(self, kernel: Kernel) -> int | None:
-        """Return what `kernel`'s session may hold of its device now."""
-        session = self.session(kernel)
-        return None if session is None else budget(self.engine_of(kernel.id).scheduler, session)
-
-    def tell_budgets(self) -> None:
-        """Tell every client what it may hold now, where that has changed."""
-        for kernel in self.registry:
-            core = self.engine_of(kernel.id).scheduler
-            if core.config.divisible or not kernel.lines:
-                continue
-            limit = self.budget(kernel)
-            if _differ(limit, kernel.told_budget):
-                kernel.told_budget = limit
-                kernel.notify(msg.Budget(limit))
-
-
-def _differ(limit: int | None, told: int | None) -> bool:
-    """Whether a budget is worth a word: caps that grow or shrink a little are not."""
-    if limit is None or told is None or told < 0:
-        return limit != told
-    return abs(limit - told) > max(BUDGET_STEP, told // 20)

@@ -16,6 +16,7 @@ from gpushare_kernel.broker.needs import Asked, Needs
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.budget import budget
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.learned import Place, Run
 from gpushare_kernel.core.records import Job, Session
@@ -23,6 +24,7 @@ from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import (
     JobId,
     LaneId,
+    MiB,
     SessionId,
 )
 from gpushare_kernel.devices.base import Device
@@ -31,6 +33,8 @@ from gpushare_kernel.wire import messages as msg
 if TYPE_CHECKING:
     from gpushare_kernel.broker.desk import Desk
 
+BUDGET_STEP = 64 * MiB
+"""Changes of a budget that are smaller (bytes) are not told while nothing begins or ends."""
 _logger = logging.getLogger(__name__)
 
 
@@ -151,11 +155,13 @@ class JobAnswers:
         if desk is None:
             return
         waited = (job.granted or self.now) - job.submitted
+        kernel = self.registry.get(job.session)
         if job.turns == 1:
             self._note_wait(waited)
-            kernel = self.registry.get(job.session)
             if kernel is not None:
                 self.save(kernel)
+        if kernel is not None:
+            self.tell_budget(kernel)  # first: the cap is there before the job's first line
         name = client_id(job.id)
         lane, need = job.lane or LaneId(0), job.need
         asked = self.asked.get(job.id)
@@ -184,6 +190,26 @@ class JobAnswers:
         desk = self.jobs.get(job)
         if desk is not None:
             desk.dropped(job)
+
+    def budget(self, kernel: Kernel) -> int | None:
+        """Return what `kernel`'s session may hold of its device now."""
+        session = self.session(kernel)
+        return None if session is None else budget(self.engine_of(kernel.id).scheduler, session)
+
+    def tell_budgets(self) -> None:
+        """Tell every client what it may hold now, where that has changed by more than a little."""
+        for kernel in self.registry:
+            self.tell_budget(kernel, least=BUDGET_STEP)
+
+    def tell_budget(self, kernel: Kernel, *, least: int = 0) -> None:
+        """Tell `kernel`'s client what it may hold now, where that differs by more than `least` bytes from what it was told."""
+        core = self.engine_of(kernel.id).scheduler
+        if core.config.divisible or not kernel.lines:
+            return
+        limit = self.budget(kernel)
+        if _differ(limit, kernel.told_budget, least):
+            kernel.told_budget = limit
+            kernel.notify(msg.Budget(limit))
 
     def forget(self, job: JobId) -> None:
         """Nobody waits for `job` any more."""
@@ -257,6 +283,7 @@ class JobAnswers:
         speed = min(session.demand or compute, compute) * ran
         if kernel is not None:
             self.save(kernel)
+            self.tell_budget(kernel)
         return msg.Report(
             job=client,
             waited=(job.granted or now) - job.submitted,
@@ -307,6 +334,13 @@ def session_of(job: JobId) -> SessionId:
 def client_id(job: JobId) -> JobId:
     """Return what its client calls the job that is `job` to the broker."""
     return JobId(job.split("/", 1)[1])
+
+
+def _differ(limit: int | None, told: int | None, least: int) -> bool:
+    """Whether a budget is worth a word; where little is none (`least`), caps that move by a twentieth are none either."""
+    if limit is None or told is None or told < 0:
+        return limit != told
+    return abs(limit - told) > (max(least, told // 20) if least else 0)
 
 
 def _today() -> int:

@@ -122,6 +122,7 @@ class Job:
             if not call.sent:  # interrupted: nobody else would ever end it
                 session.post(self._end(failed=True))
         reply = session.answer(call, _REPORT)
+        session.apply_budget()
         return reply if isinstance(reply, Report) else None
 
     def leave(self, *, failed: bool = False) -> None:
@@ -194,6 +195,7 @@ class Job:
             self.lane, self.slot = reply.lane, reply.slot
             # It may have grown: what it was seen to take is what it has from here on.
             self.persistent, self.ephemeral = reply.persistent, reply.ephemeral
+            self._session.apply_budget()
 
     def _yield(self, *, trimmed: bool) -> Yield:
         memory = self._session.memory

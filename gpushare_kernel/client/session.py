@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -228,15 +229,25 @@ class Session(Questions):
         from gpushare_kernel.client.queueing import queue  # noqa: PLC0415 - not at kernel start
 
         began = time.monotonic()
+        self._make_fit(submit)
         granted = queue(self, submit, wait=wait, on_wait=on_wait, say=say)
         job = Job(self, submit.name, granted, time.monotonic() - began, plain=submit.plain)
         with self._changed:
             self._jobs[job.id] = job
             self._watch()
             alone = len(self._jobs) == 1
+        self.apply_budget()
         if alone:  # the peak is the process's: with two jobs at once it cannot be told apart
             self.memory.start_peak()
         return job
+
+    def _make_fit(self, submit: Submit) -> None:
+        """What is kept unused goes back first, where else the notebook would hold more already than the job may."""
+        if self.gpu is None or submit.size is None or not self.up or self._jobs:
+            return
+        if self.gpu.memory.now() > submit.size:
+            with suppress(GpushareError):  # then the broker refuses, with the numbers
+                self.release()
 
     def cooperate(self, *, on: bool) -> None:
         """Meet boundaries, or run past them: a job that does is paused from outside instead."""
@@ -256,6 +267,11 @@ class Session(Questions):
             self.gpu.boundary()
         else:
             self.count()
+
+    def apply_budget(self) -> None:
+        """Cap the frameworks where the broker said so just now: before a job's first line, and after its last."""
+        if self.gpu is not None:
+            self.gpu.apply_due()
 
     def ended(self, job: Job) -> None:
         """Forget a job: it holds nothing any more."""

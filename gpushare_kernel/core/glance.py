@@ -30,12 +30,16 @@ class Glance(Probe):
 
     def _off(self, session: Session, steps: int, at: float, *, works: bool) -> Seen:
         if session.cell_since is not None:
-            if works and at - session.cell_since >= self.config.plain_grace:
+            # Whose kernel has a context most likely uses it. Where it does not, it is soon measured, and stands beside
+            # the turns; its code runs on meanwhile: a GPU's pause holds up nothing but its calls.
+            likely = works or session.context > 0
+            if likely and at - session.cell_since >= self.config.plain_grace:
                 return Seen(0.0, steps=steps, begins=True)
             self._later(session, 0.0, at)
             return Seen(0.0, steps=steps)
         # What is seen now was done up to a second ago, perhaps by a cell that has ended since.
-        before = at - session.idle_since < LATE
-        known = session.presence is Presence.BARE or session.begun
+        bare = session.presence is Presence.BARE
+        before = not bare and at - session.idle_since < LATE
+        known = bare or session.begun
         begins = works and known and not session.jobs and not before
         return Seen(0.0, steps=steps, begins=begins)

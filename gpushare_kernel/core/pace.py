@@ -80,7 +80,8 @@ class Pace:
     measured_at: float = 0.0
     #: Its demand is to be measured although one is known: its work has changed.
     stale: bool = False
-    #: When its last work ended.
+    #: When its work began, and when its last work ended.
+    began_at: float = -1e9
     worked_at: float = -1e9
     #: Seconds of the device alone by which its progress is behind its share (negative: ahead).
     lag: float = 0.0

@@ -261,7 +261,7 @@ class Scheduler(Room):
 
     def _released(self, event: ev.Released) -> None:
         session = self.sessions[event.session]
-        if not session.jobs:
+        if all(job.plain for job in session.jobs.values()):
             self.book.charge(session, declared=0, measured=event.persistent)
             self._admit(event.at)
 

@@ -36,8 +36,9 @@ from gpushare_kernel.core.steering import REMEASURE, Steering, shares
 from gpushare_kernel.core.turns import Turns
 from gpushare_kernel.core.values import PauseStatus, SessionId, Usage
 
-SAME_WORK = 2.0
-"""Work that begins so soon (seconds) after the session's last is taken for as demanding as that."""
+SAME_WORK, SAME_IDLENESS = 2.0, 60.0
+"""Work that begins so soon (seconds) after the session's last is taken for as demanding as that; and where that left
+the device idle."""
 WINDOWS = 2.8
 """How many windows of utilization a slot lasts at most in which somebody is to be measured: one lies within it."""
 BACKGROUND = 30.0
@@ -85,11 +86,22 @@ class Slots(Turns):
         """`session` has work; what was known of its former pace may not be true of it."""
         self._bill(at)
         if session.id not in self.wanting:
-            self.pace(session).forget()
-            if at - self.pace(session).worked_at > SAME_WORK:
+            pace = self.pace(session)
+            pace.forget()
+            pace.began_at = at
+            if at - pace.worked_at > (SAME_IDLENESS if is_idle(session) else SAME_WORK):
                 session.demand = None
             self._gauge.somebody_new(at)
+            self._doubt_paces(session)
         super().want(session, at)
+
+    def _doubt_paces(self, newcomer: Session) -> None:
+        """Who was found at work has worked for a while: what others made meanwhile was made beside it."""
+        if any(not job.background for job in newcomer.jobs.values()):
+            return
+        for session in self.wanting.values():
+            self.pace(session).solo.forget()
+            self.pace(session).beside.forget()
 
     def unwant(self, session: Session, at: float) -> None:
         """`session` has no work left."""
@@ -368,6 +380,10 @@ class Slots(Turns):
         self._bill(at)
         super()._use(session, at)
         self.pace(session).rate = None
+        if self.slot is Slot.ALONE and session.counted > 0 and len(self.using) > 1:
+            # It came while others have their slot: nobody has the device alone any more.
+            for one in self.using.values():
+                self.pace(one).rate = None
         if self.frame_end is None:
             self._since = at
             for one in self.using.values():

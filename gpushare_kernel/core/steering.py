@@ -26,7 +26,9 @@ the least that was measured in five mixes (docs/turns.md)."""
 LAG, MOST_LAG = 0.5, 10
 """Turns by which a session may be behind its share before it gets a slot alone, and that are remembered at most."""
 NEAR = 1.5
-"""Whoever has more than so many times its share beside all others need not be measured alone again."""
+"""Whoever has more than so many times its share beside all others is measured alone again only rarely."""
+NEW = 1.0
+"""Seconds of work before a newcomer is worth a trial of all at once: many a cell is over before."""
 DRAINS = 5
 """How many times the longest drain of the others a slot for catching up lasts at least."""
 LONGEST = 3
@@ -56,7 +58,8 @@ class Steering:
         names = frozenset(s.id for s in rivals)
         if names != self._tried:
             saturated = any((s.demand or 0.0) >= SATURATES for s in rivals)
-            wanted = seen or (not saturated and any(s.demand is None for s in rivals))
+            stays = all(at - p.began_at >= NEW for p in paces)
+            wanted = (seen and stays) or (not saturated and any(s.demand is None for s in rivals))
         else:
             untold = any(self.beside(s, len(rivals)) is None for s in rivals)
             pause = AGAIN if untold else RARELY if self._hopeless else REMEASURE
@@ -141,7 +144,7 @@ class Steering:
         for session in rivals:
             pace = self._pace(session)
             near = (pace.ratio or 0.0) < NEAR * own[session]
-            if pace.met and near and at - pace.solo_at > REMEASURE:
+            if pace.met and at - pace.solo_at > (REMEASURE if near else RARELY):
                 return session, 2 * turn
             if not pace.met and at - pace.measured_at > REMEASURE:
                 return session, measuring

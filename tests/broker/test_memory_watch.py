@@ -295,3 +295,17 @@ def test_what_sessions_hold_is_known_before_anybody_asks_for_some(
         return gpu_house.broker.scheduler.book.table.capacity
 
     assert gpu_house.wait(first_step()) == 9 * GiB
+
+
+def test_a_job_is_told_what_it_may_hold_before_it_may_run(gpu_house: House) -> None:
+    """I1: a cap that comes later is too late for a cell without boundaries; one that stays too low fails it."""
+    client = gpu_house.notebook()
+    gpu_house.notebook("other.ipynb").ask(submit("o", size=GiB))
+    client.notices.clear()
+    assert isinstance(client.ask(submit("j", size=4 * GiB)), msg.Granted)
+    assert [n for n in client.notices if isinstance(n, msg.Budget)] == [msg.Budget(4 * GiB)]
+    client.notices.clear()
+    client.ask(msg.End(JobId("j"), 0, 0, 0))
+    (told,) = [n for n in client.notices if isinstance(n, msg.Budget)]
+    assert told.limit is not None
+    assert told.limit != 4 * GiB, "what is free, divided by who works"

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from gpushare_kernel.client.lanes import Lane
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import Release, ReleasedNow, Trim
+from gpushare_kernel.wire.messages import Budget, End, Release, ReleasedNow, Submit, Trim
 from tests.client.fake_cuda import FakeCuda, torch
 from tests.client.gpu_notebook import (
     New,
@@ -18,8 +19,8 @@ from tests.client.gpu_notebook import (
     infer,
     notebook,
 )
-from tests.client.scripted_broker import ScriptedBroker, attached
-from tests.client.test_session import in_thread
+from tests.client.scripted_broker import ScriptedBroker, attached, report
+from tests.client.test_session import in_thread, submit
 
 __all__ = ["cuda", "notebook"]
 
@@ -188,3 +189,54 @@ def test_release_of_its_own_trims_first(notebook: Notebook, cuda: FakeCuda) -> N
         notebook.session.release(name)
         answered.result(20)
     assert cuda.in_use == GiB
+
+
+def test_a_grant_caps_before_the_first_line_and_its_end_uncaps(
+    notebook: Notebook, cuda: FakeCuda
+) -> None:
+    """The broker says what a job may hold right before it may run: no boundary is needed to hear of it."""
+    cuda.use(GiB)
+    notebook.budget(2 * GiB)
+    infer(1)
+    assert cuda.cap == 2.0
+
+    def admit() -> None:
+        number, asked = notebook.peer.expect(Submit)
+        notebook.peer.notice(Budget(6 * GiB))
+        notebook.peer.grant(number, asked)
+
+    lane = Lane(notebook.session, submit())
+    admitted = in_thread(admit)
+    with lane:
+        admitted.result(20)
+        assert cuda.cap == 6.0
+
+        def answer() -> None:
+            number, end = notebook.peer.expect(End)
+            notebook.peer.notice(Budget(None))
+            notebook.peer.reply(number, report(end.job))
+
+        ended = in_thread(answer)
+    ended.result(20)
+    assert cuda.cap == 80.0
+
+
+def test_a_job_smaller_than_what_is_kept_unused_has_that_given_back_first(
+    notebook: Notebook, cuda: FakeCuda
+) -> None:
+    """Else the broker would refuse it: the notebook would hold more already than it is to hold in all."""
+    cuda.use(9 * GiB)
+    cuda.free_some(8 * GiB)
+
+    def admit() -> None:
+        number, asked = notebook.peer.expect(Release)
+        assert (asked, cuda.cached) == (Release(None, 8 * GiB), 0)
+        notebook.peer.reply(number, ReleasedNow(0, ()))
+        number, wanted = notebook.peer.expect(Submit)
+        notebook.peer.grant(number, wanted)
+
+    lane = Lane(notebook.session, submit())
+    admitted = in_thread(admit)
+    lane.__enter__()
+    admitted.result(20)
+    notebook.leave(lane)

@@ -65,3 +65,36 @@ def test_what_a_client_does_not_know_of_is_held_until_the_driver_says_otherwise(
     assert session.measured == 12 * GiB
     look(made, 3.0, memory=5 * GiB)
     assert (session.measured, session.unseen) == (5 * GiB, 5 * GiB)
+
+
+def resident() -> GpuWorld:
+    """A kernel that has a context on the device."""
+    made = GpuWorld(reserve=GiB // 2, plain_grace=0.1)
+    made.send(ev.SessionOpened(at=0.0, session=A, user=UserId("ann")))
+    made.send(ev.SessionReady(at=0.0, session=A, bare=False, context=0))
+    made.send(ev.Sampled(at=0.5, used={A: Usage(0.0, 0.0, contexts=1)}))
+    return made
+
+
+def test_a_cell_of_a_resident_kernel_is_a_job_before_anybody_saw_it_at_work() -> None:
+    """The driver names one process at a time, and late: classified within 2 s means not to wait for that."""
+    made = resident()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert not look(made, 1.05, contexts=None), "1+1 is over before"
+    assert look(made, 1.11, contexts=None)
+
+
+def test_what_left_the_device_idle_is_taken_for_idle_again() -> None:
+    """A notebook that goes on without the GPU costs others one measurement, not one in each cell."""
+    made = resident()
+    for start in (1.0, 10.0):
+        made.send(ev.CellStarted(at=start, session=A, usage=Usage(0.0, 0.0)))
+        look(made, start + 0.2, contexts=None)
+        session = made.core.sessions[A]
+        if start > 1.0:
+            assert session.counted == 0.0
+        session.demand = 0.01
+        made.send(ev.CellEnded(at=start + 3, session=A, persistent=0))
+    made.send(ev.CellStarted(at=100.0, session=A, usage=Usage(0.0, 0.0)))
+    look(made, 100.2, contexts=None)
+    assert made.core.sessions[A].demand is None, "long ago"

@@ -138,6 +138,36 @@ def test_a_newcomer_comes_to_its_turn_at_once() -> None:
         assert world.now - began < 0.25
 
 
+def test_who_is_found_at_work_late_takes_nobodys_share() -> None:
+    """T6: What a notebook made beside a hog that nobody knew of yet is not taken for what it makes alone."""
+    world = GpuWorld()
+    world.stranger("hog", "heavy")
+    world.start("note", "heavy")
+    world.run(3)
+    assert not world.core.sessions["hog"].jobs  # type: ignore[index]
+    world.sample("hog")
+    world.run(2)
+    rates = progress(world, 8)
+    assert abs(rates["hog"] - rates["note"]) < 0.03, rates
+    assert sum(rates.values()) > 0.97
+
+
+def test_short_cells_beside_hogs_are_not_worth_a_trial() -> None:
+    """T7: Neither their beginning nor their end has all run at once."""
+    world = mixed(("heavy",) * 3, seen=True)
+    began, slots = world.now, []
+    for n in range(8):
+        kernel = world.start(f"short{n}", "heavy", seen=False)
+        while kernel.done < 0.05:
+            world.run(0.005)
+            slots.append(world.core.turns.slot)
+        world.end(f"short{n}/job")
+        world.run(0.3)
+        slots.append(world.core.turns.slot)
+    assert world.now - began < 8 * 0.55
+    assert "all" not in slots
+
+
 def test_the_background_yields_to_every_notebook() -> None:
     """T8: A background session runs while nobody else wants the GPU, and not beside a notebook."""
     world = GpuWorld()

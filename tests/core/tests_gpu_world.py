@@ -179,3 +179,11 @@ class GpuWorld(World):
             )
         )
         return kernel
+
+    def stranger(self, name: str, kind: str) -> GpuKernel:
+        """Open a session for a process that works already: nobody announced its work, and none of it is seen."""
+        session = SessionId(name)
+        self.send(ev.SessionOpened(at=self.now, session=session, user=UserId(name)))
+        self.kernels[name] = kernel = GpuKernel(kind, seen=False, plain=True)
+        self.send(ev.SessionReady(at=self.now, session=session, bare=True, context=0))
+        return kernel
