@@ -23,7 +23,7 @@ FRAMEWORKS = {"torch": "matmul", "cupy": "cupy", "jax": "jax"}
 
 def measure(options: Options) -> Sequence[Figure]:
     """Alternate windows: each alone, then all three. Nothing is declared, and none has a line of ours in it."""
-    pace = Pace.of(options, 5, 2.0)
+    pace = Pace.of(options, 5, 5.0)
     alone: list[list[float]] = []
     shared: list[Seen] = []
     with scene(options, several(SEEN, len(FRAMEWORKS)), []) as (floor, kernels):
@@ -34,7 +34,9 @@ def measure(options: Options) -> Sequence[Figure]:
         for n in range(pace.rounds):
             alone.append(
                 [
-                    floor.window([job], seconds=pace.seconds, settle=pace.settle_free).total
+                    floor.window(
+                        [job], seconds=min(pace.seconds, 2.0), settle=pace.settle_free
+                    ).total
                     for job in jobs
                 ]
             )

@@ -33,7 +33,7 @@ def train(rows):
     return rows
 """
 SMALL = 4096
-LINE = "this notebook may use"
+LINE = "needed about"
 """What is sought in the line after the error."""
 
 

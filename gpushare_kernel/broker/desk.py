@@ -171,6 +171,7 @@ class Desk:
                 plain=body.plain,
                 usage=None if engine.scheduler.config.divisible else engine.usage(kernel),
                 time=body.time,
+                held=body.held,
             )
         )
         if not taken:
@@ -358,7 +359,12 @@ class Desk:
 
 
 def _check_sizes(body: msg.Submit) -> None:
-    named = {"size": body.size, "persistent": body.persistent, "ephemeral": body.ephemeral}
+    named = {
+        "size": body.size,
+        "persistent": body.persistent,
+        "ephemeral": body.ephemeral,
+        "held": body.held,
+    }
     for name, value in named.items():
         if value is not None and not 0 <= value < LARGEST_SIZE:
             problem = f"{name} must be from 0 to under {LARGEST_SIZE} bytes, and {value} is not."

@@ -13,9 +13,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from msgspec.structs import replace
 
 from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
@@ -229,7 +230,7 @@ class Session(Questions):
         from gpushare_kernel.client.queueing import queue  # noqa: PLC0415 - not at kernel start
 
         began = time.monotonic()
-        self._make_fit(submit)
+        submit = self._make_fit(submit)
         granted = queue(self, submit, wait=wait, on_wait=on_wait, say=say)
         job = Job(self, submit.name, granted, time.monotonic() - began, plain=submit.plain)
         with self._changed:
@@ -241,13 +242,15 @@ class Session(Questions):
             self.memory.start_peak()
         return job
 
-    def _make_fit(self, submit: Submit) -> None:
+    def _make_fit(self, submit: Submit) -> Submit:
         """What is kept unused goes back first, where else the notebook would hold more already than the job may."""
-        if self.gpu is None or submit.size is None or not self.up or self._jobs:
-            return
-        if self.gpu.memory.now() > submit.size:
-            with suppress(GpushareError):  # then the broker refuses, with the numbers
-                self.release()
+        if self.gpu is None or submit.plain:
+            return submit
+        held = self.gpu.memory.now()
+        if submit.size is not None and held > submit.size:
+            self.gpu.give_back()
+            held = self.gpu.memory.now()
+        return replace(submit, held=held)
 
     def cooperate(self, *, on: bool) -> None:
         """Meet boundaries, or run past them: a job that does is paused from outside instead."""

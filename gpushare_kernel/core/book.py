@@ -69,7 +69,7 @@ class MemoryBook:
         self, session: Session, *, size: int | None, persistent: int | None, ephemeral: int | None
     ) -> Need:
         """Return the need of a declaration: `size` is split by what the session holds; neither given means default needs."""
-        held = session.charged
+        held = max(session.declared, session.holds)
         if size is not None:
             return Need(held, max(0, size - held))
         if persistent is None and ephemeral is None:
@@ -85,13 +85,13 @@ class MemoryBook:
 
     def never_fits(self, session: Session, need: Need, size: int | None = None) -> str | None:
         """Return why `need` could not be met by an empty device, or None."""
-        if size is not None and size < session.measured:
+        if size is not None and size < session.holds:
             return (
-                f"this notebook already keeps {format_size(session.measured)}, more than the {format_size(size)} it "
+                f"this notebook already keeps {format_size(session.holds)}, more than the {format_size(size)} it "
                 f"is to hold in all. Declare more, or free some first (del, restart)."
             )
         context = session.context or self.reserve
-        kept = max(need.persistent, session.measured, *(session.parked or (0, 0)))
+        kept = max(need.persistent, session.holds, *(session.parked or (0, 0)))
         whole = kept + need.ephemeral + context
         if whole <= self.whole:
             return None
@@ -146,7 +146,8 @@ class MemoryBook:
         if session.parked is not None:  # it is on its way back
             declared, measured = session.parked
             self.charge(session, declared=declared, measured=measured)
-        if job.size is None:
+        # Where a driver says what is held, a plain job declares nothing: it keeps what it keeps.
+        if job.size is None and (self.config.divisible or not job.plain):
             self.charge(session, declared=max(session.declared, job.need.persistent))
         return self.table.place(job, found, at, private=private)
 
@@ -168,7 +169,8 @@ class MemoryBook:
         """A single SIZE covers P and E: what turned out to persist is no longer ephemeral."""
         if job.size is None or job.lane is None:
             return
-        job.need = Need(session.charged, max(0, job.size - session.charged))
+        kept = max(session.declared, session.holds)
+        job.need = Need(kept, max(0, job.size - kept))
         self.table.refit(self.table.lanes[job.lane])
         self._note_deficit()
 

@@ -32,7 +32,8 @@ def budget(core: Scheduler, session: Session) -> int | None:
 def granted(session: Session) -> int | None:
     """Return the bytes that declared jobs of `session` may hold, its contexts apart; None where nothing declared runs."""
     declared = [job for job in session.jobs.values() if not job.plain and job.lane is not None]
-    return session.charged + sum(job.need.ephemeral for job in declared) if declared else None
+    kept = max(session.declared, session.holds)
+    return kept + sum(job.need.ephemeral for job in declared) if declared else None
 
 
 def people_waiting(core: Scheduler, *, but: Session, own: bool = True) -> int:

@@ -56,7 +56,7 @@ class SessionClosed(Event):
 class JobSubmitted(Event):
     """A declared job: either `size`, or `persistent` (the session's total) and `ephemeral`, or neither (default needs).
 
-    `usage` is what the session has used so far.
+    `usage` is what the session has used so far, `held` the bytes that its client says it holds (None: it does not say).
     """
 
     job: JobId
@@ -73,6 +73,7 @@ class JobSubmitted(Event):
     time: float | None = None
     #: It ranks above all that are not.
     realtime: bool = False
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

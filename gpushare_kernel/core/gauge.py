@@ -41,6 +41,12 @@ def is_idle(session: Session) -> bool:
     return session.demand is not None and session.demand < IDLE
 
 
+def taken(session: Session) -> float:
+    """Return which part of the device `session` takes while it runs: all of it where it saturates it, gaps between kernels included."""
+    demand = session.demand
+    return 1.0 if demand is None or demand >= SATURATES else demand
+
+
 def settled(before: float | None, utilization: float) -> float:
     """Return the demand that a measurement says: between the two bounds a session stays what it was."""
     if before is None or not LIGHT <= utilization < SATURATES:

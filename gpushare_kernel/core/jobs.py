@@ -54,6 +54,9 @@ class Jobs:
         session = self.sessions[event.session]
         if event.usage is not None:
             self._take(session, event.usage, event.at)
+        if event.held is not None and not self.config.divisible:
+            self._hear(session, event.held)
+            self.book.charge(session, measured=max(session.measured, session.holds))
         need = self.book.need(
             session, size=event.size, persistent=event.persistent, ephemeral=event.ephemeral
         )
@@ -147,7 +150,8 @@ class Jobs:
         job.become(JobState.ADMITTED)
         job.waits, job.trimmed, job.asked, job.interval = True, event.trimmed, False, event.interval
         if event.trimmed:
-            self.book.charge(session, measured=event.persistent + session.unseen)
+            self._hear(session, event.persistent)
+            self.book.charge(session, measured=session.holds)
             self.book.resplit(session, job)
         lane = self._lane(job)
         occupies = event.trimmed and lane is not None and lane.occupant is job
@@ -183,23 +187,33 @@ class Jobs:
             self.probe.start(session, event.at)  # what follows in the cell is not declared
         self._admit(event.at)
 
-    def _see(self, session: Session, memory: int) -> None:
-        """The device's own word of what `session` holds; while a declared job runs its E is in it."""
+    def _see(self, session: Session, memory: int, at: float) -> None:
+        """The device's own word, of `at`, on what `session` holds; while a declared job runs its E is in it."""
         if not self.config.divisible:
+            if at < session.reported_at:
+                return  # its client knows better by now
             session.observed = memory
             if not session.jobs and not session.cell_open:
                 session.unseen = max(0, memory - session.reported)
         if all(job.plain for job in session.jobs.values()):
+            session.word = None
             self.book.charge(session, measured=memory)
 
-    @staticmethod
-    def _held(session: Session, reported: int) -> int:
+    def _hear(self, session: Session, reported: int) -> None:
+        """Its client says what its frameworks hold now."""
+        session.reported, session.reported_at = reported, self.at
+        session.word = reported + session.unseen
+
+    def _held(self, session: Session, reported: int) -> int:
         """What `session` is taken to hold when its work ends: what the driver saw last, where the client says less.
 
         A client knows its frameworks only. What it gave back in this moment is free once the driver says so.
         """
-        session.reported = reported
-        return reported if session.observed is None else max(reported, session.observed)
+        if session.observed is None:
+            session.reported = reported
+            return reported
+        self._hear(session, reported)
+        return max(reported, session.observed)
 
     def _enlist(self, session: Session, job: Job) -> None:
         self.probe.forget(session)
@@ -407,7 +421,7 @@ class Jobs:
         self.turns.sampled(session)
         self.turns.account(session, usage, seen, at)
         if usage.memory is not None:
-            self._see(session, usage.memory)
+            self._see(session, usage.memory, at if usage.memory_at is None else usage.memory_at)
         if usage.contexts or (usage.contexts == 0 and not session.jobs):
             self.book.context(session, usage.contexts * self.book.reserve)
         return seen

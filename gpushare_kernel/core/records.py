@@ -113,6 +113,9 @@ class Session:
     observed: int | None = None
     reported: int = 0
     unseen: int = 0
+    #: When its client last said something, and what it keeps by that word (with `unseen`), until the driver says it anew.
+    reported_at: float = 0.0
+    word: int | None = None
     #: Bytes of its context, once it has one.
     context: int = 0
     #: It gives its device memory back, or takes it again, at the moment; under which number.
@@ -186,6 +189,11 @@ class Session:
     def charged(self) -> int:
         """P charged: what was declared or what is measured, whichever is more."""
         return max(self.declared, self.measured)
+
+    @property
+    def holds(self) -> int:
+        """What it holds as far as is known: by its client's word where that is newer than the driver's."""
+        return self.measured if self.word is None else self.word
 
     @property
     def activity(self) -> Activity:

@@ -139,7 +139,7 @@ class Scheduler(Room):
         self.turns.free(session)
         self.turns.forget(session)
         self._stays(session)
-        session.observed, session.reported, session.unseen = None, 0, 0
+        session.observed, session.word, session.reported, session.unseen = None, None, 0, 0
         self.book.charge(session, declared=0, measured=0)
         self.book.context(session, 0)
 

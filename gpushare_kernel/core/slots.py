@@ -25,6 +25,7 @@ from gpushare_kernel.core.gauge import (
     is_idle,
     is_light,
     settled,
+    taken,
     unmeasured,
 )
 from gpushare_kernel.core.pace import ENOUGH_TIME, Pace
@@ -265,7 +266,7 @@ class Slots(Turns):
         payers = [s for s in self.using.values() if s.counted > 0 or not s.pausable]
         payers = payers or [*self.using.values()]
         for session, share in shares(payers):
-            used = passed * share * (1.0 if session.demand is None else session.demand)
+            used = passed * share * taken(session)
             session.device_time += used
             session.user.device_time += used
             if charged:

@@ -142,7 +142,8 @@ class Usage:
     given out in turns (a GPU) does not measure seconds: there both stay 0, and the core keeps the time by its turns.
     `memory` is in bytes without the contexts, or None where it was not read this time; `contexts` is how many
     processes of the tree have a context (None: not read). `progress` counts the boundaries that it has met.
-    `active`: it was seen at work on the device since the last sample (None: nobody can tell).
+    `active`: it was seen at work on the device since the last sample (None: nobody can tell). `memory_at` is when its
+    memory was read, where that was not now.
     """
 
     device_time: float
@@ -151,3 +152,4 @@ class Usage:
     contexts: int | None = None
     progress: int = 0
     active: bool | None = None
+    memory_at: float | None = None

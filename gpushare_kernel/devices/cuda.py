@@ -137,7 +137,7 @@ class CudaDevice:
             return Usage(0.0, 0.0, active=works)
         self._measure()
         held = sum(user.size for user in mine) - len(mine) * self.inventory.reserve
-        return Usage(0.0, 0.0, max(0, held), len(mine), active=works)
+        return Usage(0.0, 0.0, max(0, held), len(mine), active=works, memory_at=sample.at)
 
     def utilization(self) -> Busy | None:
         """Return how busy the GPU was, as last read."""

@@ -187,6 +187,8 @@ class Submit(_Message, frozen=True):
 
     `code` is a hash of what it runs: what it does not declare is taken from earlier runs of the same code. `frameworks`
     are those loaded by now, with versions (`torch 2.9.0`).
+
+    `held` is what the frameworks of a GPU hold now, in bytes; None where the client does not say.
     """
 
     job: JobId
@@ -201,6 +203,7 @@ class Submit(_Message, frozen=True):
     time: float | None = None
     code: str = ""
     frameworks: tuple[str, ...] = ()
+    held: int | None = None
 
 
 class Cancel(_Message, frozen=True):

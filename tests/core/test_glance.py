@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests_gpu_world import GpuWorld  # type: ignore[import-not-found]
+from tests_gpu_world import GpuKernel, GpuWorld  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.values import GiB, SessionId, Usage, UserId
+from gpushare_kernel.core.budget import budget
+from gpushare_kernel.core.values import GiB, JobId, SessionId, Usage, UserId
 
 A = SessionId("a")
 
@@ -98,3 +99,36 @@ def test_what_left_the_device_idle_is_taken_for_idle_again() -> None:
     made.send(ev.CellStarted(at=100.0, session=A, usage=Usage(0.0, 0.0)))
     look(made, 100.2, contexts=None)
     assert made.core.sessions[A].demand is None, "long ago"
+
+
+def test_what_the_driver_said_before_the_client_did_is_old() -> None:
+    """Its list is read from time to time: what was given back meanwhile is no memory that nobody knows of."""
+    made = resident()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    look(made, 1.5, active=True, memory=12 * GiB)
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=GiB))
+    session = made.core.sessions[A]
+    look(made, 2.5, memory=12 * GiB, memory_at=1.9)
+    assert (session.measured, session.unseen) == (12 * GiB, 0), "free once the driver says so"
+    assert session.holds == GiB
+    look(made, 3.0, memory=GiB, memory_at=2.9)
+    assert (session.measured, session.holds, session.unseen) == (GiB, GiB, 0)
+
+
+def test_a_job_is_judged_by_what_its_client_holds_and_not_by_an_old_reading() -> None:
+    """A notebook that freed its memory a moment ago is not told that it keeps too much, nor is its cap that much."""
+    made = resident()
+    made.kernels["a"] = GpuKernel("heavy", seen=False)
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    look(made, 1.5, active=True, memory=60 * GiB)
+    submit = ev.JobSubmitted(at=2.0, job=JobId("a/j"), session=A, size=4 * GiB, held=GiB)
+    made.send(submit)
+    job = made.core.jobs[JobId("a/j")]
+    assert (job.need.persistent, job.need.ephemeral) == (GiB, 3 * GiB)
+    session = made.core.sessions[A]
+    assert session.charged == 60 * GiB, "nobody else is given it until the driver says it is free"
+    assert budget(made.core, session) == 4 * GiB
+    made.send(ev.JobEnded(at=3.0, job=job.id, persistent=9 * GiB))
+    again = ev.JobSubmitted(at=4.0, job=JobId("a/k"), session=A, size=4 * GiB, held=9 * GiB)
+    made.send(again)
+    assert JobId("a/k") not in made.core.jobs, "its own word is more than it is to hold"
