@@ -11,7 +11,7 @@ from benchmarks.gpu.windows import Seen
 
 ARMS = {
     "seen": (SEEN, 5.0, 0.95, 0.90),
-    "enforced": (ENFORCED, 2.0, 0.92, 0.80),
+    "enforced": (ENFORCED, 5.0, 0.92, 0.80),
     "free": (FREE, 5.0, None, None),
 }
 """Arm, length of a window, and what each job must have of its share, and the sum of free co-run."""

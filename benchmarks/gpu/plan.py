@@ -29,7 +29,7 @@ ROWS = (
     Row("gpu_shares", 120),
     Row("gpu_users", 90),
     Row("gpu_launch_bound", 100),
-    Row("gpu_mixes", 430, quick=120),
+    Row("gpu_mixes", 465, quick=120),
     Row("gpu_alone", 170),
     Row("gpu_short_cell", 75),
     Row("gpu_lane_mates", 110),

@@ -30,7 +30,7 @@ def measure(options: Options) -> Sequence[Figure]:
         arms = dict(zip(ARMS, every, strict=True))
         warm_clock([arms["free"]], "matmul", floor)
         for n in range(pace.rounds):
-            for kind, turn in ((kind, turn) for kind in KINDS for turn in range(KINDS[kind])):
+            for kind, turn in [(k, turn) for k, times in KINDS.items() for turn in range(times)]:
                 for name in list(arms)[:: -1 if (n + turn) % 2 else 1]:
                     seen = floor.window(
                         [Job(arms[name], kind)], seconds=pace.seconds, settle=pace.settle_free

@@ -195,7 +195,7 @@ class Jobs:
             session.observed = memory
             if not session.jobs and not session.cell_open:
                 session.unseen = max(0, memory - session.reported)
-        if all(job.plain for job in session.jobs.values()):
+        if all(job.plain or job.lane is None for job in session.jobs.values()):
             session.word = None
             self.book.charge(session, measured=memory)
 

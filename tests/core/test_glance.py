@@ -132,3 +132,18 @@ def test_a_job_is_judged_by_what_its_client_holds_and_not_by_an_old_reading() ->
     again = ev.JobSubmitted(at=4.0, job=JobId("a/k"), session=A, size=4 * GiB, held=9 * GiB)
     made.send(again)
     assert JobId("a/k") not in made.core.jobs, "its own word is more than it is to hold"
+
+
+def test_who_waits_for_memory_that_it_holds_itself_on_paper_gets_it_when_the_driver_says() -> None:
+    """A job that waits holds nothing yet: what its session is seen to hold is what it keeps."""
+    made = GpuWorld(reserve=GiB // 2, plain_grace=0.1, capacity=64 * GiB)
+    made.send(ev.SessionOpened(at=0.0, session=A, user=UserId("ann")))
+    made.send(ev.SessionReady(at=0.0, session=A, bare=False, context=0))
+    made.kernels["a"] = GpuKernel("heavy", seen=False)
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    look(made, 1.5, active=True, memory=60 * GiB)
+    submit = ev.JobSubmitted(at=2.0, job=JobId("a/j"), session=A, size=8 * GiB, held=GiB)
+    made.send(submit)
+    assert made.core.jobs[JobId("a/j")].lane is None
+    look(made, 3.0, memory=GiB, memory_at=2.5)
+    assert made.core.jobs[JobId("a/j")].lane is not None
