@@ -164,7 +164,10 @@ def _former(given: argparse.Namespace, place: Path | None = None) -> dict[str, R
 
 
 def _commit() -> str:
-    """Return the checkout's commit, as git or GPUSHARE_COMMIT says."""
+    """Return the checkout's commit, as GPUSHARE_COMMIT or git says: a copied tree may have another one's `.git`."""
+    said = os.environ.get("GPUSHARE_COMMIT")
+    if said:
+        return said
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
@@ -173,7 +176,7 @@ def _commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("GPUSHARE_COMMIT", "")
+        return ""
     return done.stdout.strip()
 
 

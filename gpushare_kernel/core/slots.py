@@ -94,6 +94,8 @@ class Slots(Turns):
                 session.demand = None
             self._gauge.somebody_new(at)
             self._doubt_paces(session)
+            if self.slot is Slot.ALL and self.frame_end is not None:
+                self._steering.comes_too(session.id, at)
         super().want(session, at)
 
     def _doubt_paces(self, newcomer: Session) -> None:
@@ -141,6 +143,9 @@ class Slots(Turns):
 
     def _is_to_be_measured(self, session: Session, at: float) -> bool:
         pace = self.pace(session)
+        if pace.seen and not pace.stale:
+            # Its boundaries tell its pace: how busy it keeps the device can wait.
+            return at - max(pace.measured_at, pace.began_at) > REMEASURE
         return unmeasured(session, pace) or at - pace.measured_at > REMEASURE
 
     def _count(self, session: Session) -> None:
@@ -198,7 +203,9 @@ class Slots(Turns):
     def _end_once_timed(self, at: float) -> None:
         """Whose boundaries are seen need not wait for the device's word of how busy it was."""
         alone = [s for s in self.using.values() if s.counted > 0]
-        if len(alone) == 1 and self.pace(alone[0]).seen:
+        if len(alone) != 1 or self._is_to_be_measured(alone[0], at):
+            return
+        if self.pace(alone[0]).seen:
             self._end_early(at)
 
     def _end_early(self, at: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from gpushare_kernel.core.gauge import SATURATES, is_light, unmeasured
+from gpushare_kernel.core.gauge import IDLE, SATURATES, is_light, unmeasured
 from gpushare_kernel.core.pace import Pace
 from gpushare_kernel.core.records import Session, User
 from gpushare_kernel.core.values import SessionId
@@ -20,13 +20,16 @@ REMEASURE = 15.0
 """Seconds after which a session's pace alone, and what running at once gains, are measured anew."""
 AGAIN, RARELY = 2.0, 60.0
 """Seconds after which all may run at once anew, where it was not seen yet what that gains; and where it gains nothing."""
-SATURATING_BESIDE, LIGHT_BESIDE, MOST_BESIDE = 0.54, 1.7, 0.75
-"""What those whose progress nobody sees are taken to make beside all others, in parts of an equal share (and at most):
-the least that was measured in five mixes (docs/turns.md)."""
+SATURATING_BESIDE, LIGHT_BESIDE, MOST_BESIDE = 0.54, 0.93, 0.75
+"""What those whose progress nobody sees are taken to make beside all others: the least that was measured in five mixes
+(docs/turns.md). Who saturates makes so much of an equal share; of who does not, the device is taken to serve so much
+of an equal share, which is more of what it asks for; at most so much of its pace alone."""
 LAG, MOST_LAG = 0.5, 10
 """Turns by which a session may be behind its share before it gets a slot alone, and that are remembered at most."""
 NEAR = 1.5
 """Whoever has more than so many times its share beside all others is measured alone again only rarely."""
+TOGETHER = 0.1
+"""Seconds after a trial's beginning in which newcomers are tried with the others."""
 NEW = 1.0
 """Seconds of work before a newcomer is worth a trial of all at once: many a cell is over before."""
 DRAINS = 5
@@ -65,10 +68,15 @@ class Steering:
             pause = AGAIN if untold else RARELY if self._hopeless else REMEASURE
             wanted = seen and not self.at_once and at - self._tried_at >= pause
         if wanted:
-            self._tried, self._tried_at = names, at
+            self._tried, self._tried_at, self.at_once = names, at, False
             for pace in paces:
                 pace.beside.forget()
         return wanted
+
+    def comes_too(self, newcomer: SessionId, at: float) -> None:
+        """Somebody comes while a trial has hardly begun: it is tried with the others."""
+        if at - self._tried_at < TOGETHER:
+            self._tried |= {newcomer}
 
     def judge(self, rivals: list[Session]) -> bool:
         """Decide whether running at once is worth it, where all is known that it takes."""
@@ -89,8 +97,9 @@ class Steering:
             return pace.ratio
         if unmeasured(session, pace):
             return None
-        light = is_light(session, pace)
-        return min(MOST_BESIDE, (LIGHT_BESIDE if light else SATURATING_BESIDE) / rivals)
+        if not is_light(session, pace):
+            return SATURATING_BESIDE / rivals
+        return min(MOST_BESIDE, LIGHT_BESIDE / rivals / max(session.demand or 1.0, IDLE))
 
     def stepped(self, pace: Pace, steps: int) -> None:
         """A session has met `steps` boundaries."""
@@ -145,7 +154,7 @@ class Steering:
             pace = self._pace(session)
             near = (pace.ratio or 0.0) < NEAR * own[session]
             if pace.met and at - pace.solo_at > (REMEASURE if near else RARELY):
-                return session, 2 * turn
+                return session, measuring if unmeasured(session, pace) else 2 * turn
             if not pace.met and at - pace.measured_at > REMEASURE:
                 return session, measuring
         return None

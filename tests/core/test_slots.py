@@ -7,6 +7,7 @@ from tests_gpu_world import FREE, GpuWorld  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.values import GiB
 
 MIXES = [tuple(mix) for mix in FREE]
 
@@ -136,6 +137,39 @@ def test_a_newcomer_comes_to_its_turn_at_once() -> None:
     while kernel.done < 0.05:
         world.run(0.005)
         assert world.now - began < 0.25
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("mix", [("conv",) * 4, ("heavy", "conv", "conv", "light")], ids="-".join)
+def test_plain_cells_that_begin_together_have_their_shares_two_seconds_later(
+    mix: tuple[str, ...], seen: bool
+) -> None:
+    """T6: They are one trial, and measured once each; the second time, too, when other cells of theirs have ended."""
+    world = GpuWorld(reserve=GiB // 2, plain_grace=0.1)
+    names = [f"{kind}{n}" for n, kind in enumerate(mix)]
+    for name, kind in zip(names, mix, strict=True):
+        world.resident(name, kind, seen=seen)
+    for _ in range(2):
+        world.run(3)
+        for name in names:
+            world.begin_cell(name)
+            world.run(0.004)
+        world.run(2)
+        rates = progress(world, 5)
+        assert min(rates.values()) >= 0.85 / len(mix), rates
+        for name in names:
+            world.end_cell(name)
+
+
+def test_whose_progress_nobody_sees_is_taken_to_make_what_its_demand_leaves_room_for() -> None:
+    """T1: Three quarters of the device are no launch-bound half: beside two others it has a third of the time."""
+    world = GpuWorld()
+    world.start("torch", "heavy", seen=True)
+    world.start("jax", "heavy", seen=False)
+    world.start("cupy", "products", seen=False)
+    world.run(8)
+    rates = progress(world, 10)
+    assert min(rates.values()) >= 0.95 / 3, rates
 
 
 def test_who_is_found_at_work_late_takes_nobodys_share() -> None:

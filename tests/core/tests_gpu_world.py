@@ -16,6 +16,7 @@ KINDS = {
     "heavy": (1200.0, 0.97, 0.001),
     "conv": (135.0, 0.99, 0.03),
     "light": (150.0, 0.55, 0.0005),
+    "products": (1200.0, 0.74, 0.002),
     "idle": (1.0, 0.01, 0.0003),
 }
 FREE = {
@@ -24,6 +25,7 @@ FREE = {
     ("conv", "conv", "light", "light"): {"conv": 0.274, "light": 0.443},
     ("conv", "conv", "conv", "conv"): {"conv": 0.234},
     ("conv", "conv", "heavy", "light"): {"heavy": 0.135, "conv": 0.297, "light": 0.481},
+    ("heavy", "heavy", "products"): {"heavy": 0.342, "products": 0.45},
 }
 """What a mix makes of each one's progress where the driver alone divides the GPU."""
 LIGHT_ALONE = {1: 1.0, 2: 0.87, 3: 0.72, 4: 0.61}
@@ -179,6 +181,26 @@ class GpuWorld(World):
             )
         )
         return kernel
+
+    def resident(self, name: str, kind: str, *, seen: bool, user: str = "") -> GpuKernel:
+        """Open a session of a kernel that has a context, and has no cell."""
+        session = SessionId(name)
+        self.send(ev.SessionOpened(at=self.now, session=session, user=UserId(user or name)))
+        self.kernels[name] = kernel = GpuKernel(kind, seen)
+        self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
+        self.send(ev.Sampled(at=self.now, used={session: self.usage(name)}))
+        return kernel
+
+    def begin_cell(self, name: str) -> None:
+        """Let a cell of a resident kernel begin, which declares nothing and works at once."""
+        session = SessionId(name)
+        self.send(ev.CellStarted(at=self.now, session=session, usage=self.usage(name)))
+        self.kernels[name].plain = True
+
+    def end_cell(self, name: str) -> None:
+        """It is over."""
+        self.kernels[name].plain = False
+        self.send(ev.CellEnded(at=self.now, session=SessionId(name), persistent=0))
 
     def stranger(self, name: str, kind: str) -> GpuKernel:
         """Open a session for a process that works already: nobody announced its work, and none of it is seen."""
