@@ -9,11 +9,12 @@ from pathlib import Path
 from random import Random
 
 import benchmarks.salus_table.policies  # noqa: F401  they register themselves
+from gpushare_kernel.core.policies import AGEING
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.replay.costs import FREE
 from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.law import STREAMS
-from gpushare_kernel.replay.outcome import percentile
+from gpushare_kernel.replay.outcome import JobRecord, percentile
 from gpushare_kernel.replay.salus import CAPACITY, read_salus
 from gpushare_kernel.replay.trace import TraceJob
 
@@ -80,6 +81,25 @@ def undeclared(jobs: Jobs, _: Random) -> Jobs:
     return [replace(job, declared=None) for job in jobs]
 
 
+def part_of_bound(jobs: Jobs, done: Sequence[JobRecord]) -> float:
+    """Return how near SRTF's bound on waiting comes: the latest submission that passed a job, over what S2 allows.
+
+    S2 (docs/scheduling.md): a job that needs r seconds is passed only by those submitted within r / AGEING after it. 0 where
+    nobody declares a time.
+    """
+    needs = {job.name: job.declared for job in jobs}
+    return (
+        max(
+            (other.submitted - job.submitted) / (need / AGEING)
+            for job in done
+            for other in done
+            if (need := needs[job.name]) and other.first_run <= job.first_run
+        )
+        if any(needs.values())
+        else 0.0
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to run the trace."""
@@ -111,6 +131,7 @@ class Arm:
             **{name: value / 60 for name, value in zip(CELLS, cells, strict=True)},
             "p50_jct": percentile(times, 50) / 60,
             "longest_wait": max(job.longest_wait for job in done) / 60,
+            "part_of_bound": part_of_bound(jobs, done),
         }
 
 

@@ -82,14 +82,10 @@ class Accounts:
 
     def charge(self, session: Session, seconds: float) -> None:
         """`session` used `seconds` of the device in competition."""
-        waits = self.waits(session)
-        if waits:
-            self.leave(session)
         session.vtime += seconds / session.weight
         session.user.vtime += seconds / session.user.weight
-        if waits:
-            self._add(session)
-        else:
+        key = self.policy.session_key(session, self.at)
+        if not self._waiting.move(session.user, session, key):
             self._waiting.rerank(session.user)
         self.charged(session.user)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from math import inf
 from typing import Any
 
 from gpushare_kernel.core.policies import Together
@@ -78,9 +79,14 @@ class Frames(Turns):
         taken: dict[SessionId, Session] = {}
         skipped: Session | None = None
         self._squeezed = None
+        looks = FITS
         for session in self._candidates():
             if taken and self.together is Together.ONE:
                 break
+            if room <= SLACK:  # only what needs next to nothing fits still
+                looks -= 1
+                if looks < 0:
+                    break
             if session.counted <= room + SLACK:
                 self._take(session, taken)
                 room -= session.counted
@@ -103,12 +109,14 @@ class Frames(Turns):
 
     def _candidates(self) -> Iterator[Session]:
         """Yield who waits, best first. Smaller sessions pass a larger one of their user by one turn's worth, not for ever."""
+        if not self.accounts.policy.shares:  # nobody's account says how far that was
+            yield from self.accounts.ranked(self._cost)
+            return
         left: dict[User, Session] = {}
         for session in self.accounts.ranked(self._cost):
             first = left.get(session.user)
             if (
                 first is not None
-                and self.accounts.policy.rotates
                 and session.vtime > first.vtime + self.accounts.credit / first.weight
             ):
                 continue
@@ -167,9 +175,14 @@ class Frames(Turns):
 
     def _room(self, at: float) -> float:
         """Cores that nobody's turn takes. Who may not be paused just now is beside the turns, not in their way."""
-        self._exempt = {name: s for name, s in self._exempt.items() if at < s.exempt_until}
-        beside = (s for s in self._exempt.values() if s.phase is Phase.ON)
-        return self.compute - self.busy + sum(s.counted for s in beside)
+        if at >= self._exempt_ends:
+            self._exempt = {name: s for name, s in self._exempt.items() if at < s.exempt_until}
+            self._exempt_ends = min((s.exempt_until for s in self._exempt.values()), default=inf)
+        room = self.compute - self.busy
+        for session in self._exempt.values():
+            if session.phase is Phase.ON:
+                room += session.counted
+        return room
 
     def _count(self, session: Session) -> None:
         if not session.pausable and not self._cooperates(session):

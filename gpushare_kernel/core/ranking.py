@@ -62,6 +62,22 @@ class Ranking(Generic[T]):
             del self._waiting[user]
         self.rerank(user)
 
+    def move(self, user: User, one: T, key: Key) -> bool:
+        """`one` of `user` has another key from now on; False (and nothing changes) where it does not wait."""
+        waiting = self._waiting.get(user)
+        if waiting is None or one not in waiting:
+            return False
+        if len(waiting) > 1:
+            waiting.remove(one)
+            one.rank = key
+            waiting.add(one)
+        else:
+            waiting.clear()
+            one.rank = key
+            waiting.add(one)
+        self.rerank(user)
+        return True
+
     def waits(self, user: User, one: T) -> bool:
         """Whether `one` waits."""
         waiting = self._waiting.get(user)
@@ -112,14 +128,13 @@ class Ranking(Generic[T]):
                 continue
             one: T = waiting[at]
             yield one
-            if self.waits(user, one):
+            waiting = self._waiting.get(user)
+            number = 0 if waiting is None else len(waiting)
+            if waiting is not None and at < number and waiting[at] is one:
                 at += 1  # not taken: try the user's next
             else:
                 ahead[user] = ahead.get(user, 0.0) + cost(one) / user.weight
-            waiting = self._waiting.get(user)
-            if waiting is not None and at < min(
-                len(waiting), len(waiting) if deep is None else deep
-            ):
+            if waiting is not None and at < (number if deep is None else min(number, deep)):
                 key = self._user_key(user, waiting[at].rank, ahead.get(user, 0.0))
                 heappush(heap, (key, order, user, at))
                 order += 1

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
+from math import inf
 
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
@@ -78,7 +79,9 @@ class Turns(ABC):
         self._leaving = 0
         #: How many have come to want turns, and how many had when it was last seen whether one is better than who runs.
         self._came = self._compared = 0
+        #: Who may not be paused for a while, and when the first of them may be again.
         self._exempt: dict[SessionId, Session] = {}
+        self._exempt_ends = inf
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
 
@@ -309,6 +312,7 @@ class Turns(ABC):
         """Resume `session` and do not pause it before `until`, or longer where that was said before; its use is charged."""
         session.exempt_until = max(session.exempt_until, until)
         self._exempt[session.id] = session
+        self._exempt_ends = min(self._exempt_ends, session.exempt_until)
         if session.phase is Phase.WAITING and session.stopped is not None:
             self.accounts.leave(session)
             self.joining.pop(session.id, None)
