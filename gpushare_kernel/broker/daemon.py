@@ -85,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of a broker."""
     found = argparse.ArgumentParser(prog="jupyter gpushare broker", description=__doc__)
     found.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    # By the guardian, after a crash: what was chosen live still holds.
+    found.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
     found.add_argument(
         "--idle-exit",
         type=_seconds,
@@ -159,8 +161,17 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         compute=given.compute,
         held=sum(_resident(row.process) for row in known.sessions),
     )
-    policy = policy_named(given.policy).name
-    configs = [config_of(device, policy=policy, turn=given.turn) for device in devices]
+    chosen = dict(known.policies) if given.again else {}
+    if not given.again:
+        ledger.policies_dropped()
+    configs = [
+        config_of(
+            device,
+            policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
+            turn=given.turn,
+        )
+        for device in devices
+    ]
     broker = Broker([*zip(configs, devices, strict=True)], ledger, system=where.system)
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
@@ -288,7 +299,7 @@ def _file(text: str) -> Path:
 
 def _command(given: argparse.Namespace) -> list[str]:
     """Return how to start a broker like this one again."""
-    command = [sys.executable, "-P", "-m", "gpushare_kernel.broker"]
+    command = [sys.executable, "-P", "-m", "gpushare_kernel.broker", "--again"]
     for name in _AGAIN:
         value = getattr(given, name)
         if value is not None:

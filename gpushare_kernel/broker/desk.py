@@ -343,6 +343,7 @@ class Desk:
         engines = [*self._broker.engines.values()]
         for engine in [named(engines, body.device)] if body.device else engines:
             engine.feed(ev.PolicyChanged(at=engine.now, policy=policy))
+            self._broker.ledger.policy_chosen(engine.device.inventory.id, policy)
         self._reply(number, msg.Ok())
 
     def _stop(self, number: int, _body: msg.Stop) -> None:

@@ -45,6 +45,9 @@ CREATE TABLE IF NOT EXISTS needs (
     name TEXT NOT NULL, count INTEGER NOT NULL, seen TEXT NOT NULL, used_at REAL NOT NULL,
     PRIMARY KEY (user, code, kind, device)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS policies (
+    boot TEXT NOT NULL, device TEXT NOT NULL, policy TEXT NOT NULL, PRIMARY KEY (boot, device)
+) WITHOUT ROWID;
 COMMIT;
 """
 _SESSION = (
@@ -63,6 +66,9 @@ _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 _NEED = "INSERT OR REPLACE INTO needs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _NEED_DROPPED = "DELETE FROM needs WHERE user = ? AND code = ? AND kind = ? AND device = ?"
 _NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs WHERE version = ? ORDER BY used_at"
+_POLICY = "INSERT OR REPLACE INTO policies VALUES (?, ?, ?)"
+_POLICIES = "SELECT device, policy FROM policies WHERE boot = ?"
+_POLICIES_DROPPED = "DELETE FROM policies"
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
 _Change = tuple[str, tuple[object, ...]]
@@ -120,11 +126,15 @@ class NeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a ledger holds: the sessions of this boot, every user, and what was learned of their code, the latest used last."""
+    """What a ledger holds: the sessions of this boot, every user, and what was learned of their code, the latest used last.
+
+    `policies` are those that somebody chose live since the broker was started on purpose, by device.
+    """
 
     sessions: tuple[SessionRow, ...] = ()
     users: tuple[tuple[UserId, UserRow], ...] = ()
     needs: tuple[NeedRow, ...] = ()
+    policies: tuple[tuple[str, str], ...] = ()
 
 
 def token_hash(token: str) -> str:
@@ -153,6 +163,7 @@ class Ledger:
         sessions: list[SessionRow] = []
         users: list[tuple[UserId, UserRow]] = []
         learned: list[NeedRow] = []
+        policies: list[tuple[str, str]] = []
         with self._reporting(), closing(_opened(self._path)) as database:
             for id_, user, uid, name, pid, start, *kept in database.execute(_LOAD, (self._boot,)):
                 who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
@@ -175,7 +186,8 @@ class Ledger:
                 users.append((UserId(user), UserRow(used, weight)))
             rows = (_need_row(*row) for row in database.execute(_NEEDS, (NEEDS_VERSION,)))
             learned += [row for row in rows if row is not None]
-        return Loaded(tuple(sessions), tuple(users), tuple(learned))
+            policies += database.execute(_POLICIES, (self._boot,))
+        return Loaded(tuple(sessions), tuple(users), tuple(learned), tuple(policies))
 
     def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
         """Keep a session as it is now; where only its device time is new, that is not urgent."""
@@ -204,6 +216,14 @@ class Ledger:
     def user_weight(self, user: UserId, weight: float) -> None:
         """Keep a user's weight."""
         self._note(("weight", user), (_WEIGHT, (user, weight)), urgent=True)
+
+    def policy_chosen(self, device: str, policy: str) -> None:
+        """Keep which policy a device was switched to."""
+        self._note(("policy", device), (_POLICY, (self._boot, device, policy)), urgent=True)
+
+    def policies_dropped(self) -> None:
+        """Forget them: a broker that is started on purpose follows what it is started with."""
+        self._note(("policies", ""), (_POLICIES_DROPPED, ()), urgent=True)
 
     def need_saved(self, row: NeedRow) -> None:
         """Keep what is known of one piece of code."""

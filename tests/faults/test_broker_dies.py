@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.core.values import MiB, ProcessKey
-from gpushare_kernel.wire.messages import Stop
+from gpushare_kernel.wire.messages import SetPolicy, Stop
 from tests.faults.conftest import Measured
 from tests.faults.host import Host, kill, session_of, stopped, took
 from tests.faults.notebook import Notebook
@@ -136,6 +138,24 @@ def test_both_killed(
     measured("all run again", time.monotonic() - began)
     assert host.broker != broker
     host.until(lambda seen: session_of(seen, paused).state not in {"opened", "orphaned", "bare"})
+
+
+def test_what_was_chosen_live_outlives_a_crash_and_no_start(host: Host) -> None:
+    """A policy that was switched live holds for the broker that the guardian starts, not for one started on purpose."""
+    broker = host.start("--capacity", "1GiB", "--policy", "pack")
+    notebook = host.notebook()
+    host.ask(SetPolicy("srtf"))
+    with closing(Ledger(host.places.ledger)) as ledger:  # written by a thread, a moment later
+        eventually(lambda: [name for _, name in ledger.load().policies] == ["srtf"])
+    kill(broker)
+    host.until(lambda seen: session_of(seen, notebook).state not in {"orphaned", "bare"})
+    assert host.broker != broker
+    assert [device.policy for device in host.snapshot().devices] == ["srtf"]
+    again = host.broker
+    host.ask(Stop())
+    eventually(lambda: not procfs.alive(again))
+    host.start("--capacity", "1GiB", "--policy", "pack")
+    assert [device.policy for device in host.snapshot().devices] == ["pack"]
 
 
 def test_stopped_on_purpose_stays_stopped(host: Host) -> None:
