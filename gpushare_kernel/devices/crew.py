@@ -29,6 +29,7 @@ class Crew:
         self._command = command
         self._idle: list[LockLink] = []
         self._leaving: list[tuple[ProcessKey | None, LockLink]] = []
+        self._taken = 0
 
     def take(self, key: ProcessKey) -> LockLink:
         """Return a worker for `key`, if possible the one that had it last; one in reserve is started for the next.
@@ -47,17 +48,22 @@ class Crew:
         else:
             link = self._idle.pop() if self._idle else self._hire()
         link.last = key
+        self._taken += 1
         self.prepare()
         return link
 
-    def prepare(self) -> None:
-        """Have one in reserve: starting it takes half a second that a pause should not wait for."""
-        if not self._idle:
+    def prepare(self, processes: int = 0) -> None:
+        """Have one in reserve, one more with each call where so many `processes` may have to be paused at once.
+
+        To start one takes half a second that a pause should not wait for.
+        """
+        if len(self._idle) < max(1, min(_IDLE, processes - self._taken)):
             with contextlib.suppress(WorkerLost):
                 self._idle.append(self._hire())
 
     def give_back(self, link: LockLink) -> None:
         """It holds nothing any more."""
+        self._taken -= 1
         if len(self._idle) < _IDLE:
             self._idle.append(link)
         else:
@@ -66,6 +72,8 @@ class Crew:
     def dismiss(self, key: ProcessKey | None, link: LockLink) -> None:
         """Hang up; where it was asked about `key` and still is at it, `busy_with` knows until it ends."""
         link.hang_up()
+        if key is not None:
+            self._taken -= 1
         if link.key is not None:
             self._intents.remove(link.key)
         self._leaving.append((key, link))
@@ -74,6 +82,7 @@ class Crew:
         """Leave somebody behind who unlocks `key` as soon as the driver answers for it (after SIGCONT)."""
         with contextlib.suppress(WorkerLost):
             link = self._hire()
+            self._taken += 1
             link.say("unlock", key)
             self.dismiss(key, link)
 

@@ -130,7 +130,7 @@ class CudaDevice:
             return None
         session = self._session(target.root)
         if self.capabilities.can_pause and len(self._sessions) > 1:
-            self._crew.prepare()  # alone on the GPU nobody is ever paused
+            self._crew.prepare(len(self._sessions) - 1)  # alone on the GPU nobody is ever paused
         mine = self._mine(target, session, sample)
         works = self._active(session, mine) if active else None
         if not memory:

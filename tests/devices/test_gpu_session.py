@@ -416,10 +416,17 @@ def test_a_capacity_that_was_given_stays_at_that(tmp_path: Path) -> None:
 def test_a_reserve_is_started_only_where_there_is_somebody_to_pause(
     gpu: Gpu, family: Family
 ) -> None:
-    """Alone on a GPU nobody is ever paused."""
+    """Alone on a GPU nobody is ever paused; of three, two may be at once."""
     gpu.device.usage(family.target)
     gpu.device.usage(family.target)
     assert gpu.record.workers == []
-    with Family() as other:
+    with Family() as other, Family() as third:
         gpu.device.usage(other.target)
         assert len(gpu.record.workers) == 1
+        gpu.device.usage(third.target)
+        gpu.device.usage(third.target)
+        assert len(gpu.record.workers) == 2
+        gpu.holds(family.key)
+        assert gpu.pause(family.target).status is PauseStatus.PAUSED
+        gpu.device.usage(family.target)
+        assert len(gpu.record.workers) == 2, "one is taken, and one is in reserve"
