@@ -19,6 +19,8 @@ from gpushare_kernel.replay.law import Law
 QUESTION = "Twenty scaled jobs in real kernels: do their completion times follow the replay, under each policy?"
 STEP = 0.02
 """Seconds of one iteration, alone."""
+TURN = 0.04
+"""Seconds of a usual turn (PACK's is ten of them): the jobs are scaled down, and turns of their length would decide who ends when."""
 CORE = Law(together=1.0, friction=0.0)
 """One core: what runs at the same time shares it, and loses nothing."""
 PREPARE = """
@@ -54,7 +56,9 @@ def measure(options: Options) -> Sequence[Figure]:
     number, whole, rounds = (6, 6.0, 1) if options.quick else (20, 60.0, 1)
     jobs, beside = scaled(number, whole, STEP, memory=0.5), Beside()
     with staged() as stage, contextlib.ExitStack() as ends:
-        ends.enter_context(stage.broker("--compute", "1", "--capacity", "8GiB"))
+        ends.enter_context(
+            stage.broker("--compute", "1", "--capacity", "8GiB", "--turn", f"{TURN}")
+        )
         kernels = []
         for _ in jobs:
             kernels.append(Kernel(SHARED).start())
@@ -64,7 +68,7 @@ def measure(options: Options) -> Sequence[Figure]:
         for n in range(rounds):
             for policy in POLICIES:
                 found = run(stage.places, kernels, jobs, policy, JOB, size=size)
-                settings = Settings(policy, capacity=8 * GiB, turn=0.1, law=CORE)
+                settings = Settings(policy, capacity=8 * GiB, turn=TURN, law=CORE)
                 progress(f"round {n + 1} of {rounds}, {beside.add(jobs, found, settings)}")
     return beside.figures()
 
