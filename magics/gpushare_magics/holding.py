@@ -30,7 +30,7 @@ _LITTLE = MiB
 _ATTACH = 0.3
 _NO_NAME = {
     True: "of no variable: what runs, libraries, garbage",
-    False: "everything else in this process: Python's own objects, libraries",
+    False: "Python's own objects, libraries",
 }
 
 
@@ -195,11 +195,12 @@ def _short(size: int, unit: str) -> str:
     return number if own == unit else f"{number} {own}"
 
 
-_CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:baseline;"
-_SIZE = "padding:2px 12px 2px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums;"  # fmt: skip
+_CELL = "padding:3px 16px 3px 0;text-align:left;vertical-align:baseline;font-weight:normal;"
+_SIZE = "padding:3px 16px 3px 0;text-align:right;vertical-align:baseline;white-space:nowrap;font-weight:normal;font-variant-numeric:tabular-nums;"  # fmt: skip
 _QUIET = "color:var(--jp-ui-font-color2,#616161);"
-_BAR = "display:inline-block;height:8px;min-width:2px;background:var(--jp-brand-color1,#1976d2);"
-_COLUMNS = (("held by", _CELL), ("size", _SIZE), ("", _CELL), ("what", _CELL), ("also held by", _CELL), ("to let go", _CELL))  # fmt: skip
+_SMALL = f"{_QUIET}font-size:0.9em;"
+_BAR = "display:block;margin-left:auto;height:4px;min-width:2px;background:var(--jp-brand-color1,#1976d2);"
+_COLUMNS = (("held by", _CELL), ("size", _SIZE), ("to let go", _CELL), ("also held by", _CELL))  # fmt: skip
 
 
 def html(report: Report) -> str:
@@ -208,7 +209,9 @@ def html(report: Report) -> str:
     if not report.rows:
         return f"<div>{escape(report.title)}</div>{notes}"
     most = max(row.size for row in report.rows)
-    head = "".join(f'<th scope="col" style="{style}">{name}</th>' for name, style in _COLUMNS)
+    head = "".join(
+        f'<th scope="col" style="{style}{_QUIET}">{name}</th>' for name, style in _COLUMNS
+    )
     body = "".join(_html_row(row, row.size / most) for row in report.rows)
     caption = f'<caption style="caption-side:top;text-align:left;padding:0 0 4px;color:inherit;font-weight:600;">{escape(report.title)}</caption>'  # fmt: skip
     table = f'<table style="margin:0;border-collapse:collapse;">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'  # fmt: skip
@@ -216,13 +219,13 @@ def html(report: Report) -> str:
 
 
 def _html_row(row: Row, part: float) -> str:
-    bar = f'<span aria-hidden="true" style="{_BAR}width:{96 * part:.0f}px;"></span>'
-    way = f"<code>{_safe(row.way)}</code>" if row.way else ""
+    bar = f'<span aria-hidden="true" style="{_BAR}width:{64 * part:.0f}px;"></span>'
+    what = f'<br/><span style="{_SMALL}">{_safe(row.what)}</span>' if row.what else ""
+    way = f'<code style="white-space:nowrap;">{_safe(row.way)}</code>' if row.way else ""
     return (
-        f'<tr><th scope="row" style="{_CELL}font-weight:normal;"><code>{_safe(row.label)}</code></th>'
-        f'<td style="{_SIZE}">{format_size(row.size)}</td><td style="{_CELL}min-width:100px;">{bar}</td>'
-        f'<td style="{_CELL}{_QUIET}">{_safe(row.what)}</td><td style="{_CELL}">{_safe(row.also)}</td>'
-        f'<td style="{_CELL}">{way}</td></tr>'
+        f'<tr><th scope="row" style="{_CELL}">{_safe(row.label)}{what}</th>'
+        f'<td style="{_SIZE}">{format_size(row.size)}{bar}</td>'
+        f'<td style="{_CELL}">{way}</td><td style="{_CELL}">{_safe(row.also)}</td></tr>'
     )
 
 
