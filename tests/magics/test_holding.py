@@ -15,6 +15,7 @@ from gpushare_kernel.client import api
 from gpushare_kernel.client.holders import Found, Holder, Kind
 from gpushare_kernel.core.values import GiB, MiB
 from tests.client.scripted_broker import ScriptedBroker
+from tests.magics.conftest import Kernel
 from tests.magics.test_shell import Capture, play
 
 Run = Callable[..., ExecutionResult]
@@ -79,6 +80,24 @@ def test_it_needs_no_broker(run: Run, broker: ScriptedBroker, capsys: Capture) -
     run("import numpy; kept = numpy.ones((1024, 1024))")
     broker.close()
     assert shown(run, capsys)[1].startswith("kept 8 MiB")
+
+
+def test_in_a_real_kernel(broker: ScriptedBroker, kernel: Kernel) -> None:
+    """HTML beside the text; the cell's own number; results under their own name; IPython's things are nobody's."""
+    broker.serve(play)
+    assert kernel.run("import numpy\nimport torch") == []
+    kernel.run("grown = torch.ones(1024, 1024)\ngrown[0, :2]")
+    kernel.run("def f(x):\n    y = x + 1\n    raise ValueError\nf(numpy.ones((2048, 1024)))")
+    kernel.run("numpy.ones((1024, 1024), numpy.uint8)")
+    (out,) = [o for o in kernel.outputs(kernel.start("%gpushare memory")) if o["msg_type"] == "display_data"]  # fmt: skip
+    line = out["content"]["data"]["text/plain"].splitlines()[1]
+    assert line.startswith("traceback of cell 3 32 MiB [free] · grown 4 (also Out[2]) · Out[4] 1")
+    ET.fromstring(out["content"]["data"]["text/html"])
+    freed = kernel.run("%gpushare memory --free")
+    assert re.match(r"\d+ MiB of memory came back\.", freed[0])
+    assert kernel.run("%gpushare memory")[1].startswith("grown 4 MiB (also Out[2]) · Out[4] 1")
+    kernel.run("%reset -f out")
+    assert kernel.run("%gpushare memory")[1].startswith("grown 4 MiB · everything")
 
 
 # --- The report ----------------------------------------------------------------------------------------------------
