@@ -126,7 +126,7 @@ def _of_modules(namespace: Mapping[str, object]) -> list[Root]:
         file = inside.get("__file__")
         if type(file) is not str or inside is namespace or name in ("__main__", "__mp_main__"):
             continue
-        if name.partition(".")[0] in OTHERS or file.startswith(installed) or "site-packages" in file:  # fmt: skip
+        if name.partition(".")[0] in OTHERS or file.startswith(installed) or "site-packages" in file or "dist-packages" in file:  # fmt: skip
             continue
         found += [
             Root(f"{name}.{key}", Kind.MODULE, (value,))
