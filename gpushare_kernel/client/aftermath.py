@@ -130,7 +130,7 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
 
 def clear_frames(error: BaseException) -> None:
     """Let go of what the frames of an error keep alive, those of its causes included. What runs keeps its frame."""
-    for one in _chain(error):
+    for one in errors_of(error):
         trace = one.__traceback__
         while trace is not None:
             with contextlib.suppress(RuntimeError):  # it runs
@@ -141,7 +141,8 @@ def clear_frames(error: BaseException) -> None:
             trace = trace.tb_next
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def errors_of(error: BaseException) -> Iterator[BaseException]:
+    """Return an error, its causes, what it came up beside, and what a group of them consists of; each once."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:

@@ -34,6 +34,10 @@ class DeviceMemory:
         self.highest = max(self.highest, self.last)
         return held
 
+    def used(self) -> dict[Adapter, int]:
+        """Return the bytes that are in use of what each framework holds."""
+        return {adapter: _ask(adapter.used, 0) for adapter in self.in_use()}
+
     def in_use(self) -> list[Adapter]:
         """Return the frameworks that have a context. Asking makes none."""
         return [adapter for adapter in self._adapters() if _ask(adapter.up, False)]  # noqa: FBT003

@@ -1,7 +1,7 @@
 """What a client shows of the broker's answers: the wire's types for those who import the client only, and what sessions are called."""
 
 from gpushare_kernel.wire.messages import Announce, Report, Slowed
-from gpushare_kernel.wire.snapshot import DeviceView, NeedView, SessionView, Snapshot
+from gpushare_kernel.wire.snapshot import DeviceView, NeedView, SessionView, Snapshot, TurnView
 
 __all__ = [
     "Announce",
@@ -11,6 +11,7 @@ __all__ = [
     "SessionView",
     "Slowed",
     "Snapshot",
+    "TurnView",
     "label",
     "names_of_jobs",
 ]

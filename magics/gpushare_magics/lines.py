@@ -27,6 +27,10 @@ class Output:
         """Show a line (or a table) that stays."""
         self.publish(text, None, update=False)
 
+    def table(self, text: str, html: str) -> None:
+        """Show a table that stays: as HTML, and as text where nothing else is shown."""
+        self._shell.display_pub.publish({"text/plain": text, "text/html": html}, {})
+
     def publish(self, text: str, display_id: str | None, *, update: bool) -> None:
         """Show text, or put it where the text with this id is."""
         transient = {} if display_id is None else {"display_id": display_id}

@@ -76,6 +76,8 @@ class GpuShareMagics(Magics):
         %gpushare lanes               the device's memory in detail
         %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
+        %gpushare memory              what holds its memory: variables, results, the last error, pools
+        %gpushare memory --free       let go of what the last error's frames hold
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
         %gpushare debug on|off        keep the frames of a failed cell for %debug, with the memory they hold
         %gpushare off, %gpushare on   no messages and no cooperation here; the device stays shared
@@ -105,21 +107,32 @@ class GpuShareMagics(Magics):
         elif command == "needs":
             output.show(tables.needs(session.needs(), self._extension.first_lines))
         elif command == "memory":
-            output.show(self._remember(session, notebook))
+            self._memory(session, notebook)
         elif command == "release":
             output.show(texts.released_text(session.release(notebook), session.noun))
         else:
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
 
-    def _remember(self, session: Session, size: str | None) -> str:
+    def _memory(self, session: Session, words: str | None) -> None:
+        """Show what holds this notebook's memory, free what an error holds, or have the broker remember a size."""
+        from gpushare_magics import holding  # noqa: PLC0415
+
+        output, shell = self._extension.output, self._extension.shell
+        if words is None:
+            report = holding.report(session, shell)
+            output.table(holding.text(report), holding.html(report))
+        elif words == "--free":
+            output.show(holding.free(session))
+        else:
+            output.show(self._remember(session, words))
+
+    def _remember(self, session: Session, size: str) -> str:
         """Have the broker remember what this notebook gets when its kernel starts next."""
         session.wait_attached()  # only then is it known whether there is a GPU
         gpu = session.gpu
         if gpu is None:
             raise UserError(_NOT_FIXED)
-        if size is None:
-            raise UserError(_HOW_MUCH)
         if size == "default":
             session.set_needs(0)
             return texts.RESTART_DEFAULT
@@ -144,7 +157,6 @@ class GpuShareMagics(Magics):
 
 _WITH_WORDS = ("release", "memory", "debug")
 _NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
-_HOW_MUCH = "say how much: %gpushare memory 20GiB. %gpushare memory default forgets it."
 _ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."
 
 

@@ -39,7 +39,7 @@ class FakeCuda:
             monkeypatch.setattr(place, "mem_get_info", mem_get_info)
         for name in (
             "is_initialized", "device_count", "memory_reserved", "max_memory_reserved", "max_memory_allocated", "synchronize",
-            "reset_peak_memory_stats", "empty_cache", "get_device_properties", "set_per_process_memory_fraction",
+            "memory_allocated", "reset_peak_memory_stats", "empty_cache", "get_device_properties", "set_per_process_memory_fraction",
         ):  # fmt: skip
             monkeypatch.setattr(cuda, name, getattr(self, f"_{name}"))
 
@@ -74,6 +74,10 @@ class FakeCuda:
     def _memory_reserved(self, _device: Any = None) -> int:
         assert self.up
         return self.in_use + self.cached
+
+    def _memory_allocated(self, _device: Any = None) -> int:
+        assert self.up
+        return self.in_use
 
     def _max_memory_reserved(self, _device: Any = None) -> int:
         assert self.up

@@ -235,3 +235,29 @@ def test_jax(start: Start, broker: ScriptedBroker) -> None:
     line = " ".join(program.said())
     assert line.startswith("GPU memory: this notebook may use 2.0 GiB and needed about 20")
     assert line.endswith("That is more than there is: run again with a smaller batch.")
+
+
+HOLDERS = """
+from gpushare_kernel.client.arrays import Arrays
+from gpushare_kernel.client.holders import Kind, find, roots
+{make}
+names = {{"kept": [kept], "view": {view}}}
+begin = [root for root in roots(names) if root.kind is Kind.NAME]
+found = find(begin, Arrays(device=True), opaque=[names])
+say(*(part for h in found.holders for part in (h.label, h.size, [name for name, _ in h.also])), sum(memory.used().values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "view"),
+    [
+        pytest.param("import torch; kept = torch.ones(GiB, dtype=torch.uint8, device='cuda')", "kept[1:9]", marks=needs("torch")),
+        pytest.param("import cupy; kept = cupy.ones(GiB, dtype=cupy.uint8)", "kept[1:9]", marks=needs("cupy")),
+        pytest.param("import jax, jax.numpy as jnp; kept = jnp.ones(GiB, dtype=jnp.uint8).block_until_ready()", "kept", marks=needs("jax")),
+    ],
+)  # fmt: skip
+def test_who_holds_what(start: Start, make: str, view: str) -> None:
+    """A piece of GPU memory counts once, is told with whoever is nearest, and is what the framework says is in use."""
+    label, size, also, used = start(HOLDERS.format(make=make, view=view)).said()
+    assert (label, also) == ("view", "['kept']")
+    assert GiB <= int(size) <= int(used) < GiB + 64 * MiB

@@ -221,6 +221,19 @@ def test_cupy_is_capped_and_trimmed(notebook: Notebook) -> None:
     assert pool.calls[-1] == "set_limit 0"
 
 
+def test_what_is_held_and_what_of_it_is_used(notebook: Notebook) -> None:
+    """By each framework's own count, once it is there."""
+    memory = notebook.gpu.memory
+    assert memory.used() == {}
+    cupy, jax = import_module("cupy"), import_module("jax")
+    kept = cupy.empty(10 * MiB)
+    cupy.empty(20 * MiB)
+    jax.local_devices()
+    assert {adapter.name: size for adapter, size in memory.held().items()} == {"cupy": 30 * MiB, "jax": 8}  # fmt: skip
+    assert {adapter.name: size for adapter, size in memory.used().items()} == {"cupy": 10 * MiB, "jax": 5}  # fmt: skip
+    del kept
+
+
 def test_an_allocator_of_the_users_own_stays(new_session: New, broker: ScriptedBroker) -> None:
     """Whoever set an allocator keeps it."""
     cupy: Any = import_module("cupy")

@@ -246,6 +246,15 @@ def test_real_mem_get_info(cuda: FakeCuda, new_session: New, broker: ScriptedBro
     assert torch.cuda.mem_get_info() == (70 * GiB, 80 * GiB)
 
 
+def test_what_is_held_and_what_of_it_is_used(notebook: Notebook, cuda: FakeCuda) -> None:
+    """By torch's own count; before CUDA is up it is not asked."""
+    assert notebook.gpu.memory.used() == {}
+    cuda.use(3 * GiB)
+    cuda.free_some(GiB)
+    assert [*notebook.gpu.memory.used().values()] == [2 * GiB]
+    assert [*notebook.gpu.memory.held().values()] == [3 * GiB]
+
+
 def test_host_sessions_leave_torch_alone(
     cuda: FakeCuda, new_session: New, broker: ScriptedBroker
 ) -> None:

@@ -334,9 +334,45 @@ def test_memory_for_the_next_start(run: Run, gpu: ScriptedBroker, capsys: Captur
     run("%gpushare memory default")
     assert capsys.readouterr().out.splitlines()[-1] == texts.RESTART_DEFAULT
     assert [m.needs for m in gpu.seen if isinstance(m, SetNeeds)] == [20 * GiB, 40 * GiB, 0]
-    for wrong, words in (("", "%gpushare memory 20GiB"), (" 20", "has no unit")):
-        assert not run(f"%gpushare memory{wrong}").success
-        assert words in capsys.readouterr().out
+    assert not run("%gpushare memory 20").success
+    assert "has no unit" in capsys.readouterr().out
+
+
+def test_what_holds_gpu_memory(run: Run, cupy: Any, capsys: Capture) -> None:
+    """By variable, with what pins it; the rest has no name, or is unused; the pool is asked, CUDA is not."""
+    run("import cupy; MiB = 2**20; model = [cupy.empty(2048 * MiB)]; part = model[0].view()")
+    run("lost = cupy.empty(3072 * MiB); hidden = lost._data.mem; del lost")
+    run("gone = cupy.empty(512 * MiB); del gone")
+    run("def too_much():\n    batch = cupy.empty(256 * MiB)\n    raise ValueError\ntoo_much()")
+    cupy.get_default_memory_pool().calls.clear()
+    capsys.readouterr()
+    run("%gpushare memory")
+    assert capsys.readouterr().out.splitlines() == [
+        "GPU memory of this notebook: 5.5 GiB, its context apart",
+        "part 2.0 GiB (also model) · traceback of cell 1 256 MiB [free] · no name 3.0 · unused 256 MiB [%gpushare release]",
+        "[free]: %gpushare memory --free lets go of it.",
+    ]
+    calls = cupy.get_default_memory_pool().calls
+    assert [call for call in calls if not call.startswith("set_limit")] == [], (
+        "nothing was freed, nobody waited"
+    )
+    run("%gpushare memory --free")
+    assert capsys.readouterr().out == (
+        "512 MiB of GPU memory came back. The frames of the last error are cleared: %debug finds no variables in them.\n"
+    )
+    run("%gpushare memory")
+    assert capsys.readouterr().out.splitlines()[1:] == ["part 2.0 GiB (also model) · no name 3.0"]
+
+
+def test_a_broken_gpu_is_not_asked(run: Run, cupy: Any, capsys: Capture) -> None:
+    """One sentence says what to do."""
+    run("import cupy; x = cupy.empty(2**30)")
+    session = api._session
+    assert session is not None
+    assert session.gpu is not None
+    session.gpu.broken = True
+    run("%gpushare memory")
+    assert capsys.readouterr().out == f"{texts.BROKEN_SESSION}\n"
 
 
 # --- In real kernels ---------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ class Adapter(Protocol):
     def held(self) -> int:
         """Return the bytes it took from the driver, its context apart."""
 
+    def used(self) -> int:
+        """Return the bytes of it that are in use now; what it holds where it cannot tell."""
+
     def start_peak(self) -> None:
         """Forget the peak so far."""
 

@@ -60,6 +60,10 @@ class CuPy:
         self._highest = max(self._highest, held)
         return held
 
+    def used(self) -> int:
+        """Return the bytes of blocks that are not free."""
+        return int(self._pool.used_bytes())
+
     def start_peak(self) -> None:
         """Forget the peak so far."""
         self._highest = 0

@@ -21,6 +21,7 @@ _BRIDGE = "jax._src.xla_bridge"
 _GPU_PLATFORMS = {"cuda", "gpu"}
 _GPU_PLUGIN = "xla_cuda"
 _HELD = ("pool_bytes", "bytes_in_use")
+_USED = ("bytes_in_use", "pool_bytes")
 _PEAKS = ("peak_pool_bytes", "peak_bytes_in_use")
 
 
@@ -88,6 +89,10 @@ class Jax:
     def held(self) -> int:
         """Return the bytes its pools took."""
         return self._sum(_HELD)
+
+    def used(self) -> int:
+        """Return the bytes of arrays, and of what runs."""
+        return self._sum(_USED)
 
     def start_peak(self) -> None:
         """Note the peak so far: it cannot be forgotten."""

@@ -172,6 +172,10 @@ class Torch:
         """Return the bytes its caching allocator reserved."""
         return sum(self._torch.cuda.memory_reserved(n) for n in self._devices())
 
+    def used(self) -> int:
+        """Return the bytes of tensors, and of what torch itself allocated."""
+        return sum(self._torch.cuda.memory_allocated(n) for n in self._devices())
+
     def start_peak(self) -> None:
         """Forget the peak so far."""
         for n in self._devices():

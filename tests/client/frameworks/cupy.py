@@ -50,10 +50,26 @@ class MemoryPool:
 
 class _Block:
     def __init__(self, pool: MemoryPool, size: int) -> None:
-        self._pool, self._size = pool, size
+        self._pool, self.size, self.ptr = pool, size, id(self)
 
     def __del__(self) -> None:
-        self._pool.used -= self._size
+        self._pool.used -= self.size
+
+
+class ndarray:  # noqa: N801 - its name there
+    """An array, or a view of one."""
+
+    def __init__(self, block: _Block) -> None:
+        self._data = SimpleNamespace(mem=block)
+
+    @property
+    def data(self) -> Any:
+        """As in the real one: a pointer into memory."""
+        return self._data
+
+    def view(self) -> ndarray:
+        """The same memory."""
+        return ndarray(self._data.mem)
 
 
 _pool = MemoryPool()
@@ -78,4 +94,4 @@ def get_default_memory_pool() -> MemoryPool:
 
 def empty(size: int) -> Any:
     """Allocate bytes."""
-    return _allocator[0](size)
+    return ndarray(_allocator[0](size))
