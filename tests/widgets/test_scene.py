@@ -144,6 +144,13 @@ def test_one_can_do_something_about_own_sessions_only():
     assert not any(row["actions"] for row in scene(lost, now=NOW)["sessions"])
 
 
+def test_a_job_that_is_called_like_its_notebook_is_not_named_twice():
+    """A cell that names nothing has the notebook's name."""
+    first = msgspec.structs.replace(FULL.sessions[0], doing=("train.ipynb", "epoch 3"))
+    shown = scene(msgspec.structs.replace(FULL, sessions=(first, *FULL.sessions[1:])), now=NOW)
+    assert {row["id"]: row["doing"] for row in shown["sessions"]}["s1"] == "epoch 3"
+
+
 def test_what_a_device_cannot_do_is_said():
     """Why it does not answer goes before."""
     plain = DeviceView("g", "cuda", "GPU", GiB, 0, 0, (), limits="MPS runs.")

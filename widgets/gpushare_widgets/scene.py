@@ -232,9 +232,7 @@ def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
                 "device": first.device if len({one.device for one in members}) == 1 else "",
                 "state": _states(members) if several else clean(first.state, 20),
                 "mode": None if several else _MODES.get(first.mode or ""),
-                "doing": ""
-                if several
-                else clean(", ".join(first.doing), longest(snapshot.sessions)),
+                "doing": "" if several else _doing(first, longest(snapshot.sessions)),
                 "held": sum(held) if held else None,
                 "actions": []
                 if several
@@ -242,6 +240,11 @@ def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
             }
         )
     return sorted(told, key=lambda row: (not row["own"], row["label"]))
+
+
+def _doing(session: SessionView, most: int) -> str:
+    """Return what its jobs are called, where that is not its own name again."""
+    return clean(", ".join(name for name in session.doing if name != session.name), most)
 
 
 def _states(members: Sequence[SessionView]) -> str:
