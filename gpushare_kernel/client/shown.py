@@ -1,19 +1,39 @@
-"""What a client shows of the broker's answers: the wire's types for those who import the client only, and what sessions are called."""
+"""What a client shows of the broker's answers: the wire's types and words for those who import the client only, and what sessions are called."""
 
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.values import Holder, Wait, WaitReason
+from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Announce, Report, Slowed
-from gpushare_kernel.wire.snapshot import DeviceView, NeedView, SessionView, Snapshot, TurnView
+from gpushare_kernel.wire.snapshot import (
+    DeviceView,
+    LaneView,
+    NeedView,
+    QueueView,
+    SessionView,
+    Snapshot,
+    TurnView,
+    UserView,
+)
 
 __all__ = [
     "Announce",
     "DeviceView",
+    "Holder",
+    "LaneView",
     "NeedView",
+    "QueueView",
     "Report",
     "SessionView",
     "Slowed",
     "Snapshot",
     "TurnView",
+    "UserView",
+    "Wait",
+    "WaitReason",
+    "format_size",
     "label",
     "names_of_jobs",
+    "texts",
 ]
 
 

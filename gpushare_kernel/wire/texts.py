@@ -70,6 +70,14 @@ def wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     return " ".join([*parts, "Interrupt gives up your place."])
 
 
+def others_wait_text(wait: Wait, noun: str = "GPU memory") -> str:
+    """Return why somebody else waits; without numbers where these are not for us to see."""
+    if wait.needs or wait.reason not in (WaitReason.MEMORY, WaitReason.OCCUPANCY):
+        return _reason(wait, noun)
+    using = " that another cell is using" if wait.reason is WaitReason.OCCUPANCY else ""
+    return f"Waiting for {noun}{using}."
+
+
 def waited_text(seconds: float, noun: str = "GPU memory") -> str:
     """Return what replaces the waiting line once the job runs."""
     return f"Waited {format_duration(seconds)} for {noun}."

@@ -9,7 +9,7 @@ from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, contex
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
-COMMANDS = ("status", "lanes", "needs", "release", "memory", "debug", "off", "on", "doctor")
+COMMANDS = ("status", "lanes", "live", "needs", "release", "memory", "debug", "off", "on", "doctor")
 OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 
 
@@ -20,6 +20,8 @@ def candidates(line: str, token: str) -> list[str]:
         return [option for option in OPTIONS if option.startswith(token) and option not in before]
     if before == ["%gpushare"]:
         return [command for command in COMMANDS if command.startswith(token)]
+    if before == ["%gpushare", "live"]:
+        return [word for word in ("--static",) if word.startswith(token)]
     return []
 
 

@@ -74,6 +74,7 @@ class GpuShareMagics(Magics):
 
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
+        %gpushare live --static       a picture of all of it, which stays in the notebook
         %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
         %gpushare memory              what holds its memory: variables, results, the last error, pools
@@ -110,6 +111,8 @@ class GpuShareMagics(Magics):
             self._memory(session, notebook)
         elif command == "release":
             output.show(texts.released_text(session.release(notebook), session.noun))
+        elif command == "live":
+            self._live(session, notebook)
         else:
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
@@ -126,6 +129,15 @@ class GpuShareMagics(Magics):
             output.show(holding.free(session))
         else:
             output.show(self._remember(session, words))
+
+    def _live(self, session: Session, word: str | None) -> None:
+        """Show what goes on now, as something that needs neither this kernel nor a network later."""
+        from gpushare_widgets import static  # noqa: PLC0415 - only where somebody looks
+
+        if word != "--static":
+            raise UserError(_STATIC_ONLY)
+        record = static.of_snapshot(session.snapshot())
+        self._extension.output.publish_bundle(record._repr_mimebundle_())
 
     def _remember(self, session: Session, size: str) -> str:
         """Have the broker remember what this notebook gets when its kernel starts next."""
@@ -155,7 +167,8 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
-_WITH_WORDS = ("release", "memory", "debug")
+_WITH_WORDS = ("release", "memory", "debug", "live")
+_STATIC_ONLY = "say %gpushare live --static: a picture that stays in the notebook."
 _NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
 _ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."
 

@@ -326,6 +326,10 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
         "lane  size     in use by  members\n"
         "1     1.0 GiB  hw1.ipynb  hw1.ipynb, (of A.B.)\n"
     )
+    run("%gpushare live --static")
+    out = capsys.readouterr().out
+    assert out.startswith("2 cores (host0): shares 8.0 GiB of memory, 2.0 GiB free, policy fair\n[")
+    assert "As of 20" in out
     run("%gpushare release hw2")
     assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"
 
@@ -334,7 +338,7 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, needs, release, memory, debug, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, memory, debug, off, on, doctor."),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip

@@ -1,0 +1,98 @@
+"""The last seconds of a device: who ran when, and who was drained, paused or parked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpushare_kernel.client.shown import DeviceView
+from gpushare_widgets.parties import NOBODY, Party
+
+WINDOW = 30.0
+"""Seconds that are looked back."""
+_TOUCHING = 0.01
+"""Seconds between two turns of one session that are one."""
+_MOST_SPANS, _FINEST_CELL = 300, 0.25
+
+Span = tuple[float, float, str]
+"""Began and ended, in seconds before now (so the first is the larger), and what it was."""
+
+
+def spans(
+    view: DeviceView, drawn: Mapping[str, Party], *, devices: int = 1
+) -> dict[Party, list[Span]]:
+    """Return what each did on one of `devices` within the window, by kind, the oldest first.
+
+    Where that is too much to draw, what was done within a while is one piece, as long as it was in all.
+    """
+    raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
+    for turn in getattr(view, "turns", ()):
+        began, ended = min(turn.began, WINDOW), max(turn.ended, 0.0)
+        if began > ended:
+            kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
+            kinds.setdefault(turn.kind, []).append((began, ended))
+    found = {who: _merged(kinds) for who, kinds in raw.items()}
+    most = max(1, _MOST_SPANS // devices)
+    if sum(map(len, found.values())) <= most:
+        return found
+    lines = sum(map(len, raw.values()))
+    cell = max(_FINEST_CELL, min(WINDOW, lines * WINDOW / most))
+    return {who: _gathered(one, cell) for who, one in found.items()}
+
+
+def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any] | None:
+    """Return what is drawn of a device's time; None where nothing was."""
+    ordered = sorted(
+        found.items(), key=lambda item: (not item[0].own, item[0] == NOBODY, item[0].label)
+    )
+    rows = [
+        {
+            "session": party.key,
+            "label": party.label,
+            "own": party.own,
+            "user": party.user or None,
+            "spans": [[round(began, 2), round(ended, 2), kind] for began, ended, kind in ran],
+        }
+        for party, ran in ordered
+    ]
+    return {"device": view.id, "window": WINDOW, "rows": rows} if rows else None
+
+
+def ran(found: Mapping[Party, list[Span]]) -> dict[str, float]:
+    """Return the seconds that each user ran within the window."""
+    seconds: dict[str, float] = {}
+    for party, one in found.items():
+        for began, ended, kind in one:
+            if kind == "turn":
+                seconds[party.user] = seconds.get(party.user, 0.0) + began - ended
+    return seconds
+
+
+def _merged(kinds: Mapping[str, list[tuple[float, float]]]) -> list[Span]:
+    out: list[Span] = []
+    for kind, pieces in kinds.items():
+        pieces.sort(reverse=True)
+        first, until = pieces[0]
+        for began, ended in pieces[1:]:
+            if until - began > _TOUCHING:
+                out.append((first, until, kind))
+                first, until = began, ended
+            else:
+                until = min(until, ended)
+        out.append((first, until, kind))
+    return out
+
+
+def _gathered(fine: list[Span], cell: float) -> list[Span]:
+    """Return one piece for each kind and cell of time, as long as the pieces in it."""
+    spent: dict[tuple[str, int], float] = {}
+    for began, ended, kind in fine:
+        number = int((WINDOW - began) / cell)
+        while began > ended:
+            until = max(ended, WINDOW - (number + 1) * cell)
+            spent[kind, number] = spent.get((kind, number), 0.0) + began - until
+            began, number = until, number + 1  # noqa: PLW2901 - the rest of it
+    return [
+        (WINDOW - number * cell, WINDOW - number * cell - min(seconds, cell), kind)
+        for (kind, number), seconds in sorted(spent.items())
+    ]
