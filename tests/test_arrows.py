@@ -52,13 +52,16 @@ ARROWS: dict[str, set[str]] = {
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},
     "replay": LOWEST | {"sizes", "core", "wire"},
-    "magics": LOWEST | {"sizes", "client", "texts", "package"},
+    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets"},
     "widgets": {"client", "package"},
     "package": LOWEST | {"client"},
     "app": ALL,
 }
 """Room -> the rooms it may import. Everything may import its own room. `package` is gpushare_kernel/__init__.py:
 the version, and names that are loaded when somebody asks for them."""
+
+LAZY = {("magics", "widgets")}
+"""Arrows for imports inside functions only: a kernel's start pays nothing for them."""
 
 IMPURE = frozenset(
     [
@@ -218,6 +221,10 @@ def broken_by(one: Import) -> str | None:
         return "this file is in no room: put it into ROOMS"
     if target is None:
         return _broken_outside(room, one)
+    if (room, target) in LAZY and not one.lazy:
+        return (
+            f"{room} imports {target} inside functions only: a kernel's start must not pay for it"
+        )
     if target == room or target in ARROWS[room]:
         return None
     if room == "core" or target in {"values", "errors", "sizes"}:
@@ -275,6 +282,7 @@ def test_there_is_something_to_hold() -> None:
         ("gpushare_kernel/devices/x.py", "import pynvml", "pynvml is imported by gpushare_kernel/devices/nvml.py only"),
         ("magics/gpushare_magics/x.py", "from gpushare_kernel.provisioner import GpuShareProvisioner", "magics -> provisioner"),
         ("magics/gpushare_magics/x.py", "from gpushare_kernel.transport import places", "magics -> transport"),
+        ("magics/gpushare_magics/x.py", "from gpushare_widgets import live", "inside functions only"),
         ("widgets/gpushare_widgets/x.py", "from gpushare_kernel.core.values import GiB", "widgets may import client"),
     ],
 )  # fmt: skip

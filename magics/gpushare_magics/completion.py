@@ -9,7 +9,7 @@ from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, contex
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
-COMMANDS = ("status", "lanes", "needs", "release", "memory", "debug", "off", "on", "doctor")
+COMMANDS = ("status", "lanes", "live", "needs", "release", "memory", "debug", "off", "on", "doctor")
 OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 
 

@@ -74,6 +74,7 @@ class GpuShareMagics(Magics):
 
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
+        %gpushare live                all of it while it happens, with controls for your own notebooks
         %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
@@ -100,6 +101,8 @@ class GpuShareMagics(Magics):
             output.show(self._keep_frames(notebook))
         elif command == "doctor":
             output.show(tables.doctor(session))
+        elif command == "live":
+            self._live()
         elif session is None:
             output.show(texts.NO_BROKER)
         elif command == "needs":
@@ -111,6 +114,18 @@ class GpuShareMagics(Magics):
         else:
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
+
+    def _live(self) -> None:
+        """Show the live view; its packages are imported here and nowhere else."""
+        from IPython.display import display  # noqa: PLC0415
+
+        try:
+            from gpushare_widgets.live import LiveView  # noqa: PLC0415
+        except ModuleNotFoundError as problem:
+            if problem.name not in _WIDGETS:
+                raise
+            raise UserError(_NO_WIDGETS) from None
+        display(LiveView())  # type: ignore[no-untyped-call]
 
     def _remember(self, session: Session, size: str | None) -> str:
         """Have the broker remember what this notebook gets when its kernel starts next."""
@@ -142,6 +157,8 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
+_WIDGETS = ("anywidget", "ipywidgets")
+_NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget. Then restart the kernel; %gpushare status says the same as text."
 _WITH_WORDS = ("release", "memory", "debug")
 _NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
 _HOW_MUCH = "say how much: %gpushare memory 20GiB. %gpushare memory default forgets it."

@@ -1,0 +1,58 @@
+"""Times of a scene that do not move: a span that nothing happened to is the same in the next scene. Pure.
+
+A scene says how long before it a span began and ended, which is another number every time. Here it becomes a moment,
+on the broker's side of what an answer took: moments that are as near as that are one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Mapping
+from typing import Any
+
+_NEAR = 0.06
+"""Seconds within which two scenes may put the same moment: answers do not all take the same time."""
+
+Span = list[Any]
+"""Began and ended in seconds since the epoch, and what it was. None: before the window, and: it still does."""
+
+
+def settled(scene: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return `scene` with moments in its spans, those of `before` (settled already) where they are the same."""
+    told = dict(scene)
+    if "time" in scene:
+        known = {device["device"]: device["rows"] for device in (before or {}).get("time", ())}
+        told["time"] = [
+            _device(scene["at"], device, known.get(device["device"], ()))
+            for device in scene["time"]
+        ]
+    return told
+
+
+def _device(at: float, device: Mapping[str, Any], before: Any) -> dict[str, Any]:
+    known = {row["session"]: row["spans"] for row in before}
+    rows = [
+        {**row, "spans": _spans(at, device["window"], row["spans"], known.get(row["session"], ()))}
+        for row in device["rows"]
+    ]
+    return {**device, "rows": rows}
+
+
+def _spans(at: float, window: float, spans: Any, before: Any) -> list[Span]:
+    began = sorted({span[0] for span in before if span[0] is not None})
+    ended = sorted({span[1] for span in before if span[1] is not None})
+    return [
+        [
+            None if start >= window - _NEAR else _snapped(at - start, began),
+            None if end <= 0 else _snapped(at - end, ended),
+            kind,
+        ]
+        for start, end, kind in spans
+    ]
+
+
+def _snapped(moment: float, known: list[float]) -> float:
+    """Return the nearest known moment, where one is near enough to be the same."""
+    at = bisect(known, moment)
+    nearest = min(known[max(0, at - 1) : at + 1], key=lambda k: abs(k - moment), default=None)
+    return nearest if nearest is not None and abs(nearest - moment) <= _NEAR else round(moment, 2)
