@@ -169,6 +169,8 @@ class Feed:
         self._wake.set()
         if thread is not None:
             thread.join(PATIENCE)
+        if not self.alive:
+            self._hang_up()
         if isinstance(self._running, Running):
             self._running.close()
 

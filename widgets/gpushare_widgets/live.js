@@ -7,10 +7,10 @@
  *   session: string|null, title: string}} Segment
  * @typedef {{id: string, name: string, kind: string, noun: string, policy: string, total: number, capacity: number,
  *   free: number, segments: Segment[], limits?: string, lost?: string}} Device
- * @typedef {[number|null, number|null, string]} Span  began, ended, kind; null: before the window, still going on
+ * @typedef {[number|null, number|null, string]} Span  began, ended (after the device's `since`), kind; null: before the window, still going on
  * @typedef {{session: string, label: string, own: boolean, user: string|null, spans: Span[]}} Row
- * @typedef {{device: string, window: number, rows: Row[]}} Time
- * @typedef {{user: string, own: boolean, used: number, share: number, fair: number, over: number|null}} Share
+ * @typedef {{device: string, window: number, since: number, rows: Row[]}} Time
+ * @typedef {{user: string, own: boolean, share: number, fair: number, over: number|null}} Share
  * @typedef {{job: string, label: string, own: boolean, text: string, place: number, eta: number|null,
  *   waited: number, needs: number}} Waiter
  * @typedef {{id: string, label: string, own: boolean, user: string|null, state: string, mode?: string|null,
@@ -459,21 +459,21 @@ class LiveView {
       row.classList.toggle("gs-own", entry.own);
       attr(row, "data-session", entry.session);
       track.gsSpans = entry.spans;
-      track.gsWindow = time.window;
+      track.gsTime = time;
       keep(track, entry.spans, (s) => `${s[2]}:${s[0]}`, () => el("span", "span"), (span, s) => {
         attr(span, "data-kind", s[2]);
         this.paint(span, entry);
       });
-      attr(track, "aria-label", spoken(entry, time.window, this.scene.at));
+      attr(track, "aria-label", spoken(entry, time.window, this.scene.at - time.since));
     });
     this.moveSpans(0);
   }
 
   /** Put every span where it belongs `age` seconds after the scene. */
   moveSpans(age) {
-    const now = this.scene.at + age;
     for (const track of this.parts.time.list.querySelectorAll(".gs-track")) {
-      const window = track.gsWindow;
+      const { window, since } = track.gsTime;
+      const now = this.scene.at + age - since;
       [...track.children].forEach((node, index) => {
         const [began, ended] = track.gsSpans[index];
         const left = began === null ? 0 : Math.min(1, Math.max(0, 1 - (now - began) / window));

@@ -14,28 +14,45 @@ _NEAR = 0.06
 """Seconds within which two scenes may put the same moment: answers do not all take the same time."""
 
 Span = list[Any]
-"""Began and ended in seconds since the epoch, and what it was. None: before the window, and: it still does."""
+"""Began and ended in seconds after the device's `since`, and what it was. None: before the window, and: it still does."""
 
 
 def settled(scene: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return `scene` with moments in its spans, those of `before` (settled already) where they are the same."""
     told = dict(scene)
+    if "shares" in scene:
+        # Nobody sees more than a hundredth, and the seconds change with every look.
+        told["shares"] = [
+            {
+                **{k: v for k, v in share.items() if k != "used"},
+                "share": round(share["share"], 2),
+                "fair": round(share["fair"], 2),
+            }
+            for share in scene["shares"]
+        ]
     if "time" in scene:
-        known = {device["device"]: device["rows"] for device in (before or {}).get("time", ())}
+        known = {device["device"]: device for device in (before or {}).get("time", ())}
         told["time"] = [
-            _device(scene["at"], device, known.get(device["device"], ()))
-            for device in scene["time"]
+            _device(scene["at"], device, known.get(device["device"])) for device in scene["time"]
         ]
     return told
 
 
-def _device(at: float, device: Mapping[str, Any], before: Any) -> dict[str, Any]:
-    known = {row["session"]: row["spans"] for row in before}
+def _device(
+    at: float, device: Mapping[str, Any], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    since = int(at) if before is None else before["since"]  # short numbers: there are hundreds
+    known = {} if before is None else {row["session"]: row["spans"] for row in before["rows"]}
     rows = [
-        {**row, "spans": _spans(at, device["window"], row["spans"], known.get(row["session"], ()))}
+        {
+            **row,
+            "spans": _spans(
+                at - since, device["window"], row["spans"], known.get(row["session"], ())
+            ),
+        }
         for row in device["rows"]
     ]
-    return {**device, "rows": rows}
+    return {**device, "since": since, "rows": rows}
 
 
 def _spans(at: float, window: float, spans: Any, before: Any) -> list[Span]:
