@@ -82,14 +82,20 @@ function keep(parent, items, key, make, change) {
     keys.push(name);
     kept.set(name, before.get(name) || make(item));
   }
+  const focused = parent.getRootNode().activeElement;
   for (const [name, node] of before) if (!kept.has(name)) node.remove();
   let cursor = parent.firstElementChild;
   keys.forEach((name, index) => {
     const node = kept.get(name);
     if (node === cursor) cursor = cursor.nextElementSibling;
     else parent.insertBefore(node, cursor);
-    change(node, items[index]);
+    // What did not change is the very object it was.
+    if (node.gsItem !== items[index]) change(node, items[index]);
+    node.gsItem = items[index];
   });
+  // A node that is moved loses the focus.
+  if (focused && parent.contains(focused) && parent.getRootNode().activeElement !== focused)
+    focused.focus({ preventScroll: true });
 }
 
 /** A size as the rest of gpushare writes it. @param {number} bytes */
@@ -146,7 +152,7 @@ class LiveView {
     this.scene = null;
     this.beat = 10;
     this.received = 0;
-    this.saidAt = 0;
+    this.saidAt = -Infinity;
     this.calls = new Map();
     this.users = new Map();
     this.visible = false;
@@ -286,6 +292,7 @@ class LiveView {
   /** @param {Scene} scene */
   show(scene) {
     this.announce(scene);
+    const before = this.scene || {};
     this.scene = scene;
     this.received = performance.now();
     put(this.notice, scene.notice || "");
@@ -301,11 +308,15 @@ class LiveView {
       bundles: (list, all) => keep(list, all, (b) => b.name, makeLine, bundle),
     };
     for (const [name, { box, list }] of Object.entries(this.parts)) {
+      if (scene[name] === before[name]) continue;
       const entries = Array.isArray(scene[name]) ? scene[name] : [];
       box.hidden = !entries.length;
       draw[name](list, entries);
     }
-    if (scene.time) this.legend(scene.time);
+    if (scene.time) {
+      this.legend(scene.time);
+      this.moveSpans(0);
+    }
     this.root.dataset.at = String(scene.at);
     this.tick();
   }
@@ -466,7 +477,6 @@ class LiveView {
       });
       attr(track, "aria-label", spoken(entry, time.window, this.scene.at - time.since));
     });
-    this.moveSpans(0);
   }
 
   /** Put every span where it belongs `age` seconds after the scene. */
