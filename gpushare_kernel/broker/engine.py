@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
 
+from gpushare_kernel.broker.history import History
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
@@ -54,6 +55,9 @@ class Engine:
         self.desktop = self.foreign = 0
         #: Where events are written down, if anybody asked for it.
         self.recorder: Recorder | None = None
+        #: Who had the device in the last half minute, for people to see.
+        self.history = History()
+        scheduler.turns.noted = self.history.note
         self._registry = registry
         self._answers = answers
         self._loop = asyncio.get_running_loop()

@@ -84,6 +84,7 @@ def _device(broker: Broker, engine: Engine, uid: int) -> view.DeviceView:
         engine.foreign,
         None if device.capabilities.can_pause else device.capabilities.why,
         device.lost,
+        engine.history.turns(broker.now),
     )
 
 

@@ -387,6 +387,7 @@ class Jobs:
             if not session.jobs:
                 session.suspended_until = None
                 self.turns.free(session)
+                self.turns.noted(session, at)
         elif not session.moving and any(self._occupies(job) for job in session.jobs.values()):
             self.turns.want(session, at)
             if session.phase is Phase.ON:

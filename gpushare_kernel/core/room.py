@@ -258,6 +258,7 @@ class Room(Suspensions):
             return
         if event.done:
             session.parked = (session.declared, session.measured)
+            self.turns.noted(session, event.at)
             self.book.charge(session, declared=0, measured=event.persistent)
             for job in [*session.jobs.values()]:
                 if job.lane is not None:
@@ -281,6 +282,7 @@ class Room(Suspensions):
         if session is None:
             return
         session.parked = None
+        self.turns.noted(session, event.at)
         for job in session.jobs.values():
             job.resident_since = event.at
         self._wants(session, event.at)
@@ -301,3 +303,4 @@ class Room(Suspensions):
             session.moving = False
             self._moving -= 1
         session.parked = None
+        self.turns.noted(session, self.at)

@@ -32,6 +32,7 @@ class Suspensions(Jobs):
         self.turns.unwant(session, event.at)
         session.stopped_at = event.at
         self._stop(session)
+        self.turns.noted(session, event.at)
 
     def _suspension_ended(self, event: ev.SuspensionEnded) -> None:
         session = self.sessions.get(event.session)
@@ -87,6 +88,7 @@ class Suspensions(Jobs):
         session.suspended_until = None
         paused = at - session.stopped_at
         self.turns.free(session)
+        self.turns.noted(session, at)
         if paused >= self.config.tell_paused and session.jobs:
             self._emit(do.Slow(session.id, 0, 0.0, paused, PauseReason.OVER_GRANT))
         self._wants(session, at)

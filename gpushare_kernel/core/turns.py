@@ -82,6 +82,8 @@ class Turns(ABC):
         #: Who may not be paused for a while, and when the first of them may be again.
         self._exempt: dict[SessionId, Session] = {}
         self._exempt_ends = inf
+        #: Told of every session whose phase changes, of who is kept paused or parked, and when. It decides nothing.
+        self.noted: Callable[[Session, float], None] = lambda _session, _at: None
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
 
@@ -140,7 +142,7 @@ class Turns(ABC):
             self.accounts.leave(session)
             self._use(session, at)
         else:
-            session.phase = Phase.WAITING
+            self._become(session, Phase.WAITING, at)
             self.accounts.join(session)
             # What it used of a turn that it gave back with its last job may not be on its accounts yet.
             self.sampled(session)
@@ -160,7 +162,7 @@ class Turns(ABC):
         self._standing.pop(session.id, None)
         self.load -= session.counted
         session.counted = 0.0
-        session.phase = Phase.OFF
+        self._become(session, Phase.OFF, at)
         session.pausable = (
             self.config.can_pause
         )  # a profiler, a kernel without end: gone with that work
@@ -370,8 +372,12 @@ class Turns(ABC):
 
     # --- one session -----------------------------------------------------------------------------------
 
+    def _become(self, session: Session, phase: Phase, at: float) -> None:
+        session.phase = phase
+        self.noted(session, at)
+
     def _use(self, session: Session, at: float) -> None:
-        session.phase = Phase.ON
+        self._become(session, Phase.ON, at)
         session.on_since = session.served_since = at
         session.turns += 1
         self.using[session.id] = session
@@ -387,7 +393,7 @@ class Turns(ABC):
 
     def _leave(self, session: Session, at: float) -> None:
         """The turn is over. `session` is out of the accounts until it has left."""
-        session.phase = Phase.LEAVING
+        self._become(session, Phase.LEAVING, at)
         self._leaving += 1
         running = _at_work(session)
         if not running:
@@ -411,7 +417,7 @@ class Turns(ABC):
 
     def _left(self, session: Session, at: float) -> None:
         self._unuse(session, at)
-        session.phase = Phase.WAITING
+        self._become(session, Phase.WAITING, at)
         session.waiting_since = at
         self.accounts.join(session)
 
@@ -419,7 +425,7 @@ class Turns(ABC):
         """Whoever was leaving keeps its turn after all; a word that was set is cleared."""
         if session.phase is Phase.LEAVING:
             self._leaving -= 1
-            session.phase = Phase.ON
+            self._become(session, Phase.ON, at)
         for job in session.jobs.values():
             if job.asked and not self._crowded(job):
                 job.asked = False
@@ -468,13 +474,8 @@ class Turns(ABC):
             return
         session.shared_told = True
         whole = (at - since) * (session.counted or 1.0)
-        self._emit(
-            Slow(
-                session.id,
-                self._others(session),
-                min(1.0, (session.device_time - session.shared_used) / whole),
-            )
-        )
+        fraction = min(1.0, (session.device_time - session.shared_used) / whole)
+        self._emit(Slow(session.id, self._others(session), fraction))
 
     def _others(self, session: Session) -> int:
         return len(self._users) - (session.user.id in self._users)

@@ -29,11 +29,26 @@ class LaneView(Struct, frozen=True):
     members: tuple[str, ...]
 
 
+class TurnView(Struct, frozen=True):
+    """What a session did on a device: from `began` to `ended`, in seconds before the snapshot (`ended` 0.0: it still does).
+
+    `kind` is `turn` (it had the device), `drain` (its turn was over and its submitted work ended), `pause` (kept paused:
+    it was over its grant) or `park`. The session may have ended since.
+    """
+
+    session: str
+    began: float
+    ended: float
+    kind: str
+
+
 class DeviceView(Struct, frozen=True):
     """A device and its lanes. `reserve`, `persistent`: sums over sessions; `compute`: cores (host) or 1.
 
     `total` is all its memory, 0 where that is no number to plan with; `desktop` and `foreign` are bytes that displays,
     and programs in no session, hold of it. `limits` says why nobody can be paused there, `lost` why it does not answer.
+    `turns` is who did what in the last 30 s, what began first comes first, at most 600: where there was more, what lies
+    further back is coarser.
     """
 
     id: str
@@ -51,6 +66,7 @@ class DeviceView(Struct, frozen=True):
     foreign: int = 0
     limits: str | None = None
     lost: str | None = None
+    turns: tuple[TurnView, ...] = ()
 
 
 class SessionView(Struct, frozen=True):

@@ -24,7 +24,8 @@ KEYS = {
     "": {"schema", "broker", "devices", "sessions", "queue", "users"},
     "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
-    | {"policy", "compute", "free", "total", "desktop", "foreign", "limits", "lost"},
+    | {"policy", "compute", "free", "total", "desktop", "foreign", "limits", "lost", "turns"},
+    "turns": {"session", "began", "ended", "kind"},
     "lanes": {"id", "size", "occupant", "members"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
     | {"device", "own", "jobs", "demand", "turns", "doing"},
@@ -49,7 +50,8 @@ def test_the_documented_keys_are_there_and_no_others(house: House) -> None:
     tree = msgspec.to_builtins(busy(house))
     assert set(tree) == KEYS[""]
     assert set(tree["broker"]) == KEYS["broker"]
-    assert set(tree["devices"][0]["lanes"][0]) == KEYS["lanes"]
+    for name in ("lanes", "turns"):
+        assert set(tree["devices"][0][name][0]) == KEYS[name]
     for name in ("devices", "sessions", "queue", "users"):
         assert tree[name]
         assert all(set(one) == KEYS[name] for one in tree[name])
@@ -99,6 +101,8 @@ def test_to_others_a_person_is_initials(house: House, tmp_path: Path) -> None:
         assert session.user == initials(UserId(mine.users[0].name))
     assert seen.queue[0].needs == 0
     assert {user.name for user in seen.users} == {initials(UserId(mine.users[0].name))}
+    turns = [turn for device in seen.devices for turn in device.turns]
+    assert {turn.session for turn in turns} == {seen.sessions[0].id}
     text = msgspec.json.encode(seen).decode()
     assert [lane.size for device in seen.devices for lane in device.lanes] == [0]
     for secret in (
