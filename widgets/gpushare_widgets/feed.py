@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,8 +35,8 @@ PATIENCE = 2.0
 """Seconds in which a broker answers, or is away."""
 _PAUSES = (0.25, 0.5, 1.0, 2.0)
 """Seconds between attempts to find a broker that is away."""
-_DOES = ("release",)
-"""The controls that a broker has a request for."""
+_DOES = {"release": ("idle", "bare")}
+"""The controls that a broker has a request for, and the states of a notebook in which it grants them."""
 _FRONT_ENDS = 50
 """Front ends of one view that are told apart; more are not believed."""
 _LONGEST_ID = 64
@@ -266,7 +266,7 @@ class Feed:
         """Return the scene with what can be done here, and with moments that stay."""
         scene = settled(self._make(snapshot, time.time()), before)
         for entry in scene.get("sessions", ()):
-            entry["actions"] = [one for one in entry["actions"] if entry["own"] and one in _DOES]
+            entry["actions"] = [one for one in entry["actions"] if _can(one, entry)]
         return scene
 
     def _snapshot(self) -> Snapshot:
@@ -316,6 +316,10 @@ class Feed:
             view.push(message)
         except Exception:  # noqa: BLE001 - its comm was closed in this moment, or the kernel ends
             self.drop(view)
+
+
+def _can(action: str, entry: Mapping[str, Any]) -> bool:
+    return bool(entry["own"]) and entry["state"] in _DOES.get(action, ())
 
 
 def _sentence(problem: GpushareError) -> str:

@@ -36,7 +36,7 @@ const ACTIONS = {
   restore: ["Restore", "Put its memory back"],
   ask: ["Ask", "Ask its owner to give memory back"],
 };
-const STATES = { busy: "▶", idle: "○", paused: "⏸", parked: "⏏", restoring: "↻", opened: "…", orphaned: "?", bare: "○" };
+const STATES = { busy: "▶", waiting: "⋯", idle: "○", paused: "⏸", parked: "⏏", restoring: "↻", opened: "…", orphaned: "?", bare: "○" };
 const KINDS = {
   context: "contexts", persistent: "kept by a notebook", lane: "for what runs", free: "free",
   parked: "parked, beside the device", desktop: "desktop", foreign: "not shared",

@@ -48,9 +48,10 @@ def test_a_waiting_cell_is_seen(notebook: Notebook, host: Host, other: Kernel, f
     row = notebook.view.locator(".gs-queue .gs-line")
     expect(row).to_contain_text("Waiting for memory", timeout=PATIENCE)
     expect(row).to_contain_text("hw1.ipynb")
+    mine = notebook.view.locator(".gs-session", has_text="hw1.ipynb")
+    expect(mine).to_have_attribute("data-state", "waiting")
     gate.touch()
     list(outputs)
-    mine = notebook.view.locator(".gs-session", has_text="hw1.ipynb")
     expect(notebook.view.locator(".gs-part-queue")).to_be_hidden(timeout=PATIENCE)
     expect(mine).to_have_attribute("data-state", "busy", timeout=PATIENCE)
     expect(notebook.view.locator(".gs-segment[data-kind=lane].gs-own")).to_be_visible()
@@ -168,11 +169,14 @@ def test_others_have_no_controls(notebook: Notebook, host: Host, other: Kernel) 
         mine = {"session": opened["session"], "token": opened["token"]}
         eve.says("Bind", pid=eve.process.pid, **mine)
         host.until(lambda seen: opened["session"] in {one.id for one in seen.sessions})
+        other.run("%%gpulane -p 200MiB -e 10MiB\n1")
+        host.until(lambda seen: (session_of(seen, other).p or 0) >= 200 * 2**20)
         notebook.run(0)
         row = notebook.view.locator(f".gs-session[data-session='{opened['session']}']")
         expect(row).to_be_visible(timeout=PATIENCE)
         expect(row.locator("button")).to_have_count(0)
         expect(row).not_to_have_attribute("data-own", "true")
+        expect(notebook.view.locator(".gs-session[data-own=true] button")).not_to_have_count(0)
         notebook.page.evaluate(
             """(session) => {
                 const own = document.querySelector(".gs-session[data-own=true] button[data-action]");
