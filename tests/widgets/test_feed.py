@@ -27,12 +27,15 @@ from tests.widgets.snapshots import FULL, IDLE, TURNS, Turn, crowd
 
 __all__ = ["host", "measured"]
 
+STILL = replace(FULL, devices=(replace(FULL.devices[0], turns=()),))
+"""Everything but turns: these are told by their age, which the tests' clock knows nothing of."""
+
 
 class Tape(Line):
     """A line on which a test says what comes."""
 
     def __init__(self) -> None:
-        self.now: Snapshot = FULL
+        self.now: Snapshot = STILL
         self.away = False
         self.released: list[str] = []
         self.asked = 0
@@ -125,8 +128,8 @@ def watched(steps: Steps, front: str = "a") -> Screen:
 
 def waited(seconds: float) -> Snapshot:
     """Return the full snapshot with who waits first having waited so long."""
-    first, *rest = FULL.queue
-    return replace(FULL, queue=(replace(first, waited=seconds), *rest))
+    first, *rest = STILL.queue
+    return replace(STILL, queue=(replace(first, waited=seconds), *rest))
 
 
 # --- when ---------------------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def test_the_end_of_a_cell_is_shown_once() -> None:
     assert steps.go(0.2)
     assert len(screen.take()) == 1
     for n in range(50):
-        steps.tape.now = (IDLE, FULL)[n % 2]
+        steps.tape.now = (IDLE, STILL)[n % 2]
         assert steps.go(1)
     assert screen.take() == []
 
@@ -236,6 +239,7 @@ def test_spans_that_only_grow_older_are_no_news() -> None:
         return scene(snapshot, now=made[0])
 
     steps._make = drawn
+    steps.tape.now = FULL
     screen = watched(steps)
 
     def aged(seconds: float, *more: Turn) -> Snapshot:
@@ -390,11 +394,10 @@ def test_ten_thousand_updates_do_not_grow() -> None:
     steps = Steps()
     screen = watched(steps)
     sizes = []
-    quiet = replace(FULL, devices=(replace(FULL.devices[0], turns=()),))
     tracemalloc.start()
     try:
         for n in range(10_000):
-            steps.tape.now = (IDLE, quiet)[n % 2]
+            steps.tape.now = (IDLE, STILL)[n % 2]
             if n % 50 == 0:
                 steps.hear(screen, {"type": "alive", "view": "a"})
             assert steps.go(0.3)
