@@ -27,6 +27,10 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.status.StatusApp",
             "who shares the device, who waits, and why",
         ),
+        "top": (
+            "gpushare_kernel.app.top.TopApp",
+            "the same while it happens: memory, turns, shares, the queue",
+        ),
         "policy": (
             "gpushare_kernel.app.policy.PolicyApp",
             "who comes next on each device, and another policy, live",

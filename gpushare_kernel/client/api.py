@@ -8,14 +8,14 @@ import threading
 from pathlib import Path
 
 from gpushare_kernel.client import fingerprint
-from gpushare_kernel.client.lanes import Lane, current_lane, ended, new_job_id
+from gpushare_kernel.client.lanes import Lane, Reports, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import check_weight, parse_size, parse_time
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import Report, Submit
+from gpushare_kernel.wire.messages import Submit
 
 __all__ = ["current_lane", "get_session", "lane", "make_lane", "reports", "session_name", "step"]
 
@@ -116,9 +116,9 @@ def step() -> None:
         _session.boundary()
 
 
-def reports() -> list[Report]:
+def reports() -> Reports:
     """Return what became of this process's jobs (the last 1,000), oldest first."""
-    return list(ended)
+    return Reports(ended)
 
 
 def make_lane(

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
+
+class Reports(list[Report]):
+    """What became of several jobs; a notebook shows them as a table."""
+
+
 ended: deque[Report] = deque(maxlen=1000)
 """What became of this process's jobs, the newest last."""
 _innermost: ContextVar[Lane | None] = ContextVar("gpushare_lane", default=None)
@@ -183,9 +188,13 @@ class Lane:
         finally:
             shown.done(began)
 
+    @property
+    def state(self) -> str:
+        """How far it is, in a word: `not entered`, `open` or `left`."""
+        return "open" if self.open else "left" if self._pid else "not entered"
+
     def __repr__(self) -> str:
-        state = "open" if self.open else "left" if self._pid else "not entered"
-        return f"<gpushare lane {self.name!r}, {state}, {self.boundaries} boundaries>"
+        return f"<gpushare lane {self.name!r}, {self.state}, {self.boundaries} boundaries>"
 
 
 class Steps(Generic[_Item]):

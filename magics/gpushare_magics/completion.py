@@ -20,6 +20,8 @@ def candidates(line: str, token: str) -> list[str]:
         return [option for option in OPTIONS if option.startswith(token) and option not in before]
     if before == ["%gpushare"]:
         return [command for command in COMMANDS if command.startswith(token)]
+    if before == ["%gpushare", "live"]:
+        return [word for word in ("--static",) if word.startswith(token)]
     return []
 
 

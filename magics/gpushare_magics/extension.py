@@ -12,7 +12,7 @@ from gpushare_kernel.client import api, display, roots
 from gpushare_kernel.client.shown import Announce, Slowed
 from gpushare_kernel.core.errors import GpushareError, UserError
 from gpushare_kernel.wire import texts
-from gpushare_magics import transform
+from gpushare_magics import records, transform
 from gpushare_magics.cells import Cells
 from gpushare_magics.lines import Output, UpdatingLine
 from gpushare_magics.node import PlainNode
@@ -230,6 +230,7 @@ def load(shell: InteractiveShell) -> None:
     if shell.Completer is not None:
         shell.Completer.custom_matchers.append(complete)
     display.use(extension.output.waiting)
+    records.register(shell)
     if extension.session is not None:
         extension.session.listen(extension.hear)
         extension.session.when_idle = extension.when_idle
@@ -256,6 +257,7 @@ def unload(shell: InteractiveShell) -> None:
     shell.magics_manager.magics["cell"].pop("gpulane", None)
     shell.magics_manager.magics["line"].pop("gpushare", None)
     display.use(None)
+    records.unregister(shell)
     if extension.session is not None:
         extension.session.unlisten(extension.hear)
         extension.session.when_idle = None

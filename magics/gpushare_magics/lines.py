@@ -33,6 +33,10 @@ class Output:
         publisher = self._shell.display_pub
         publisher.publish({"text/plain": text}, {}, transient=transient, update=update)
 
+    def publish_bundle(self, bundle: dict[str, str]) -> None:
+        """Show something that front ends may choose the form of."""
+        self._shell.display_pub.publish(bundle, {})
+
     def waiting(self, session: Session, why: Text) -> WaitingLine:
         """Return the line of a job that is about to queue."""
         return WaitingLine(session, self, why)

@@ -75,6 +75,7 @@ class GpuShareMagics(Magics):
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
         %gpushare live                all of it while it happens, with controls for your own notebooks
+        %gpushare live --static       a picture of all of it, which stays in the notebook
         %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
@@ -102,7 +103,7 @@ class GpuShareMagics(Magics):
         elif command == "doctor":
             output.show(tables.doctor(session))
         elif command == "live":
-            self._live()
+            self._live(notebook)
         elif session is None:
             output.show(texts.NO_BROKER)
         elif command == "needs":
@@ -115,8 +116,23 @@ class GpuShareMagics(Magics):
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
 
-    def _live(self) -> None:
-        """Show the live view; its packages are imported here and nowhere else."""
+    def _live(self, word: str | None) -> None:
+        """Show all of it while it happens; with `--static` as something that needs neither this kernel nor a network later."""
+        session = self._extension.session
+        if word not in (None, "--static"):
+            raise UserError(_LIVE_OR_STATIC)
+        if word is None:
+            self._live_view()
+        elif session is None:
+            self._extension.output.show(texts.NO_BROKER)
+        else:
+            from gpushare_widgets import static  # noqa: PLC0415 - only where somebody looks
+
+            record = static.of_snapshot(session.snapshot())
+            self._extension.output.publish_bundle(record._repr_mimebundle_())
+
+    def _live_view(self) -> None:
+        """Show the widget; its packages are imported here and nowhere else."""
         from IPython.display import display  # noqa: PLC0415
 
         try:
@@ -157,9 +173,12 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
+_WITH_WORDS = ("release", "memory", "debug", "live")
 _WIDGETS = ("anywidget", "ipywidgets")
-_NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget. Then restart the kernel; %gpushare status says the same as text."
-_WITH_WORDS = ("release", "memory", "debug")
+_NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."
+_LIVE_OR_STATIC = (
+    "say %gpushare live, or %gpushare live --static for a picture that stays in the notebook."
+)
 _NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
 _HOW_MUCH = "say how much: %gpushare memory 20GiB. %gpushare memory default forgets it."
 _ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."

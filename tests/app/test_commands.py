@@ -59,6 +59,7 @@ def test_no_command_lists_them(gpushare):
         "start",
         "stop",
         "status",
+        "top",
         "run",
         "demo",
         "broker",

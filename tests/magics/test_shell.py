@@ -326,6 +326,10 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
         "lane  size     in use by  members\n"
         "1     1.0 GiB  hw1.ipynb  hw1.ipynb, (of A.B.)\n"
     )
+    run("%gpushare live --static")
+    out = capsys.readouterr().out
+    assert out.startswith("2 cores (host0): shares 8.0 GiB of memory, 2.0 GiB free, policy fair\n[")
+    assert "As of 20" in out
     run("%gpushare release hw2")
     assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from gpushare_widgets.changes import changes
-from gpushare_widgets.feed import Feed
+from gpushare_widgets.feed import Feed, offered
 from gpushare_widgets.scene import scene
 from msgspec.structs import replace
 
@@ -317,10 +317,10 @@ def test_controls(action: str, session: str, answer: str, released: list[str]) -
 
 def test_only_what_the_broker_has_a_request_for_is_offered() -> None:
     """Nothing is offered on others' notebooks, and nothing that could not be carried out."""
-    told = Steps().first()["sessions"]
-    offered = {entry["id"]: entry["actions"] for entry in told}
-    assert offered["s2"] == ["release"]
-    assert {action for actions in offered.values() for action in actions} == {"release"}
+    told = offered(Steps().first())["sessions"]
+    controls = {entry["id"]: entry["actions"] for entry in told}
+    assert controls["s2"] == ["release"]
+    assert {action for actions in controls.values() for action in actions} == {"release"}
     assert all(entry["own"] for entry in told if entry["actions"])
 
 

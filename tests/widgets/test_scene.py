@@ -65,17 +65,34 @@ def test_the_only_other_user_owns_what_others_keep():
 
 
 def test_who_ran_when():
-    """In seconds before now, own first; whose session ended is still there; a turn soon after one's own is one."""
+    """In seconds before now, own first; whose session ended is still there; turns that touch are one."""
     (time,) = scene(FULL, now=NOW)["time"]
     assert time["window"] == 30.0
     assert [row["label"] for row in time["rows"]] == ["train.ipynb", "(of bl)", "ended"]
     own = time["rows"][0]["spans"]
     assert own[0] == [30.0, 29.6, "turn"]
     assert [8.0, 5.0, "pause"] in own
-    close = (Turn("s1", 5.0, 4.0, "turn"), Turn("s1", 3.98, 3.0, "turn"), Turn("s1", 99.0, 29.0, "turn"))  # fmt: skip
+    close = (Turn("s1", 5.0, 4.0, "turn"), Turn("s1", 3.995, 3.0, "turn"), Turn("s1", 99.0, 29.0, "turn"))  # fmt: skip
     near = msgspec.structs.replace(FULL, devices=(msgspec.structs.replace(GPU, turns=close),))
     spans = scene(near, now=NOW)["time"][0]["rows"][0]["spans"]
     assert spans == [[30.0, 29.0, "turn"], [5.0, 3.0, "turn"]]
+
+
+def test_much_time_is_coarser_and_as_long_in_all():
+    """Two that alternate ten times a second and were drained: fewer pieces than turns, and nobody's time is lost."""
+    turns = tuple(
+        Turn(f"s{1 + 2 * (n % 2)}", 30.0 - n * 0.05, 29.97 - n * 0.05, ("turn", "drain")[n % 3 == 0])
+        for n in range(600)
+    )  # fmt: skip
+    busy = msgspec.structs.replace(FULL, devices=(msgspec.structs.replace(GPU, turns=turns),))
+    shown = scene(busy, now=NOW)
+    spans = [span for row in shown["time"][0]["rows"] for span in row["spans"]]
+    assert len(spans) <= 310
+    for kind in ("turn", "drain"):
+        lasted = sum(turn.began - turn.ended for turn in turns if turn.kind == kind)
+        assert sum(b - e for b, e, k in spans if k == kind) == pytest.approx(lasted, abs=1.0)
+    assert all(30.0 >= began > ended >= 0.0 for began, ended, _ in spans)
+    assert sum(row["share"] for row in shown["shares"]) == pytest.approx(1.0)
 
 
 def test_shares_are_of_the_window_beside_a_fair_one_by_weight():

@@ -110,10 +110,10 @@ class Feed:
     # --- any thread -----------------------------------------------------------------------------------------
 
     def first(self) -> Scene:
-        """Return the scene of now, for a view that is about to be shown; says so where the broker is away."""
+        """Return the scene of now, as it was made; says so where the broker is away."""
         try:
             with self._open_line() as line:
-                return self._drawn(line.snapshot(), None)
+                return self._make(line.snapshot(), time.time())
         except GpushareError as problem:
             return {"at": time.time(), "notice": _sentence(problem)}
 
@@ -250,7 +250,7 @@ class Feed:
 
     def _see(self) -> Scene:
         try:
-            scene = self._drawn(self._snapshot(), self._scene)
+            scene = offered(self._make(self._snapshot(), time.time()), self._scene)
         except GpushareError as problem:
             self._failures += 1
             return {**(self._scene or {"at": time.time()}), "notice": _sentence(problem)}
@@ -260,13 +260,6 @@ class Feed:
             return {**(self._scene or {"at": time.time()}), "notice": notice}
         self._failures = 0
         self._scene = scene
-        return scene
-
-    def _drawn(self, snapshot: Snapshot, before: Scene | None) -> Scene:
-        """Return the scene with what can be done here, and with moments that stay."""
-        scene = settled(self._make(snapshot, time.time()), before)
-        for entry in scene.get("sessions", ()):
-            entry["actions"] = [one for one in entry["actions"] if _can(one, entry)]
         return scene
 
     def _snapshot(self) -> Snapshot:
@@ -298,7 +291,7 @@ class Feed:
 
     def _do(self, wish: _Wish) -> str:
         snapshot = self._snapshot()
-        scene = self._drawn(snapshot, None)
+        scene = offered(self._make(snapshot, time.time()))
         entry = next((one for one in scene.get("sessions", ()) if one["id"] == wish.session), None)
         session = next((one for one in snapshot.sessions if one.id == wish.session), None)
         if entry is None or session is None:
@@ -316,6 +309,17 @@ class Feed:
             view.push(message)
         except Exception:  # noqa: BLE001 - its comm was closed in this moment, or the kernel ends
             self.drop(view)
+
+
+def offered(scene: Scene, before: Scene | None = None) -> Scene:
+    """Return the scene as it is sent: with the controls that can be carried out here, and with moments that stay."""
+    told = settled(scene, before)
+    if "sessions" in told:
+        told["sessions"] = [
+            {**entry, "actions": [one for one in entry["actions"] if _can(one, entry)]}
+            for entry in told["sessions"]
+        ]
+    return told
 
 
 def _can(action: str, entry: Mapping[str, Any]) -> bool:

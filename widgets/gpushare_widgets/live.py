@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from gpushare_widgets.feed import Feed, feed
+from gpushare_widgets.feed import Feed, feed, offered
+from gpushare_widgets.static import Record, of_scene
 
 _HERE = Path(__file__).parent
 
@@ -31,7 +33,12 @@ class LiveView(anywidget.AnyWidget):
     def __init__(self, source: Feed | None = None) -> None:
         self._feed = feed() if source is None else source
         first = self._feed.first()
-        super().__init__(_first=first)
+        #: What stays where there is no kernel, or no widgets: other programs read the notebook, too.
+        notice = first.get("notice")
+        self._record = (
+            Record(f"<p>{escape(notice)}</p>", notice) if notice else of_scene(dict(first))
+        )
+        super().__init__(_first=offered(first))
         hear_at_once(self)
         self.on_msg(self._hear)
         self._feed.show(self)
@@ -47,6 +54,12 @@ class LiveView(anywidget.AnyWidget):
         """Take the view away, wherever it is shown."""
         self._feed.drop(self)
         super().close()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Called by IPython: the widget, and for whoever cannot show it what there was to see at first."""
+        found = super()._repr_mimebundle_(**kwargs)
+        data, metadata = ({}, {}) if found is None else found
+        return {**data, **self._record._repr_mimebundle_()}, metadata
 
     def _hear(self, _widget: object, message: object, _buffers: object) -> None:
         self._feed.hear(self, message)

@@ -10,9 +10,9 @@ from gpushare_widgets.parties import NOBODY, Party
 
 WINDOW = 30.0
 """Seconds that are looked back."""
-_FINEST = 0.05
-"""Seconds between two turns of one session that are drawn as one."""
-_MOST_SPANS = 300
+_TOUCHING = 0.01
+"""Seconds between two turns of one session that are one."""
+_MOST_SPANS, _FINEST_CELL = 300, 0.25
 
 Span = tuple[float, float, str]
 """Began and ended, in seconds before now (so the first is the larger), and what it was."""
@@ -21,19 +21,23 @@ Span = tuple[float, float, str]
 def spans(
     view: DeviceView, drawn: Mapping[str, Party], *, devices: int = 1
 ) -> dict[Party, list[Span]]:
-    """Return what each did on one of `devices` within the window, the oldest first of its kind; coarser where there is much of it."""
+    """Return what each did on one of `devices` within the window, by kind, the oldest first.
+
+    Where that is too much to draw, what was done within a while is one piece, as long as it was in all.
+    """
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
     for turn in getattr(view, "turns", ()):
         began, ended = min(turn.began, WINDOW), max(turn.ended, 0.0)
         if began > ended:
             kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
             kinds.setdefault(turn.kind, []).append((began, ended))
-    gap = _FINEST
-    while True:
-        found = {who: _merged(kinds, gap) for who, kinds in raw.items()}
-        if gap > WINDOW or sum(map(len, found.values())) <= _MOST_SPANS // devices:
-            return found
-        gap *= 2
+    found = {who: _merged(kinds) for who, kinds in raw.items()}
+    most = max(1, _MOST_SPANS // devices)
+    if sum(map(len, found.values())) <= most:
+        return found
+    lines = sum(map(len, raw.values()))
+    cell = max(_FINEST_CELL, min(WINDOW, lines * WINDOW / most))
+    return {who: _gathered(one, cell) for who, one in found.items()}
 
 
 def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any] | None:
@@ -64,17 +68,31 @@ def ran(found: Mapping[Party, list[Span]]) -> dict[str, float]:
     return seconds
 
 
-def _merged(kinds: Mapping[str, list[tuple[float, float]]], gap: float) -> list[Span]:
+def _merged(kinds: Mapping[str, list[tuple[float, float]]]) -> list[Span]:
     out: list[Span] = []
     for kind, pieces in kinds.items():
-        last: tuple[float, float] | None = None
-        for began, ended in sorted(pieces, reverse=True):
-            if last is not None and last[1] - began <= gap:
-                last = (last[0], min(last[1], ended))
+        pieces.sort(reverse=True)
+        first, until = pieces[0]
+        for began, ended in pieces[1:]:
+            if until - began > _TOUCHING:
+                out.append((first, until, kind))
+                first, until = began, ended
             else:
-                if last is not None:
-                    out.append((*last, kind))
-                last = (began, ended)
-        if last is not None:
-            out.append((*last, kind))
+                until = min(until, ended)
+        out.append((first, until, kind))
     return out
+
+
+def _gathered(fine: list[Span], cell: float) -> list[Span]:
+    """Return one piece for each kind and cell of time, as long as the pieces in it."""
+    spent: dict[tuple[str, int], float] = {}
+    for began, ended, kind in fine:
+        number = int((WINDOW - began) / cell)
+        while began > ended:
+            until = max(ended, WINDOW - (number + 1) * cell)
+            spent[kind, number] = spent.get((kind, number), 0.0) + began - until
+            began, number = until, number + 1  # noqa: PLW2901 - the rest of it
+    return [
+        (WINDOW - number * cell, WINDOW - number * cell - min(seconds, cell), kind)
+        for (kind, number), seconds in sorted(spent.items())
+    ]
