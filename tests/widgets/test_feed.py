@@ -268,7 +268,7 @@ def test_a_crowd_fits() -> None:
     assert steps.go(0.01)
     steps.tape.now = crowd(200, own=7, users=31)
     assert steps.go(0.3)
-    first, second = (len(json.dumps(one)) for one in screen.take())
+    first, second = (len(json.dumps(one, ensure_ascii=False).encode()) for one in screen.take())
     assert first <= 30_000, first
     assert second <= 30_000, second
 

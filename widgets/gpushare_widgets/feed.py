@@ -312,14 +312,23 @@ class Feed:
 
 
 def offered(scene: Scene, before: Scene | None = None) -> Scene:
-    """Return the scene as it is sent: with the controls that can be carried out here, and with moments that stay."""
+    """Return the scene as it is sent: short, with the controls that can be carried out here, and with moments that stay."""
     told = settled(scene, before)
+    if "devices" in told:
+        told["devices"] = [
+            {**device, "segments": [_known(segment) for segment in device["segments"]]}
+            for device in told["devices"]
+        ]
     if "sessions" in told:
         told["sessions"] = [
             {**entry, "actions": [one for one in entry["actions"] if _can(one, entry)]}
             for entry in told["sessions"]
         ]
     return told
+
+
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if value is not None}
 
 
 def _can(action: str, entry: Mapping[str, Any]) -> bool:

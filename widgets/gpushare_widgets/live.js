@@ -158,7 +158,10 @@ class LiveView {
     this.visible = false;
     this.slow = matchMedia("(prefers-reduced-motion: reduce)");
     this.build(host);
-    this.hear = (message) => this.heard(message);
+    this.hear = (message, buffers) => {
+      // What the kernel has to say comes as bytes of JSON: making them costs it least.
+      if (message.type === "json" && buffers?.length) this.heard(JSON.parse(new TextDecoder().decode(buffers[0])));
+    };
     model.on("msg:custom", this.hear);
     const first = model.get("_first");
     if (first && first.at) this.show(first);

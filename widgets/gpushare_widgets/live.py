@@ -8,6 +8,7 @@ from typing import Any
 
 import anywidget
 import traitlets
+from msgspec.json import encode
 
 from gpushare_widgets.feed import Feed, feed, offered
 from gpushare_widgets.static import Record, of_scene
@@ -44,11 +45,14 @@ class LiveView(anywidget.AnyWidget):
         self._feed.show(self)
 
     def push(self, message: dict[str, Any]) -> None:
-        """Send a message to every front end that shows this view."""
+        """Send a message to every front end that shows this view.
+
+        As bytes: ipykernel walks through whatever else it sends, item by item, in Python.
+        """
         if self.comm is None:
             msg = "the view is closed"
             raise RuntimeError(msg)
-        self.send(message)
+        self.send({"type": "json"}, buffers=[encode(message)])
 
     def close(self) -> None:
         """Take the view away, wherever it is shown."""

@@ -34,7 +34,10 @@ PLAY = """async ([source, css, first]) => {
         get: () => first, send: (message) => window.said.push(message),
         on: (_name, call) => hearers.add(call), off: (_name, call) => hearers.delete(call),
     };
-    window.push = (message) => { for (const call of [...hearers]) call(message); };
+    window.push = (message) => {
+        const bytes = new DataView(new TextEncoder().encode(JSON.stringify(message)).buffer);
+        for (const call of [...hearers]) call({ type: "json" }, [bytes]);
+    };
     const took = [];
     for (let n = 0; n < 3; n += 1) {
         if (n) window.leave();
