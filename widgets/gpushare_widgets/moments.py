@@ -6,7 +6,7 @@ on the broker's side of what an answer took: moments that are as near as that ar
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,11 +56,12 @@ def _device(
 
 
 def _spans(at: float, window: float, spans: Any, before: Any) -> list[Span]:
-    began = sorted({span[0] for span in before if span[0] is not None})
-    ended = sorted({span[1] for span in before if span[1] is not None})
+    began = sorted([span[0] for span in before if span[0] is not None])
+    ended = sorted([span[1] for span in before if span[1] is not None])
+    oldest = window - _NEAR
     return [
         [
-            None if start >= window - _NEAR else _snapped(at - start, began),
+            None if start >= oldest else _snapped(at - start, began),
             None if end <= 0 else _snapped(at - end, ended),
             kind,
         ]
@@ -69,7 +70,11 @@ def _spans(at: float, window: float, spans: Any, before: Any) -> list[Span]:
 
 
 def _snapped(moment: float, known: list[float]) -> float:
-    """Return the nearest known moment, where one is near enough to be the same."""
-    at = bisect(known, moment)
-    nearest = min(known[max(0, at - 1) : at + 1], key=lambda k: abs(k - moment), default=None)
-    return nearest if nearest is not None and abs(nearest - moment) <= _NEAR else round(moment, 2)
+    """Return the nearest known moment, where one is near enough to be the same. Called hundreds of times a look."""
+    at = bisect_left(known, moment - _NEAR)
+    if at == len(known) or known[at] > moment + _NEAR:
+        return round(moment, 2)
+    nearest = known[at]
+    if at + 1 < len(known) and abs(known[at + 1] - moment) < abs(nearest - moment):
+        return known[at + 1]
+    return nearest
