@@ -26,11 +26,15 @@ def spans(
     Where that is too much to draw, what was done within a while is one piece, as long as it was in all.
     """
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
-    for turn in getattr(view, "turns", ()):
+    known: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for turn in getattr(view, "turns", ()):  # hundreds, four times a second
         began, ended = min(turn.began, WINDOW), max(turn.ended, 0.0)
         if began > ended:
-            kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
-            kinds.setdefault(turn.kind, []).append((began, ended))
+            pieces = known.get((turn.session, turn.kind))
+            if pieces is None:
+                kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
+                pieces = known[turn.session, turn.kind] = kinds.setdefault(turn.kind, [])
+            pieces.append((began, ended))
     found = {who: _merged(kinds) for who, kinds in raw.items()}
     most = max(1, _MOST_SPANS // devices)
     if sum(map(len, found.values())) <= most:
@@ -62,9 +66,9 @@ def ran(found: Mapping[Party, list[Span]]) -> dict[str, float]:
     """Return the seconds that each user ran within the window."""
     seconds: dict[str, float] = {}
     for party, one in found.items():
-        for began, ended, kind in one:
-            if kind == "turn":
-                seconds[party.user] = seconds.get(party.user, 0.0) + began - ended
+        own = sum([began - ended for began, ended, kind in one if kind == "turn"])
+        if own:
+            seconds[party.user] = seconds.get(party.user, 0.0) + own
     return seconds
 
 
