@@ -52,7 +52,7 @@ class TopApp(Command):
         out = console()
         with Looker() as looker:
             first = looker.look()
-            if not out.is_terminal:
+            if not out.file.isatty() or out.is_dumb_terminal:
                 say(plain.text(first))
                 return
             with contextlib.suppress(KeyboardInterrupt), _ended_by_signals(), Keys() as keys:

@@ -11,6 +11,7 @@ from gpushare_kernel.wire.snapshot import (
     QueueView,
     SessionView,
     Snapshot,
+    UserView,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SessionView",
     "Slowed",
     "Snapshot",
+    "UserView",
     "Wait",
     "WaitReason",
     "format_size",

@@ -179,11 +179,25 @@ def test_it_outlives_the_broker(broker):
 
 def test_where_the_output_is_no_terminal_it_is_shown_once(gpushare, broker):
     """As text, without signs for a terminal."""
-    done = gpushare("top")
+    done = gpushare("top", FORCE_COLOR="1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "1.0 GiB of memory" in done.stdout
     assert "As of 20" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_that_can_do_nothing_is_none(broker):
+    """It is shown once there, too."""
+    screen = pexpect.spawn(
+        sys.executable,
+        ["-m", "gpushare_kernel.app.main", "top"],
+        env={**os.environ, "TERM": "dumb"},
+        timeout=PATIENCE,
+    )
+    screen.expect_exact("As of 20")
+    screen.expect_exact(pexpect.EOF)
+    screen.close()
+    assert screen.exitstatus == 0
 
 
 def test_without_a_broker_it_starts_none(gpushare, where):

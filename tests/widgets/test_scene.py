@@ -144,6 +144,13 @@ def test_one_can_do_something_about_own_sessions_only():
     assert not any(row["actions"] for row in scene(lost, now=NOW)["sessions"])
 
 
+def test_a_job_that_is_called_like_its_notebook_is_not_named_twice():
+    """A cell that names nothing has the notebook's name."""
+    first = msgspec.structs.replace(FULL.sessions[0], doing=("train.ipynb", "epoch 3"))
+    shown = scene(msgspec.structs.replace(FULL, sessions=(first, *FULL.sessions[1:])), now=NOW)
+    assert {row["id"]: row["doing"] for row in shown["sessions"]}["s1"] == "epoch 3"
+
+
 def test_what_a_device_cannot_do_is_said():
     """Why it does not answer goes before."""
     plain = DeviceView("g", "cuda", "GPU", GiB, 0, 0, (), limits="MPS runs.")
@@ -185,7 +192,20 @@ def test_a_crowd_is_bounded(own, users):
     assert shown["queue"][-1]["label"] == f"{100 - len(shown['queue']) + 1} more"
     assert len(shown["queue"]) < 20
     assert len(shown["sessions"]) < 60
-    assert sum(row["own"] and row["id"][0] != "@" for row in shown["sessions"]) == min(own, 20)
+    assert sum(row["own"] and row["id"][0] != "@" for row in shown["sessions"]) == min(own, 16)
+
+
+@pytest.mark.parametrize("sign", ["🔥", "ü", "\u202e", '"', "\\"])
+def test_a_crowd_of_long_names_is_bounded(sign):
+    """In bytes as they are sent, whatever the names are made of."""
+    crowded = crowd(200, own=200, users=1)
+    renamed = tuple(
+        msgspec.structs.replace(one, name=f"{n}{sign * 10_000}", user=sign * 10_000, doing=(sign * 999,))
+        for n, one in enumerate(crowded.sessions)
+    )  # fmt: skip
+    queue = tuple(msgspec.structs.replace(one, name=sign * 999) for one in crowded.queue)
+    shown = scene(msgspec.structs.replace(crowded, sessions=renamed, queue=queue), now=NOW)
+    assert len(json.dumps(shown, ensure_ascii=False).encode()) <= 30_000
 
 
 def test_a_crowd_on_many_devices_is_bounded():

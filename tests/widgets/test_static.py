@@ -18,11 +18,16 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from rich.cells import cell_len
 
+from gpushare_kernel.app.ending import stop_broker
 from gpushare_kernel.client.lanes import Lane, Reports
+from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.values import GiB, JobId, MiB, SessionId
+from gpushare_kernel.kernel_session import KERNEL_VARIABLES
+from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire.messages import Attached, Report, Submit
 from tests.widgets.snapshots import EMPTY, FULL, IDLE, NOW, SCREEN_BREAKERS, crowd, hostile
 
+LIMIT = 60
 VOID = {"br", "meta", "img", "hr", "input", "link"}
 ASKS = re.compile(r"\b(src|href|on\w+|class|id)\s*=|url\(|var\(|@import|<(script|style|link|iframe|svg|img)", re.I)  # fmt: skip
 REPORT = Report(JobId("j"), 75.0, 300.0, 240.0, 0.8, 2 * GiB, 1900 * MiB, 4 * GiB, 3 * GiB, 600, 42)
@@ -73,6 +78,9 @@ def test_html_needs_nothing(snapshot):
     assert read.attributes <= {"style", "width", "align", "title"}
     assert not ASKS.search(re.sub(r">[^<]*<", "><", re.sub(r'title="[^"]*"', "", html)))
     assert not re.search(r"\n\s*\n", html)
+    assert (
+        "repeating-" not in html
+    )  # JupyterLab takes those out of a notebook that it does not trust
 
 
 @EVERYTHING
@@ -221,6 +229,49 @@ def test_nbconvert_keeps_it_without_network(tmp_path: Path, kind: str, ending: s
         assert "".join(record.seen) in "".join(Read(page).seen)
     if kind == "markdown":
         assert not (tmp_path / "record_files").exists()
+
+
+def test_a_notebook_that_is_run_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a kernel of ours, with a broker: what its cells print is in the page, and nothing in it failed."""
+    for name, folder in (("GPUSHARE_RUNTIME_DIR", "run"), ("IPYTHONDIR", "ipython"), ("JUPYTER_RUNTIME_DIR", "jupyter")):  # fmt: skip
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    for name in KERNEL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "gpushare")
+    cells = (
+        "%load_ext gpushare_magics",
+        "import gpushare_kernel as gpushare\nfrom gpushare_kernel.client.api import get_session",
+        'with gpushare.lane(size="64MiB", name="fit <b>") as lane:\n    lane.step()',
+        "%gpushare live --static",
+        "lane",
+        "gpushare.reports()",
+        "get_session().snapshot()",
+        "get_session()",
+    )
+    path = tmp_path / "run.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in cells]), path)
+    ensure_broker(places(), LIMIT, ["--capacity", "1GiB", "--device", "host"])
+    try:
+        made = subprocess.run(
+            [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace", str(path)],
+            capture_output=True, text=True, check=False, timeout=2 * LIMIT,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+    finally:
+        stop_broker(places(), LIMIT)
+    shown = [
+        ["".join(Read(one.data["text/html"]).text) for one in cell.outputs if "data" in one and "text/html" in one.data]
+        for cell in nbformat.read(path, 4).cells
+    ]  # fmt: skip
+    assert [len(one) for one in shown[3:]] == [1] * 5
+    live, lane_, reports, snapshot, session_ = (one[0] for one in shown[3:])
+    assert "shares 1.0 GiB of memory" in live
+    assert "As of 20" in live
+    assert "Lane fit <b>" in lane_
+    assert "What became of it" in lane_
+    assert "What became of it" in reports
+    assert "shares 1.0 GiB of memory" in snapshot
+    assert "connected" in session_
 
 
 def test_a_reopened_notebook_has_it(tmp_path: Path):

@@ -23,8 +23,10 @@ from gpushare_widgets.changes import Scene, changes
 from gpushare_widgets.moments import settled
 from gpushare_widgets.running import Running
 
-EVERY = 0.25
-"""Seconds between two looks while a cell runs."""
+EVERY, SELDOM = 0.25, 0.3
+"""Seconds between two looks while a cell runs; the second where looks are dear."""
+PART = 0.0075
+"""What looking may take of a core before it looks less often."""
 IDLE = 60.0
 """Seconds between two looks while none does."""
 SETTLES = 0.5
@@ -103,6 +105,8 @@ class Feed:
         self._line: Line | None = None
         self._scene: Scene | None = None
         self._failures = 0
+        #: Seconds of a core that a look takes, of late.
+        self._cost = 0.0
         #: When to look next. None: as the pace says, from the last look.
         self._at: float | None = None
         self._looked = float("-inf")
@@ -211,7 +215,7 @@ class Feed:
         return max(0.0, min(left, self._until_gone()))
 
     def _due(self) -> float:
-        pace = EVERY if self._running else IDLE
+        pace = min(max(EVERY, self._cost / PART), SELDOM) if self._running else IDLE
         if self._failures and self._running:
             pace = _PAUSES[min(self._failures, len(_PAUSES)) - 1]
         due = self._looked + pace
@@ -232,7 +236,7 @@ class Feed:
 
     def _look(self) -> None:
         """Ask, and tell every view what is new to it."""
-        self._looked = self._clock()
+        self._looked, began = self._clock(), time.thread_time()
         if self._at is not None and self._looked >= self._at:
             self._at = None
         scene = self._see()
@@ -247,6 +251,7 @@ class Feed:
             if new is not None:
                 shown.number += 1
                 self._push(shown.view, {"type": "scene", "n": shown.number, "beat": beat, **new})
+        self._cost += (time.thread_time() - began - self._cost) / 8
 
     def _see(self) -> Scene:
         try:

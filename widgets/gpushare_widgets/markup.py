@@ -19,6 +19,9 @@ _OTHERS = ("#d98c00", "#0a9e76", "#c86fa0", "#d55e00", "#8f7fd6", "#9a9a2e")
 _GREY = "#888888"
 _NARROW = 9.0
 """Percent of the width below which a piece has no room for its name."""
+_LINES = {"context": "90deg", "desktop": "0deg"}
+_STRIP = 48
+"""Signs of a strip of time."""
 _MOST_NAMED, _LONGEST, _LONGEST_NAMED = 12, 36, 24
 _CELL = "padding:2px 10px 2px 0;border:0;text-align:{};vertical-align:top;background:none;color:inherit;max-width:none;white-space:{}"
 _TABLE = "border-collapse:collapse;border:0;margin:0 0 4px 0;font-size:inherit;color:inherit;table-layout:auto;width:auto"
@@ -30,7 +33,7 @@ def page(scene: Mapping[str, Any]) -> str:
     """Return `scene` as one piece of HTML."""
     colours = _Colours(scene)
     parts = [_device(device, colours) for device in scene.get("devices", ())]
-    parts += [section(table, colours) for table in words.tables(scene)]
+    parts += [section(table, colours) for table in words.tables(scene, width=_STRIP)]
     if not parts:
         parts.append("<p>Nothing is shared here.</p>")
     parts.append(f"<p><small>{escape(words.as_of(scene))}</small></p>")
@@ -164,13 +167,17 @@ def _percent(piece: dict[str, Any], total: int) -> float:
 
 
 def _look(piece: dict[str, Any], colours: _Colours) -> str:
-    """Return how a piece looks: a pattern for each kind, a colour for each user; one's own is solid."""
+    """Return how a piece looks: a pattern for each kind, a colour for each user; one's own is solid.
+
+    Patterns are tiles of plain gradients: JupyterLab takes repeating ones out of a notebook that it does not trust.
+    """
     colour = colours.of(piece)
     pale = f"{colour}55"
     kind = piece["kind"]
     if kind == "persistent":
-        hatch = f"repeating-linear-gradient(45deg,{colour} 0 5px,{colour}99 5px 8px)"
-        return f"background:{colour if piece['own'] else hatch};border:1px solid {colour}"
+        return (
+            f"background:{colour if piece['own'] else _hatched(colour)};border:1px solid {colour}"
+        )
     if kind == "lane":
         fill = 0.0 if piece["fill"] is None else 100 * piece["fill"] / max(1, piece["size"])
         dots = f"radial-gradient({colour} 1px,transparent 1.5px) 0 0/6px 6px"
@@ -180,8 +187,14 @@ def _look(piece: dict[str, Any], colours: _Colours) -> str:
         return f"background:{pale};border:2px dotted {colour}"
     if kind == "free":
         return f"border:1px dashed {_GREY}"
-    angle = {"context": "90deg", "desktop": "0deg"}.get(kind, "135deg")
-    return f"background:repeating-linear-gradient({angle},{_GREY} 0 2px,{_GREY}55 2px 5px);border:1px solid {_GREY}"
+    stripes = f"linear-gradient({_LINES.get(kind, '45deg')},{_GREY} 50%,{_GREY}55 50%) 0 0/5px 5px"
+    return f"background:{stripes};border:1px solid {_GREY}"
+
+
+def _hatched(colour: str) -> str:
+    pale = f"{colour}99"
+    stops = f"{colour} 25%,{pale} 25%,{pale} 50%,{colour} 50%,{colour} 75%,{pale} 75%"
+    return f"linear-gradient(135deg,{stops}) 0 0/10px 10px"
 
 
 class _Colours:

@@ -19,7 +19,7 @@ from gpushare_kernel.client.shown import (
     texts,
 )
 from gpushare_widgets import memory_map, timeline
-from gpushare_widgets.parties import CROWD, NOBODY, Party, clean, parties
+from gpushare_widgets.parties import CROWD, NOBODY, Party, clean, longest, parties, user_of
 
 Scene = dict[str, Any]
 _MODES = {"co-run": "shared", "exclusive": "in turns"}
@@ -86,13 +86,13 @@ def _shares(snapshot: Snapshot, ran: Iterable[Mapping[str, float]]) -> list[Scen
     over = timeline.WINDOW if used else None
     weights: dict[str, float] = {}
     for account in snapshot.users:
-        user = clean(account.name)
+        user = user_of(account)
         weights[user] = weights.get(user, 0.0) + account.weight
         if over is None and account.device_time > 0:
             used[user] = used.get(user, 0.0) + account.device_time
     waiting = {waiter.session for waiter in snapshot.queue}
-    own = {clean(s.user) for s in snapshot.sessions if s.own}
-    wants = {clean(s.user) for s in snapshot.sessions if s.state in _AT_WORK or s.id in waiting}
+    own = {user_of(s) for s in snapshot.sessions if s.own}
+    wants = {user_of(s) for s in snapshot.sessions if s.state in _AT_WORK or s.id in waiting}
     users = sorted(
         {user for user in {*used, *wants} if user},
         key=lambda u: (u not in own, -used.get(u, 0.0), u),
@@ -138,7 +138,7 @@ def _queue(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
         rows.append(
             {
                 "job": waiter.job,
-                "label": clean(name + doing),
+                "label": clean(name + doing, longest(snapshot.sessions)),
                 "own": party.own,
                 "text": clean(_why(waiter, wait, device, own=party.own), 400),
                 "place": waiter.ahead,
@@ -202,7 +202,10 @@ def _holders(view: DeviceView, snapshot: Snapshot) -> dict[str, Holder]:
     holding.sort(key=lambda one: -(one.p or 0))
     return {
         s.id: Holder(
-            clean(s.name or s.user), s.p or 0, None if s.state in _AT_WORK else 0.0, own=True
+            clean(s.name or s.user, longest(snapshot.sessions)),
+            s.p or 0,
+            None if s.state in _AT_WORK else 0.0,
+            own=True,
         )
         for s in holding[:_MOST_HOLDERS]
     }
@@ -229,7 +232,7 @@ def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
                 "device": first.device if len({one.device for one in members}) == 1 else "",
                 "state": _states(members) if several else _state(first, waits=first.id in waiting),
                 "mode": None if several else _MODES.get(first.mode or ""),
-                "doing": "" if several else clean(", ".join(first.doing)),
+                "doing": "" if several else _doing(first, longest(snapshot.sessions)),
                 "held": sum(held) if held else None,
                 "actions": []
                 if several
@@ -244,6 +247,11 @@ def _state(session: SessionView, *, waits: bool) -> str:
     if waits and session.state == "busy" and len(session.jobs) <= 1:
         return "waiting"
     return clean(session.state, 20)
+
+
+def _doing(session: SessionView, most: int) -> str:
+    """Return what its jobs are called, where that is not its own name again."""
+    return clean(", ".join(name for name in session.doing if name != session.name), most)
 
 
 def _states(members: Sequence[SessionView]) -> str:

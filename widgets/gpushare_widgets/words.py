@@ -48,7 +48,7 @@ def as_of(scene: Scene) -> str:
     return f"As of {when:%Y-%m-%d %H:%M:%S %Z}."
 
 
-def tables(scene: Scene, *, width: int = 60) -> list[Table]:
+def tables(scene: Scene, *, width: int) -> list[Table]:
     """Return what is beside the memory, a table a section; strips of time are `width` signs wide."""
     several = len(scene.get("devices", ())) > 1
     made = [
