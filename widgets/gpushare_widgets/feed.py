@@ -25,7 +25,7 @@ from gpushare_widgets.running import Running
 
 EVERY, SELDOM = 0.25, 0.3
 """Seconds between two looks while a cell runs; the second where looks are dear."""
-PART = 0.0075
+PART = 0.006
 """What looking may take of a core before it looks less often."""
 IDLE = 60.0
 """Seconds between two looks while none does."""

@@ -28,7 +28,9 @@ def spans(
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
     known: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for turn in getattr(view, "turns", ()):  # hundreds, four times a second
-        began, ended = min(turn.began, WINDOW), max(turn.ended, 0.0)
+        began, ended = turn.began, turn.ended
+        began = began if began < WINDOW else WINDOW
+        ended = ended if ended > 0.0 else 0.0
         if began > ended:
             pieces = known.get((turn.session, turn.kind))
             if pieces is None:
@@ -55,7 +57,7 @@ def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any
             "label": party.label,
             "own": party.own,
             "user": party.user or None,
-            "spans": [[round(began, 2), round(ended, 2), kind] for began, ended, kind in ran],
+            "spans": [list(span) for span in ran],
         }
         for party, ran in ordered
     ]
@@ -97,6 +99,10 @@ def _gathered(fine: list[Span], cell: float) -> list[Span]:
             spent[kind, number] = spent.get((kind, number), 0.0) + began - until
             began, number = until, number + 1  # noqa: PLW2901 - the rest of it
     return [
-        (WINDOW - number * cell, WINDOW - number * cell - min(seconds, cell), kind)
+        (
+            round(WINDOW - number * cell, 2),
+            round(WINDOW - number * cell - min(seconds, cell), 2),
+            kind,
+        )
         for (kind, number), seconds in sorted(spent.items())
     ]
