@@ -74,6 +74,7 @@ class GpuShareMagics(Magics):
 
         %gpushare status              notebooks, what they hold, who waits
         %gpushare lanes               the device's memory in detail
+        %gpushare live                all of it while it happens, with controls for your own notebooks
         %gpushare live --static       a picture of all of it, which stays in the notebook
         %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
@@ -103,6 +104,8 @@ class GpuShareMagics(Magics):
             output.show(self._keep_frames(notebook))
         elif command == "doctor":
             output.show(tables.doctor(session))
+        elif command == "live":
+            self._live(notebook)
         elif session is None:
             output.show(texts.NO_BROKER)
         elif command == "needs":
@@ -111,8 +114,6 @@ class GpuShareMagics(Magics):
             self._memory(session, notebook)
         elif command == "release":
             output.show(texts.released_text(session.release(notebook), session.noun))
-        elif command == "live":
-            self._live(session, notebook)
         else:
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
@@ -130,14 +131,32 @@ class GpuShareMagics(Magics):
         else:
             output.show(self._remember(session, words))
 
-    def _live(self, session: Session, word: str | None) -> None:
-        """Show what goes on now, as something that needs neither this kernel nor a network later."""
-        from gpushare_widgets import static  # noqa: PLC0415 - only where somebody looks
+    def _live(self, word: str | None) -> None:
+        """Show all of it while it happens; with `--static` as something that needs neither this kernel nor a network later."""
+        session = self._extension.session
+        if word not in (None, "--static"):
+            raise UserError(_LIVE_OR_STATIC)
+        if word is None:
+            self._live_view()
+        elif session is None:
+            self._extension.output.show(texts.NO_BROKER)
+        else:
+            from gpushare_widgets import static  # noqa: PLC0415 - only where somebody looks
 
-        if word != "--static":
-            raise UserError(_STATIC_ONLY)
-        record = static.of_snapshot(session.snapshot())
-        self._extension.output.publish_bundle(record._repr_mimebundle_())
+            record = static.of_snapshot(session.snapshot())
+            self._extension.output.publish_bundle(record._repr_mimebundle_())
+
+    def _live_view(self) -> None:
+        """Show the widget; its packages are imported here and nowhere else."""
+        from IPython.display import display  # noqa: PLC0415
+
+        try:
+            from gpushare_widgets.live import LiveView  # noqa: PLC0415
+        except ModuleNotFoundError as problem:
+            if problem.name not in _WIDGETS:
+                raise
+            raise UserError(_NO_WIDGETS) from None
+        display(LiveView())  # type: ignore[no-untyped-call]
 
     def _remember(self, session: Session, size: str) -> str:
         """Have the broker remember what this notebook gets when its kernel starts next."""
@@ -168,7 +187,11 @@ class GpuShareMagics(Magics):
 
 
 _WITH_WORDS = ("release", "memory", "debug", "live")
-_STATIC_ONLY = "say %gpushare live --static: a picture that stays in the notebook."
+_WIDGETS = ("anywidget", "ipywidgets")
+_NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."
+_LIVE_OR_STATIC = (
+    "say %gpushare live, or %gpushare live --static for a picture that stays in the notebook."
+)
 _NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
 _ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,6 +49,13 @@ def _interfaces_known() -> None:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """A host without a broker yet; at the end nothing of it is left."""
+    with made_host(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def made_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """Make one, for as long as somebody wants it."""
     folder = Path(tempfile.mkdtemp(prefix="gps", dir="/tmp"))  # a socket's path must be short
     folder.chmod(0o755)  # other users look in, too
     runtime = folder / "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
@@ -332,6 +333,18 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
     assert "As of 20" in out
     run("%gpushare release hw2")
     assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"
+
+
+def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says what to install, and what does without."""
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "gpushare_widgets.live", raising=False)
+    assert not run("%gpushare live").success
+    out = capsys.readouterr().out
+    assert "the live view needs anywidget, which is not installed for this kernel." in out
+    assert "pip install anywidget" in out
+    assert not run("%gpushare live now").success
+    assert "say %gpushare live, or %gpushare live --static" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

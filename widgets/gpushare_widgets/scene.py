@@ -230,7 +230,7 @@ def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
                 "own": party.own,
                 "user": party.user or None,
                 "device": first.device if len({one.device for one in members}) == 1 else "",
-                "state": _states(members) if several else clean(first.state, 20),
+                "state": _states(members) if several else _state(first, waits=first.id in waiting),
                 "mode": None if several else _MODES.get(first.mode or ""),
                 "doing": "" if several else _doing(first, longest(snapshot.sessions)),
                 "held": sum(held) if held else None,
@@ -240,6 +240,13 @@ def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
             }
         )
     return sorted(told, key=lambda row: (not row["own"], row["label"]))
+
+
+def _state(session: SessionView, *, waits: bool) -> str:
+    """Return what a notebook does; one whose only job is in the queue waits."""
+    if waits and session.state == "busy" and len(session.jobs) <= 1:
+        return "waiting"
+    return clean(session.state, 20)
 
 
 def _doing(session: SessionView, most: int) -> str:

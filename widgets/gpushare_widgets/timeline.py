@@ -26,11 +26,17 @@ def spans(
     Where that is too much to draw, what was done within a while is one piece, as long as it was in all.
     """
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
-    for turn in getattr(view, "turns", ()):
-        began, ended = min(turn.began, WINDOW), max(turn.ended, 0.0)
+    known: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for turn in getattr(view, "turns", ()):  # hundreds, four times a second
+        began, ended = turn.began, turn.ended
+        began = began if began < WINDOW else WINDOW
+        ended = ended if ended > 0.0 else 0.0
         if began > ended:
-            kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
-            kinds.setdefault(turn.kind, []).append((began, ended))
+            pieces = known.get((turn.session, turn.kind))
+            if pieces is None:
+                kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
+                pieces = known[turn.session, turn.kind] = kinds.setdefault(turn.kind, [])
+            pieces.append((began, ended))
     found = {who: _merged(kinds) for who, kinds in raw.items()}
     most = max(1, _MOST_SPANS // devices)
     if sum(map(len, found.values())) <= most:
@@ -51,7 +57,7 @@ def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any
             "label": party.label,
             "own": party.own,
             "user": party.user or None,
-            "spans": [[round(began, 2), round(ended, 2), kind] for began, ended, kind in ran],
+            "spans": [list(span) for span in ran],
         }
         for party, ran in ordered
     ]
@@ -62,9 +68,9 @@ def ran(found: Mapping[Party, list[Span]]) -> dict[str, float]:
     """Return the seconds that each user ran within the window."""
     seconds: dict[str, float] = {}
     for party, one in found.items():
-        for began, ended, kind in one:
-            if kind == "turn":
-                seconds[party.user] = seconds.get(party.user, 0.0) + began - ended
+        own = sum([began - ended for began, ended, kind in one if kind == "turn"])
+        if own:
+            seconds[party.user] = seconds.get(party.user, 0.0) + own
     return seconds
 
 
@@ -93,6 +99,10 @@ def _gathered(fine: list[Span], cell: float) -> list[Span]:
             spent[kind, number] = spent.get((kind, number), 0.0) + began - until
             began, number = until, number + 1  # noqa: PLW2901 - the rest of it
     return [
-        (WINDOW - number * cell, WINDOW - number * cell - min(seconds, cell), kind)
+        (
+            round(WINDOW - number * cell, 2),
+            round(WINDOW - number * cell - min(seconds, cell), 2),
+            kind,
+        )
         for (kind, number), seconds in sorted(spent.items())
     ]

@@ -1,0 +1,110 @@
+"""A line to the broker for whoever looks on: commands, the demo, the live view."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gpushare_kernel import __version__
+from gpushare_kernel.core.errors import InternalError
+from gpushare_kernel.transport.channel import connect, handshake, read_frame, send_frame
+from gpushare_kernel.transport.frames import FrameBuffer
+from gpushare_kernel.transport.peers import check_broker, peer_of
+from gpushare_kernel.transport.places import Places, places
+from gpushare_kernel.wire.codec import decode_from_broker, encode, error_from
+from gpushare_kernel.wire.messages import (
+    FROM_BROKER_LIMIT,
+    SPOKEN,
+    Failure,
+    GetSnapshot,
+    Hello,
+    Kind,
+    Observe,
+    Release,
+    ReleasedNow,
+    Reply,
+    Request,
+    SnapshotReply,
+    ToBroker,
+)
+from gpushare_kernel.wire.snapshot import Snapshot
+
+_TIMEOUT = 10.0
+
+
+class Line:
+    """A connection that observes. Blocking; `BrokerUnavailable` where nobody answers.
+
+    Attributes
+    ----------
+    pid
+        The broker's process, as the kernel tells it.
+    """
+
+    def __init__(
+        self, places: Places, timeout: float = _TIMEOUT, *, agent: str = "jupyter gpushare"
+    ) -> None:
+        self._sock = connect(places.socket, timeout)
+        self._buffer = FrameBuffer(FROM_BROKER_LIMIT)
+        self._ids = count(1)
+        try:
+            check_broker(self._sock, places)
+            hello = Hello(versions=SPOKEN, agent=f"{agent} {__version__}", body=Observe())
+            handshake(self._sock, hello)
+        except BaseException:
+            self._sock.close()
+            raise
+        self.pid = peer_of(self._sock).pid
+
+    def ask(self, request: Request) -> Reply:
+        """Return the broker's reply; a failure is raised as its error."""
+        number = next(self._ids)
+        send_frame(self._sock, encode(ToBroker(Kind.REQUEST, number, request)))
+        while True:
+            frame = decode_from_broker(read_frame(self._sock, self._buffer))
+            if frame.kind is Kind.REPLY and frame.id == number:
+                break
+        if isinstance(frame.body, Failure):
+            raise error_from(frame.body)
+        return frame.body  # type: ignore[return-value]  # the codec lets only replies be replies
+
+    def snapshot(self) -> Snapshot:
+        """Return what goes on, as this user may see it."""
+        reply = self.ask(GetSnapshot())
+        if not isinstance(reply, SnapshotReply):
+            msg = f"a snapshot was asked for, but {type(reply).__name__} came. Please report it."
+            raise InternalError(msg)
+        return reply.snapshot
+
+    def release(self, session: str) -> ReleasedNow:
+        """Have a session of mine give back what it declared and does not use; it trims where it keeps unused memory."""
+        reply = self.ask(Release(session))
+        if not isinstance(reply, ReleasedNow):
+            msg = f"a release was asked for, but {type(reply).__name__} came. Please report it."
+            raise InternalError(msg)
+        return reply
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def line_from_here(timeout: float = _TIMEOUT) -> Line:
+    """Return a line to the broker of this kernel; of this user, where it is no kernel of ours."""
+    named = os.environ.get("GPUSHARE_SOCKET")
+    here = Places(Path(named).parent, system=False, named=True) if named else places()
+    return Line(here, timeout, agent="gpushare view")

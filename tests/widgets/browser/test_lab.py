@@ -1,0 +1,189 @@
+"""The live view in JupyterLab: a real browser, a real server, real kernels, a real broker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.faults.host import Host, session_of
+from tests.faults.notebook import Notebook as Kernel
+from tests.faults.test_strangers import STRANGER, user
+from tests.widgets.browser.lab import PATIENCE, Notebook
+
+HOLD = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.02)"
+
+
+@pytest.fixture(scope="module")
+def other(host: Host) -> Iterator[Kernel]:
+    """Another notebook of the same user, without a browser."""
+    made = host.notebook("other.ipynb")
+    yield made
+    made.close()
+
+
+def test_it_appears(notebook: Notebook) -> None:
+    """The magic shows the device, the notebook and its state; what has nothing to say is not there."""
+    view = notebook.view
+    expect(view.locator(".gs-map .gs-segment[data-kind=free]")).to_be_visible()
+    expect(view.locator(".gs-session-label").first).to_have_text("hw1.ipynb")
+    expect(view.locator(".gs-part-queue")).to_be_hidden()
+    expect(view.locator(".gs-part-rt")).to_be_hidden()
+    expect(view.locator(".gs-notice")).to_be_hidden()
+
+
+def test_a_waiting_cell_is_seen(notebook: Notebook, host: Host, other: Kernel, flag: Path) -> None:
+    """It waits, says why, and is seen running once there is room; both while cells run."""
+    gate = flag.with_name("gate")
+    outputs = other.outputs(other.start("%%gpulane 700MiB\n" + HOLD.format(str(gate))))
+    host.until(lambda seen: bool(session_of(seen, other).doing))
+    notebook.started(1)
+    flag.touch()
+    notebook.is_over(1)  # `time` and `flag` are there now
+    flag.unlink()
+    notebook.started(3)
+    row = notebook.view.locator(".gs-queue .gs-line")
+    expect(row).to_contain_text("Waiting for memory", timeout=PATIENCE)
+    expect(row).to_contain_text("hw1.ipynb")
+    mine = notebook.view.locator(".gs-session", has_text="hw1.ipynb")
+    expect(mine).to_have_attribute("data-state", "waiting")
+    gate.touch()
+    list(outputs)
+    expect(notebook.view.locator(".gs-part-queue")).to_be_hidden(timeout=PATIENCE)
+    expect(mine).to_have_attribute("data-state", "busy", timeout=PATIENCE)
+    expect(notebook.view.locator(".gs-segment[data-kind=lane].gs-own")).to_be_visible()
+    flag.touch()
+    notebook.is_over(3)
+    expect(mine).to_have_attribute("data-state", "idle", timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("cell", [1, 2], ids=["time.sleep", "busy Python"])
+def test_updates_come_while_a_cell_runs(
+    notebook: Notebook, host: Host, other: Kernel, flag: Path, cell: int
+) -> None:
+    """At least three a second while something changes, whatever the cell does."""
+    gate = flag.with_name("gate")
+    gate.unlink(missing_ok=True)
+    holds = other.start("%%gpulane 700MiB\n" + HOLD.format(str(gate)))
+    waits = host.notebook("waits.ipynb")
+    waited = waits.start("%%gpulane 700MiB\n1")  # what waits grows older with each update
+    host.until(lambda seen: len(seen.queue) == 1)
+    notebook.started(cell)
+    expect(notebook.view.locator(".gs-queue .gs-line")).to_have_count(1, timeout=PATIENCE)
+    took = notebook.seconds_for(12, timeout=20)
+    gate.touch()
+    list(other.outputs(holds))
+    list(waits.outputs(waited))
+    waits.close()
+    flag.touch()
+    notebook.is_over(cell)
+    assert took <= 12 / 3, took
+
+
+def test_a_click_is_handled_while_a_cell_runs(
+    notebook: Notebook, host: Host, other: Kernel, flag: Path
+) -> None:
+    """Release of another notebook of one's own: done, and said, within half a second of the click."""
+    other.run("%%gpulane -p 200MiB -e 10MiB\n1")
+    host.until(lambda seen: (session_of(seen, other).p or 0) >= 200 * 2**20)
+    notebook.started(2)
+    row = notebook.view.locator(".gs-session", has_text="other.ipynb")
+    button = row.locator("button[data-action=release]")
+    expect(button).to_be_visible(timeout=PATIENCE)
+    took = notebook.page.evaluate(
+        """() => new Promise((done) => {
+            const answer = document.querySelector(".gs-answer"), began = performance.now();
+            new MutationObserver(() => done((performance.now() - began) / 1000))
+                .observe(answer, {attributes: true, childList: true, characterData: true, subtree: true});
+            [...document.querySelectorAll(".gs-session")].find((row) => row.innerText.includes("other.ipynb"))
+                .querySelector("button[data-action=release]").click();
+        })"""
+    )
+    expect(notebook.view.locator(".gs-answer")).to_contain_text("Released")
+    host.until(lambda seen: (session_of(seen, other).p or 0) < 200 * 2**20)
+    expect(notebook.page.locator(".jp-CodeCell .jp-InputPrompt").nth(2)).to_have_text("[*]:")
+    flag.touch()
+    notebook.is_over(2)
+    assert took <= 0.5, took
+
+
+def test_keyboard_only(notebook: Notebook, host: Host, other: Kernel) -> None:
+    """Tab enters the map once, arrows walk through it and say numbers; Tab goes on to the controls, Enter uses one."""
+    other.run("%%gpulane -p 200MiB -e 10MiB\n1")
+    host.until(lambda seen: (session_of(seen, other).p or 0) >= 200 * 2**20)
+    notebook.run(0)  # idle views look once a minute: this shows it anew
+    page, view = notebook.page, notebook.view
+    row = view.locator(".gs-session", has_text="other.ipynb")
+    expect(row.locator("button[data-action=release]")).to_be_visible(timeout=PATIENCE)
+    page.evaluate("document.querySelector('.gs-live .gs-segment[tabindex=\"0\"]').focus()")
+    texts = set()
+    pieces = view.locator(".gs-map").first.locator(".gs-segment").count()
+    for _ in range(pieces):
+        expect(view.locator(".gs-detail").first).not_to_be_empty()
+        texts.add(view.locator(".gs-detail").first.inner_text())
+        page.keyboard.press("ArrowRight")
+    assert len(texts) == pieces > 1
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
+        if focused == "Release other.ipynb":
+            break
+    assert focused == "Release other.ipynb"
+    page.keyboard.press("Enter")
+    expect(view.locator(".gs-answer")).to_contain_text("other.ipynb")
+    host.until(lambda seen: (session_of(seen, other).p or 0) < 200 * 2**20)
+
+
+def test_dark(notebook: Notebook) -> None:
+    """It takes the colours of the theme, and stays readable."""
+    page = notebook.page
+    page.evaluate(
+        "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    )
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached", timeout=PATIENCE)
+    page.wait_for_function(
+        """() => {
+            const light = (name) => {
+                const got = getComputedStyle(document.querySelector(".gs-live"))[name].match(/[\\d.]+/g).map(Number);
+                return got.slice(0, 3).reduce((sum, each) => sum + each, 0) / 3;
+            };
+            return light("backgroundColor") < 80 && light("color") > 180;
+        }""",
+        timeout=PATIENCE,
+    )
+    page.evaluate(
+        "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
+    page.wait_for_selector("body[data-jp-theme-light=true]", state="attached", timeout=PATIENCE)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root and real uids")
+def test_others_have_no_controls(notebook: Notebook, host: Host, other: Kernel) -> None:
+    """A stranger's notebook is shown, and nothing can be done to it; not by a made-up click either."""
+    with user(STRANGER, host) as eve:
+        (opened,) = eve.says("Open", name="hers.ipynb")
+        mine = {"session": opened["session"], "token": opened["token"]}
+        eve.says("Bind", pid=eve.process.pid, **mine)
+        host.until(lambda seen: opened["session"] in {one.id for one in seen.sessions})
+        other.run("%%gpulane -p 200MiB -e 10MiB\n1")
+        host.until(lambda seen: (session_of(seen, other).p or 0) >= 200 * 2**20)
+        notebook.run(0)
+        row = notebook.view.locator(f".gs-session[data-session='{opened['session']}']")
+        expect(row).to_be_visible(timeout=PATIENCE)
+        expect(row.locator("button")).to_have_count(0)
+        expect(row).not_to_have_attribute("data-own", "true")
+        expect(notebook.view.locator(".gs-session[data-own=true] button")).not_to_have_count(0)
+        notebook.page.evaluate(
+            """(session) => {
+                const own = document.querySelector(".gs-session[data-own=true] button[data-action]");
+                own.closest(".gs-session").dataset.session = session;
+                own.click();
+            }""",
+            opened["session"],
+        )
+        expect(notebook.view.locator(".gs-answer")).to_contain_text("not yours")
+        eve.says("Close", **mine)

@@ -1,0 +1,304 @@
+"""The browser's part by itself: a bare page, a played kernel, every scene there is."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gpushare_widgets
+import pytest
+from gpushare_widgets.changes import changes
+from gpushare_widgets.moments import settled
+from gpushare_widgets.scene import scene
+from playwright.sync_api import Browser, Page, expect
+
+from gpushare_kernel.wire.snapshot import Snapshot
+from tests.widgets.browser.lab import CHROMIUM, chromium
+from tests.widgets.snapshots import FULL, HOSTILE, IDLE, NOW, crowd, hostile
+
+HOME = Path(gpushare_widgets.__file__).parent
+ESM, CSS = HOME / "live.js", HOME / "live.css"
+PAGE = """<!doctype html><meta charset=utf-8><style>body { margin: 8px }</style><style id=css></style><div id=host></div>"""
+PLAY = """async ([source, css, first]) => {
+    document.getElementById("css").textContent = css;
+    let began = performance.now();
+    const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    window.live = module;
+    window.said = [];
+    const hearers = new Set();
+    const model = {
+        get: () => first, send: (message) => window.said.push(message),
+        on: (_name, call) => hearers.add(call), off: (_name, call) => hearers.delete(call),
+    };
+    window.push = (message) => {
+        const bytes = new DataView(new TextEncoder().encode(JSON.stringify(message)).buffer);
+        for (const call of [...hearers]) call({ type: "json" }, [bytes]);
+    };
+    const took = [];
+    for (let n = 0; n < 3; n += 1) {
+        if (n) window.leave();
+        window.leave = module.default.render({ model, el: document.getElementById("host") });
+        document.body.offsetHeight;
+        took.push(performance.now() - began);
+        began = performance.now();
+    }
+    return took;
+}"""
+
+
+def drawn(snapshot: Snapshot, now: float = NOW) -> dict[str, Any]:
+    """Return what the feed sends of a snapshot, whole."""
+    return settled(scene(snapshot, now=now), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for all."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    with chromium() as made:
+        yield made
+
+
+Show = Callable[..., Page]
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Show]:
+    """Show a scene on a page; what the page complains of fails the test."""
+    pages, wrong = [], []
+
+    def shown(first: dict[str, Any], width: int = 900, **options: Any) -> Page:
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda request: wrong.append(request.url) if "blob:" not in request.url else None)  # fmt: skip
+        page.set_content(PAGE)
+        took = page.evaluate(PLAY, [ESM.read_text("utf-8"), CSS.read_text("utf-8"), first])
+        page.evaluate("(took) => { window.took = took; }", took)
+        pages.append(page)
+        return page
+
+    yield shown
+    for page in pages:
+        page.close()
+    assert not wrong, wrong
+
+
+def push(page: Page, number: int, before: dict[str, Any] | None, after: dict[str, Any]) -> None:
+    """Send what makes `after` of `before`."""
+    new = changes(before, after)
+    assert new is not None
+    page.evaluate("(message) => window.push(message)", {"type": "scene", "n": number, "beat": 10, **new})  # fmt: skip
+
+
+def test_small() -> None:
+    """Both files together are at most 60 KB, and ask nobody for anything."""
+    assert ESM.stat().st_size + CSS.stat().st_size <= 60 * 1024
+    text = ESM.read_text("utf-8") + CSS.read_text("utf-8")
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "http:", "https:", "@import", "url("):  # fmt: skip
+        assert word not in text, word
+
+
+def test_first_paint(show: Show) -> None:
+    """A crowd is on the screen within 300 ms; of three times, as others use this machine too."""
+    page = show(drawn(crowd(200)))
+    assert page.locator(".gs-session").count() == 20
+    took = page.evaluate("window.took")
+    assert min(took) <= 300, took
+
+
+def test_everything(show: Show) -> None:
+    """Each section says what it is for, to scale; later steps' too."""
+    page = show(drawn(FULL))
+    told = drawn(FULL)
+    whole = page.locator(".gs-map").first.bounding_box()
+    assert whole is not None
+    pieces = [s for s in told["devices"][0]["segments"] if s["kind"] != "parked"]
+    total = sum(piece["size"] for piece in pieces)
+    boxes = [piece.bounding_box() for piece in page.locator(".gs-map").first.locator(".gs-segment").all()]  # fmt: skip
+    assert len(boxes) == len(pieces)
+    for piece, box in zip(pieces, boxes, strict=True):
+        assert box is not None
+        assert abs(box["width"] - whole["width"] * piece["size"] / total) <= 1.5, piece["title"]
+    for part, text in {
+        "devices": "24.0 GiB of 78.0 GiB free",
+        "time": "paused",
+        "shares": "fair is 25 %",
+        "queue": "Waiting for GPU memory",
+        "sessions": "old.ipynb",
+        "rt": "due within 30 ms · at least 4 ms to spare · 0 missed",
+        "bundles": "640 pages, 512 of them shared",
+    }.items():
+        expect(page.locator(f".gs-part-{part}")).to_contain_text(text)
+    page.locator(".gs-segment[data-kind=foreign]").hover()
+    expect(page.locator(".gs-detail")).to_contain_text("1.5 GiB")
+
+
+def test_sections_with_nothing_to_say(show: Show) -> None:
+    """An idle host is its memory, and nothing else."""
+    page = show(drawn(IDLE))
+    shown = page.evaluate("[...document.querySelectorAll('.gs-part')].filter((p) => !p.hidden).map((p) => p.className)")  # fmt: skip
+    assert shown == ["gs-part gs-part-devices"]
+
+
+def test_hostile_names_are_text(show: Show) -> None:
+    """Markup is shown as it is written, long names break nothing, and nobody is called."""
+    page = show(drawn(hostile()), width=600)
+    expect(page.locator(".gs-sessions")).to_contain_text("<script>alert(1)</script>")
+    assert page.locator(".gs-live script, .gs-live img, .gs-live a").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 600
+    assert page.locator(".gs-session").count() == len(HOSTILE)
+
+
+@pytest.mark.parametrize("name", ["full", "crowd", "hostile"])
+def test_narrow(show: Show, name: str) -> None:
+    """320 px are enough: nothing is wider, and every control is on the screen."""
+    made = {"full": FULL, "crowd": crowd(200), "hostile": hostile()}[name]
+    page = show(drawn(made), width=320)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    for button in page.locator(".gs-actions button").all():
+        box = button.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 320
+
+
+def test_updates_are_what_they_stand_for(show: Show) -> None:
+    """Whatever changes: the browser makes of the message what the kernel meant."""
+    page = show(drawn(IDLE))
+    chance = random.Random(7)
+
+    def entry(key: str, name: str) -> dict[str, Any]:
+        return {key: name, "x": chance.randrange(3)}
+
+    def made() -> dict[str, Any]:
+        queue = [entry("job", name) for name in chance.sample("abcdef", chance.randrange(1, 6))]
+        sessions = [entry("id", name) for name in chance.sample("abc", chance.randrange(1, 4))]
+        if chance.random() < 0.1:
+            sessions.append(sessions[0])
+        out: dict[str, Any] = {"queue": queue, "sessions": sessions, "rt": [chance.randrange(2)]}
+        return {"at": chance.random(), **{k: v for k, v in out.items() if chance.random() < 0.8}}
+
+    scenes = [made() for _ in range(400)]
+    steps = [(a, changes(a, b) or {"at": b["at"]}, b) for a, b in pairwise(scenes)]  # fmt: skip
+    wrong = page.evaluate(
+        """(steps) => {
+            const flat = (value) => Array.isArray(value) ? value.map(flat) : value && typeof value === "object"
+                ? Object.fromEntries(Object.entries(value).sort().map(([k, v]) => [k, flat(v)])) : value;
+            const text = (value) => JSON.stringify(flat(value));
+            return steps.filter(([a, update, b]) => text(window.live.applied(a, update)) !== text(b));
+        }""",
+        steps,
+    )
+    assert not wrong, json.dumps(wrong[0])
+
+
+def test_a_lost_message_is_asked_for(show: Show) -> None:
+    """An update that does not follow on the last one is not drawn; the view asks for everything."""
+    full, idle = drawn(FULL), drawn(IDLE)
+    page = show(full)
+    push(page, 1, None, full)
+    page.evaluate("window.said.length = 0")
+    push(page, 3, full, idle)
+    assert page.locator(".gs-session").count() == 5
+    assert [one["type"] for one in page.evaluate("window.said")] == ["hello"]
+    push(page, 4, None, idle)
+    expect(page.locator(".gs-session")).to_have_count(0)
+
+
+def test_newer_scene(show: Show) -> None:
+    """Of what a newer kernel tells it shows what it knows: other kinds are drawn plainly, other controls are absent."""
+    told = drawn(FULL)
+    told["weather"] = [{"id": 1}]
+    told["devices"][0]["segments"][0]["kind"] = "quantum"
+    told["sessions"][0].update(state="dreaming", actions=["release", "teleport"])
+    page = show(told)
+    expect(page.locator(".gs-session").first).to_contain_text("dreaming")
+    expect(page.locator(".gs-session").first.locator("button")).to_have_text(["Release"])
+
+
+def test_focus_stays(show: Show) -> None:
+    """What has the focus keeps it while everything around it changes."""
+    full = drawn(FULL)
+    page = show(full)
+    push(page, 1, None, full)
+    page.locator(".gs-session button").first.focus()
+    label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    rest = {**full, "sessions": list(reversed(full["sessions"])), "queue": full["queue"][1:]}
+    push(page, 2, full, rest)
+    back = {**rest, "sessions": full["sessions"]}
+    push(page, 3, rest, back)
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == label
+
+
+def test_the_queue_is_read_out(show: Show) -> None:
+    """Changes of one's own place are said politely; others' are not, and the first scene is not."""
+    full = drawn(FULL)
+    page = show(full)
+    push(page, 1, None, full)
+    spoken = page.locator(".gs-spoken")
+    expect(spoken).to_have_attribute("aria-live", "polite")
+    expect(spoken).to_have_text("")
+    others = {**full, "queue": [q if q["own"] else {**q, "place": 7} for q in full["queue"]]}
+    push(page, 2, full, others)
+    gone = {**others, "queue": [q for q in others["queue"] if not q["own"]]}
+    push(page, 3, others, gone)
+    expect(spoken).to_have_text("hw2.ipynb: big fit waits no more.")
+
+
+def test_reduced_motion(show: Show) -> None:
+    """Nothing moves by itself for whoever does not want that."""
+    page = show(drawn(FULL), reduced_motion="reduce")
+    moving = page.evaluate("[...document.querySelectorAll('.gs-live *')].filter((n) => getComputedStyle(n).transitionDuration !== '0s').length")  # fmt: skip
+    assert moving == 0
+
+
+def test_ten_thousand_updates(show: Show) -> None:
+    """The page has as many nodes after the last as after the second, and hears nobody once it is left."""
+    full = drawn(FULL)
+    parts = {name: full[name][1:] for name in ("queue", "sessions", "shares")}
+    less = {**full, **parts}
+    page = show(full)
+    counts = page.evaluate(
+        """([full, there, back]) => {
+            const nodes = () => document.querySelectorAll("*").length;
+            window.push({type: "scene", n: 1, fresh: true, ...full});
+            const counts = [];
+            for (let n = 2; n <= 10001; n += 1) {
+                window.push({type: "scene", n, ...(n % 2 ? back : there)});
+                if (n === 3 || n === 10001) counts.push(nodes());
+            }
+            window.leave();
+            return [...counts, document.querySelectorAll(".gs-live").length];
+        }""",
+        [changes(None, full), changes(full, less), changes(less, full)],
+    )
+    assert counts[0] == counts[1]
+    assert counts[2] == 0
+    assert page.evaluate("window.said.at(-1).type") == "bye"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(show: Show, scheme: str) -> None:
+    """Without Jupyter's colours the system's are taken; text stands out of its ground by 4.5:1."""
+    page = show(drawn(FULL), color_scheme=scheme)
+    page.add_style_tag(content=":root { color-scheme: light dark }")
+    ratios = page.evaluate(
+        """() => {
+            const shine = (rgb) => {
+                const [r, g, b] = rgb.match(/[\\d.]+/g).slice(0, 3).map((v) => rgb.startsWith("color(") ? Number(v) : v / 255)
+                    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const ground = shine(getComputedStyle(document.querySelector(".gs-live")).backgroundColor);
+            return [...document.querySelectorAll(".gs-live span, .gs-live p, .gs-live h4")].filter((n) => n.textContent && !n.children.length)
+                .map((n) => { const one = shine(getComputedStyle(n).color);
+                    return [(Math.max(one, ground) + 0.05) / (Math.min(one, ground) + 0.05), n.className]; });
+        }"""
+    )
+    low = [(round(ratio, 2), name) for ratio, name in ratios if ratio < 4.5]
+    assert not low, low

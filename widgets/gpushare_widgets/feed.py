@@ -1,0 +1,369 @@
+"""What feeds the live views of this process: one daemon thread, a line of its own to the broker, and few words.
+
+It asks for a snapshot four times a second while a cell of this kernel runs, and sends what changed. While none runs it
+asks and sends at most once a minute: a server takes every message of a comm for activity, and a kernel that seems
+active is never culled. Without a sign of a view for a while the thread ends; the next sign starts another. Nothing of
+the session is touched, neither its connection nor its locks: a turn is not slowed by somebody who looks on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gpushare_kernel import BrokerUnavailable, GpushareError
+from gpushare_kernel.client.line import Line, line_from_here
+from gpushare_kernel.client.shown import Snapshot, texts
+from gpushare_widgets.changes import Scene, changes
+from gpushare_widgets.moments import settled
+from gpushare_widgets.running import Running
+
+EVERY, SELDOM = 0.25, 0.3
+"""Seconds between two looks while a cell runs; the second where looks are dear."""
+PART = 0.006
+"""What looking may take of a core before it looks less often."""
+IDLE = 60.0
+"""Seconds between two looks while none does."""
+SETTLES = 0.5
+"""Seconds after a cell's end at which the broker has taken it in: then its end is shown, once."""
+GONE = 30.0
+"""Seconds without a sign after which a view is gone: beyond a minute while no cell runs, as it is quiet then, too."""
+PATIENCE = 2.0
+"""Seconds in which a broker answers, or is away."""
+_PAUSES = (0.25, 0.5, 1.0, 2.0)
+"""Seconds between attempts to find a broker that is away."""
+_DOES = {"release": ("idle", "bare")}
+"""The controls that a broker has a request for, and the states of a notebook in which it grants them."""
+_FRONT_ENDS = 50
+"""Front ends of one view that are told apart; more are not believed."""
+_LONGEST_ID = 64
+
+
+class View(Protocol):
+    """What shows scenes somewhere."""
+
+    def push(self, message: dict[str, Any]) -> None:
+        """Send a message to every front end that shows this view. Fails where nobody listens any more."""
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What one view has, and who looks at it."""
+
+    view: View
+    sent: Scene | None = None
+    number: int = 0
+    eager: bool = True
+    #: The last sign of each front end that shows it.
+    signs: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A control that somebody used in a front end."""
+
+    view: View
+    action: str
+    session: str
+    call: str
+
+
+class Feed:
+    """Feeds every view of this process.
+
+    Parameters
+    ----------
+    make
+        Makes a scene of a snapshot and the time.
+    open_line
+        Opens a line to the broker.
+    running
+        Makes what says whether a cell runs; called with what to call when that changes.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Snapshot, float], Scene],
+        open_line: Callable[[], Line] = lambda: line_from_here(PATIENCE),
+        running: Callable[[Callable[[], None]], object] = Running,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make = make
+        self._open_line = open_line
+        self._clock = clock
+        self._lock = threading.Lock()  # ours: nobody who holds it waits for anything
+        self._wake = threading.Event()
+        self._shown: dict[int, _Shown] = {}
+        self._wishes: deque[_Wish] = deque(maxlen=_FRONT_ENDS)
+        self._running = running(self._cell_changed)
+        self._thread: threading.Thread | None = None
+        self._line: Line | None = None
+        self._scene: Scene | None = None
+        self._failures = 0
+        #: Seconds of a core that a look takes, of late.
+        self._cost = 0.0
+        #: When to look next. None: as the pace says, from the last look.
+        self._at: float | None = None
+        self._looked = float("-inf")
+
+    # --- any thread -----------------------------------------------------------------------------------------
+
+    def first(self) -> Scene:
+        """Return the scene of now, as it was made; says so where the broker is away."""
+        try:
+            with self._open_line() as line:
+                return self._make(line.snapshot(), time.time())
+        except GpushareError as problem:
+            return {"at": time.time(), "notice": _sentence(problem)}
+
+    def show(self, view: View, scene: Scene | None = None) -> None:
+        """Feed a view from now on; it has `scene` already."""
+        with self._lock:
+            shown = _Shown(view, scene, eager=scene is None)
+            shown.signs[""] = self._clock()  # whoever made it is about to show it
+            self._shown[id(view)] = shown
+        self._start()
+
+    def drop(self, view: View) -> None:
+        """Feed a view no longer."""
+        with self._lock:
+            self._shown.pop(id(view), None)
+        self._wake.set()
+
+    def hear(self, view: View, message: object) -> None:
+        """Take in what a front end says. It comes from a browser: nothing of it is believed."""
+        if not isinstance(message, dict):
+            return
+        kind, front = message.get("type"), _word(message.get("view"))
+        with self._lock:
+            shown = self._shown.get(id(view))
+            if shown is None or front is None:
+                return
+            if kind == "bye":
+                shown.signs.pop("", None)
+                shown.signs.pop(front, None)
+            elif front in shown.signs or len(shown.signs) < _FRONT_ENDS:
+                shown.signs[front] = self._clock()
+            if kind == "hello":
+                shown.sent, shown.eager = None, True
+            elif kind == "look":
+                shown.eager = True
+            elif kind == "do":
+                words = [_word(message.get(name)) for name in ("action", "session", "call")]
+                if None not in words:
+                    self._wishes.append(_Wish(view, *map(str, words)))
+        if kind in ("hello", "look", "do", "alive"):
+            self._start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop for good: no view is left."""
+        with self._lock:
+            self._shown.clear()
+            thread = self._thread
+        self._wake.set()
+        if thread is not None:
+            thread.join(PATIENCE)
+        if not self.alive:
+            self._hang_up()
+        if isinstance(self._running, Running):
+            self._running.close()
+
+    def _cell_changed(self) -> None:
+        if not self._running:
+            self._at = self._clock() + SETTLES
+        self._wake.set()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._shown and not self.alive:
+                self._thread = threading.Thread(target=self._run, name="gpushare-view", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    # --- the thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (pause := self._turn()) is not None:
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _turn(self) -> float | None:
+        """Do what is due; return for how long nothing is, None where nobody looks any more."""
+        with self._lock:
+            self._forget_who_is_gone()
+            if not self._shown or not any(shown.signs for shown in self._shown.values()):
+                self._hang_up()
+                self._thread = None  # from here on a sign starts another
+                return None
+            wishes = [self._wishes.popleft() for _ in range(len(self._wishes))]
+            eager = any(shown.eager for shown in self._shown.values())
+        for wish in wishes:
+            self._grant(wish)
+        if eager or wishes or self._clock() >= self._due():
+            self._look()
+        left = self._due() - self._clock()
+        return max(0.0, min(left, self._until_gone()))
+
+    def _due(self) -> float:
+        pace = min(max(EVERY, self._cost / PART), SELDOM) if self._running else IDLE
+        if self._failures and self._running:
+            pace = _PAUSES[min(self._failures, len(_PAUSES)) - 1]
+        due = self._looked + pace
+        return due if self._at is None else min(due, self._at)
+
+    def _patience(self) -> float:
+        return GONE if self._running else GONE + IDLE
+
+    def _until_gone(self) -> float:
+        with self._lock:
+            last = [max(shown.signs.values()) for shown in self._shown.values() if shown.signs]
+        return max(last, default=0.0) + self._patience() - self._clock()
+
+    def _forget_who_is_gone(self) -> None:
+        late = self._clock() - self._patience()
+        for shown in self._shown.values():
+            shown.signs = {front: at for front, at in shown.signs.items() if at > late}
+
+    def _look(self) -> None:
+        """Ask, and tell every view what is new to it."""
+        self._looked, began = self._clock(), time.thread_time()
+        if self._at is not None and self._looked >= self._at:
+            self._at = None
+        scene = self._see()
+        with self._lock:
+            told = [shown for shown in self._shown.values() if shown.signs]
+        beat = GONE / 3 if self._running else IDLE
+        for shown in told:
+            with self._lock:
+                before, shown.eager = shown.sent, False
+                shown.sent = scene
+            new = changes(before, scene)
+            if new is not None:
+                shown.number += 1
+                self._push(shown.view, {"type": "scene", "n": shown.number, "beat": beat, **new})
+        self._cost += (time.thread_time() - began - self._cost) / 8
+
+    def _see(self) -> Scene:
+        try:
+            scene = offered(self._make(self._snapshot(), time.time()), self._scene)
+        except GpushareError as problem:
+            self._failures += 1
+            return {**(self._scene or {"at": time.time()}), "notice": _sentence(problem)}
+        except Exception as problem:  # noqa: BLE001 - a notebook user never sees our traceback
+            self._failures += 1
+            notice = f"This view cannot be drawn ({type(problem).__name__}: {problem}). Please report it."
+            return {**(self._scene or {"at": time.time()}), "notice": notice}
+        self._failures = 0
+        self._scene = scene
+        return scene
+
+    def _snapshot(self) -> Snapshot:
+        """Ask on the line we have; it may be of a broker that is no more, then on a new one."""
+        if self._line is not None:
+            try:
+                return self._line.snapshot()
+            except BrokerUnavailable:
+                self._hang_up()
+        self._line = self._open_line()
+        try:
+            return self._line.snapshot()
+        except BrokerUnavailable:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+
+    def _grant(self, wish: _Wish) -> None:
+        """Do what a control asks for, where the session is the user's own and can be asked for it now."""
+        try:
+            text = self._do(wish)
+        except GpushareError as problem:
+            text = _sentence(problem)
+        self._push(wish.view, {"type": "done", "call": wish.call, "text": text})
+
+    def _do(self, wish: _Wish) -> str:
+        snapshot = self._snapshot()
+        scene = offered(self._make(snapshot, time.time()))
+        entry = next((one for one in scene.get("sessions", ()) if one["id"] == wish.session), None)
+        session = next((one for one in snapshot.sessions if one.id == wish.session), None)
+        if entry is None or session is None:
+            return "This notebook is not there any more."
+        if not session.own:
+            return "This notebook is not yours: only its owner can do that."
+        if wish.action not in entry["actions"] or self._line is None:
+            return f"This notebook cannot be asked to {wish.action} now."
+        kinds = {device.id: device.kind for device in snapshot.devices}
+        released = self._line.release(session.id)
+        return texts.released_text(released, texts.memory_noun(kinds.get(session.device, "")))
+
+    def _push(self, view: View, message: dict[str, Any]) -> None:
+        try:
+            view.push(message)
+        except Exception:  # noqa: BLE001 - its comm was closed in this moment, or the kernel ends
+            self.drop(view)
+
+
+def offered(scene: Scene, before: Scene | None = None) -> Scene:
+    """Return the scene as it is sent: short, with the controls that can be carried out here, and with moments that stay."""
+    told = settled(scene, before)
+    if "devices" in told:
+        told["devices"] = [
+            {**device, "segments": [_known(segment) for segment in device["segments"]]}
+            for device in told["devices"]
+        ]
+    if "sessions" in told:
+        told["sessions"] = [
+            {**entry, "actions": [one for one in entry["actions"] if _can(one, entry)]}
+            for entry in told["sessions"]
+        ]
+    return told
+
+
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+def _can(action: str, entry: Mapping[str, Any]) -> bool:
+    return bool(entry["own"]) and entry["state"] in _DOES.get(action, ())
+
+
+def _sentence(problem: GpushareError) -> str:
+    text = str(problem)
+    return text[:1].upper() + text[1:]
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) and len(value) <= _LONGEST_ID else None
+
+
+def _after_fork() -> None:
+    """A child has neither the thread nor the comms; the lock may be held by a thread that is not there."""
+    global _feed  # noqa: PLW0603 - a process has one
+    _feed = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
+_feed: Feed | None = None
+
+
+def feed() -> Feed:
+    """Return this process's feed."""
+    from gpushare_widgets.scene import scene  # noqa: PLC0415
+
+    global _feed  # noqa: PLW0603 - a process has one
+    if _feed is None:
+        _feed = Feed(lambda snapshot, now: scene(snapshot, now=now))
+    return _feed
