@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
 COMMANDS = ("status", "lanes", "live", "needs", "release", "memory", "debug", "off", "on", "doctor")
+WORDS = {"live": ("--static",), "memory": ("--free",), "debug": ("on", "off")}
+"""What may follow a command."""
 OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 
 
@@ -20,8 +22,8 @@ def candidates(line: str, token: str) -> list[str]:
         return [option for option in OPTIONS if option.startswith(token) and option not in before]
     if before == ["%gpushare"]:
         return [command for command in COMMANDS if command.startswith(token)]
-    if before == ["%gpushare", "live"]:
-        return [word for word in ("--static",) if word.startswith(token)]
+    if len(before) == 2 and before[0] == "%gpushare":  # noqa: PLR2004
+        return [word for word in WORDS.get(before[1], ()) if word.startswith(token)]
     return []
 
 

@@ -121,8 +121,13 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
         (
             "%gpushare ",
             "",
-            ["status", "lanes", "needs", "release", "memory", "debug", "off", "on", "doctor"],
+            [
+                *("status", "lanes", "live", "needs", "release", "memory"),
+                *("debug", "off", "on", "doctor"),
+            ],
         ),
+        ("%gpushare live -", "-", ["--static"]),
+        ("%gpushare memory --f", "--f", ["--free"]),
         ("%gpushare release h", "h", []),
         ("x = --w", "--w", []),
     ],
