@@ -64,7 +64,7 @@ def test_a_waiting_cell_is_seen(notebook: Notebook, host: Host, other: Kernel, f
 def test_updates_come_while_a_cell_runs(
     notebook: Notebook, host: Host, other: Kernel, flag: Path, cell: int
 ) -> None:
-    """While something changes they go on, whatever the cell does (four a second where nobody else works; how many is no test's to say)."""
+    """At least three a second while something changes, whatever the cell does."""
     gate = flag.with_name("gate")
     gate.unlink(missing_ok=True)
     holds = other.start("%%gpulane 700MiB\n" + HOLD.format(str(gate)))
@@ -73,26 +73,27 @@ def test_updates_come_while_a_cell_runs(
     host.until(lambda seen: len(seen.queue) == 1)
     notebook.started(cell)
     expect(notebook.view.locator(".gs-queue .gs-line")).to_have_count(1, timeout=PATIENCE)
-    notebook.seconds_for(12, timeout=60)
+    took = notebook.seconds_for(12, timeout=20)
     gate.touch()
     list(other.outputs(holds))
     list(waits.outputs(waited))
     waits.close()
     flag.touch()
     notebook.is_over(cell)
+    assert took <= 12 / 3, took
 
 
 def test_a_click_is_handled_while_a_cell_runs(
     notebook: Notebook, host: Host, other: Kernel, flag: Path
 ) -> None:
-    """Release of another notebook of one's own: done, and said, while the cell still runs."""
+    """Release of another notebook of one's own: done, and said, within half a second of the click."""
     other.run("%%gpulane -p 200MiB -e 10MiB\n1")
     host.until(lambda seen: (session_of(seen, other).p or 0) >= 200 * 2**20)
     notebook.started(2)
     row = notebook.view.locator(".gs-session", has_text="other.ipynb")
     button = row.locator("button[data-action=release]")
     expect(button).to_be_visible(timeout=PATIENCE)
-    notebook.page.evaluate(
+    took = notebook.page.evaluate(
         """() => new Promise((done) => {
             const answer = document.querySelector(".gs-answer"), began = performance.now();
             new MutationObserver(() => done((performance.now() - began) / 1000))
@@ -106,6 +107,7 @@ def test_a_click_is_handled_while_a_cell_runs(
     expect(notebook.page.locator(".jp-CodeCell .jp-InputPrompt").nth(2)).to_have_text("[*]:")
     flag.touch()
     notebook.is_over(2)
+    assert took <= 0.5, took
 
 
 def test_keyboard_only(notebook: Notebook, host: Host, other: Kernel) -> None:

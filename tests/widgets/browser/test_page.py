@@ -105,11 +105,11 @@ def test_small() -> None:
 
 
 def test_first_paint(show: Show) -> None:
-    """A crowd is on the screen at once (50 ms where nobody else works)."""
+    """A crowd is on the screen within 300 ms; of three times, as others use this machine too."""
     page = show(drawn(crowd(200)))
     assert page.locator(".gs-session").count() == 20
     took = page.evaluate("window.took")
-    assert min(took) <= 3000, took
+    assert min(took) <= 300, took
 
 
 def test_everything(show: Show) -> None:
