@@ -22,7 +22,7 @@ from typing import Any
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.app.ending import stop_broker
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.devices.machine import Machine

@@ -25,8 +25,8 @@ from benchmarks.common import (
     staged,
 )
 from benchmarks.gpu import checkout, facts
-from gpushare_kernel.app.line import Line
 from gpushare_kernel.broker.daemon import parser
+from gpushare_kernel.client.line import Line
 
 NOT_MEASURED = 3
 _LOG_LINES = 40
@@ -71,7 +71,7 @@ def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]
     found = {
         **as_json(name, question, described, figures, quick=options.quick),
         "device": options.device,
-        "command": [sys.executable, *sys.argv],
+        "command": ["python", f"benchmarks/{name}/run.py", *sys.argv[1:]],
     }
     if options.device == "host":
         found["notice"] = HOST_NOTICE

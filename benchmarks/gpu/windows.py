@@ -15,7 +15,7 @@ from benchmarks.common import Figure, Stage
 from benchmarks.gpu.pauses import LONG, Pause, unexplained
 from benchmarks.gpu.pauses import Line as Shown
 from benchmarks.kernels import Counters, Rates
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 
 _LAP = 0.2
 _END_LIMIT = 120.0

@@ -13,7 +13,7 @@ from benchmarks.gpu.notebooks import SEEN, Notebook, several, together
 from benchmarks.gpu.row import row
 from benchmarks.gpu.scene import scene
 from benchmarks.live_policies.jobs import POLICIES, Beside, run, scaled
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.replay.engine import Settings
 from gpushare_kernel.transport.places import Places

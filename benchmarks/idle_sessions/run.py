@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Figure, Options, Stage, main, progress, staged
 from gpushare_kernel import procfs
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.kernel_session import KernelSession, open_session
 
 QUESTION = "200 idle sessions: what do the broker and its guardian use?"

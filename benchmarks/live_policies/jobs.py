@@ -10,7 +10,7 @@ from statistics import mean
 
 from benchmarks.common import Figure
 from benchmarks.kernels import Kernel
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.salus import read_salus

@@ -15,7 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
 from gpushare_kernel.app.kernelspecs import NATIVE
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import GpushareError, NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.devices.verdict import Probe, Verdict

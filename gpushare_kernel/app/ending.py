@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from gpushare_kernel import procfs
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from traitlets import Unicode
 
 from gpushare_kernel.app.base import Command, say
-from gpushare_kernel.app.line import Line
 from gpushare_kernel.app.words import positionals
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.transport.places import places

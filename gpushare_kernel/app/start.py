@@ -6,7 +6,7 @@ import os
 import sys
 
 from gpushare_kernel.app.base import BrokerCommand, say
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import COMMAND, answers, ensure_broker
 from gpushare_kernel.transport.places import places
 

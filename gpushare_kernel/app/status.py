@@ -11,7 +11,7 @@ from rich.text import Text
 from traitlets import Bool
 
 from gpushare_kernel.app.base import NO_BROKER, Command, console, say
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.shown import label, names_of_jobs
 from gpushare_kernel.core.errors import NoBroker
 from gpushare_kernel.core.sizes import format_size

@@ -18,8 +18,8 @@ from traitlets import Float
 
 from gpushare_kernel.app.base import Command, console, say
 from gpushare_kernel.app.keys import Keys
-from gpushare_kernel.app.line import Line
 from gpushare_kernel.app.top_view import Window, view
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire.snapshot import Snapshot

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from gpushare_kernel import __version__, procfs
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BadToken, GpushareError
 from gpushare_kernel.kernel_session import open_session

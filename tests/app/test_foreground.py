@@ -13,7 +13,7 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.app.foreground import TAKEN, Child, blocked
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from tests.procs import eventually
 
 

@@ -16,7 +16,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 from gpushare_kernel.app import kernelspecs
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BadDeclaration
 from tests.app.conftest import PATIENCE
 

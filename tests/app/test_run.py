@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from gpushare_kernel import procfs
-from gpushare_kernel.app.line import Line
 from gpushare_kernel.app.run import called
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.kernel_session import TOKEN, KernelSession
 from gpushare_kernel.wire.messages import GetNeeds

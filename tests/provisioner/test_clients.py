@@ -20,7 +20,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 
 from gpushare_kernel import procfs
 from gpushare_kernel.app.ending import stop_broker
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.transport.places import places
 

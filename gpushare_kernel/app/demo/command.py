@@ -21,7 +21,7 @@ from gpushare_kernel.app.demo import view
 from gpushare_kernel.app.demo.act import Act, DemoFailed
 from gpushare_kernel.app.demo.history import History
 from gpushare_kernel.app.demo.stage import Stage, staged
-from gpushare_kernel.app.line import Line
+from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.transport.places import Places
 
