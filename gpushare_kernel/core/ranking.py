@@ -67,14 +67,9 @@ class Ranking(Generic[T]):
         waiting = self._waiting.get(user)
         if waiting is None or one not in waiting:
             return False
-        if len(waiting) > 1:
-            waiting.remove(one)
-            one.rank = key
-            waiting.add(one)
-        else:
-            waiting.clear()
-            one.rank = key
-            waiting.add(one)
+        waiting.remove(one)
+        one.rank = key
+        waiting.add(one)
         self.rerank(user)
         return True
 
