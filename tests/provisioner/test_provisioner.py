@@ -497,11 +497,15 @@ def test_methods_work_across_event_loops(broker):
     code = """if True:
         import asyncio, subprocess
         from jupyter_client.manager import KernelManager
+        from jupyter_core.utils import ensure_event_loop
+        def end(manager):
+            manager.shutdown_kernel(now=True)
+            ensure_event_loop().close()  # or the collector does, and may complain of its sockets
         async def body():
             manager = KernelManager(kernel_name="python3")
             manager.start_kernel(stderr=subprocess.DEVNULL)
             manager.interrupt_kernel()
-            await asyncio.to_thread(manager.shutdown_kernel, now=True)
+            await asyncio.to_thread(end, manager)
         asyncio.run(body())
     """
     run_python(code)
