@@ -134,7 +134,7 @@ class NeedView(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The whole."""
+    """The whole. `at` is when it was, by the broker's clock (None: not told): what it says to have been so long before is a moment."""
 
     schema: int
     broker: BrokerView | None
@@ -142,3 +142,4 @@ class Snapshot(Struct, frozen=True):
     sessions: tuple[SessionView, ...] = ()
     queue: tuple[QueueView, ...] = ()
     users: tuple[UserView, ...] = ()
+    at: float | None = None

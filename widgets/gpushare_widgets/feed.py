@@ -39,6 +39,8 @@ _PAUSES = (0.25, 0.5, 1.0, 2.0)
 """Seconds between attempts to find a broker that is away."""
 _DOES = {"release": ("idle", "bare")}
 """The controls that a broker has a request for, and the states of a notebook in which it grants them."""
+_STRAYS = 1.0
+"""Seconds by which the broker's clock and ours may part."""
 _FRONT_ENDS = 50
 """Front ends of one view that are told apart; more are not believed."""
 _LONGEST_ID = 64
@@ -104,6 +106,8 @@ class Feed:
         self._thread: threading.Thread | None = None
         self._line: Line | None = None
         self._scene: Scene | None = None
+        #: What the time is when the broker's clock is at 0.
+        self._zero = float("-inf")
         self._failures = 0
         #: Seconds of a core that a look takes, of late.
         self._cost = 0.0
@@ -255,7 +259,8 @@ class Feed:
 
     def _see(self) -> Scene:
         try:
-            scene = offered(self._make(self._snapshot(), time.time()), self._scene)
+            snapshot = self._snapshot()
+            scene = offered(self._make(snapshot, self._time_of(snapshot)), self._scene)
         except GpushareError as problem:
             self._failures += 1
             return {**(self._scene or {"at": time.time()}), "notice": _sentence(problem)}
@@ -266,6 +271,15 @@ class Feed:
         self._failures = 0
         self._scene = scene
         return scene
+
+    def _time_of(self, snapshot: Snapshot) -> float:
+        """Return when a snapshot was made. By the broker's clock, where it is told: answers do not all take the same time."""
+        now = time.time()
+        if snapshot.at is None:
+            return now
+        if abs(now - snapshot.at - self._zero) > _STRAYS:  # it started anew, the machine slept, or its time was set
+            self._zero = round(now - snapshot.at, 4)
+        return snapshot.at + self._zero
 
     def _snapshot(self) -> Snapshot:
         """Ask on the line we have; it may be of a broker that is no more, then on a new one."""

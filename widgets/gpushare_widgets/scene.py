@@ -60,7 +60,7 @@ def scene(snapshot: Snapshot, *, now: float) -> Scene:
         view.id: [s for s in snapshot.sessions if s.device in ("", view.id)]
         for view in snapshot.devices
     }
-    spans = {view.id: timeline.spans(view, drawn, devices=devices) for view in snapshot.devices}
+    spans = {view.id: timeline.spans(view, drawn, now, devices=devices) for view in snapshot.devices}
     time = [timeline.device(view, spans[view.id]) for view in snapshot.devices]
     sections: Scene = {
         "devices": [

@@ -13,17 +13,20 @@ WINDOW = 30.0
 _TOUCHING = 0.01
 """Seconds between two turns of one session that are one."""
 _MOST_SPANS, _FINEST_CELL = 300, 0.25
+_SHORTEST = 0.0001
+"""Seconds that a piece lasts at least."""
 
 Span = tuple[float, float, str]
 """Began and ended, in seconds before now (so the first is the larger), and what it was."""
 
 
 def spans(
-    view: DeviceView, drawn: Mapping[str, Party], *, devices: int = 1
+    view: DeviceView, drawn: Mapping[str, Party], now: float, *, devices: int = 1
 ) -> dict[Party, list[Span]]:
-    """Return what each did on one of `devices` within the window, by kind, the oldest first.
+    """Return what each did on one of `devices` within the window before `now`, by kind, the oldest first.
 
-    Where that is too much to draw, what was done within a while is one piece, as long as it was in all.
+    Where that is too much to draw, what was done within a while is one piece, as long as it was in all. These whiles
+    do not move with `now`: what only grew older is the same piece.
     """
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
     known: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -43,7 +46,7 @@ def spans(
         return found
     lines = sum(map(len, raw.values()))
     cell = max(_FINEST_CELL, min(WINDOW, lines * WINDOW / most))
-    return {who: _gathered(one, cell) for who, one in found.items()}
+    return {who: _gathered(one, cell, now % cell) for who, one in found.items()}
 
 
 def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any] | None:
@@ -89,20 +92,26 @@ def _merged(kinds: Mapping[str, list[tuple[float, float]]]) -> list[Span]:
     return out
 
 
-def _gathered(fine: list[Span], cell: float) -> list[Span]:
-    """Return one piece for each kind and cell of time, as long as the pieces in it."""
+def _gathered(fine: list[Span], cell: float, newest: float) -> list[Span]:
+    """Return one piece for each kind and cell of time, as long as the pieces in it; `newest` is how long ago the last cell began.
+
+    A cell that is only partly within the window is left out.
+    """
     spent: dict[tuple[str, int], float] = {}
-    for began, ended, kind in fine:
-        number = int((WINDOW - began) / cell)
+    edge = newest + (WINDOW - newest) // cell * cell
+    for start, ended, kind in fine:
+        began = min(start, edge)
+        number = int((edge - began) / cell)
         while began > ended:
-            until = max(ended, WINDOW - (number + 1) * cell)
+            until = max(ended, edge - (number + 1) * cell)
             spent[kind, number] = spent.get((kind, number), 0.0) + began - until
-            began, number = until, number + 1  # noqa: PLW2901 - the rest of it
+            began, number = until, number + 1
     return [
         (
-            round(WINDOW - number * cell, 2),
-            round(WINDOW - number * cell - min(seconds, cell), 2),
+            round(edge - number * cell, 4),
+            max(0.0, round(edge - number * cell - min(seconds, cell), 4)),
             kind,
         )
         for (kind, number), seconds in sorted(spent.items())
+        if seconds > _SHORTEST
     ]
