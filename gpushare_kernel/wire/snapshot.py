@@ -29,7 +29,7 @@ class LaneView(Struct, frozen=True):
     members: tuple[str, ...]
 
 
-class TurnView(Struct, frozen=True):
+class TurnView(Struct, frozen=True, gc=False):
     """What a session did on a device: from `began` to `ended`, in seconds before the snapshot (`ended` 0.0: it still does).
 
     `kind` is `turn` (it had the device), `drain` (its turn was over and its submitted work ended), `pause` (kept paused:

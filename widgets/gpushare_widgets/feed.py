@@ -105,6 +105,8 @@ class Feed:
         self._running = running(self._cell_changed)
         self._thread: threading.Thread | None = None
         self._line: Line | None = None
+        #: What was seen last, as it was made, and as it was sent.
+        self._made: Scene = {}
         self._scene: Scene | None = None
         #: What the time is when the broker's clock is at 0.
         self._zero = float("-inf")
@@ -260,7 +262,8 @@ class Feed:
     def _see(self) -> Scene:
         try:
             snapshot = self._snapshot()
-            scene = offered(self._make(snapshot, self._time_of(snapshot)), self._scene)
+            made = self._make(snapshot, self._time_of(snapshot))
+            scene = offered(made, self._scene, self._made)
         except GpushareError as problem:
             self._failures += 1
             return {**(self._scene or {"at": time.time()}), "notice": _sentence(problem)}
@@ -269,7 +272,7 @@ class Feed:
             notice = f"This view cannot be drawn ({type(problem).__name__}: {problem}). Please report it."
             return {**(self._scene or {"at": time.time()}), "notice": notice}
         self._failures = 0
-        self._scene = scene
+        self._made, self._scene = made, scene
         return scene
 
     def _time_of(self, snapshot: Snapshot) -> float:
@@ -277,7 +280,9 @@ class Feed:
         now = time.time()
         if snapshot.at is None:
             return now
-        if abs(now - snapshot.at - self._zero) > _STRAYS:  # it started anew, the machine slept, or its time was set
+        if (
+            abs(now - snapshot.at - self._zero) > _STRAYS
+        ):  # it started anew, the machine slept, or its time was set
             self._zero = round(now - snapshot.at, 4)
         return snapshot.at + self._zero
 
@@ -330,15 +335,22 @@ class Feed:
             self.drop(view)
 
 
-def offered(scene: Scene, before: Scene | None = None) -> Scene:
-    """Return the scene as it is sent: short, with the controls that can be carried out here, and with moments that stay."""
+def offered(scene: Scene, before: Scene | None = None, made: Scene | None = None) -> Scene:
+    """Return the scene as it is sent: short, with the controls that can be carried out here, and with moments that stay.
+
+    `before` is what was sent last, of the scene `made`: what is the same list in both is sent as it was.
+    """
     told = settled(scene, before)
-    if "devices" in told:
+    was = {} if before is None or made is None else made
+    same = {name for name in scene if name in was and scene[name] is was[name]}
+    if before is not None:
+        told |= {name: before[name] for name in same}
+    if "devices" in told.keys() - same:
         told["devices"] = [
             {**device, "segments": [_known(segment) for segment in device["segments"]]}
             for device in told["devices"]
         ]
-    if "sessions" in told:
+    if "sessions" in told.keys() - same:
         told["sessions"] = [
             {**entry, "actions": [one for one in entry["actions"] if _can(one, entry)]}
             for entry in told["sessions"]
@@ -375,9 +387,10 @@ _feed: Feed | None = None
 
 def feed() -> Feed:
     """Return this process's feed."""
-    from gpushare_widgets.scene import scene  # noqa: PLC0415
+    from gpushare_widgets.scene import Kept, scene  # noqa: PLC0415
 
     global _feed  # noqa: PLW0603 - a process has one
     if _feed is None:
-        _feed = Feed(lambda snapshot, now: scene(snapshot, now=now))
+        kept = Kept()
+        _feed = Feed(lambda snapshot, now: scene(snapshot, now=now, kept=kept))
     return _feed

@@ -29,16 +29,19 @@ def spans(
     do not move with `now`: what only grew older is the same piece.
     """
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
-    known: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    known: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for turn in getattr(view, "turns", ()):  # hundreds, four times a second
         began, ended = turn.began, turn.ended
         began = began if began < WINDOW else WINDOW
         ended = ended if ended > 0.0 else 0.0
         if began > ended:
-            pieces = known.get((turn.session, turn.kind))
+            session, kind = turn.session, turn.kind
+            kinds = known.get(session)
+            if kinds is None:
+                kinds = known[session] = raw.setdefault(drawn.get(session, NOBODY), {})
+            pieces = kinds.get(kind)
             if pieces is None:
-                kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
-                pieces = known[turn.session, turn.kind] = kinds.setdefault(turn.kind, [])
+                pieces = kinds[kind] = []
             pieces.append((began, ended))
     found = {who: _merged(kinds) for who, kinds in raw.items()}
     most = max(1, _MOST_SPANS // devices)
@@ -97,21 +100,27 @@ def _gathered(fine: list[Span], cell: float, newest: float) -> list[Span]:
 
     A cell that is only partly within the window is left out.
     """
-    spent: dict[tuple[str, int], float] = {}
-    edge = newest + (WINDOW - newest) // cell * cell
-    for start, ended, kind in fine:
-        began = min(start, edge)
-        number = int((edge - began) / cell)
-        while began > ended:
-            until = max(ended, edge - (number + 1) * cell)
-            spent[kind, number] = spent.get((kind, number), 0.0) + began - until
-            began, number = until, number + 1
+    count = int((WINDOW - newest) // cell)
+    edge = newest + count * cell
+    spent: dict[str, list[float]] = {}
+    for start, end, kind in fine:
+        cells = spent.get(kind)
+        if cells is None:
+            cells = spent[kind] = [0.0] * (count + 2)
+        began, ended = max(0.0, (edge - start) / cell), (edge - end) / cell
+        number = int(began)
+        while number + 1 < ended:
+            cells[number] += number + 1 - began
+            began = number = number + 1
+        if ended > began:
+            cells[number] += ended - began
     return [
         (
             round(edge - number * cell, 4),
-            max(0.0, round(edge - number * cell - min(seconds, cell), 4)),
+            max(0.0, round(edge - (number + min(part, 1.0)) * cell, 4)),
             kind,
         )
-        for (kind, number), seconds in sorted(spent.items())
-        if seconds > _SHORTEST
+        for kind, cells in sorted(spent.items())
+        for number, part in enumerate(cells)
+        if part * cell > _SHORTEST
     ]
