@@ -23,7 +23,7 @@ from gpushare_kernel.wire.snapshot import Snapshot
 from tests.faults.conftest import Measured, host, measured
 from tests.faults.host import Host, kill
 from tests.procs import eventually
-from tests.widgets.snapshots import FULL, IDLE, TURNS, Turn, crowd
+from tests.widgets.snapshots import FULL, IDLE, NOW, TURNS, Turn, crowd
 
 __all__ = ["host", "measured"]
 
@@ -258,8 +258,9 @@ def test_spans_that_only_grow_older_are_no_news() -> None:
 
 
 def test_many_spans_that_only_grow_older_are_no_news() -> None:
-    """Gathered to coarser pieces they are the same pieces, too, until a whole one leaves the window."""
+    """Gathered to coarser pieces they are the same pieces, too, until a whole one leaves the window: not at these times."""
     steps = Steps()
+    steps._make = lambda snapshot, _now: scene(snapshot, now=NOW + (snapshot.at or 0.0))
     many = tuple(
         Turn(f"s{1 + 2 * (n % 2)}", 29.9 - n * 0.04, 29.88 - n * 0.04, ("turn", "drain")[n % 3 == 0])
         for n in range(700)
