@@ -335,6 +335,14 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
     assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"
 
 
+def test_pause_and_resume_need_another_notebook(run: Run, capsys: Capture) -> None:
+    """This one runs the cell that asks."""
+    for command in ("pause", "resume"):
+        assert not run(f"%gpushare {command}").success
+        out = capsys.readouterr().out
+        assert f"say which notebook: %gpushare {command} hw2." in out
+
+
 def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what to install, and what does without."""
     monkeypatch.setitem(sys.modules, "anywidget", None)
@@ -351,7 +359,7 @@ def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.M
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, memory, debug, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, memory, debug, off, on, doctor."),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip

@@ -122,7 +122,7 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
             "%gpushare ",
             "",
             [
-                *("status", "lanes", "live", "needs", "release", "memory"),
+                *("status", "lanes", "live", "needs", "release", "pause", "resume", "memory"),
                 *("debug", "off", "on", "doctor"),
             ],
         ),
