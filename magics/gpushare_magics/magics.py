@@ -58,13 +58,13 @@ class GpuShareMagics(Magics):
             extension.dry_run(line)
             return None
         with plain_errors():
-            declaration, lane = extension.entered(line)
+            entered = extension.entered(line)
         failed = True
         try:
             result = run(extension.shell, cell)
             failed = False
         finally:
-            extension.leave(declaration, lane, failed=failed)
+            extension.leave(entered, failed=failed)
         return result
 
     @no_var_expand

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import cell_texts, texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 from gpushare_kernel.wire.snapshot import NeedView
 
@@ -107,11 +107,11 @@ def report(persistent: int, ephemeral: int) -> Report:
 def test_line_after_a_cell() -> None:
     """One line, ready to paste: never less than was used."""
     used = report(5 * GiB, int(0.2 * GiB))
-    assert texts.used_text(used, f"%%gpulane {texts.next_size(used)}") == (
+    assert cell_texts.used_text(used, f"%%gpulane {texts.next_size(used)}") == (
         "used 5.2 GiB; next time: %%gpulane 6GiB"
     )
     small = report(0, 70 * MiB)
-    assert texts.used_text(small, f"%%gpulane {texts.next_size(small)}") == (
+    assert cell_texts.used_text(small, f"%%gpulane {texts.next_size(small)}") == (
         "used 70 MiB; next time: %%gpulane 128MiB"
     )
 
