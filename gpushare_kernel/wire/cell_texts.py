@@ -15,6 +15,8 @@ _READABLE = 10
 """Seconds between two changes of how long somebody waits, in the first minute."""
 _MANY = 100
 
+NOTIFY_OFF = "Nobody is told any more when a cell that waited starts or ends."
+
 Rounds = tuple[int, int | None, float]
 """Of a loop: rounds done, rounds in all where that is known, seconds it runs."""
 
@@ -81,6 +83,16 @@ def ran_text(seconds: float, steps: int) -> str:
     """Return how long something ran, and how many steps it did."""
     counted = f", {steps} step{'' if steps == 1 else 's'}" if steps else ""
     return f"ran {format_span(seconds)}{counted}"
+
+
+def started_text(waited: float) -> str:
+    """Return what somebody who looks elsewhere is told when a cell that waited starts."""
+    return f"Started, waited {format_span(waited)}"
+
+
+def ended_text(ran: float, *, failed: bool) -> str:
+    """Return what they are told when it ends."""
+    return f"{'Failed' if failed else 'Done'}, ran {format_span(ran)}"
 
 
 def _progress(loops: Sequence[Rounds]) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.client.session import Session
     from gpushare_magics.args import Declaration
+    from gpushare_magics.notify import Notifier
 
 _active: Extension | None = None
 _STEPS = re.compile(r"\bcurrent_lane\b|\bgpushare\w*\.step\(")
@@ -52,6 +53,18 @@ class Extension:
         #: The first line of each cell that declared something here, by its hash.
         self.first_lines: dict[str, str] = {}
         self._slowed = UpdatingLine(self.output)
+        self.notifier: Notifier | None = None
+
+    def notify(self, words: str) -> None:
+        """Tell of cells that waited, or no longer."""
+        from gpushare_magics.notify import Notifier  # noqa: PLC0415 - only where somebody asks for it
+
+        if self.notifier is None:
+            self.notifier = Notifier(self.cells, lambda: threading.get_ident() in self._fell)
+            self.output.on_waited = self.notifier.waited
+        told = self.notifier.switch(words)
+        if told is not None:
+            self.output.show(told)
 
     def enter(self, arguments: str) -> None:
         """Enter a lane for the rest of the running cell."""
@@ -278,6 +291,8 @@ def unload(shell: InteractiveShell) -> None:
         shell.Completer.custom_matchers.remove(complete)
     shell.magics_manager.magics["cell"].pop("gpulane", None)
     shell.magics_manager.magics["line"].pop("gpushare", None)
+    if extension.notifier is not None:
+        extension.notifier.close()
     display.use(None)
     records.unregister(shell)
     if extension.session is not None:

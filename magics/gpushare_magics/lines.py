@@ -123,13 +123,13 @@ class Place:
 
         Where the cell has cleared its output meanwhile it is shown anew.
         """
-        if self.shown:
+        before, self.shown = self.shown, True  # first: an interrupt may come at any moment
+        if before:
             self._publish(bundle, update=True)
-        if self._cleared or not self.shown:
-            self._publish(bundle, update=False)
-        if not self.shown:
-            self.shown = True
+        else:
             self._publisher.register_hook(self._hear)
+        if self._cleared or not before:
+            self._publish(bundle, update=False)
 
     def change(self, bundle: dict[str, str]) -> None:
         """Show this here instead, from another thread.

@@ -55,6 +55,11 @@ class Row:
             self.put(self._watch.text())
         threading.Thread(target=self._follow, name="gpushare-row", daemon=True).start()
 
+    @property
+    def shown(self) -> bool:
+        """Say whether there is a line to be replaced."""
+        return self._place is not None and self._place.shown
+
     def put(self, text: str, code: str = "") -> None:
         """Show `text` (cell's thread); `code` is the end of it that is there to be copied."""
         from gpushare_widgets.cell_line import bundle  # noqa: PLC0415 - only where a cell declares something
@@ -112,8 +117,15 @@ class _Waiting(WaitingLine):
         due = super().wait(wait)
         return AGAIN if due is None else due
 
+    def done(self, waited: float | None) -> None:
+        """Replace the line, also where an interrupt came while it was being shown."""
+        if waited is not None:
+            super().done(waited)
+        elif self._row.shown:
+            self._row.put(cell_texts.gave_up_text(time.monotonic() - self._began))
+
     def _text(self, wait: Wait | None) -> str:
         return cell_texts.waited_so_far_text(super()._text(wait), time.monotonic() - self._began)
 
     def _update(self, text: str) -> None:
-        self._row.put(text or cell_texts.gave_up_text(time.monotonic() - self._began))
+        self._row.put(text)
