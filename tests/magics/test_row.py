@@ -208,6 +208,7 @@ def executed(
     """A notebook run by nbclient, as papermill does it."""
     startup = tmp_path / "ipython/profile_default/startup"
     startup.mkdir(parents=True)
+    monkeypatch.delenv("GPUSHARE_ROOT", raising=False)  # of a shell in this process
     (startup / STARTUP.name).write_bytes(STARTUP.read_bytes())
     for name, value in {**kernel_environment, "IPYTHONDIR": str(tmp_path / "ipython")}.items():
         monkeypatch.setenv(name, value)
@@ -234,9 +235,13 @@ def test_an_executed_notebook_holds_what_stays(executed: Any) -> None:
 
 
 def test_a_terminal_gets_text(
-    broker: ScriptedBroker, kernel_environment: dict[str, str], tmp_path: Path
+    broker: ScriptedBroker,
+    kernel_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """IPython in a terminal writes lines: no HTML, no carriage return, nothing while the cell runs."""
+    monkeypatch.delenv("GPUSHARE_ROOT", raising=False)
     broker.serve()
     code = "%load_ext gpushare_magics\nget_ipython().run_cell_magic('gpulane', '6GiB', 'print(40 + 2)')"
     done = subprocess.run(
