@@ -188,12 +188,6 @@ def _need_line(need: NeedView) -> str:
     return f"%%gpulane {sizes}" + (f" --time {time}" if time else "")
 
 
-def used_text(report: Report, line: str) -> str:
-    """Return the line after a declared cell; `line` is the magic to paste next time."""
-    used = report.persistent_measured + report.ephemeral_measured
-    return f"used {format_size(used)}; next time: {line}"
-
-
 def next_size(report: Report) -> str:
     """Return the one size to declare next time."""
     return pasteable_size(report.persistent_measured + report.ephemeral_measured)
