@@ -31,6 +31,11 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.top.TopApp",
             "the same while it happens: memory, turns, shares, the queue",
         ),
+        "pause": (
+            "gpushare_kernel.app.pause.PauseApp",
+            "pause what a notebook of yours runs on the device; it keeps its memory",
+        ),
+        "resume": ("gpushare_kernel.app.pause.ResumeApp", "let it run again"),
         "policy": (
             "gpushare_kernel.app.policy.PolicyApp",
             "who comes next on each device, and another policy, live",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.controls import own
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, NotYours, Refused
+from gpushare_kernel.core.errors import BadDeclaration, Refused
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Job
 from gpushare_kernel.core.values import JobId, JobState
@@ -75,18 +76,8 @@ def release(broker: Broker, desk: Desk, body: msg.Release) -> msg.ReleasedNow:
 
 
 def _chosen(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
-    """The caller's own notebooks of that name; where there is none, an administrator means somebody else's."""
-    if notebook is None and desk.kernel is not None:
-        chosen = [desk.kernel]
-    else:
-        wanted = (notebook or "").removesuffix(".ipynb")
-        named = [k for k in broker.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
-        visible = [k for k in named if broker.may_see(desk.peer.uid, k)]
-        chosen = [k for k in visible if k.uid == desk.peer.uid] or visible
-    if not chosen:
-        own = ", ".join(sorted(k.name for k in broker.registry.of(desk.peer.uid))) or "none"
-        problem = f"you have no notebook {notebook!r} open. Yours: {own}."
-        raise NotYours(problem)
+    """Return the notebooks that can release something now: those that run no cell."""
+    chosen = own(broker, desk, notebook)
     # Who asks from inside its own plain cell knows what it is doing.
     own_cell = notebook is None
     busy = [

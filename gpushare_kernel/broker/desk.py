@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gpushare_kernel.broker import controls
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.jobs import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
@@ -58,6 +59,9 @@ class Desk:
             msg.Yield: self._yield,
             msg.End: self._end,
             msg.Release: self._release,
+            msg.PauseNotebook: self._pause,
+            msg.ResumeNotebook: self._resume,
+            msg.AskHolder: self._ask,
             msg.GetSnapshot: self._snapshot,
             msg.GetNeeds: self._needs,
             msg.SetWeight: self._set_weight,
@@ -309,6 +313,15 @@ class Desk:
     def _release(self, number: int, body: msg.Release) -> None:
         _check_held(body.given or 0)
         self._reply(number, release(self._broker, self, body))
+
+    def _pause(self, number: int, body: msg.PauseNotebook) -> None:
+        self._reply(number, controls.pause(self._broker, self, body))
+
+    def _resume(self, number: int, body: msg.ResumeNotebook) -> None:
+        self._reply(number, controls.resume(self._broker, self, body))
+
+    def _ask(self, number: int, body: msg.AskHolder) -> None:
+        self._reply(number, controls.ask(self._broker, self, body))
 
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
         self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))

@@ -14,6 +14,7 @@ from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
 from gpushare_kernel.broker.needs import Asked, Needs
+from gpushare_kernel.broker.overdraft import IdleHolders
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -50,6 +51,7 @@ class JobAnswers:
         self.registry = Registry()
         self.ledger = ledger
         self.needs = Needs(ledger)
+        self.idle_holders = IdleHolders()
         #: One scheduler state a device: nobody else gives that device out.
         self.engines = {
             device.inventory.id: Engine(Scheduler(config), device, self.registry, self)

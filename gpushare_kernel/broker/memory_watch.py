@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gpushare_kernel.broker.overdraft import LONGEST_PAUSE, IdleHolders, Over, Overdraft, Step
+from gpushare_kernel.broker.controls import tell_holder
+from gpushare_kernel.broker.overdraft import LONGEST_PAUSE, Over, Overdraft, Step
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.budget import granted, people_waiting
 from gpushare_kernel.core.records import Session
@@ -32,7 +32,7 @@ class MemoryWatch:
 
     def __init__(self, broker: Broker, over: Over = Over.TELL) -> None:
         self._broker = broker
-        self._overdraft, self._idle = Overdraft(over), IdleHolders()
+        self._overdraft = Overdraft(over)
 
     def look(self, engine: Engine, held: Mapping[SessionId, int]) -> None:
         """Look at the sessions of `engine`; `held` are the bytes they were seen to hold, contexts apart."""
@@ -48,7 +48,7 @@ class MemoryWatch:
         """Forget sessions that are gone."""
         living = {kernel.id for kernel in self._broker.registry}
         self._overdraft.keep(living)
-        self._idle.keep(living)
+        self._broker.idle_holders.keep(living)
 
     def _over_grant(self, engine: Engine, kernel: Kernel, session: Session, held: int) -> None:
         limit = granted(session)
@@ -112,14 +112,11 @@ class MemoryWatch:
         if session.jobs or session.cell_open or not kernel.lines:
             return
         people = people_waiting(engine.scheduler, but=session, own=False)
-        since = session.idle_since
-        if self._idle.due(
-            session.id, held=session.charged, idle_since=since, people=people, at=engine.now
+        if self._broker.idle_holders.due(
+            session.id,
+            held=session.charged,
+            idle_since=session.idle_since,
+            people=people,
+            at=engine.now,
         ):
-            began = time.localtime(time.time() - (engine.now - since))
-            text = texts.asked_to_release_text(
-                people, session.charged, time.strftime("%H:%M", began)
-            )
-            # Its budget asks for nothing: what its frameworks keep unused is in what it is charged.
-            kernel.notify(msg.Trim())
-            kernel.notify(msg.Announce(text))
+            tell_holder(engine, kernel, session, people)

@@ -171,3 +171,11 @@ class IdleHolders:
             return False
         self._asked[session] = idle_since, at
         return True
+
+    def ask(self, session: SessionId, *, idle_since: float, at: float) -> float:
+        """Return in how many seconds `session` may be asked again; 0.0: a waiter asks it now, which is noted."""
+        asked = self._asked.get(session)
+        if asked is not None and at - asked[1] < ASK_AGAIN:
+            return asked[1] + ASK_AGAIN - at
+        self._asked[session] = idle_since, at
+        return 0.0

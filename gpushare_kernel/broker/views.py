@@ -103,19 +103,21 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         demand=session.demand,
         turns=session.turns,
         doing=tuple(filter(None, map(broker.job_names.get, session.jobs))) if open_ else (),
+        why_paused=None if session.suspended_until is None else session.suspended_for,
     )
 
 
 def session_state(session: Session, now: float) -> str:
     """Return the one word people read: presence where it is not settled, else activity; `bare` while idle.
 
-    `paused` only where it lasts: within turns a session stands still ten times a second.
+    `paused` only where it lasts: within turns a session stands still ten times a second, suspended it does for long.
     """
     if session.presence in {Presence.OPENED, Presence.ORPHANED}:
         return session.presence
     if session.presence is Presence.BARE and not session.jobs:
         return session.presence
-    if session.stopped is not None and now - session.stopped_at > LASTING_PAUSE:
+    lasts = session.suspended_until is not None or now - session.stopped_at > LASTING_PAUSE
+    if session.stopped is not None and lasts:
         return "paused"
     return session.activity
 

@@ -6,10 +6,11 @@ import os
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from gpushare_kernel import __version__
 from gpushare_kernel.core.errors import InternalError
+from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.transport.channel import connect, handshake, read_frame, send_frame
 from gpushare_kernel.transport.frames import FrameBuffer
 from gpushare_kernel.transport.peers import check_broker, peer_of
@@ -18,21 +19,28 @@ from gpushare_kernel.wire.codec import decode_from_broker, encode, error_from
 from gpushare_kernel.wire.messages import (
     FROM_BROKER_LIMIT,
     SPOKEN,
+    AskedNow,
+    AskHolder,
     Failure,
     GetSnapshot,
     Hello,
     Kind,
     Observe,
+    PausedNow,
+    PauseNotebook,
     Release,
     ReleasedNow,
     Reply,
     Request,
+    ResumedNow,
+    ResumeNotebook,
     SnapshotReply,
     ToBroker,
 )
 from gpushare_kernel.wire.snapshot import Snapshot
 
 _TIMEOUT = 10.0
+_Reply = TypeVar("_Reply")
 
 
 class Line:
@@ -73,17 +81,28 @@ class Line:
 
     def snapshot(self) -> Snapshot:
         """Return what goes on, as this user may see it."""
-        reply = self.ask(GetSnapshot())
-        if not isinstance(reply, SnapshotReply):
-            msg = f"a snapshot was asked for, but {type(reply).__name__} came. Please report it."
-            raise InternalError(msg)
-        return reply.snapshot
+        return self._expect(GetSnapshot(), SnapshotReply).snapshot
 
     def release(self, session: str) -> ReleasedNow:
         """Have a session of mine give back what it declared and does not use; it trims where it keeps unused memory."""
-        reply = self.ask(Release(session))
-        if not isinstance(reply, ReleasedNow):
-            msg = f"a release was asked for, but {type(reply).__name__} came. Please report it."
+        return self._expect(Release(session), ReleasedNow)
+
+    def pause(self, session: str) -> PausedNow:
+        """Pause what a session of mine runs on the device; it keeps its memory, and goes on by itself after a while."""
+        return self._expect(PauseNotebook(session), PausedNow)
+
+    def resume(self, session: str) -> ResumedNow:
+        """Let a session of mine run again that was paused so."""
+        return self._expect(ResumeNotebook(session), ResumedNow)
+
+    def ask_holder(self, session: str) -> AskedNow:
+        """Ask an idle session of somebody else's to release what it holds, while one of mine waits."""
+        return self._expect(AskHolder(SessionId(session)), AskedNow)
+
+    def _expect(self, request: Request, expected: type[_Reply]) -> _Reply:
+        reply = self.ask(request)
+        if not isinstance(reply, expected):
+            msg = f"to {type(request).__name__} came {type(reply).__name__}. Please report it."
             raise InternalError(msg)
         return reply
 

@@ -16,10 +16,14 @@ from gpushare_kernel.wire.messages import (
     GetSnapshot,
     NeedsReply,
     Ok,
+    PausedNow,
+    PauseNotebook,
     Release,
     ReleasedNow,
     Reply,
     Request,
+    ResumedNow,
+    ResumeNotebook,
     SetNeeds,
     SnapshotReply,
     Submit,
@@ -48,6 +52,14 @@ class Questions(ABC):
         self.wait_attached()  # only then is it known whether there is a GPU
         given = self.give_back() if notebook is None else None
         return self.request(Release(notebook, given), ReleasedNow)
+
+    def pause(self, notebook: str) -> PausedNow:
+        """Pause what another notebook of mine runs on the device."""
+        return self.request(PauseNotebook(notebook), PausedNow)
+
+    def resume(self, notebook: str) -> ResumedNow:
+        """Let it run again."""
+        return self.request(ResumeNotebook(notebook), ResumedNow)
 
     def snapshot(self) -> Snapshot:
         """Return the broker's state as we may see it."""

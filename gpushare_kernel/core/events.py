@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage, UserId
+from gpushare_kernel.core.values import JobId, PauseReason, PauseStatus, SessionId, Usage, UserId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,17 +173,19 @@ class Exempted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspended(Event):
-    """The session holds more than it was granted, and others wait for it: pause it until `until` at most."""
+    """Pause the session, whatever the turns, until `until` at most: it holds more than it was granted and others wait, or its owner wants it."""
 
     session: SessionId
     until: float
+    reason: PauseReason = PauseReason.OVER_GRANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuspensionEnded(Event):
-    """What the session was suspended for is over: it runs again as its turns come."""
+    """What the session was suspended for is over: it runs again as its turns come, unless it is suspended for something else."""
 
     session: SessionId
+    reason: PauseReason = PauseReason.OVER_GRANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

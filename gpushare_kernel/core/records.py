@@ -137,8 +137,9 @@ class Session:
     #: How often in a row, and since when, it could not be paused because its work did not end.
     busy_tries: int = 0
     busy_since: float = 0.0
-    #: It is kept paused, whatever the turns, until then at most (None: it is not): it holds more than it was granted.
+    #: It is kept paused, whatever the turns, until then at most (None: it is not), and why.
     suspended_until: float | None = None
+    suspended_for: PauseReason = PauseReason.OVER_GRANT
     exempt_until: float = 0.0
     leave_by: float = 0.0
 

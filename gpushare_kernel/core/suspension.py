@@ -1,4 +1,4 @@
-"""A session kept paused whatever the turns: it holds more than it was granted while others wait for it (I3: until when).
+"""A session kept paused whatever the turns: it holds more than it was granted while others wait, or its owner wants that (I3: until when).
 
 A suspended session wants no turns, keeps its lane and its memory, and is paused from outside. It runs again when
 its time is over, when the broker says so, when a signal is on its way to it, when it has no jobs left, and where
@@ -12,7 +12,7 @@ from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.jobs import Jobs
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.turns import busy_again
-from gpushare_kernel.core.values import JobState, PauseReason, PauseStatus
+from gpushare_kernel.core.values import JobState, PauseStatus
 
 _STANDS = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
@@ -27,7 +27,7 @@ class Suspensions(Jobs):
             return
         if not session.pausable:
             return
-        session.suspended_until = event.until
+        session.suspended_until, session.suspended_for = event.until, event.reason
         self._deadlines.add(event.until, lambda now: self._lift_due(session, now))
         self.turns.unwant(session, event.at)
         session.stopped_at = event.at
@@ -36,15 +36,15 @@ class Suspensions(Jobs):
 
     def _suspension_ended(self, event: ev.SuspensionEnded) -> None:
         session = self.sessions.get(event.session)
-        if session is not None:
+        if session is not None and session.suspended_for is event.reason:
             self._lift(session, event.at)
 
     def _stop(self, session: Session) -> None:
         """Pause it, for the first time or again."""
-        session.stopped, session.pausing = PauseReason.OVER_GRANT, True
+        session.stopped, session.pausing = session.suspended_for, True
         session.ticket += 1
         limit = max(session.pause_limit, self.config.pause_limit)
-        self._emit(do.Pause(session.id, PauseReason.OVER_GRANT, limit, session.ticket))
+        self._emit(do.Pause(session.id, session.suspended_for, limit, session.ticket))
 
     def _stood(self, session: Session, event: ev.Paused) -> None:
         """The pause of a suspended session was carried out, or could not be."""
@@ -90,5 +90,5 @@ class Suspensions(Jobs):
         self.turns.free(session)
         self.turns.noted(session, at)
         if paused >= self.config.tell_paused and session.jobs:
-            self._emit(do.Slow(session.id, 0, 0.0, paused, PauseReason.OVER_GRANT))
+            self._emit(do.Slow(session.id, 0, 0.0, paused, session.suspended_for))
         self._wants(session, at)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gpushare_kernel.core.errors import InvariantBroken
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobState, PauseReason
+from gpushare_kernel.core.values import JobState
 
 _CLOSE = 1e-6
 
@@ -96,7 +96,7 @@ def _pauses(scheduler: Scheduler) -> Iterator[str]:
     """I3: what is paused has a reason, and only sessions that wait for a turn are, or are suspended, for a time."""
     for session in scheduler.sessions.values():
         if session.suspended_until is not None:
-            if session.stopped is not PauseReason.OVER_GRANT or session.phase is not Phase.OFF:
+            if session.stopped is not session.suspended_for or session.phase is not Phase.OFF:
                 yield f"I3: session {session.id} is suspended, {session.phase} and stopped ({session.stopped})"
             if not session.jobs:
                 yield f"I3: session {session.id} is suspended and has no jobs"

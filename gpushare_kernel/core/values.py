@@ -75,6 +75,7 @@ class PauseReason(StrEnum):
     TURN_ENDED = "turn-ended"
     RESTOPPED = "continued-by-somebody-else"
     OVER_GRANT = "over-its-grant"
+    OWNER = "by-its-owner"
 
 
 class PauseStatus(StrEnum):

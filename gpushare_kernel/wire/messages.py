@@ -253,6 +253,24 @@ class Release(_Message, frozen=True):
     given: int | None = None
 
 
+class PauseNotebook(_Message, frozen=True):
+    """Pause what a notebook of mine runs on the device. `notebook` as in `Release`. Reply: `PausedNow`, or `Failure` where it runs nothing."""
+
+    notebook: str | None = None
+
+
+class ResumeNotebook(_Message, frozen=True):
+    """Let a notebook of mine run again that `PauseNotebook` paused. `notebook` as in `Release`. Reply: `ResumedNow`."""
+
+    notebook: str | None = None
+
+
+class AskHolder(_Message, frozen=True):
+    """A notebook of mine waits: ask this session, idle and not mine, to release what it holds. Reply: `AskedNow`."""
+
+    session: SessionId
+
+
 class GetSnapshot(_Message, frozen=True):
     """Reply: `SnapshotReply`, filtered for the caller (I9)."""
 
@@ -366,6 +384,25 @@ class ReleasedNow(_Message, frozen=True):
     asked: tuple[str, ...] = ()
 
 
+class PausedNow(_Message, frozen=True):
+    """What `PauseNotebook` paused, by notebook name, and for how many seconds at most."""
+
+    names: tuple[str, ...]
+    seconds: float
+
+
+class ResumedNow(_Message, frozen=True):
+    """What `ResumeNotebook` let run again, by notebook name; empty: its owner had paused none of them."""
+
+    names: tuple[str, ...]
+
+
+class AskedNow(_Message, frozen=True):
+    """0.0: it was asked. Else it was asked before, and can be again in so many seconds."""
+
+    again: float
+
+
 class SnapshotReply(_Message, frozen=True):
     """The state of the broker as the caller may see it."""
 
@@ -433,6 +470,9 @@ Request = (
     | Yield
     | End
     | Release
+    | PauseNotebook
+    | ResumeNotebook
+    | AskHolder
     | GetSnapshot
     | GetNeeds
     | SetWeight
@@ -441,7 +481,19 @@ Request = (
     | Stop
 )
 ClientNotice = CellStarted | CellEnded
-Reply = Ok | Failure | Granted | DryRun | Report | ReleasedNow | SnapshotReply | NeedsReply
+Reply = (
+    Ok
+    | Failure
+    | Granted
+    | DryRun
+    | Report
+    | ReleasedNow
+    | PausedNow
+    | ResumedNow
+    | AskedNow
+    | SnapshotReply
+    | NeedsReply
+)
 BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing
 
 
@@ -463,4 +515,7 @@ class FromBroker(Struct, frozen=True, array_like=True):
 
 def since(message: Request | BrokerNotice) -> int:
     """Return the first version that knows `message`: the other side would take it for a broken frame, and hang up."""
-    return 2 if isinstance(message, SetNeeds | GetNeeds | Budget | Trim) else 1
+    return 2 if isinstance(message, _SINCE_2) else 1
+
+
+_SINCE_2 = SetNeeds | GetNeeds | PauseNotebook | ResumeNotebook | AskHolder | Budget | Trim

@@ -70,7 +70,7 @@ class DeviceView(Struct, frozen=True):
 
 
 class SessionView(Struct, frozen=True):
-    """A kernel. `state` is its presence or activity, or `paused`; `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle)."""
+    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle)."""
 
     id: str
     user: str
@@ -86,6 +86,7 @@ class SessionView(Struct, frozen=True):
     demand: float | None = None
     turns: int = 0
     doing: tuple[str, ...] = ()
+    why_paused: str | None = None
 
 
 class QueueView(Struct, frozen=True):

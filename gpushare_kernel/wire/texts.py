@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size, pasteable_time
 from gpushare_kernel.core.values import GiB, Holder, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
+from gpushare_kernel.wire.messages import (
+    AskedNow,
+    DryRun,
+    PausedNow,
+    ReleasedNow,
+    Report,
+    ResumedNow,
+    Slowed,
+)
 from gpushare_kernel.wire.snapshot import NeedView
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -180,12 +188,6 @@ def _need_line(need: NeedView) -> str:
     return f"%%gpulane {sizes}" + (f" --time {time}" if time else "")
 
 
-def used_text(report: Report, line: str) -> str:
-    """Return the line after a declared cell; `line` is the magic to paste next time."""
-    used = report.persistent_measured + report.ephemeral_measured
-    return f"used {format_size(used)}; next time: {line}"
-
-
 def next_size(report: Report) -> str:
     """Return the one size to declare next time."""
     return pasteable_size(report.persistent_measured + report.ephemeral_measured)
@@ -237,6 +239,26 @@ def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
     if not parts:
         parts.append(f"Nothing to release: {names} uses all it holds, or holds no {noun}.")
     return " ".join(parts)
+
+
+def paused_text(paused: PausedNow, by: str = "%gpushare") -> str:
+    """Return what was paused by its owner, for how long at most, and how it goes on sooner."""
+    names = ", ".join(paused.names)
+    return f"Paused {names} for {format_duration(paused.seconds)} at most; it keeps its memory. It goes on sooner: {by} resume {_stem(paused.names[0])}"
+
+
+def resumed_text(resumed: ResumedNow) -> str:
+    """Return what runs again."""
+    if not resumed.names:
+        return "Nothing to resume: you have not paused it."
+    return f"{', '.join(resumed.names)} runs again, in its turn."
+
+
+def asked_text(asked: AskedNow) -> str:
+    """Return what came of asking an idle holder."""
+    if asked.again > 0:
+        return f"It was asked already; it can be asked again in {format_duration(asked.again)}."
+    return "Asked: its user reads how many wait, and what it keeps unused goes back now."
 
 
 def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
@@ -474,6 +496,8 @@ def _pause_reason(reason: str) -> str:
         return "others had their turn"
     if reason == PauseReason.RESTOPPED:
         return "somebody had continued it out of turn"
+    if reason == PauseReason.OWNER:
+        return "by hand, with pause"
     if reason == PauseReason.OVER_GRANT:
         return "it held more than it may, and others waited for that"
     return reason.rstrip(".")

@@ -9,8 +9,16 @@ from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, contex
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
-COMMANDS = ("status", "lanes", "live", "needs", "release", "memory", "debug", "off", "on", "doctor")
-WORDS = {"live": ("--static",), "memory": ("--free",), "debug": ("on", "off")}
+COMMANDS = (
+    *("status", "lanes", "live", "needs", "release", "pause", "resume", "memory"),
+    *("notify", "debug", "off", "on", "doctor"),
+)
+WORDS = {
+    "live": ("--static",),
+    "memory": ("--free",),
+    "notify": ("on", "off"),
+    "debug": ("on", "off"),
+}
 """What may follow a command."""
 OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 

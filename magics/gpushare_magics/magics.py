@@ -58,13 +58,13 @@ class GpuShareMagics(Magics):
             extension.dry_run(line)
             return None
         with plain_errors():
-            declaration, lane = extension.entered(line)
+            entered = extension.entered(line)
         failed = True
         try:
             result = run(extension.shell, cell)
             failed = False
         finally:
-            extension.leave(declaration, lane, failed=failed)
+            extension.leave(entered, failed=failed)
         return result
 
     @no_var_expand
@@ -78,9 +78,13 @@ class GpuShareMagics(Magics):
         %gpushare live --static       a picture of all of it, which stays in the notebook
         %gpushare needs               what your cells declare, what they take, and what to write instead
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
+        %gpushare pause NOTEBOOK      pause what another notebook of yours runs; it keeps its memory
+        %gpushare resume NOTEBOOK     let it run again
         %gpushare memory              what holds its memory: variables, results, the last error, pools
         %gpushare memory --free       let go of what the last error's frames hold
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
+        %gpushare notify on|off       tab title and browser notification when a cell that waited over 30 s starts or ends;
+                                      `on --after 5min` sets how long
         %gpushare debug on|off        keep the frames of a failed cell for %debug, with the memory they hold
         %gpushare off, %gpushare on   no messages and no cooperation here; the device stays shared
         %gpushare doctor              what this kernel finds, and what is amiss
@@ -106,6 +110,8 @@ class GpuShareMagics(Magics):
             output.show(tables.doctor(session))
         elif command == "live":
             self._live(notebook)
+        elif command == "notify":
+            self._extension.notify(notebook or "")
         elif session is None:
             output.show(texts.NO_BROKER)
         elif command == "needs":
@@ -114,6 +120,8 @@ class GpuShareMagics(Magics):
             self._memory(session, notebook)
         elif command == "release":
             output.show(texts.released_text(session.release(notebook), session.noun))
+        elif command in ("pause", "resume"):
+            output.show(_by_hand(session, command, notebook))
         else:
             table = tables.status if command == "status" else tables.lanes
             output.show(table(session.snapshot()))
@@ -186,7 +194,7 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
-_WITH_WORDS = ("release", "memory", "debug", "live")
+_WITH_WORDS = ("release", "pause", "resume", "memory", "debug", "live", "notify")
 _WIDGETS = ("anywidget", "ipywidgets")
 _NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."
 _LIVE_OR_STATIC = (
@@ -194,6 +202,16 @@ _LIVE_OR_STATIC = (
 )
 _NOT_FIXED = "memory is fixed at a kernel's start on a GPU only, and this notebook has none. Declare it: %%gpulane 6GiB."
 _ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."
+
+
+def _by_hand(session: Session, command: str, notebook: str | None) -> str:
+    """Pause or resume another notebook; this one runs this cell."""
+    if notebook is None:
+        msg = f"say which notebook: %gpushare {command} hw2. %gpushare status lists them; this one is interrupted instead."
+        raise UserError(msg)
+    if command == "pause":
+        return texts.paused_text(session.pause(notebook))
+    return texts.resumed_text(session.resume(notebook))
 
 
 def _words(line: str) -> list[str]:

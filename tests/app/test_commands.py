@@ -220,6 +220,22 @@ def test_doctor_is_content_where_kernels_share(gpushare, broker):
     assert "FAIL" not in done.stdout
 
 
+def test_pause_and_resume_say_what_is_amiss(gpushare, broker, kernel):
+    """One notebook at a time, one of one's own, and one that runs something; exit status 1 and one line."""
+    for words, text in (
+        (("pause",), "say which notebook, and 0 were named: jupyter gpushare pause hw2."),
+        (("resume", "a", "b"), "say which notebook, and 2 were named"),
+        (("pause", "hw3"), "you have no notebook 'hw3' open. Yours: hw2.ipynb."),
+        (("pause", "hw2"), "hw2.ipynb runs nothing that could be paused"),
+    ):
+        done = gpushare(*words)
+        assert done.returncode == 1, done.stdout
+        assert text in only_line(done.stderr)
+    done = gpushare("resume", "hw2.ipynb")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert only_line(done.stdout) == "Nothing to resume: you have not paused it."
+
+
 def test_the_policy_is_shown_and_switched(gpushare, broker):
     """Live; a mistyped one is refused before anything is asked."""
     with Line(broker) as line:

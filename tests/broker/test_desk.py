@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 
+from gpushare_kernel.core.records import User
 from gpushare_kernel.core.values import (
     LARGEST_SIZE,
     GiB,
     JobId,
     JobState,
     MiB,
+    PauseReason,
     Presence,
     SessionId,
     Usage,
+    UserId,
     WaitReason,
 )
+from gpushare_kernel.devices.base import Capabilities
 from gpushare_kernel.transport.words import LANE
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House
@@ -252,6 +256,86 @@ def test_release_by_name_and_not_while_it_runs(house: House) -> None:
     freed = client.ask(msg.Release("hw2"))
     assert freed == msg.ReleasedNow(3 * GiB, ("hw2.ipynb",))
     assert "hw1.ipynb, hw2.ipynb" in refused(client.ask(msg.Release("hw3")), "NotYours")
+
+
+def test_pause_and_resume_by_hand(house: House) -> None:
+    """One's own notebook that runs something, from a command line or another notebook; it keeps what it has, for a time."""
+    client, other = house.notebook("hw1.ipynb"), house.notebook("hw2.ipynb")
+    assert "runs nothing" in refused(client.ask(msg.PauseNotebook("hw2")), "BadDeclaration")
+    other.ask(submit("k", persistent=3 * GiB))
+    assert "asks for it" in refused(other.ask(msg.PauseNotebook("hw2.ipynb")), "BadDeclaration")
+    assert client.ask(msg.ResumeNotebook("hw2")) == msg.ResumedNow(())
+    paused = client.ask(msg.PauseNotebook("hw2"))
+    assert paused == msg.PausedNow(("hw2.ipynb",), 600.0)
+    session = house.broker.scheduler.sessions[session_of(other)]
+    assert session.stopped is PauseReason.OWNER
+    assert session.charged == 3 * GiB
+    line = house.call(msg.Observe())
+    told = line.ask(msg.GetSnapshot())
+    assert isinstance(told, msg.SnapshotReply)
+    (seen,) = [s for s in told.snapshot.sessions if s.name == "hw2.ipynb"]
+    assert (seen.state, seen.why_paused) == ("paused", "by-its-owner")
+    assert line.ask(msg.ResumeNotebook(session_of(other))) == msg.ResumedNow(("hw2.ipynb",))
+    assert session.suspended_until is None
+    house.device.capabilities = Capabilities(can_pause=False, can_park=False, why="MPS runs")
+    assert "MPS runs" in refused(line.ask(msg.PauseNotebook("hw2")), "BadDeclaration")
+
+
+def test_a_waiting_notebook_is_not_paused(house: House) -> None:
+    """It runs nothing yet; what it waits for would stay with it."""
+    client, other = house.notebook("hw1.ipynb"), house.notebook("hw2.ipynb")
+    client.ask(submit("j", persistent=6 * GiB))
+    other.send(submit("k", persistent=6 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    assert "runs nothing" in refused(client.ask(msg.PauseNotebook("hw2")), "BadDeclaration")
+
+
+@as_root
+def test_others_pause_nothing(house: House, tmp_path: Path) -> None:
+    """I9: a neighbour's notebook is not theirs to stop or to let go on."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    client = house.notebook("secret.ipynb")
+    client.ask(submit("j", persistent=GiB))
+    name = session_of(client)
+    answers = house.as_user(
+        NOBODY,
+        msg.Observe(),
+        msg.PauseNotebook(name),
+        msg.ResumeNotebook(name),
+        msg.AskHolder(name),
+    )
+    assert [answer.code for answer in answers[1:]] == ["NotYours", "NotYours", "BadDeclaration"]
+    assert "secret" not in repr(answers)
+    assert house.broker.scheduler.sessions[name].suspended_until is None
+
+
+def test_who_waits_asks_an_idle_holder(house: House) -> None:
+    """It is told how many wait and gives back what it keeps unused; not twice within ten minutes, not while it runs, and for nobody who does not wait."""
+    holder, waiter = house.notebook("holds.ipynb"), house.notebook("waits.ipynb")
+    ask = msg.AskHolder(session_of(holder))
+    assert "your own" in refused(waiter.ask(ask), "BadDeclaration")
+    house.do(lambda: setattr(house.broker.registry.get(session_of(holder)), "uid", NOBODY))
+    waiting = house.broker.scheduler.sessions[session_of(waiter)]
+    house.do(lambda: setattr(waiting, "user", User(UserId("zoe"))))
+    ask = msg.AskHolder(session_of(holder))
+    holder.ask(submit("j", persistent=6 * GiB))
+    assert "none of your notebooks waits" in refused(waiter.ask(ask), "BadDeclaration")
+    waiter.send(submit("w", persistent=6 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.book.queue) == 1)
+    assert "running a cell" in refused(waiter.ask(ask), "BadDeclaration")
+    holder.ask(msg.End(JobId("j"), 6 * GiB, 6 * GiB, 0))
+    assert waiter.ask(ask) == msg.AskedNow(0.0)
+    holder.ask(msg.SetNeeds(0))
+    assert holder.notices[-2] == msg.Trim()
+    said = holder.notices[-1]
+    assert isinstance(said, msg.Announce)
+    assert said.text.startswith("1 person waits; you hold 6.0 GiB idle since ")
+    again = waiter.ask(ask)
+    assert isinstance(again, msg.AskedNow)
+    assert 590 < again.again <= 600
+    gone = refused(waiter.ask(msg.AskHolder(SessionId("nobody"))), "NotYours")
+    assert "not there any more" in gone
 
 
 def test_a_plain_cell_is_told_of_by_notices(house: House) -> None:

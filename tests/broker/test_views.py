@@ -28,7 +28,7 @@ KEYS = {
     "turns": {"session", "began", "ended", "kind"},
     "lanes": {"id", "size", "occupant", "members"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
-    | {"device", "own", "jobs", "demand", "turns", "doing"},
+    | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused"},
     "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited", "name"},
     "users": {"name", "weight", "device_time"},
 }

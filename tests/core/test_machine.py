@@ -29,6 +29,7 @@ from gpushare_kernel.core.values import (
     JobId,
     JobState,
     MiB,
+    PauseReason,
     PauseStatus,
     Presence,
     ProcessKey,
@@ -44,6 +45,7 @@ RESERVE = 512 * MiB
 OWED = 2.0
 """Device seconds that a session is owed before it counts as starving: a turn, and drains of those before it."""
 sizes = st.integers(0, 40).map(lambda n: n * 128 * MiB)
+suspensions = st.sampled_from([PauseReason.OVER_GRANT, PauseReason.OWNER])
 
 
 def now(coroutine: Coroutine[Any, Any, PauseOutcome]) -> PauseOutcome:
@@ -368,14 +370,15 @@ class Machine(RuleBasedStateMachine):
         if session in self.targets:
             self.send(ev.Exempted(at=self.at, session=session, until=self.at + seconds))
 
-    @rule(session=sessions, seconds=st.sampled_from([0.05, 1.0, 60.0]))
-    def suspend(self, session: SessionId, seconds: float) -> None:
+    @rule(session=sessions, seconds=st.sampled_from([0.05, 1.0, 60.0]), reason=suspensions)
+    def suspend(self, session: SessionId, seconds: float, reason: PauseReason) -> None:
         if session in self.targets:
-            self.send(ev.Suspended(at=self.at, session=session, until=self.at + seconds))
+            until = self.at + seconds
+            self.send(ev.Suspended(at=self.at, session=session, until=until, reason=reason))
 
-    @rule(session=sessions)
-    def let_on(self, session: SessionId) -> None:
-        self.send(ev.SuspensionEnded(at=self.at, session=session))
+    @rule(session=sessions, reason=suspensions)
+    def let_on(self, session: SessionId, reason: PauseReason) -> None:
+        self.send(ev.SuspensionEnded(at=self.at, session=session, reason=reason))
 
     @rule(policy=st.sampled_from(["fair", "fifo", "srtf", "pack"]))
     def policy(self, policy: str) -> None:

@@ -67,6 +67,26 @@ def test_it_runs_again_when_the_broker_says_so() -> None:
     assert not [i for i in here.log[log:] if isinstance(i, do.Resume)]
 
 
+def test_its_owner_pauses_it_and_nothing_else_lets_it_on() -> None:
+    """By hand: told so in the end; the end of another suspension is not that of this one, nor the other way round."""
+    here = world(running=2)
+    until = here.now + 600.0
+    here.send(ev.Suspended(at=here.now, session=A, until=until, reason=PauseReason.OWNER))
+    here.finish_drains()
+    suspend(here, 1.0)  # it is over its grant as well: it stands already
+    here.send(ev.SuspensionEnded(at=here.now, session=A))
+    here.run(12.0, step=0.1)
+    assert here.core.sessions[A].stopped is PauseReason.OWNER
+    assert here.kernels["a"].paused
+    here.send(ev.SuspensionEnded(at=here.now, session=A, reason=PauseReason.OWNER))
+    assert not here.kernels["a"].paused
+    (told,) = [i for i in here.log if isinstance(i, do.Slow)]
+    assert told.reason is PauseReason.OWNER
+    suspend(here)
+    here.send(ev.SuspensionEnded(at=here.now, session=A, reason=PauseReason.OWNER))
+    assert stands(here)
+
+
 def test_a_second_time_has_a_bound_of_its_own() -> None:
     """The end of the first does not end it."""
     here = world()

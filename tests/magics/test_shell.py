@@ -335,6 +335,14 @@ def test_lanes_and_release(run: Run, capsys: Capture) -> None:
     assert capsys.readouterr().out == "Released 1.0 GiB of memory: hw2.ipynb.\n"
 
 
+def test_pause_and_resume_need_another_notebook(run: Run, capsys: Capture) -> None:
+    """This one runs the cell that asks."""
+    for command in ("pause", "resume"):
+        assert not run(f"%gpushare {command}").success
+        out = capsys.readouterr().out
+        assert f"say which notebook: %gpushare {command} hw2." in out
+
+
 def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what to install, and what does without."""
     monkeypatch.setitem(sys.modules, "anywidget", None)
@@ -347,11 +355,30 @@ def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.M
     assert "say %gpushare live, or %gpushare live --static" in capsys.readouterr().out
 
 
+def test_notify_says_what_it_needs(
+    run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anywidget, and where it is not understood, one line says what to do."""
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "gpushare_widgets.notify", raising=False)
+    assert not run("%gpushare notify on").success
+    assert "notifications need anywidget" in capsys.readouterr().out
+    for line, words in (
+        ("notify", "say %gpushare notify on"),
+        ("notify maybe", "say %gpushare notify on"),
+        ("notify on --after -3", "time '-3' is negative"),
+    ):
+        assert not run(f"%gpushare {line}").success
+        assert words in capsys.readouterr().out
+    assert run("%gpushare notify off").success
+    assert capsys.readouterr().out.startswith("Nobody is told")
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, memory, debug, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, memory, notify, debug, off, on, doctor."),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip

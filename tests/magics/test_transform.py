@@ -117,13 +117,13 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
         ("%%gpulane --w", "--w", ["--weight", "--wait"]),
         ("%%gpulane 6GiB --t", "--t", ["--time"]),
         ("%%gpulane --wait 3 --w", "--w", ["--weight"]),
-        ("%gpushare re", "re", ["release"]),
+        ("%gpushare re", "re", ["release", "resume"]),
         (
             "%gpushare ",
             "",
             [
-                *("status", "lanes", "live", "needs", "release", "memory"),
-                *("debug", "off", "on", "doctor"),
+                *("status", "lanes", "live", "needs", "release", "pause", "resume", "memory"),
+                *("notify", "debug", "off", "on", "doctor"),
             ],
         ),
         ("%gpushare live -", "-", ["--static"]),

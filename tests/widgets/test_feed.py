@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from gpushare_kernel import BrokerUnavailable
 from gpushare_kernel.client import api
 from gpushare_kernel.client.line import Line
-from gpushare_kernel.wire.messages import ReleasedNow
+from gpushare_kernel.wire.messages import AskedNow, PausedNow, ReleasedNow, ResumedNow
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.faults.conftest import Measured, host, measured
 from tests.faults.host import Host, kill
@@ -38,6 +38,7 @@ class Tape(Line):
         self.now: Snapshot = STILL
         self.away = False
         self.released: list[str] = []
+        self.did: list[tuple[str, str]] = []
         self.asked = 0
 
     def snapshot(self) -> Snapshot:
@@ -50,6 +51,18 @@ class Tape(Line):
     def release(self, session: str) -> ReleasedNow:
         self.released.append(session)
         return ReleasedNow(2**30, ("hw2.ipynb",))
+
+    def pause(self, session: str) -> PausedNow:
+        self.did.append(("pause", session))
+        return PausedNow(("hw2.ipynb",), 600.0)
+
+    def resume(self, session: str) -> ResumedNow:
+        self.did.append(("resume", session))
+        return ResumedNow(("hw2.ipynb",))
+
+    def ask_holder(self, session: str) -> AskedNow:
+        self.did.append(("ask", session))
+        return AskedNow(0.0)
 
     def close(self) -> None:
         """Nothing to hang up."""
@@ -356,13 +369,41 @@ def test_controls(action: str, session: str, answer: str, released: list[str]) -
     assert steps.tape.released == released
 
 
-def test_only_what_the_broker_has_a_request_for_is_offered() -> None:
-    """Nothing is offered on others' notebooks, and nothing that could not be carried out."""
+@pytest.mark.parametrize(
+    ("action", "session", "answer"),
+    [
+        ("pause", "s1", "Paused hw2.ipynb for 10 min at most"),
+        ("resume", "s2", "hw2.ipynb runs again"),
+        ("ask", "s4", "Asked: its user reads how many wait"),
+        ("ask", "s1", "This notebook cannot be asked to ask now."),
+        ("pause", "s4", "This notebook is not yours"),
+    ],
+)
+def test_what_the_broker_is_asked_for(action: str, session: str, answer: str) -> None:
+    """Each control is one request, and its answer is a sentence."""
+    steps = Steps()
+    by_hand = [replace(s, why_paused="by-its-owner") if s.id == "s2" else s for s in STILL.sessions]
+    steps.tape.now = replace(STILL, sessions=tuple(by_hand))
+    screen = watched(steps)
+    steps.hear(screen, wish(action, session))
+    assert steps.go(0.01)
+    (done,) = [one for one in screen.take() if one["type"] == "done"]
+    assert done["text"].startswith(answer)
+    refused = answer.startswith("This")
+    assert steps.tape.did == ([] if refused else [(action, session)])
+
+
+def test_only_what_the_broker_has_a_request_for_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To others' notebooks only asking; nothing that could not be carried out, and no pause that would stop this very process."""
     told = offered(Steps().first())["sessions"]
     controls = {entry["id"]: entry["actions"] for entry in told}
-    assert controls["s2"] == ["release"]
-    assert {action for actions in controls.values() for action in actions} == {"release"}
-    assert all(entry["own"] for entry in told if entry["actions"])
+    assert controls == {"s1": ["pause"], "s2": ["release"], "s3": [], "s4": ["ask"], "s5": []}
+    monkeypatch.setenv("GPUSHARE_SESSION", "s1")
+    for kind, actions in {"cuda": ["pause"], "host": []}.items():
+        steps = Steps()
+        steps.tape.now = replace(STILL, devices=(replace(STILL.devices[0], kind=kind),))
+        first = offered(steps.first())["sessions"]
+        assert next(entry["actions"] for entry in first if entry["id"] == "s1") == actions, kind
 
 
 @pytest.mark.parametrize(

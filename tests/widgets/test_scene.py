@@ -130,7 +130,7 @@ def test_one_can_do_something_about_own_sessions_only():
     """What the device cannot do is not offered; to others' idle one of them is asked while one waits there."""
     actions = {row["id"]: row["actions"] for row in scene(FULL, now=NOW)["sessions"]}
     assert actions == {
-        "s1": ["release", "pause"],
+        "s1": ["pause"],
         "s2": ["release", "park"],
         "s3": [],
         "s4": ["ask"],
@@ -139,9 +139,22 @@ def test_one_can_do_something_about_own_sessions_only():
     plain = DeviceView("GPU-5f3c", "cuda", "GPU", 78 * GiB, 0, 34 * GiB, (), limits="MPS runs.")
     limited = msgspec.structs.replace(FULL, devices=(plain,), queue=())
     actions = {row["id"]: row["actions"] for row in scene(limited, now=NOW)["sessions"]}
-    assert actions == {"s1": ["release"], "s2": ["release"], "s3": [], "s4": [], "s5": []}
+    assert actions == {"s1": [], "s2": ["release"], "s3": [], "s4": [], "s5": []}
     lost = msgspec.structs.replace(FULL, devices=(msgspec.structs.replace(plain, lost="gone."),))
     assert not any(row["actions"] for row in scene(lost, now=NOW)["sessions"])
+
+
+def test_who_was_paused_by_hand_can_be_let_on():
+    """And only by hand: what is over its grant, or out of its turn, goes on by itself."""
+    for why, mode, actions in (
+        ("by-its-owner", "by hand", ["resume"]),
+        ("over-its-grant", "over its grant", []),
+        (None, "in turns", []),
+    ):
+        first = msgspec.structs.replace(FULL.sessions[0], state="paused", why_paused=why)
+        shown = msgspec.structs.replace(FULL, sessions=(first, *FULL.sessions[1:]))
+        row = next(row for row in scene(shown, now=NOW)["sessions"] if row["id"] == "s1")
+        assert (row["mode"], row["actions"]) == (mode, actions)
 
 
 def test_a_job_that_is_called_like_its_notebook_is_not_named_twice():

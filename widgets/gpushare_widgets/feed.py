@@ -37,8 +37,8 @@ PATIENCE = 2.0
 """Seconds in which a broker answers, or is away."""
 _PAUSES = (0.25, 0.5, 1.0, 2.0)
 """Seconds between attempts to find a broker that is away."""
-_DOES = {"release": ("idle", "bare")}
-"""The controls that a broker has a request for, and the states of a notebook in which it grants them."""
+_DOES = ("release", "pause", "resume", "ask")
+"""The controls that a broker has a request for."""
 _STRAYS = 1.0
 """Seconds by which the broker's clock and ours may part."""
 _FRONT_ENDS = 50
@@ -320,19 +320,29 @@ class Feed:
         session = next((one for one in snapshot.sessions if one.id == wish.session), None)
         if entry is None or session is None:
             return "This notebook is not there any more."
-        if not session.own:
+        if not session.own and wish.action != "ask":
             return "This notebook is not yours: only its owner can do that."
         if wish.action not in entry["actions"] or self._line is None:
             return f"This notebook cannot be asked to {wish.action} now."
         kinds = {device.id: device.kind for device in snapshot.devices}
-        released = self._line.release(session.id)
-        return texts.released_text(released, texts.memory_noun(kinds.get(session.device, "")))
+        return _done(self._line, wish, texts.memory_noun(kinds.get(session.device, "")))
 
     def _push(self, view: View, message: dict[str, Any]) -> None:
         try:
             view.push(message)
         except Exception:  # noqa: BLE001 - its comm was closed in this moment, or the kernel ends
             self.drop(view)
+
+
+def _done(line: Line, wish: _Wish, noun: str) -> str:
+    """Ask the broker for what a control says; return what came of it."""
+    if wish.action == "pause":
+        return texts.paused_text(line.pause(wish.session))
+    if wish.action == "resume":
+        return texts.resumed_text(line.resume(wish.session))
+    if wish.action == "ask":
+        return texts.asked_text(line.ask_holder(wish.session))
+    return texts.released_text(line.release(wish.session), noun)
 
 
 def offered(scene: Scene, before: Scene | None = None, made: Scene | None = None) -> Scene:
@@ -345,6 +355,7 @@ def offered(scene: Scene, before: Scene | None = None, made: Scene | None = None
     same = {name for name in scene if name in was and scene[name] is was[name]}
     if before is not None:
         told |= {name: before[name] for name in same}
+    kinds = {device["id"]: device["kind"] for device in told.get("devices", ())}
     if "devices" in told.keys() - same:
         told["devices"] = [
             {**device, "segments": [_known(segment) for segment in device["segments"]]}
@@ -352,7 +363,7 @@ def offered(scene: Scene, before: Scene | None = None, made: Scene | None = None
         ]
     if "sessions" in told.keys() - same:
         told["sessions"] = [
-            {**entry, "actions": [one for one in entry["actions"] if _can(one, entry)]}
+            {**entry, "actions": [one for one in entry["actions"] if _can(one, entry, kinds)]}
             for entry in told["sessions"]
         ]
     return told
@@ -362,8 +373,12 @@ def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value is not None}
 
 
-def _can(action: str, entry: Mapping[str, Any]) -> bool:
-    return bool(entry["own"]) and entry["state"] in _DOES.get(action, ())
+def _can(action: str, entry: Mapping[str, Any], kinds: Mapping[str, str]) -> bool:
+    """Whether a control can be carried out. On a CPU a pause would stop this process, and nobody here could resume it."""
+    stops_us = (
+        entry["id"] == os.environ.get("GPUSHARE_SESSION") and kinds.get(entry["device"]) == "host"
+    )
+    return action in _DOES and not (action == "pause" and stops_us)
 
 
 def _sentence(problem: GpushareError) -> str:

@@ -25,6 +25,8 @@ from gpushare_widgets.parties import CROWD, NOBODY, Party, clean, longest, parti
 
 Scene = dict[str, Any]
 _MODES = {"co-run": "shared", "exclusive": "in turns"}
+_BY_HAND = "by-its-owner"
+_PAUSES = {_BY_HAND: "by hand", "over-its-grant": "over its grant"}
 _REASONS = frozenset(WaitReason)
 _AT_WORK = ("busy", "paused", "restoring")
 _MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED, _MOST_HOLDERS = 30, 12, 16, 20, 3
@@ -266,12 +268,17 @@ def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
                 "user": party.user or None,
                 "device": first.device if len({one.device for one in members}) == 1 else "",
                 "state": _states(members) if several else _state(first, waits=first.id in waiting),
-                "mode": None if several else _MODES.get(first.mode or ""),
+                "mode": None if several else _mode(first),
                 "doing": "" if several else _doing(first, longest(snapshot.sessions)),
                 "held": sum(held) if held else None,
                 "actions": []
                 if several
-                else _actions(first, _device(devices, first), waits=first.device in waits_there),
+                else _actions(
+                    first,
+                    _device(devices, first),
+                    waiting=first.id in waiting,
+                    wanted=first.device in waits_there,
+                ),
             }
         )
     return sorted(told, key=lambda row: (not row["own"], row["label"]))
@@ -284,6 +291,11 @@ def _state(session: SessionView, *, waits: bool) -> str:
     return clean(session.state, 20)
 
 
+def _mode(session: SessionView) -> str | None:
+    """Return how it shares the device, or why it stands still."""
+    return _PAUSES.get(session.why_paused or "") or _MODES.get(session.mode or "")
+
+
 def _doing(session: SessionView, most: int) -> str:
     """Return what its jobs are called, where that is not its own name again."""
     return clean(", ".join(name for name in session.doing if name != session.name), most)
@@ -294,18 +306,20 @@ def _states(members: Sequence[SessionView]) -> str:
     return f"{busy} busy" if busy else "idle"
 
 
-def _actions(session: SessionView, device: DeviceView | None, *, waits: bool) -> list[str]:
-    """Return what one can do: with one's own notebook what the device can, to an idle one of others ask while one waits."""
+def _actions(
+    session: SessionView, device: DeviceView | None, *, waiting: bool, wanted: bool
+) -> list[str]:
+    """Return what one can do: with one's own notebook what the device can, to an idle one of others ask while one of one's own waits there."""
     if device is None or device.lost:
         return []
     if not session.own:
-        return ["ask"] if waits and session.state == "idle" else []
+        return ["ask"] if wanted and session.state == "idle" else []
     can = getattr(device, "can", () if device.limits else ("pause",))
     state = session.state
     offered = {
-        "release": bool(session.p) and state != "parked",
-        "pause": "pause" in can and state == "busy",
-        "resume": "pause" in can and state == "paused",
+        "release": bool(session.p) and state in ("idle", "bare"),
+        "pause": "pause" in can and state == "busy" and not waiting,
+        "resume": "pause" in can and session.why_paused == _BY_HAND,
         "park": "park" in can and state == "idle" and bool(session.p),
         "restore": "park" in can and state == "parked",
     }
