@@ -91,7 +91,7 @@ def stopped() -> Snapshot:
     """One is paused, one is parked, one comes back."""
     sessions = (
         session("s1", "ann", "train.ipynb", "busy", 14 * GiB, own=True, jobs=("j1",), doing=("epoch 3",)),
-        session("s2", "ann", "sweep.ipynb", "paused", 8 * GiB, own=True, jobs=("j2",)),
+        session("s2", "ann", "sweep.ipynb", "paused", 8 * GiB, own=True, jobs=("j2",), why_paused="by-its-owner"),
         session("s3", "ann", "old.ipynb", "parked", 0, own=True, parked=12 * GiB),
         session("s4", "bl", None, "restoring", None, parked=5 * GiB),
     )  # fmt: skip
