@@ -43,7 +43,10 @@ class GpuSession:
         self._turn = asyncio.Lock()
 
     async def pause(self, members: Collection[ProcessKey], limit: float) -> PauseOutcome:
-        """Lock the root and `members` side by side; all of them, as far as there is anything to lock, or none."""
+        """Lock the root and `members` side by side; all of them, as far as there is anything to lock, or none.
+
+        Where it is none, what cannot be undone now stays on record: `resume` is to be asked for until all run.
+        """
         async with self._turn:
             lockers = self._of([self.root, *members])
             try:
@@ -119,9 +122,6 @@ class GpuSession:
     async def _undo(self, lockers: Sequence[Locker]) -> None:
         locked = [locker for locker in lockers if locker.locked]
         await _side_by_side(locker.unlock() for locker in locked)
-        for locker in locked:
-            if locker.recorded:  # nobody will ask for it again
-                locker.let_go()
 
     def _tidy(self) -> None:
         for key, locker in [*self.lockers.items()]:

@@ -111,6 +111,45 @@ def test_a_resume_that_cannot_be_done_gives_way_to_the_next_pause(house: House) 
     house.saw(lambda: "pause" in did(house))
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PauseOutcome(PauseStatus.UNSUPPORTED),
+        PauseOutcome(PauseStatus.BUSY),
+        DeviceError("the record is full"),
+    ],
+)
+def test_who_could_not_be_paused_is_resumed_until_it_runs(
+    house: House, answer: PauseOutcome | Exception
+) -> None:
+    """L1, L3: a part of it may be locked all the same; as long as it may be, its word tells its starter so."""
+    client = house.notebook()
+    house.device.answers["pause"] = [answer]
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 1000
+    carry_out(house, pause(client))
+    house.saw(lambda: did(house).count("resume") > 1)
+    assert client.view is not None
+    assert client.view.read(0) == PAUSED
+    house.do(house.device.answers["resume"].clear)
+    settled(house, client)
+    house.saw(lambda: client.view is not None and client.view.read(0) == 0)
+    assert did(house).count("pause") == 1
+
+
+def test_a_pause_that_failed_gives_way_to_the_next(house: House) -> None:
+    """Its resume is over before: nobody undoes what the next one did."""
+    client = house.notebook()
+    house.device.answers["pause"] = [PauseOutcome(PauseStatus.UNSUPPORTED)]
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 1000
+    house.do(house.device.gate.clear)
+    carry_out(house, pause(client), pause(client, 2))
+    house.do(house.device.gate.set)
+    settled(house, client)
+    assert did(house) == ["pause", "resume", "pause"]
+    assert client.view is not None
+    assert client.view.read(0) == PAUSED
+
+
 def test_a_session_that_is_gone_is_still_resumed(house: House) -> None:
     """Its children may stand still: the target is the one of the time of the order."""
     client = house.notebook()
