@@ -135,7 +135,9 @@ class Worker:
         if command == "unlock":
             return self._undo(key)
         reply = Reply(answers.SUCCESS, self._driver.state(key.pid))
-        if reply.state is ProcessState.LOCKED:  # by a worker that is gone, say: now it is ours to undo
+        if (
+            reply.state is ProcessState.LOCKED
+        ):  # by a worker that is gone, say: now it is ours to undo
             self._note(key, held=True)
         return reply
 
@@ -183,4 +185,6 @@ def main() -> bool:
 
 
 if __name__ == "__main__":
-    os._exit(0 if main() else 1)  # what could not be written to a line that ended must not be flushed once more
+    os._exit(
+        0 if main() else 1
+    )  # what could not be written to a line that ended must not be flushed once more

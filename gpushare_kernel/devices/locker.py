@@ -79,17 +79,15 @@ class Locker:
 
     async def unlock(self) -> PauseOutcome:
         """Let it in again, whoever held its lock for us. NOTHING: it runs."""
+        self.settle()
         standing = self.standing()
         if not self.recorded:
             gone = standing is PauseStatus.GONE
             return PauseOutcome(PauseStatus.GONE if gone else PauseStatus.NOTHING)
+        if standing is None and self._crew.busy_with(self.key):
+            standing = PauseStatus.BUSY
         if standing is not None:
             return PauseOutcome(standing)
-        self.settle()
-        if not self.recorded:
-            return PauseOutcome(PauseStatus.NOTHING)
-        if self._crew.busy_with(self.key):
-            return PauseOutcome(PauseStatus.BUSY)
         asked = monotonic()
         try:
             reply, asked = await self._ask("unlock", limit=_UNLOCK_LIMIT)

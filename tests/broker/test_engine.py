@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
 from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.ledger import SessionRow
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.core.values import GiB, JobId, PauseReason, PauseStatus, SessionId
+from gpushare_kernel.core.values import GiB, JobId, PauseReason, PauseStatus, SessionId, UserId
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.transport.words import LANE, PAUSED, TURN
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House, PlayedDevice
 from tests.broker.test_desk import job_of, session_of, submit
+from tests.procs import key_of
 
 
 def carry_out(house: House, *instructions: do.Instruction) -> None:
@@ -148,6 +151,16 @@ def test_a_pause_that_failed_gives_way_to_the_next(house: House) -> None:
     assert did(house) == ["pause", "resume", "pause"]
     assert client.view is not None
     assert client.view.read(0) == PAUSED
+
+
+def test_who_was_left_paused_by_a_broker_before_is_resumed_until_it_runs(house: House) -> None:
+    """L3: its guardian could not, nor could we when we started; nobody has to want a turn for it."""
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 2
+    row = SessionRow(
+        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+    )  # fmt: skip
+    house.do(lambda: house.broker.adopt(row))
+    house.saw(lambda: did(house) == ["resume"] * 3)
 
 
 def test_a_session_that_is_gone_is_still_resumed(house: House) -> None:
