@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import PauseStatus, ProcessKey
+from gpushare_kernel.devices.answers import UNDONE
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.devices.locker import Locker
 
@@ -18,7 +19,6 @@ _RUNS_ON = (PauseStatus.BUSY, PauseStatus.UNSUPPORTED, PauseStatus.FORBIDDEN)
 """One of its processes cannot be paused: then none is. The first that applies is said."""
 
 _T = TypeVar("_T")
-_NOT_HELD = (PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE)
 
 
 class GpuSession:
@@ -81,7 +81,7 @@ class GpuSession:
             outcomes = await _side_by_side(locker.unlock() for locker in lockers)
             drain = max((outcome.drain for outcome in outcomes), default=0.0)
             for outcome in outcomes:
-                if outcome.status not in _NOT_HELD:
+                if outcome.status not in UNDONE:
                     return PauseOutcome(outcome.status, drain)
             self._tidy()
             alive = procfs.alive(self.root)

@@ -133,6 +133,7 @@ class Locker:
     def _runs_now(self, status: PauseStatus) -> bool:
         """Nothing holds it: forget it, unless a lock may come through yet."""
         if status is not PauseStatus.GONE and self._is_late:
+            self.locked = False
             return False
         self.forget()
         return True

@@ -98,6 +98,7 @@ def test_a_lock_that_comes_through_after_its_worker_died_is_undone(
     gpu.set(f"state.{target.root.pid}", "locked")
     assert gpu.resume(target) is PauseStatus.BUSY, "for a minute it may be locked yet"
     assert gpu.state(target.root) == "running"
+    assert not gpu.device.paused(target)
     gpu.device.usage(target)
     assert gpu.record.keys == [target.root]
     gpu.device._sessions[target.root].lockers[target.root]._late = 0.0  # the minute is over
