@@ -21,7 +21,7 @@ from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.devices.verdict import Probe, Verdict
 from gpushare_kernel.interpreters import STARTUP_FILE
 from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
-from gpushare_kernel.transport.places import Places, may_start
+from gpushare_kernel.transport.places import Places, may_start, rehearse
 from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
 
 _OURS = "gpushare"
@@ -82,15 +82,7 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
             snapshot = line.snapshot()
             pid = line.pid
     except NoBroker:
-        said = f"No broker runs at {where.socket}"
-        if may_start(where):
-            yield Check(Finding.NOTE, "broker", f"{said}; the first kernel starts one.")
-        else:
-            yield Check(
-                Finding.FAILED,
-                "broker",
-                f"{said}, and only root may start one here. Ask your administrator.",
-            )
+        yield _startable(where)
         return
     except GpushareError as problem:
         yield Check(Finding.FAILED, "broker", " ".join(str(problem).split()))
@@ -104,6 +96,19 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
             "device",
             "It does not share the GPU. Once what is said above is mended: jupyter gpushare stop, then start.",
         )
+
+
+def _startable(where: Places) -> Check:
+    """None runs: would one start?"""
+    said = f"No broker runs at {where.socket}"
+    if not may_start(where):
+        text = f"{said}, and only root may start one here. Ask your administrator."
+        return Check(Finding.FAILED, "broker", text)
+    try:
+        rehearse(where)
+    except GpushareError as problem:
+        return Check(Finding.FAILED, "broker", f"{said}, and none can be started: {problem}")
+    return Check(Finding.NOTE, "broker", f"{said}; the first kernel starts one.")
 
 
 def _device(device: DeviceView) -> Check:

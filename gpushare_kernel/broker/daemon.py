@@ -110,13 +110,13 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument(
         "--foreign",
-        choices=[*Foreign],
+        choices=[one.value for one in Foreign],
         help="GPU processes of known users that nobody opened a session for: adopt them (default of a "
         "system broker) or ignore them",
     )
     found.add_argument(
         "--over",
-        choices=[*Over],
+        choices=[one.value for one in Over],
         help="whoever holds more than it was granted, and was paused for it in vain while others wait: tell only "
         "(default), or end its process",
     )

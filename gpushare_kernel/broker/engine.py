@@ -16,7 +16,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage
-from gpushare_kernel.devices.base import Device
+from gpushare_kernel.devices.base import Device, Target
 from gpushare_kernel.transport.words import LANE, TURN
 from gpushare_kernel.wire.messages import Slowed, Soon
 
@@ -142,6 +142,10 @@ class Engine:
             )
         )
 
+    def undo(self, kernel: Kernel) -> None:
+        """Let it run, where a broker before us left it paused and nobody could undo that yet."""
+        self._then(kernel, self._resuming(kernel))
+
     async def settled(self, kernel: Kernel) -> None:
         """Wait until every pause and resume of `kernel` asked for so far is carried out, or its user has stopped it."""
         if kernel.tail is not None:
@@ -221,7 +225,7 @@ class Engine:
     def _resume(self, resume: do.Resume) -> None:
         kernel = self._registry.get(resume.session)
         if kernel is not None:
-            self._then(kernel, self._resuming(kernel))
+            self.undo(kernel)
 
     def _then(self, kernel: Kernel, action: Callable[[], Awaitable[None]]) -> None:
         before = kernel.tail
@@ -253,8 +257,6 @@ class Engine:
                     # Whatever it was, the scheduler waits for an answer, and everybody else for the scheduler.
                     _logger.exception("a pause failed", extra={"session": kernel.id})
                     status, drain = PauseStatus.UNSUPPORTED, 0.0
-                if status is not PauseStatus.PAUSED:
-                    kernel.mark_paused(paused=False)
             if kernel.id in self.scheduler.sessions:
                 if not self.scheduler.config.divisible:
                     self.sample(kernel.id)  # it stands still: what it has counted is final
@@ -267,6 +269,9 @@ class Engine:
                         drain=drain,
                     )
                 )
+            if status is not PauseStatus.PAUSED:
+                # A part of it may stand still all the same: a worker has died of its lock, say.
+                await self._let_run(kernel, target)
 
         return action
 
@@ -275,21 +280,22 @@ class Engine:
             kernel.target
         )  # as it is now: where the root has ended, its children are still to be resumed
 
-        async def action() -> None:
-            pause, task = RESUME_AGAIN, asyncio.current_task()
-            while target is not None:
-                try:
-                    outcome = await self.device.resume(target)
-                except Exception:
-                    _logger.exception("a resume failed", extra={"session": kernel.id})
-                else:
-                    if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:
-                        break
-                if kernel.tail is not task:
-                    return  # it is to be paused again: that is not to wait for this
-                # Its user has stopped it (the driver answers after SIGCONT), or it became somebody else's.
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 1.0)
-            kernel.mark_paused(paused=False)
+        return lambda: self._let_run(kernel, target)
 
-        return action
+    async def _let_run(self, kernel: Kernel, target: Target | None) -> None:
+        """Resume it, again and again until all of it runs; only then does its word say so."""
+        pause, task = RESUME_AGAIN, asyncio.current_task()
+        while target is not None:
+            try:
+                outcome = await self.device.resume(target)
+            except Exception:
+                _logger.exception("a resume failed", extra={"session": kernel.id})
+            else:
+                if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:
+                    break
+            if kernel.tail is not task:
+                return  # something else is to be done with it: that is not to wait for this
+            # Its user has stopped it (the driver answers after SIGCONT), or it became somebody else's.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+        kernel.mark_paused(paused=False)

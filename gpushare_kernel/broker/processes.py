@@ -154,6 +154,7 @@ class Processes(JobAnswers):
             self.close(kernel)
             return
         self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
+        engine.undo(kernel)
         self._later(engine.scheduler.config.orphan_grace, lambda: self._still_bare(kernel))
 
     def _process_gone(self, kernel: Kernel, pidfd: int) -> None:

@@ -22,6 +22,11 @@ from gpushare_kernel.core.turns import SLACK, Turns
 from gpushare_kernel.core.values import JobId, JobState, LaneId, Need, SessionId, Usage, UserId
 
 
+def unannounced(session: SessionId) -> JobId:
+    """Return what the job of `session` is called that only its use of the device told of."""
+    return JobId(f"{session}/plain")
+
+
 class Jobs:
     """What one device's scheduler keeps, and what becomes of jobs."""
 
@@ -131,6 +136,10 @@ class Jobs:
         if event.running:
             job.become(JobState.RUNNING)
             job.waits, job.trimmed, job.granted = False, False, event.at
+        seen = session.jobs.get(unannounced(session.id))
+        if seen is not None:
+            # It was seen at work before its client came back and said what that is: it is not counted twice.
+            self._over(session, seen, JobState.DONE)
         self._seek(lane, session, event.at)
 
     def _job_cancelled(self, event: ev.JobCancelled) -> None:

@@ -9,12 +9,12 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InternalError
+from gpushare_kernel.core.jobs import unannounced
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.room import Room
 from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import (
-    JobId,
     JobState,
     Presence,
     SessionId,
@@ -210,7 +210,7 @@ class Scheduler(Room):
         """A plain cell was seen using the device: it is a job now, with default needs, in a lane of its own."""
         need = self.book.need(session, size=None, persistent=None, ephemeral=None)
         job = Job(
-            JobId(f"{session.id}/plain"),
+            unannounced(session.id),
             session.id,
             next(self._order),
             need,

@@ -45,6 +45,11 @@ class Reply(NamedTuple):
         return cls(answer, ProcessState(state))
 
 
+UNHELD = frozenset({PauseStatus.BUSY, PauseStatus.NOTHING, PauseStatus.GONE})
+"""What comes of a lock where the driver has said that nothing holds the process."""
+UNDONE = frozenset({PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE})
+"""What comes of an unlock where nothing is left to be undone."""
+
 _STATUS_OF = {
     SUCCESS: PauseStatus.PAUSED,
     NOT_READY: PauseStatus.BUSY,
@@ -90,6 +95,10 @@ def unlock_status(answer: str, state: ProcessState) -> PauseStatus:
         return {
             ProcessState.RUNNING: PauseStatus.NOTHING,
             ProcessState.NONE: PauseStatus.NOTHING,
+            ProcessState.LOCKED: PauseStatus.BUSY,  # a lock came through just now
             ProcessState.CHECKPOINTED: PauseStatus.UNSUPPORTED,  # it must be restored first
         }.get(state, PauseStatus.BROKEN)
-    return lock_status(answer, state)
+    status = lock_status(answer, state)
+    if status is PauseStatus.BROKEN and state not in (ProcessState.RUNNING, ProcessState.NONE):
+        return PauseStatus.BUSY  # nobody has said that it runs
+    return status

@@ -153,7 +153,11 @@ class Device(Protocol):
         """
 
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
-        """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped."""
+        """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped.
+
+        Any other status than PAUSED: it is to run on, and `resume` is to be asked for until all of it does: a part of it
+        may stand still that could not be undone at once.
+        """
 
     async def still(self, target: Target) -> bool:
         """Tell whether all that we paused of this session has stood still since; asked for once a second.

@@ -78,13 +78,16 @@ class Crew:
             self._intents.remove(link.key)
         self._leaving.append((key, link))
 
-    def unlock_later(self, key: ProcessKey) -> None:
-        """Leave somebody behind who unlocks `key` as soon as the driver answers for it (after SIGCONT)."""
-        with contextlib.suppress(WorkerLost):
+    def unlock_later(self, key: ProcessKey) -> LockLink | None:
+        """Leave somebody behind who unlocks `key` as soon as the driver answers for it (after SIGCONT); None where nobody can be."""
+        try:
             link = self._hire()
-            self._taken += 1
-            link.say("unlock", key)
-            self.dismiss(key, link)
+        except WorkerLost:
+            return None
+        self._taken += 1
+        link.say("unlock", key)
+        self.dismiss(key, link)
+        return link
 
     def busy_with(self, key: ProcessKey) -> bool:
         """Tell whether a worker that we hung up on has not ended: two would undo each other's locks."""

@@ -6,7 +6,8 @@ the first unasked: cuInit's answer. START is the process's start time: a pid tha
 asked about. The driver may hang far beyond its limit (a target in SIGSTOP): one worker at a time serves one target.
 
 When the line ends, by the broker's will or its death, the worker unlocks what it locked and exits: a
-lock never outlives the broker. That holds for a lock that comes through only after the line ended.
+lock never outlives the broker. That holds for a lock that comes through only after the line ended. Its exit status
+is 0 only where it knows of nobody that is locked still.
 
 With `--lockable` it lets anybody of its user lock it, whatever Yama says: the counterpart of a self-test.
 """
@@ -107,18 +108,18 @@ class Worker:
         self._alive = alive
         self._holds: set[ProcessKey] = set()
 
-    def serve(self, requests: IO[str], replies: IO[str]) -> None:
-        """Answer requests until they end, then unlock what is still locked by us."""
+    def serve(self, requests: IO[str], replies: IO[str]) -> bool:
+        """Answer requests until they end, then unlock what is still locked; tell whether that is all undone."""
         answer = self._driver.init()
         _say(Reply(answer, ProcessState.NONE), replies)
         if answer != answers.SUCCESS:
-            return
+            return False
         with suppress(ConnectionResetError):  # it ended with a reply of ours unread
             for line in requests:
                 _say(self.answer(line), replies)
-        for key in self._holds:
-            if self._alive(key):
-                self._driver.unlock(key.pid)
+        for key in [*self._holds]:
+            self._undo(key)
+        return not self._holds
 
     def answer(self, line: str) -> Reply:
         """Carry one request out."""
@@ -128,10 +129,17 @@ class Worker:
             self._holds.discard(key)
             return Reply(answers.GONE, ProcessState.NONE)
         if command == "lock":
-            return self._note(key, self._lock(key.pid, int(words[0])))
+            reply = self._lock(key.pid, int(words[0]))
+            self._note(key, held=reply.state is ProcessState.LOCKED)
+            return reply
         if command == "unlock":
-            return self._note(key, self._unlock(key.pid))
-        return Reply(answers.SUCCESS, self._driver.state(key.pid))
+            return self._undo(key)
+        reply = Reply(answers.SUCCESS, self._driver.state(key.pid))
+        if (
+            reply.state is ProcessState.LOCKED
+        ):  # by a worker that is gone, say: now it is ours to undo
+            self._note(key, held=True)
+        return reply
 
     def _lock(self, pid: int, milliseconds: int) -> Reply:
         answer = self._driver.lock(pid, milliseconds)
@@ -141,17 +149,22 @@ class Worker:
         open_question = answer == answers.ILLEGAL_STATE
         return Reply(answer, self._driver.state(pid) if open_question else ProcessState.RUNNING)
 
-    def _unlock(self, pid: int) -> Reply:
-        answer = self._driver.unlock(pid)
+    def _undo(self, key: ProcessKey) -> Reply:
+        """Unlock it; where that does not come about, it is tried once more in the end."""
+        if not self._alive(key):
+            self._holds.discard(key)
+            return Reply(answers.GONE, ProcessState.NONE)
+        answer = self._driver.unlock(key.pid)
         done = answer == answers.SUCCESS
-        return Reply(answer, ProcessState.RUNNING if done else self._driver.state(pid))
+        reply = Reply(answer, ProcessState.RUNNING if done else self._driver.state(key.pid))
+        self._note(key, held=answers.unlock_status(*reply) not in answers.UNDONE)
+        return reply
 
-    def _note(self, key: ProcessKey, reply: Reply) -> Reply:
-        if reply.state is ProcessState.LOCKED:
+    def _note(self, key: ProcessKey, *, held: bool) -> None:
+        if held:
             self._holds.add(key)
         else:
             self._holds.discard(key)
-        return reply
 
 
 def _say(reply: Reply, replies: IO[str]) -> None:
@@ -160,7 +173,7 @@ def _say(reply: Reply, replies: IO[str]) -> None:
         print(*reply, file=replies, flush=True)
 
 
-def main() -> None:
+def main() -> bool:
     """Serve the line that is our standard input and output."""
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(
@@ -168,9 +181,10 @@ def main() -> None:
         )  # who ends a service's whole group ends us by the line
     if LOCKABLE in sys.argv[1:]:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
-    Worker(CudaDriver()).serve(sys.stdin, sys.stdout)
+    return Worker(CudaDriver()).serve(sys.stdin, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
-    os._exit(0)  # what could not be written to a line that ended must not be flushed once more
+    os._exit(
+        0 if main() else 1
+    )  # what could not be written to a line that ended must not be flushed once more

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import PauseStatus, ProcessKey
+from gpushare_kernel.devices.answers import UNDONE
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.devices.locker import Locker
 
@@ -18,7 +19,6 @@ _RUNS_ON = (PauseStatus.BUSY, PauseStatus.UNSUPPORTED, PauseStatus.FORBIDDEN)
 """One of its processes cannot be paused: then none is. The first that applies is said."""
 
 _T = TypeVar("_T")
-_NOT_HELD = (PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE)
 
 
 class GpuSession:
@@ -43,7 +43,10 @@ class GpuSession:
         self._turn = asyncio.Lock()
 
     async def pause(self, members: Collection[ProcessKey], limit: float) -> PauseOutcome:
-        """Lock the root and `members` side by side; all of them, as far as there is anything to lock, or none."""
+        """Lock the root and `members` side by side; all of them, as far as there is anything to lock, or none.
+
+        Where it is none, what cannot be undone now stays on record: `resume` is to be asked for until all run.
+        """
         async with self._turn:
             lockers = self._of([self.root, *members])
             try:
@@ -78,7 +81,7 @@ class GpuSession:
             outcomes = await _side_by_side(locker.unlock() for locker in lockers)
             drain = max((outcome.drain for outcome in outcomes), default=0.0)
             for outcome in outcomes:
-                if outcome.status not in _NOT_HELD:
+                if outcome.status not in UNDONE:
                     return PauseOutcome(outcome.status, drain)
             self._tidy()
             alive = procfs.alive(self.root)
@@ -119,9 +122,6 @@ class GpuSession:
     async def _undo(self, lockers: Sequence[Locker]) -> None:
         locked = [locker for locker in lockers if locker.locked]
         await _side_by_side(locker.unlock() for locker in locked)
-        for locker in locked:
-            if locker.recorded:  # nobody will ask for it again
-                locker.let_go()
 
     def _tidy(self) -> None:
         for key, locker in [*self.lockers.items()]:

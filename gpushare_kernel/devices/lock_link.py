@@ -95,6 +95,11 @@ class LockLink:
         """Tell whether the worker is gone (and reap it)."""
         return self._process.poll() is not None
 
+    @property
+    def undone(self) -> bool:
+        """Whether it ended by itself, with nobody left locked of those it was asked about."""
+        return self._process.poll() == 0
+
     def wait(self, seconds: float) -> bool:
         """Wait until the worker is gone, at most `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -28,20 +28,24 @@ class Locker:
         self.key = key
         #: It was locked through us, and we have not unlocked it. It may have unlocked itself: `holds`.
         self.locked = False
-        #: It stands on record: locked, or perhaps locked by a broker before us, or by a worker that hangs.
+        #: It stands on record: locked, or perhaps locked by a broker before us, or by a worker that hangs or was lost.
         self.recorded = recorded
         #: Why the last worker did not come up, in the driver's words.
         self.trouble: str | None = None
         self._intents = intents
         self._crew = crew
         self._link: LockLink | None = None
-        self._left = False  # to a worker that hangs, and undoes what it does
+        #: To whom it was left: a worker that is to unlock it as the last thing it does.
+        self._left: LockLink | None = None
+        #: Until when a lock may come through that a worker had asked for before it was lost.
+        self._late = 0.0
 
     async def lock(self, limit: float) -> PauseOutcome:
         """Let it drain and keep it out of the driver.
 
         Past `limit` it runs on (BUSY). Where the driver does not even say so the worker is left to itself: it
-        undoes a lock that comes through late, and until it has ended the process stays on record.
+        undoes a lock that comes through late, and until it has ended the process stays on record. So does one that
+        may be locked, by a worker that was lost or by somebody before us: only an unlock says that it runs.
         """
         if (standing := self.standing()) is not None:
             # Locked before it was stopped, it is when it is continued.
@@ -49,7 +53,9 @@ class Locker:
             return PauseOutcome(PauseStatus.PAUSED if held else standing)
         if self._crew.busy_with(self.key):
             return PauseOutcome(PauseStatus.BUSY)
-        if not self.recorded:
+        self.settle()
+        before = self.recorded
+        if not before:
             self._intents.add(self.key, Hold.LOCK)
             self.recorded = True
         asked = monotonic()
@@ -59,23 +65,27 @@ class Locker:
             return PauseOutcome(self.standing() or PauseStatus.BUSY, monotonic() - asked)
         except WorkerLost as lost:
             self.trouble = str(lost)
-            self._runs()
+            if not (before or self._is_late):
+                self._runs()  # nobody was asked
             return PauseOutcome(PauseStatus.UNSUPPORTED)
         status = answers.lock_status(reply.answer, reply.state)
         if not procfs.alive(self.key):
             status = PauseStatus.GONE
         if status is PauseStatus.PAUSED:
             self.locked = True
-        else:
-            self.forget()
+        elif not before or status in answers.UNHELD:
+            self._runs_now(status)
         return PauseOutcome(status, monotonic() - asked)
 
     async def unlock(self) -> PauseOutcome:
         """Let it in again, whoever held its lock for us. NOTHING: it runs."""
+        self.settle()
         standing = self.standing()
         if not self.recorded:
             gone = standing is PauseStatus.GONE
             return PauseOutcome(PauseStatus.GONE if gone else PauseStatus.NOTHING)
+        if standing is None and self._crew.busy_with(self.key):
+            standing = PauseStatus.BUSY
         if standing is not None:
             return PauseOutcome(standing)
         asked = monotonic()
@@ -87,8 +97,8 @@ class Locker:
             self.trouble = str(lost)
             return PauseOutcome(PauseStatus.UNSUPPORTED)
         status = answers.unlock_status(reply.answer, reply.state)
-        if status in (PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE):
-            self.forget()
+        if status in answers.UNDONE and not self._runs_now(status):
+            status = PauseStatus.BUSY
         return PauseOutcome(status, monotonic() - asked)
 
     async def holds(self) -> bool:
@@ -113,9 +123,20 @@ class Locker:
         return PauseStatus.STOPPED if state in procfs.STOPPED else None
 
     def settle(self) -> None:
-        """Take it off the record where only a worker that hung kept it there, and that has ended."""
-        if self._left and not self.locked and not self._crew.busy_with(self.key):
+        """Take it off the record where the worker that it was left to has unlocked it, and ended."""
+        if self._left is None or not self._left.ended():
+            return
+        undone, self._left = self._left.undone, None
+        if undone and not self.locked and not self._is_late:
             self._runs()
+
+    def _runs_now(self, status: PauseStatus) -> bool:
+        """Nothing holds it: forget it, unless a lock may come through yet."""
+        if status is not PauseStatus.GONE and self._is_late:
+            self.locked = False
+            return False
+        self.forget()
+        return True
 
     def forget(self) -> None:
         """It is gone, or runs: nothing is to be undone."""
@@ -125,31 +146,48 @@ class Locker:
         self._runs()
 
     def let_go(self) -> None:
-        """Hang up on whoever holds it: that worker unlocks it, now or as soon as the driver answers."""
+        """Leave it to a worker, who unlocks it now or as soon as the driver answers, and ends."""
         if self._link is not None:
-            self._drop()
+            self._leave()
         elif self.recorded and not self._crew.busy_with(self.key):
-            self._crew.unlock_later(self.key)
-        self._left, self.locked = True, False
+            self._left = self._crew.unlock_later(self.key)
+        self.locked = False
 
     async def _ask(self, request: str, *words: int, limit: float) -> tuple[Reply, float]:
         """Ask a worker; return its reply and when it was asked. One that is lost is replaced once."""
+        late = self._late
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self._link is None:
                     self._link = self._crew.take(self.key)
                 await self._link.ready()
                 asked = monotonic()
-                return await self._link.ask(request, self.key, *words, limit=limit), asked
+                if request == "lock":
+                    late = max(self._late, asked + limit)
+                reply = await self._link.ask(request, self.key, *words, limit=limit)
             except WorkerLost:
+                self._late = late
                 self._drop()
                 if attempt == _ATTEMPTS:
                     raise
             except BaseException:  # no reply in time, or the caller was cancelled
-                self._left = True
-                self._drop()
+                self._leave()
                 raise
+            else:
+                return reply, asked
         raise AssertionError
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether a lock may come through that nobody waits for any more."""
+        return monotonic() < self._late
+
+    def _leave(self) -> None:
+        """Hang up on a worker that may be at it; unlocking is the last thing it does."""
+        if self._link is not None:
+            self._link.say("unlock", self.key)
+            self._left = self._link
+            self._drop()
 
     def _drop(self) -> None:
         if self._link is not None:
@@ -157,7 +195,7 @@ class Locker:
             self._link = None
 
     def _runs(self) -> None:
-        self.locked = self._left = False
+        self.locked, self._left, self._late = False, None, 0.0
         if self.recorded:
             self.recorded = False
             self._intents.remove(self.key)

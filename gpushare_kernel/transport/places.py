@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,12 +113,45 @@ def prepare(places: Places) -> None:
     if places.system and not places.named:
         # Who named a folder chose, with its mode, who comes in.
         _check_open(places.runtime)
-    for folder in {places.ledger.parent, places.log.parent} - {places.runtime}:
+    for folder in _beside(places):
         # An administrator may have made these with a group of their own, so only making them is ours.
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         except OSError as problem:
-            raise _unusable(folder, problem.strerror or str(problem)) from problem
+            raise _not_made(folder, problem) from problem
+
+
+def rehearse(places: Places) -> None:
+    """Find out whether `prepare` would do, and leave nothing behind.
+
+    Raises
+    ------
+    BrokerUnavailable
+        As `prepare` does.
+    """
+    check_socket_path(places.socket)
+    if os.path.lexists(places.runtime):
+        check_folder(places.runtime)
+        if places.system and not places.named:
+            _check_open(places.runtime)
+    for folder in [places.runtime, *_beside(places)]:
+        if folder.is_dir():
+            continue
+        try:
+            # Only making one tells: what may be made in /proc, say, no mode shows.
+            Path(tempfile.mkdtemp(prefix=".gpushare-", dir=_nearest(folder))).rmdir()
+        except OSError as problem:
+            raise _not_made(folder, problem) from problem
+
+
+def _beside(places: Places) -> set[Path]:
+    """Return the broker's other folders."""
+    return {places.ledger.parent, places.log.parent} - {places.runtime}
+
+
+def _nearest(folder: Path) -> Path:
+    """Return `folder`, or the nearest above it that is there."""
+    return next(one for one in (folder, *folder.parents) if os.path.lexists(one))
 
 
 def check_socket_path(path: Path) -> None:
@@ -152,7 +186,7 @@ def _own_folder(folder: Path, mode: int) -> None:
             folder.chmod(mode)  # whatever the umask
         check_folder(folder)
     except OSError as problem:
-        raise _unusable(folder, problem.strerror or str(problem)) from problem
+        raise _not_made(folder, problem) from problem
 
 
 def _check_open(folder: Path) -> None:
@@ -169,6 +203,15 @@ def _unusable(folder: Path, why: str) -> BrokerUnavailable:
     return BrokerUnavailable(
         f"the broker's folder {folder} must be a folder that only you can write to, but {why}. "
         "Remove it, or set GPUSHARE_RUNTIME_DIR to a folder of yours."
+    )
+
+
+def _not_made(folder: Path, problem: OSError) -> BrokerUnavailable:
+    why = problem.strerror or str(problem)
+    if isinstance(problem, FileNotFoundError):
+        why = f"no folder can be made in {_nearest(folder)}"
+    return BrokerUnavailable(
+        f"the broker's folder {folder} cannot be made: {why}. Set GPUSHARE_RUNTIME_DIR to a folder of yours."
     )
 
 

@@ -148,6 +148,8 @@ BAD = [
     (("--compute", "0"), "--compute: 0.0 is too little"),
     (("--policy", "nice"), "--policy: policy 'nice' is not known. There are: fair"),
     (("--turn", "-1"), "--turn: -1.0 is too little"),
+    (("--foreign", "bla"), "--foreign: invalid choice: 'bla' (choose from 'adopt', 'ignore')"),
+    (("--over", "bla"), "--over: invalid choice: 'bla' (choose from 'tell', 'end')"),
 ]
 
 

@@ -101,3 +101,15 @@ def test_doctor_json(gpushare, broker):
     assert {"broker", "device", "provisioner", "kernels"} <= {
         one["name"] for one in found["checks"]
     }
+
+
+def test_where_no_broker_could_be_started_doctor_fails(gpushare, where):
+    """As `start` would, and in its words; nothing is made."""
+    done = gpushare("doctor", GPUSHARE_RUNTIME_DIR="/proc/nowhere")
+    why = "the broker's folder /proc/nowhere cannot be made: no folder can be made in /proc."
+    assert done.returncode == 1
+    assert "but not all is well: No broker runs at /proc/nowhere/broker.sock" in done.stdout
+    assert why in done.stdout.splitlines()[0]
+    assert why in gpushare("start", GPUSHARE_RUNTIME_DIR="/proc/nowhere").stderr
+    assert "the first kernel starts one" in gpushare("doctor").stdout
+    assert not where.runtime.exists()

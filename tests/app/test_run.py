@@ -13,6 +13,7 @@ import pytest
 from gpushare_kernel import procfs
 from gpushare_kernel.app.run import called
 from gpushare_kernel.client.line import Line
+from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.kernel_session import TOKEN, KernelSession
 from gpushare_kernel.wire.messages import GetNeeds
@@ -43,6 +44,16 @@ def running(*words: str) -> Iterator[subprocess.Popen[str]]:
 def sessions(where):
     with Line(where) as line:
         return line.snapshot().sessions
+
+
+def jobs(where):
+    """The jobs of all lanes; nobody answers where no broker runs yet."""
+    try:
+        with Line(where) as line:
+            (device,) = line.snapshot().devices
+    except BrokerUnavailable:
+        return []
+    return [job for lane in device.lanes for job in lane.members]
 
 
 def queue(where):
@@ -268,6 +279,21 @@ def test_killed_while_the_command_runs_the_command_goes_on(broker):
         finally:
             procfs.send(key, signal.SIGKILL)
         eventually(lambda: sessions(broker) == ())
+
+
+def test_after_a_broker_s_death_its_memory_counts_once(broker):
+    """The guardian starts another one: the command was seen at work before its starter came back to say what it holds."""
+    busy = READY + "while True: pass"
+    with running("700MiB", "--", sys.executable, "-c", busy) as process:
+        process.stdout.readline()
+        with Line(broker) as line:
+            old = procfs.process_key(line.pid)
+        process.send_signal(signal.SIGSTOP)
+        procfs.send(old, signal.SIGKILL)
+        eventually(lambda: any(job.endswith("/plain") for job in jobs(broker)), PATIENCE)
+        process.send_signal(signal.SIGCONT)
+        eventually(lambda: any(not job.endswith("/plain") for job in jobs(broker)), PATIENCE)
+        assert len(jobs(broker)) == 1
 
 
 # --- signals -------------------------------------------------------------------------------------------------

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
 from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.ledger import SessionRow
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.core.values import GiB, JobId, PauseReason, PauseStatus, SessionId
+from gpushare_kernel.core.values import GiB, JobId, PauseReason, PauseStatus, SessionId, UserId
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.transport.words import LANE, PAUSED, TURN
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House, PlayedDevice
 from tests.broker.test_desk import job_of, session_of, submit
+from tests.procs import key_of
 
 
 def carry_out(house: House, *instructions: do.Instruction) -> None:
@@ -109,6 +112,55 @@ def test_a_resume_that_cannot_be_done_gives_way_to_the_next_pause(house: House) 
     house.saw(lambda: "resume" in did(house))
     carry_out(house, pause(client))
     house.saw(lambda: "pause" in did(house))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PauseOutcome(PauseStatus.UNSUPPORTED),
+        PauseOutcome(PauseStatus.BUSY),
+        DeviceError("the record is full"),
+    ],
+)
+def test_who_could_not_be_paused_is_resumed_until_it_runs(
+    house: House, answer: PauseOutcome | Exception
+) -> None:
+    """L1, L3: a part of it may be locked all the same; as long as it may be, its word tells its starter so."""
+    client = house.notebook()
+    house.device.answers["pause"] = [answer]
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 1000
+    carry_out(house, pause(client))
+    house.saw(lambda: did(house).count("resume") > 1)
+    assert client.view is not None
+    assert client.view.read(0) == PAUSED
+    house.do(house.device.answers["resume"].clear)
+    settled(house, client)
+    house.saw(lambda: client.view is not None and client.view.read(0) == 0)
+    assert did(house).count("pause") == 1
+
+
+def test_a_pause_that_failed_gives_way_to_the_next(house: House) -> None:
+    """Its resume is over before: nobody undoes what the next one did."""
+    client = house.notebook()
+    house.device.answers["pause"] = [PauseOutcome(PauseStatus.UNSUPPORTED)]
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 1000
+    house.do(house.device.gate.clear)
+    carry_out(house, pause(client), pause(client, 2))
+    house.do(house.device.gate.set)
+    settled(house, client)
+    assert did(house) == ["pause", "resume", "pause"]
+    assert client.view is not None
+    assert client.view.read(0) == PAUSED
+
+
+def test_who_was_left_paused_by_a_broker_before_is_resumed_until_it_runs(house: House) -> None:
+    """L3: its guardian could not, nor could we when we started; nobody has to want a turn for it."""
+    house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 2
+    row = SessionRow(
+        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+    )  # fmt: skip
+    house.do(lambda: house.broker.adopt(row))
+    house.saw(lambda: did(house) == ["resume"] * 3)
 
 
 def test_a_session_that_is_gone_is_still_resumed(house: House) -> None:

@@ -406,6 +406,25 @@ def test_lane_mates_meet_again_after_a_restart() -> None:
     assert world.running("b/1") or world.running("c/1")
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_what_was_seen_at_work_before_it_was_confirmed_is_not_counted_twice(
+    *, running: bool
+) -> None:
+    """A command whose starter comes back a moment later: its work has a lane of its own by then."""
+    world = World(capacity=10 * GiB)
+    orphans(world, "a")
+    a = SessionId("a")
+    world.send(ev.SessionReady(at=world.now, session=a, bare=True, context=0))
+    for n in range(3):
+        world.send(ev.Sampled(at=float(n), used={a: Usage(float(n), float(n))}))
+    assert [job.plain for job in world.core.jobs.values()] == [True]
+    world.now = 2.0
+    confirm(world, "a/1", 0, group=1, running=running)
+    assert list(world.core.jobs) == ["a/1"]
+    assert len(world.core.book.table.lanes) == 1
+    assert world.core.sessions[a].charged == GiB
+
+
 def test_two_that_claim_to_run_in_one_lane_get_one_each() -> None:
     """Whatever clients say: a lane has one occupant. The sum may be a deficit, and is known as one."""
     world = World(capacity=10 * GiB)

@@ -48,11 +48,15 @@ class Fake:
         if of("crash", pid, ""): sys.exit(1)
         gate(pid)
         if answer := of("answer", pid, ""): return answer
-        if self.state(pid) != "running": return "CUDA_ERROR_ILLEGAL_STATE"
+        if self.state(pid) != "running":
+            if of("dies", pid, ""): sys.exit(1)
+            return "CUDA_ERROR_ILLEGAL_STATE"
         (place / f"state.{{pid}}").write_text("locked")
+        if of("dies", pid, ""): sys.exit(1)
         return "CUDA_SUCCESS"
     def unlock(self, pid):
         self.note("unlock", pid)
+        if of("stays", pid, ""): sys.exit(1)
         gate(pid)
         if self.state(pid) != "locked": return "CUDA_ERROR_ILLEGAL_STATE"
         (place / f"state.{{pid}}").write_text("running")
@@ -60,10 +64,10 @@ class Fake:
     def state(self, pid):
         return ProcessState(of("state", pid, "running"))
 
-Worker(Fake()).serve(sys.stdin, sys.stdout)
+sys.exit(not Worker(Fake()).serve(sys.stdin, sys.stdout))
 """
-"""`answer.PID`, `state.PID`, `crash.PID` and `gate.PID` (a fifo: calls wait for its writer) script one process, the same
-names without a pid all of them; `init` is what cuInit says."""
+"""`answer.PID`, `state.PID`, `crash.PID` (a worker dies of its lock before it holds), `dies.PID` (once it holds),
+`stays.PID` (of an unlock) and `gate.PID` (a fifo: calls wait for its writer) script one process, the same names without a pid all of them; `init` is what cuInit says."""
 
 INFO = GpuInfo(0, "GPU-fake", "Fake GPU", 1000 * MiB)
 

@@ -71,6 +71,33 @@ def test_worker_unlocks_nothing_that_it_does_not_hold() -> None:
     assert driver.asked == ["lock 7 5", "unlock 7"]
 
 
+@pytest.mark.parametrize(
+    ("replies", "standing", "undone"),
+    [
+        (["CUDA_ERROR_NO_DEVICE"], ProcessState.LOCKED, False),
+        (["CUDA_SUCCESS", "CUDA_SUCCESS"], ProcessState.LOCKED, True),
+        (["CUDA_SUCCESS", answers.ILLEGAL_STATE], ProcessState.RUNNING, True),
+        (["CUDA_SUCCESS", *[answers.OPERATING_SYSTEM] * 2], ProcessState.FAILED, False),
+        (["CUDA_SUCCESS", answers.NOT_READY, "CUDA_SUCCESS"], ProcessState.LOCKED, True),
+    ],
+)
+def test_worker_tells_by_its_end_whether_all_is_undone(
+    replies: list[str], standing: ProcessState, *, undone: bool
+) -> None:
+    """L2: an unlock that did not come about is tried once more; what the driver did not say is not done."""
+    driver = Script(*replies, state=standing)
+    worker = Worker(driver, lambda _: True)
+    assert worker.serve(io.StringIO("unlock 7 1\n"), io.StringIO()) is undone
+    assert driver.replies == []
+
+
+def test_worker_answers_for_whom_it_finds_locked() -> None:
+    """L3: by a worker that died, say."""
+    driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS", state=ProcessState.LOCKED)
+    assert talk(driver, "state 7 1")[1:] == ["CUDA_SUCCESS locked"]
+    assert driver.asked == ["state 7", "unlock 7"]
+
+
 def test_worker_asks_for_the_state_only_where_the_answer_leaves_it_open() -> None:
     """ILLEGAL_STATE: locked by somebody before us, and now ours to unlock."""
     driver = Script("CUDA_SUCCESS", answers.ILLEGAL_STATE, answers.SUCCESS)
@@ -139,6 +166,15 @@ def test_illegal_state_depends_on_how_the_process_stands() -> None:
     assert unlock_status(answers.ILLEGAL_STATE, state.RUNNING) is PauseStatus.NOTHING
     assert unlock_status(answers.ILLEGAL_STATE, state.CHECKPOINTED) is PauseStatus.UNSUPPORTED
     assert unlock_status(answers.ILLEGAL_STATE, state.FAILED) is PauseStatus.BROKEN
+    assert unlock_status(answers.ILLEGAL_STATE, state.LOCKED) is PauseStatus.BUSY
+
+
+def test_an_unlock_is_done_only_where_the_driver_says_so() -> None:
+    """L1: an error of its own, and nobody knows how the process stands: it is asked again."""
+    for answer in ("CUDA_ERROR_UNKNOWN", answers.OUT_OF_MEMORY, answers.ASSERT):
+        assert unlock_status(answer, ProcessState.RUNNING) is PauseStatus.BROKEN
+        for state in (ProcessState.FAILED, ProcessState.LOCKED):
+            assert unlock_status(answer, state) not in answers.UNDONE
 
 
 def test_an_unlock_never_says_paused() -> None:

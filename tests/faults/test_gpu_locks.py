@@ -85,7 +85,7 @@ class Bench:
     """A driver, and two programs at work on it."""
 
     def __init__(self, kind: str, place: Path) -> None:
-        self.kind = kind
+        self.kind, self.place = kind, place
         self.worker = list(WORKER) if kind == "real" else fake_worker(place)
         program = UNLOCKED.format(place=str(place))
         self.programs = [matmuls() if kind == "real" else Counting(program) for _ in range(2)]
@@ -139,12 +139,17 @@ class Scene:
         eventually(lambda: len(procfs.children(self.guardian.pid)) == 2)
         self.workers: list[ProcessKey] = []
 
-    def lock(self) -> None:
-        """Have both locked, and look that they are."""
+    def pause(self) -> tuple[str, str, list[str]]:
+        """Have both paused; return what came of it, and the broker's workers."""
         assert self.process.stdin is not None
         keys = [number for p in self.programs for number in (p.key.pid, p.key.start_time)]
         print(*keys, file=self.process.stdin, flush=True)
         first, second, *workers = self._line()
+        return first, second, workers
+
+    def lock(self) -> None:
+        """Have both locked, and look that they are."""
+        first, second, workers = self.pause()
         assert (first, second) == ("paused", "paused")
         self.workers = [key_of(int(pid)) for pid in workers]
         assert all(program.stands_still() for program in self.programs)
@@ -238,6 +243,32 @@ def test_guardian_workers_and_broker_killed(scene: Scene, measured: Measured) ->
     assert set(scene.bench.undo_all(table)) == {program.key for program in scene.programs}
     measured("all run again, everybody killed", scene.all_run(began))
     table.close()
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_locks_that_the_broker_could_not_undo(scene: Scene, *, guarded: bool) -> None:
+    """L3: its workers are dead and no others come up; its guardian has some that did, the next broker starts its own."""
+    if scene.bench.kind == "real":
+        pytest.skip("a real driver comes up")
+    init = scene.bench.place / "init"
+    init.write_text("CUDA_ERROR_OUT_OF_MEMORY")
+    for worker in scene.workers:
+        kill(worker)
+    assert scene.pause()[:2] == ("unsupported", "unsupported")
+    assert all(program.stands_still() for program in scene.programs)
+    if not guarded:
+        kill(scene.guardian)
+    scene.process.kill()
+    scene.process.wait()
+    if not guarded:
+        init.unlink()
+        table = IntentTable.open_existing(scene.runtime / "intents")
+        assert table is not None
+        assert set(scene.bench.undo_all(table)) == {program.key for program in scene.programs}
+        table.close()
+    for program in scene.programs:
+        program.goes_on(steps=3)
+    init.unlink(missing_ok=True)
 
 
 def test_the_last_resort_needs_no_record(scene: Scene, measured: Measured) -> None:

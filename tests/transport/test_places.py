@@ -11,7 +11,14 @@ import pytest
 
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.transport import places as module
-from gpushare_kernel.transport.places import Places, check_socket_path, may_start, places, prepare
+from gpushare_kernel.transport.places import (
+    Places,
+    check_socket_path,
+    may_start,
+    places,
+    prepare,
+    rehearse,
+)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives folders to other uids")
 
@@ -174,15 +181,35 @@ def test_planted_folders_are_refused(
     """What another user could have made or can write to is refused, with the reason and a way out."""
     found = Places(tmp_path / "gpushare", system=False, named=True)
     plant(found.runtime)
-    with pytest.raises(BrokerUnavailable, match=why + ".*set GPUSHARE_RUNTIME_DIR"):
-        prepare(found)
+    for look in (rehearse, prepare):
+        with pytest.raises(BrokerUnavailable, match=why + ".*set GPUSHARE_RUNTIME_DIR"):
+            look(found)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     """The system's own reason is part of the text."""
     (tmp_path / "file").touch()
-    with pytest.raises(BrokerUnavailable, match="File exists"):
-        prepare(Places(tmp_path / "file/gpushare", system=False, named=True))
+    found = Places(tmp_path / "file/gpushare", system=False, named=True)
+    with pytest.raises(BrokerUnavailable, match="cannot be made: File exists"):
+        prepare(found)
+    with pytest.raises(BrokerUnavailable, match="cannot be made: Not a directory"):
+        rehearse(found)
+
+
+@pytest.mark.parametrize("look", [rehearse, prepare])
+def test_a_folder_that_is_not_there_and_cannot_be(look: Callable[[Places], None]) -> None:
+    """Nothing is there to be removed: where it cannot be is said, and what to do."""
+    found = Places(Path("/proc/nowhere/deep"), system=False, named=True)
+    with pytest.raises(
+        BrokerUnavailable, match=r"no folder can be made in /proc\. Set GPUSHARE_RUNTIME_DIR"
+    ):
+        look(found)
+
+
+def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither the folder nor those above it, nor what it was tried with."""
+    rehearse(Places(tmp_path / "deep/down/gpushare", system=False, named=True))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_over_long_path_is_refused_with_the_numbers(tmp_path: Path) -> None:
