@@ -89,6 +89,11 @@ class Calls:
                 self._queued[job] = call
         return call
 
+    @property
+    def queued(self) -> bool:
+        """Whether anybody waits for a job to be granted."""
+        return bool(self._queued)
+
     def number(self) -> int:
         """Return an id for a request whose reply nobody reads."""
         return next(self._numbers)

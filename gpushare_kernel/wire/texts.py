@@ -32,6 +32,7 @@ NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as
 BROKER_AWAY = (
     "The gpushare broker is away: this notebook runs on, and shares again when it is back."
 )
+BROKER_STOPPED = "the gpushare broker was stopped. Start it again: jupyter gpushare start."
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
 LEFT_QUEUE = "Left the queue. The cell has not run."
@@ -52,6 +53,11 @@ _FOR_COMMAND = (
     (": %gpushare release", ""),
     ("Restart the kernel.", "Start it again."),
 )
+
+
+def no_answer_text(path: str) -> str:
+    """Return the error where nobody answers at a broker's socket."""
+    return f"no gpushare broker answers at {path}. jupyter gpushare doctor says more."
 
 
 def memory_noun(kind: str) -> str:

@@ -149,6 +149,10 @@ def test_other_lines() -> None:
     assert texts.LEFT_QUEUE == "Left the queue. The cell has not run."
     assert texts.PLACE_LOST == "The gpushare broker restarted and your place in the queue is lost: waiting again."  # fmt: skip
     assert texts.BROKER_AWAY == "The gpushare broker is away: this notebook runs on, and shares again when it is back."  # fmt: skip
+    assert (
+        texts.BROKER_STOPPED
+        == "the gpushare broker was stopped. Start it again: jupyter gpushare start."
+    )
     assert texts.BROKER_SILENT == "Waiting for the gpushare broker to come back. Interrupt gives up."  # fmt: skip
     assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
 
