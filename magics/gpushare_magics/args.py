@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.sizes import parse_size, parse_time, pasteable_size
-from gpushare_kernel.wire import texts
+from gpushare_kernel.core.sizes import parse_size, parse_time
+from gpushare_kernel.wire import need_texts
 from gpushare_magics.completion import OPTIONS
 
 _NEGATIVE_SIZE = re.compile(r"-[0-9.]+\s*[A-Za-z%].*")
@@ -79,12 +79,8 @@ def parse(text: str) -> Declaration:
 
 def next_line(declaration: Declaration, report: Report) -> str:
     """Return the magic to paste over the cell next time: by what was used, with the options it had."""
-    if declaration.persistent is not None or declaration.ephemeral is not None:
-        persistent = pasteable_size(report.persistent_measured)
-        sizes = f"-p {persistent} -e {pasteable_size(report.ephemeral_measured)}"
-    else:
-        sizes = texts.next_size(report)
-    words = ["%%gpulane", sizes]
+    parts = declaration.persistent is not None or declaration.ephemeral is not None
+    words = ["%%gpulane", need_texts.next_sizes(report, parts=parts)]
     if declaration.weight != 1.0:
         words.append(f"--weight {declaration.weight:g}")
     if declaration.time is not None:
