@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -43,12 +44,29 @@ def _parser() -> _Parser:
     parser.add_argument("size", nargs="*", metavar="SIZE")
     parser.add_argument("-p", "--persistent", nargs="+", metavar="SIZE")
     parser.add_argument("-e", "--ephemeral", nargs="+", metavar="SIZE")
-    parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument(
+        "--weight", type=_number("--weight takes a number", "--weight 2"), default=1.0
+    )
     parser.add_argument("--name")
-    parser.add_argument("--wait", type=float, metavar="SECONDS")
+    parser.add_argument(
+        "--wait",
+        type=_number("--wait takes the seconds to wait at most", "--wait 60"),
+        metavar="SECONDS",
+    )
     parser.add_argument("--time")
     parser.add_argument("--dry-run", action="store_true")
     return parser
+
+
+def _number(rule: str, example: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            msg = f"{rule}, and {text!r} is no number. Write for example {example}."
+            raise BadDeclaration(msg) from None
+
+    return read
 
 
 def parse(text: str) -> Declaration:

@@ -360,6 +360,8 @@ def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.M
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
         ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, memory, debug, off, on, doctor."),
+        ("policy", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
+        ("policy srtf", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip
