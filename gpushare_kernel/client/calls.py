@@ -183,4 +183,5 @@ def _loop_handler() -> object | None:
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or threading.current_thread() is not threading.main_thread():
         return None
-    return asyncio._get_running_loop()  # type: ignore[no-any-return]
+    running = getattr(asyncio, "_get_running_loop", None)  # another thread may be importing it
+    return None if running is None else running()

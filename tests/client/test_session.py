@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -198,6 +200,17 @@ def test_interrupt_works_under_a_running_loop(broker: ScriptedBroker, new_sessio
         finally:
             signal.signal(signal.SIGINT, previous)
     peer_side.result(20)
+
+
+def test_waiting_while_asyncio_is_imported(
+    broker: ScriptedBroker, new_session: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread: there is half a module, and no loop runs here."""
+    session = new_session()
+    session.start()
+    broker.accept()
+    monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
+    assert session.wait_attached(20).capacity
 
 
 def test_broker_gone_while_queued(broker: ScriptedBroker, new_session: New) -> None:
