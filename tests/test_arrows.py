@@ -17,6 +17,7 @@ ROOMS = {
     "gpushare_kernel.core.sizes": "sizes",
     "gpushare_kernel.core": "core",
     "gpushare_kernel.wire.texts": "texts",
+    "gpushare_kernel.wire.cell_texts": "texts",
     "gpushare_kernel.wire.need_texts": "texts",
     "gpushare_kernel.wire": "wire",
     "gpushare_kernel.transport": "transport",

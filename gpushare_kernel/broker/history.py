@@ -18,6 +18,9 @@ _SHORT = 0.005
 _SOONEST = 0.0001
 """What has ended is told to have ended this long ago at least: 0 says that it goes on."""
 
+_DIGITS = 4
+"""Of a second, in what is told."""
+
 TURN, DRAIN, PAUSE, PARK = "turn", "drain", "pause", "park"
 _AT_WORK = {TURN, DRAIN}
 _BY_PHASE = {Phase.ON: TURN, Phase.LEAVING: DRAIN}
@@ -57,7 +60,7 @@ class History:
             self._open[session.id] = _Span(session.id, kind, at, at)
 
     def turns(self, now: float) -> tuple[TurnView, ...]:
-        """Return what is told at `now`: what began first comes first."""
+        """Return what is told at `now`: what began first comes first. Counted from the same digits moments stay where they are."""
         since = now - KEPT
         spans = [span for span in self._over if span.ended > since]
         spans = [*spans, *self._open.values()][-MOST:]
@@ -66,10 +69,10 @@ class History:
         return tuple(
             TurnView(
                 span.session,
-                round(now - max(span.began, since), 4),
+                round(now - max(round(span.began, _DIGITS), since), _DIGITS),
                 0.0
                 if goes_on.get(span.session) is span
-                else max(_SOONEST, round(now - span.ended, 4)),
+                else max(_SOONEST, round(now - round(span.ended, _DIGITS), _DIGITS)),
                 span.kind,
             )
             for span in spans

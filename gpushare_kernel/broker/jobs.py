@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.aliases import Aliases
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
@@ -65,6 +66,7 @@ class JobAnswers:
         self.boundaries: dict[JobId, int] = {}
         self._peaks: dict[JobId, int] = {}
         self.observers: set[Desk] = set()
+        self.aliases = Aliases()
         self.recorder: Recorder | None = None
         self.stopping = asyncio.Event()
         self.stop_reason = ""

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 LASTING_PAUSE = 1.0
 
 
-def initials(user: UserId) -> str:
-    """Return what others see of a user: `ann.lee` is `al`, `bob` is `b`."""
-    parts = [part for part in user.replace("-", ".").replace("_", ".").split(".") if part]
-    return "".join(part[0] for part in parts)[:3].lower() or "?"
-
-
 def named(broker: Broker, wait: Wait, uid: int) -> Wait:
     """Return `wait` with holders called as `uid` may know them."""
     holders = tuple(_holder(broker, holder, uid) for holder in wait.holders)
@@ -40,22 +34,24 @@ def named(broker: Broker, wait: Wait, uid: int) -> Wait:
 
 def snapshot(broker: Broker, uid: int) -> view.Snapshot:
     """Return the state of the broker as `uid` may see it."""
+    now = round(broker.now, 4)
     return view.Snapshot(
         schema=view.SCHEMA,
         broker=view.BrokerView(
             broker.pid, __version__, broker.uptime, broker.system, broker.longest_wait or None
         ),
-        devices=tuple(_device(broker, engine, uid) for engine in broker.engines.values()),
+        devices=tuple(_device(broker, engine, uid, now) for engine in broker.engines.values()),
         sessions=tuple(_session(broker, s, uid) for s in broker.sessions()),
         queue=tuple(_queue(broker, uid)),
         users=tuple(
             view.UserView(_user(broker, user, uid), weight, seconds)
             for user, weight, seconds in broker.accounts()
         ),
+        at=now,
     )
 
 
-def _device(broker: Broker, engine: Engine, uid: int) -> view.DeviceView:
+def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.DeviceView:
     core, device = engine.scheduler, engine.device
     inventory = device.inventory
     table = core.book.table
@@ -84,7 +80,7 @@ def _device(broker: Broker, engine: Engine, uid: int) -> view.DeviceView:
         engine.foreign,
         None if device.capabilities.can_pause else device.capabilities.why,
         device.lost,
-        engine.history.turns(broker.now),
+        engine.history.turns(now),
     )
 
 
@@ -167,7 +163,7 @@ def _open(broker: Broker, job: JobId, uid: int) -> bool:
 
 
 def _user(broker: Broker, user: UserId, uid: int) -> str:
-    return user if broker.may_know(uid, user) else initials(user)
+    return user if broker.may_know(uid, user) else broker.aliases.of(user)
 
 
 def _holder(broker: Broker, holder: Holder, uid: int) -> Holder:
@@ -177,4 +173,4 @@ def _holder(broker: Broker, holder: Holder, uid: int) -> Holder:
     if broker.may_see(uid, kernel):
         name = kernel.name if kernel.uid == uid else f"{kernel.user}: {kernel.name}"
         return Holder(name, holder.size, holder.idle, kernel.uid == uid)
-    return Holder(initials(kernel.user), holder.size, holder.idle, own=False)
+    return Holder(broker.aliases.of(kernel.user), holder.size, holder.idle, own=False)

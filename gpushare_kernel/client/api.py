@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from gpushare_kernel.client import fingerprint
+from gpushare_kernel.client import display, fingerprint
 from gpushare_kernel.client.lanes import Lane, Reports, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadDeclaration
@@ -132,8 +132,9 @@ def make_lane(
     time: float | str | None = None,
     cooperative: bool = False,
     code: str = "",
+    show: display.Factory | None = None,
 ) -> Lane:
-    """Check a declaration and return its lane, not entered yet; `code` is the hash of what runs in it."""
+    """Check a declaration and return its lane, not entered yet; `code` is the hash of what runs in it, `show` how its waiting is shown."""
     session = get_session()
     return Lane(
         session,
@@ -150,6 +151,7 @@ def make_lane(
             code=code,
         ),
         wait=wait,
+        show=show,
     )
 
 

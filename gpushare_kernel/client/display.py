@@ -49,7 +49,7 @@ class Line:
 
     def wait(self, wait: Wait | None) -> float | None:
         """Show why it waits, unless the line is as fresh as a second."""
-        text = texts.BROKER_SILENT if wait is None else self._why(wait, self._session.noun)
+        text = self._text(wait)
         if text == self._shown:
             return None
         now = time.monotonic()
@@ -71,6 +71,10 @@ class Line:
         noun = self._session.noun
         self._update("" if waited is None else texts.waited_text(waited, noun))
         self._shown = None
+
+    def _text(self, wait: Wait | None) -> str:
+        """Return why it waits."""
+        return texts.BROKER_SILENT if wait is None else self._why(wait, self._session.noun)
 
     def _update(self, text: str) -> None:
         """Put `text` where the waiting line is; empty text takes it away."""

@@ -34,18 +34,21 @@ class Gpu:
         Bytes this notebook may hold, its contexts apart; None where no cap of ours exists.
     broken
         Whether its context is lost: no framework is asked for anything any more.
+    kept
+        Bytes that were in use when a boundary was last looked at; None where none was since `watch`.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._applying = threading.Lock()
         self._capped = False
-        self._due = self._trim_due = False
+        self._due = self._trim_due = self._look_due = False
         self._told: set[str] = set()
         self.limit: int | None = None
         self.reserve = 0
         self.capacity = 0
         self.broken = False
+        self.kept: int | None = None
         self.plain = PlainUse(session)
         self.adapters = Adapters(self)
         self.memory = DeviceMemory(lambda: () if self.broken else tuple(self.adapters.active))
@@ -80,6 +83,16 @@ class Gpu:
         if later is not None:
             later(self.trim_due)
 
+    # --- What whoever looks on asks (any thread) -------------------------------------------------------
+
+    def watch(self) -> None:
+        """Forget what was seen at boundaries before."""
+        self.kept = None
+
+    def look_soon(self) -> None:
+        """Have memory measured at the next boundary: frameworks are asked on the user's thread."""
+        self._look_due = True
+
     # --- On the user's thread ---------------------------------------------------------------------------
 
     def boundary(self) -> None:
@@ -89,6 +102,10 @@ class Gpu:
             self.apply()
         if self._trim_due and self._session.is_program:
             self.give_back()
+        if self._look_due:
+            self._look_due = False
+            self.kept = sum(self.memory.used().values())
+            self.memory.peak()
 
     def met(self) -> None:
         """A framework has met a boundary: of the lane that is open here, or of whatever runs."""
@@ -181,7 +198,7 @@ class Gpu:
     def forget(self) -> None:
         """In a forked child: nothing of the parent's job or budget is ours."""
         self._applying = threading.Lock()
-        self._due = self._trim_due = False
+        self._due = self._trim_due = self._look_due = False
         self.adapters.forget()
         self.plain.forget()
         let_workers_in()

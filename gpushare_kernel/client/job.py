@@ -20,9 +20,21 @@ if TYPE_CHECKING:
 _WEIGHT = 0.5
 """How much the latest stretch counts in the average interval between boundaries."""
 _REPORT = 5.0
+
 INNER = TURN
 OUTER = TURN | LANE
 """What a boundary can answer to."""
+
+
+class Loop:
+    """How far a loop over `lane.steps` is. Its thread counts; any other may read."""
+
+    __slots__ = ("began", "done", "total")
+
+    def __init__(self, total: int | None) -> None:
+        self.began = time.monotonic()
+        self.done = 0
+        self.total = total
 
 
 class Job:
@@ -46,6 +58,7 @@ class Job:
         "interval",
         "lane",
         "learned",
+        "loops",
         "name",
         "persistent",
         "plain",
@@ -71,6 +84,8 @@ class Job:
         self.learned = granted.learned
         self.waited = waited
         self.boundaries = 0
+        #: The loops that run, the outermost first.
+        self.loops: list[Loop] = []
         self.interval = 0.0
         self._counted = 0
         self._most = 0
@@ -228,10 +243,11 @@ class Job:
 class Unshared:
     """Stands for a job where no broker takes part: boundaries are counted, nothing else happens."""
 
-    __slots__ = ("boundaries", "count", "read", "slot", "stepped")
+    __slots__ = ("boundaries", "count", "loops", "read", "slot", "stepped")
 
     def __init__(self) -> None:
         self.boundaries = 0
+        self.loops: list[Loop] = []
         self.stepped = False
         self.count: Callable[[], None] = _nobody_counts
         self.slot = 0

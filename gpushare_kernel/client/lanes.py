@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from gpushare_kernel.client import display
-from gpushare_kernel.client.job import INNER, OUTER, Job, Unshared
+from gpushare_kernel.client.job import INNER, OUTER, Job, Loop, Unshared
 from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable, GpushareError
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import JobId
@@ -77,6 +78,11 @@ class Lane:
         return self._job.boundaries - self._before
 
     @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The loops over `steps` that run now, the outermost first. Any thread may ask."""
+        return tuple(self._job.loops)
+
+    @property
     def open(self) -> bool:
         """Say whether the lane is entered and not left, in this process."""
         return self._pid == os.getpid()
@@ -90,6 +96,11 @@ class Lane:
     def ephemeral(self) -> int | None:
         """Bytes the work may hold beyond that while it runs, as admitted."""
         return self._job.ephemeral if isinstance(self._job, Job) else self._submit.ephemeral
+
+    @property
+    def in_parts(self) -> bool:
+        """Say whether it was declared as what is kept and what is held beyond that, not as one size."""
+        return self._submit.persistent is not None or self._submit.ephemeral is not None
 
     def __enter__(self) -> Self:
         if self._pid:
@@ -163,7 +174,7 @@ class Lane:
     def steps(self, iterable: Iterable[_Item]) -> Steps[_Item]:
         """Iterate, with a boundary after each round: `for batch in lane.steps(loader)`.
 
-        The length, where `iterable` knows it, is kept for progress bars.
+        The length, where `iterable` knows it, is kept for progress bars, and shown in the cell's own line.
         """
         return _SizedSteps(self, iterable) if isinstance(iterable, Sized) else Steps(self, iterable)
 
@@ -205,15 +216,29 @@ class Steps(Generic[_Item]):
         self._iterable = iterable
 
     def __iter__(self) -> Iterator[_Item]:
-        step = self._lane.step
-        for item in self._iterable:
-            yield item
-            step()
+        step, loops = self._lane.step, self._lane._job.loops
+        loop = Loop(self._total())
+        loops.append(loop)
+        try:
+            for item in self._iterable:
+                yield item
+                step()
+                loop.done += 1
+        finally:
+            loops.remove(loop)
+
+    def _total(self) -> int | None:
+        return None
 
 
 class _SizedSteps(Steps[_Item]):
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # only made of sized ones
+
+    def _total(self) -> int | None:
+        with contextlib.suppress(Exception):  # a loader of torch may have a length and not know it
+            return len(self)
+        return None
 
 
 def current_lane() -> Lane | None:

@@ -161,9 +161,7 @@ class Session(Questions):
 
     def _answers(self, timeout: float) -> bool:
         with interruptible(), self._changed:
-            return self._changed.wait_for(
-                lambda: self.up or self.refusal is not None, max(0.0, timeout)
-            )
+            return self._changed.wait_for(lambda: bool(self.up or self.refusal), max(0.0, timeout))
 
     @property
     def noun(self) -> str:

@@ -108,7 +108,7 @@ class Pace:
         return self.beside.value / self.solo.value
 
     def forget(self) -> None:
-        """Other work begins: nothing of the former is known of it."""
+        """Other work begins: how fast the former went on says nothing of it."""
         self.solo.forget()
         self.beside.forget()
         self.met, self.lag, self.deep, self.drain = 0, 0.0, 0, 0.0

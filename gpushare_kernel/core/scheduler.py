@@ -247,7 +247,7 @@ class Scheduler(Room):
 
     def _policy_changed(self, event: ev.PolicyChanged) -> None:
         policy = policy_named(event.policy)
-        self.turns.accounts.follow(policy, self.users.values(), self.sessions.values())
+        self.turns.follow(policy, self.users.values(), self.sessions.values())
         self.book.queue.follow(policy, event.at)
         for job in self.book.queue:
             self._be_patient(job, event.at)

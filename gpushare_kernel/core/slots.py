@@ -190,13 +190,13 @@ class Slots(Turns):
             return
         running = [s for s in self.using.values() if s.counted > 0]
         if len(self.using) == 1 or len(running) == 1:
-            self._measured((running or [*self.using.values()])[0], utilization)
+            self._measured((running or [*self.using.values()])[0], utilization, at)
             self._end_early(at)
         elif utilization < LIGHT and len(running) == len(self._rivals()):
             # All run, and the device still has idle time: none of them saturates it.
             for session in running:
                 if unmeasured(session, self.pace(session)):
-                    self._measured(session, utilization)
+                    self._measured(session, utilization, at)
         elif self.slot is Slot.ALL and not self._steering.at_once:
             self._end_early(at)
 
@@ -246,9 +246,9 @@ class Slots(Turns):
     def _window(self) -> float:
         return WINDOWS * self.config.window
 
-    def _measured(self, session: Session, utilization: float) -> None:
+    def _measured(self, session: Session, utilization: float, at: float) -> None:
         before, pace = session.demand, self.pace(session)
-        pace.stale, pace.measured_at = False, self._billed
+        pace.stale, pace.measured_at = False, at
         session.demand = settled(before, utilization)
         if before is None or abs(before - session.demand) > MISSING / 2:
             self._gauge.anew()  # what was expected so far was expected of something else
@@ -311,7 +311,7 @@ class Slots(Turns):
         policy = self.accounts.policy
         if policy.co_runs and self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
-        if policy.co_runs and self._steering.judge(rivals):
+        if policy.co_runs and self._steering.judge(rivals, at):
             steers = policy.shares
             alone = self._steering.alone_next(rivals, at, measuring) if steers else None
             if alone is not None:
@@ -401,7 +401,9 @@ class Slots(Turns):
         """Note to which kind of time the next counts of `session` belong."""
         pace = self.pace(session)
         alone = len(self._rivals()) < 2  # noqa: PLR2004
-        if alone or (self.slot is Slot.ALONE and self.frame_end is not None):
+        if self.slot is Slot.ALONE and sum(s.counted > 0 for s in self.using.values()) > 1:
+            pace.rate = None  # somebody who may not be paused now runs on beside it
+        elif alone or (self.slot is Slot.ALONE and self.frame_end is not None):
             pace.rate, pace.solo_at = pace.solo, at
         elif self.slot is Slot.ALL and self.frame_end is not None:
             pace.rate = pace.beside
@@ -423,4 +425,4 @@ class Slots(Turns):
             light = self._was is Slot.LIGHT and self._is_light(session)
             if drains_deep(self.pace(session), drain, light=light):
                 self._measure_anew(session)
-        super().paused(session, ticket, status, at)
+        super().paused(session, ticket, status, at, drain)

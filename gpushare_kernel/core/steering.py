@@ -32,7 +32,7 @@ TOGETHER = 0.1
 """Seconds after a trial's beginning in which newcomers are tried with the others."""
 NEW = 1.0
 """Seconds of work before a newcomer is worth a trial of all at once: many a cell is over before."""
-DRAINS = 5
+DRAINS = 4
 """How many times the longest drain of the others a slot for catching up lasts at least."""
 LONGEST = 3
 """Turns that a slot for catching up may last at most."""
@@ -78,16 +78,17 @@ class Steering:
         if at - self._tried_at < TOGETHER:
             self._tried |= {newcomer}
 
-    def judge(self, rivals: list[Session]) -> bool:
-        """Decide whether running at once is worth it, where all is known that it takes."""
+    def judge(self, rivals: list[Session], at: float) -> bool:
+        """Decide whether running at once is worth it, where all is known that it takes. What the trial took from whom is owed."""
         ratios = [self.beside(s, len(rivals)) for s in rivals]
         gain = sum(ratio for ratio in ratios if ratio is not None)
         known, before = all(ratio is not None for ratio in ratios), self.at_once
         self.at_once = known and gain >= (LEAST_GAIN if before else GAIN)
         self._hopeless = known and gain < NO_GAIN
         if self.at_once and not before:
-            for session in rivals:
-                self._pace(session).lag = 0.0
+            tried = min(max(0.0, at - self._tried_at), MOST_LAG * self._turn)
+            for (session, share), ratio in zip(shares(rivals), ratios, strict=True):
+                self._pace(session).lag = max(0.0, share - (ratio or 0.0)) * tried
         return self.at_once
 
     def beside(self, session: Session, rivals: int) -> float | None:

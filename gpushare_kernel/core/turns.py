@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from math import inf
 
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
-from gpushare_kernel.core.policies import Together, policy_named
+from gpushare_kernel.core.policies import Policy, Together, policy_named
 from gpushare_kernel.core.probe import Seen
-from gpushare_kernel.core.records import Job, Session
+from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import (
     JobState,
@@ -77,6 +77,8 @@ class Turns(ABC):
         self._left_now: dict[SessionId, Session] = {}
         self._standing: dict[SessionId, Session] = {}
         self._leaving = 0
+        #: The policy has changed: whom it would have chosen is to be seen.
+        self._anew = False
         #: How many have come to want turns, and how many had when it was last seen whether one is better than who runs.
         self._came = self._compared = 0
         #: Who may not be paused for a while, and when the first of them may be again.
@@ -204,6 +206,11 @@ class Turns(ABC):
         """`session` is gone, or its kernel starts anew."""
         self._exempt.pop(session.id, None)
 
+    def follow(self, policy: Policy, users: Iterable[User], sessions: Iterable[Session]) -> None:
+        """Rank everybody by another policy, and choose by it now."""
+        self.accounts.follow(policy, users, sessions)
+        self._anew = True
+
     @abstractmethod
     def account(self, session: Session, usage: Usage, seen: Seen, at: float) -> None:
         """`session` was sampled: put what it used on its accounts."""
@@ -236,8 +243,8 @@ class Turns(ABC):
     def _is_over(self, frame_end: float, at: float) -> bool:
         """Whether others are to be chosen now: the turn has ended, or somebody better has come."""
         policy = self.accounts.policy
-        if at >= frame_end:
-            return policy.rotates
+        if self._anew or at >= frame_end:
+            return self._anew or policy.rotates
         if not policy.preempts or self._leaving or self._compared == self._came:
             return False
         self._compared = self._came
@@ -357,7 +364,11 @@ class Turns(ABC):
         for session in [*self.joining.values(), *held]:
             self.accounts.join(session)
         self.joining.clear()
-        taken = self._choose(held, at)
+        self._anew = False
+        stays = self.using.keys() - {session.id for session in held}
+        chosen = self._choose(held, at)
+        # Who runs and cannot be paused now, or is about to leave, has nothing to wait for.
+        taken = {name: session for name, session in chosen.items() if name not in stays}
         self.frame_end = at + self.turn
         for session in held:
             if session.id in taken:

@@ -29,7 +29,7 @@ class LaneView(Struct, frozen=True):
     members: tuple[str, ...]
 
 
-class TurnView(Struct, frozen=True):
+class TurnView(Struct, frozen=True, gc=False):
     """What a session did on a device: from `began` to `ended`, in seconds before the snapshot (`ended` 0.0: it still does).
 
     `kind` is `turn` (it had the device), `drain` (its turn was over and its submitted work ended), `pause` (kept paused:
@@ -137,7 +137,7 @@ class NeedView(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The whole."""
+    """The whole. `at` is when it was, by the broker's clock (None: not told): what it says to have been so long before is a moment."""
 
     schema: int
     broker: BrokerView | None
@@ -145,3 +145,4 @@ class Snapshot(Struct, frozen=True):
     sessions: tuple[SessionView, ...] = ()
     queue: tuple[QueueView, ...] = ()
     users: tuple[UserView, ...] = ()
+    at: float | None = None

@@ -14,7 +14,6 @@ from gpushare_kernel.wire.messages import (
     DryRun,
     PausedNow,
     ReleasedNow,
-    Report,
     ResumedNow,
     Slowed,
 )
@@ -114,12 +113,6 @@ def for_command(text: str) -> str:
 def learned_text(size: int, runs: int, noun: str = "GPU memory", what: str = "code") -> str:
     """Return the line of a job that declared no size and was given what earlier runs took."""
     return f"Takes {format_size(size)} of {noun}, learned from {_runs(runs)} of this {what}."
-
-
-def used_text(report: Report, line: str) -> str:
-    """Return the line after a declared cell; `line` is the magic to paste next time."""
-    used = report.persistent_measured + report.ephemeral_measured
-    return f"used {format_size(used)}; next time: {line}"
 
 
 def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:

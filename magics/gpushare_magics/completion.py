@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("status", "lanes", "live", "needs", "release", "pause", "resume", "memory"),
-    *("debug", "off", "on", "doctor"),
+    *("notify", "debug", "off", "on", "doctor"),
 )
-WORDS = {"live": ("--static",), "memory": ("--free",), "debug": ("on", "off")}
+WORDS = {
+    "live": ("--static",),
+    "memory": ("--free",),
+    "notify": ("on", "off"),
+    "debug": ("on", "off"),
+}
 """What may follow a command."""
 OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
 

@@ -6,16 +6,17 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpushare_kernel.client import api, display, roots
 from gpushare_kernel.client.shown import Announce, Slowed
 from gpushare_kernel.core.errors import GpushareError, UserError
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import cell_texts, texts
 from gpushare_magics import records, transform
 from gpushare_magics.cells import Cells
 from gpushare_magics.lines import Output, UpdatingLine
 from gpushare_magics.node import PlainNode
+from gpushare_magics.row import Row
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.client.session import Session
     from gpushare_magics.args import Declaration
+    from gpushare_magics.notify import Notifier
 
 _active: Extension | None = None
 _STEPS = re.compile(r"\bcurrent_lane\b|\bgpushare\w*\.step\(")
@@ -51,19 +53,32 @@ class Extension:
         #: The first line of each cell that declared something here, by its hash.
         self.first_lines: dict[str, str] = {}
         self._slowed = UpdatingLine(self.output)
+        self.notifier: Notifier | None = None
+
+    def notify(self, words: str) -> None:
+        """Tell of cells that waited, or no longer."""
+        from gpushare_magics.notify import Notifier  # noqa: PLC0415 - only where somebody asks for it
+
+        if self.notifier is None:
+            self.notifier = Notifier(self.cells, lambda: threading.get_ident() in self._fell)
+            self.output.on_waited = self.notifier.waited
+        told = self.notifier.switch(words)
+        if told is not None:
+            self.output.show(told)
 
     def enter(self, arguments: str) -> None:
         """Enter a lane for the rest of the running cell."""
         with plain_errors():
-            declaration, lane = self.entered(arguments)
-        self.cells.at_end(lambda: self.leave(declaration, lane))
+            entered = self.entered(arguments)
+        self.cells.at_end(lambda: self.leave(entered))
 
-    def entered(self, arguments: str) -> tuple[Declaration, Lane]:
+    def entered(self, arguments: str) -> Entered:
         """Parse, queue and enter."""
         from gpushare_magics.args import parse  # noqa: PLC0415
 
         declaration = parse(arguments)
         cooperative = self._meets_boundaries()
+        row = Row(self.output)
         lane = api.make_lane(
             size=declaration.size,
             persistent=declaration.persistent,
@@ -74,10 +89,17 @@ class Extension:
             time=declaration.time,
             cooperative=cooperative,
             code=self._code(),
+            show=row.waiting,
         )
         if self.session is None and not self.output.quiet:
             self.output.show(texts.NO_BROKER)
-        return declaration, lane.__enter__()
+        try:
+            lane.__enter__()
+        except BaseException:
+            row.end(None)
+            raise
+        row.run(lane, self.session)
+        return Entered(declaration, lane, row)
 
     def _code(self) -> str:
         """Return the hash of the running cell, and remember its first line: the broker knows the hash only."""
@@ -133,14 +155,19 @@ class Extension:
 
         return say
 
-    def leave(self, declaration: Declaration, lane: Lane, *, failed: bool = False) -> None:
-        """Leave the lane, and say what to declare next time."""
+    def leave(self, entered: Entered, *, failed: bool = False) -> None:
+        """Leave the lane, and say what it took and what to declare next time."""
         from gpushare_magics.args import next_line  # noqa: PLC0415
 
-        lane.close(failed=failed or threading.get_ident() in self._fell)
-        told = self.output.quiet or threading.get_ident() in self._failed
-        if lane.report is not None and not told:
-            self.output.show(texts.used_text(lane.report, next_line(declaration, lane.report)))
+        lane, text, line = entered.lane, None, ""
+        try:
+            lane.close(failed=failed or threading.get_ident() in self._fell)
+            told = self.output.quiet or threading.get_ident() in self._failed
+            if lane.report is not None and not told:
+                line = next_line(entered.declaration, lane.report)
+                text = cell_texts.used_text(lane.report, line)
+        finally:
+            entered.row.end(text, line)
 
     def dry_run(self, arguments: str) -> None:
         """Say what the cell would do now."""
@@ -184,6 +211,14 @@ class Extension:
         """Each cell has a line of its own about being slowed."""
         if not self.cells.running:
             self._slowed = UpdatingLine(self.output)
+
+
+class Entered(NamedTuple):
+    """A declared cell that runs."""
+
+    declaration: Declaration
+    lane: Lane
+    row: Row
 
 
 class plain_errors:  # noqa: N801 - reads as a statement
@@ -256,6 +291,8 @@ def unload(shell: InteractiveShell) -> None:
         shell.Completer.custom_matchers.remove(complete)
     shell.magics_manager.magics["cell"].pop("gpulane", None)
     shell.magics_manager.magics["line"].pop("gpushare", None)
+    if extension.notifier is not None:
+        extension.notifier.close()
     display.use(None)
     records.unregister(shell)
     if extension.session is not None:

@@ -58,13 +58,13 @@ class GpuShareMagics(Magics):
             extension.dry_run(line)
             return None
         with plain_errors():
-            declaration, lane = extension.entered(line)
+            entered = extension.entered(line)
         failed = True
         try:
             result = run(extension.shell, cell)
             failed = False
         finally:
-            extension.leave(declaration, lane, failed=failed)
+            extension.leave(entered, failed=failed)
         return result
 
     @no_var_expand
@@ -83,6 +83,8 @@ class GpuShareMagics(Magics):
         %gpushare memory              what holds its memory: variables, results, the last error, pools
         %gpushare memory --free       let go of what the last error's frames hold
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
+        %gpushare notify on|off       tab title and browser notification when a cell that waited over 30 s starts or ends;
+                                      `on --after 5min` sets how long
         %gpushare debug on|off        keep the frames of a failed cell for %debug, with the memory they hold
         %gpushare off, %gpushare on   no messages and no cooperation here; the device stays shared
         %gpushare doctor              what this kernel finds, and what is amiss
@@ -108,6 +110,8 @@ class GpuShareMagics(Magics):
             output.show(tables.doctor(session))
         elif command == "live":
             self._live(notebook)
+        elif command == "notify":
+            self._extension.notify(notebook or "")
         elif session is None:
             output.show(texts.NO_BROKER)
         elif command == "needs":
@@ -190,7 +194,7 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
-_WITH_WORDS = ("release", "pause", "resume", "memory", "debug", "live")
+_WITH_WORDS = ("release", "pause", "resume", "memory", "debug", "live", "notify")
 _IN_A_TERMINAL = ("policy", "top", "run", "replay", "start", "stop", "install", "uninstall", "demo")
 _WIDGETS = ("anywidget", "ipywidgets")
 _NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gpushare_kernel.broker.views import initials
+from gpushare_kernel.broker.aliases import Aliases, initials
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import GiB, UserId
 from gpushare_kernel.wire import messages as msg
@@ -21,14 +21,14 @@ NOBODY = 65534
 
 # The keys that were promised first, and those that came later. Keys are added, never renamed or retyped.
 KEYS = {
-    "": {"schema", "broker", "devices", "sessions", "queue", "users"},
+    "": {"schema", "broker", "devices", "sessions", "queue", "users"} | {"at"},
     "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {"policy", "compute", "free", "total", "desktop", "foreign", "limits", "lost", "turns"},
     "turns": {"session", "began", "ended", "kind"},
     "lanes": {"id", "size", "occupant", "members"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
-    | {"device", "own", "jobs", "demand", "turns", "doing"},
+    | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused"},
     "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited", "name"},
     "users": {"name", "weight", "device_time"},
 }
@@ -143,3 +143,12 @@ def test_a_waiters_line_names_others_by_initials_only(house: House, tmp_path: Pa
 def test_initials(user: str, seen: str) -> None:
     """Three letters at most."""
     assert initials(UserId(user)) == seen
+
+
+def test_who_has_the_same_initials_has_a_number() -> None:
+    """Nobody is taken for somebody else, and everybody is called the same every time."""
+    aliases = Aliases()
+    people = [UserId(name) for name in ("ann.lee", "al.long", "bob", "a.l", "al2", "al.2")]
+    told = [aliases.of(one) for one in people]
+    assert told == ["al", "al2", "b", "al3", "a", "a2"]
+    assert [aliases.of(one) for one in reversed(people)] == told[::-1]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests_gpu_world import FREE, GpuWorld  # type: ignore[import-not-found]
+from tests_gpu_world import FREE, KINDS, GpuWorld  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.values import GiB
+from gpushare_kernel.core.values import GiB, SessionId
 
 MIXES = [tuple(mix) for mix in FREE]
 
@@ -318,3 +318,63 @@ def test_who_was_chosen_may_be_gone_before_it_starts() -> None:
         world.run(0.3)
         world.submit(f"{chosen}/job", chosen, 0, 1)
         world.run(0.3)
+
+
+def in_using_once(world: GpuWorld) -> None:
+    """Nobody who runs is chosen to come to its turn."""
+    turns = world.core.turns
+    assert not turns.using.keys() & turns.joining.keys()
+
+
+@pytest.mark.parametrize(
+    ("mix", "who", "seconds"),
+    [
+        (("heavy", "heavy", "light", "light"), "heavy0", 2.0),
+        (("heavy", "conv", "conv", "light"), "heavy0", 1.0),
+        (("heavy", "conv", "conv", "light"), "conv1", 10.0),
+        (("heavy", "heavy"), "heavy0", 2.0),
+    ],
+    ids=str,
+)
+def test_a_signal_on_its_way_spoils_nobody_s_pace(
+    mix: tuple[str, ...], who: str, seconds: float
+) -> None:
+    """T1: While one may not be paused the others' slots are not theirs alone: what they make there tells nothing of their paces."""
+    world = mixed(mix, seen=True)
+    until = world.now + seconds
+    world.send(ev.Exempted(at=world.now, session=SessionId(who), until=until))
+    while world.now < until:
+        world.run(0.05)
+        in_using_once(world)
+    world.run(1)
+    rates = progress(world, 15)
+    assert min(rates.values()) >= 0.95 / len(mix), rates
+    assert sum(rates.values()) >= 0.97
+
+
+def test_a_kernel_that_drains_long_is_waited_for_as_long_as_it_was_seen_to_take() -> None:
+    """T4: Once its limit is known it is paused at the first try."""
+    world = GpuWorld()
+    world.start("deep", "deep", seen=False)
+    world.start("b", "heavy", seen=False)
+    world.run(8)
+    world.log.clear()
+    world.run(12)
+    limits = [i.limit for i in world.log if isinstance(i, do.Pause) and i.session == "deep"]
+    assert len(limits) > 3
+    assert min(limits) > KINDS["deep"][2], limits
+
+
+def test_one_at_a_time_is_one_at_a_time_from_the_moment_on_that_it_is_chosen() -> None:
+    """S1: Whoever runs at once, or has its turn, stands still for the first, whatever was followed before."""
+    for mix in (("light",) * 3, ("heavy", "heavy", "light", "light"), ("conv",) * 3):
+        world = mixed(mix, seen=True)
+        world.send(ev.PolicyChanged(at=world.now, policy="fifo"))
+        world.run(0.2)
+        rates = progress(world, 5)
+        first, *others = rates.values()
+        assert first >= 0.99, rates
+        assert max(others) == 0.0, rates
+        world.send(ev.PolicyChanged(at=world.now, policy="fair"))
+        world.run(4)
+        assert min(progress(world, 5).values()) >= 0.85 / len(mix)

@@ -8,7 +8,7 @@ from tests_core_world import World  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.values import GiB, JobId, SessionId, Usage, UserId
+from gpushare_kernel.core.values import GiB, JobId, PauseStatus, SessionId, Usage, UserId
 
 WINDOW = 0.2
 KINDS = {
@@ -18,6 +18,7 @@ KINDS = {
     "light": (150.0, 0.55, 0.0005),
     "products": (1200.0, 0.74, 0.002),
     "idle": (1.0, 0.01, 0.0003),
+    "deep": (1.25, 0.99, 0.8),
 }
 FREE = {
     ("heavy", "heavy", "light", "light"): {"heavy": 0.186, "light": 0.663},
@@ -89,9 +90,8 @@ class GpuWorld(World):
         match instruction:
             case do.Pause(session, _, _, ticket):
                 self.log.append(instruction)
-                kernel = self.kernels[session]
-                drain = KINDS[kernel.kind][2]
-                self.drains.append((self.now + drain, session, ticket))
+                drain = min(KINDS[self.kernels[session].kind][2], instruction.limit)
+                self.drains.append((self.now + drain, session, ticket, drain < instruction.limit))
             case do.Resume(session):
                 super().carry_out(instruction)
                 if session in self.kernels:
@@ -102,18 +102,17 @@ class GpuWorld(World):
     def finish_drains(self) -> None:
         due = [d for d in self.drains if d[0] <= self.now + 1e-12]
         self.drains = [d for d in self.drains if d[0] > self.now + 1e-12]
-        for _, session, ticket in due:
+        for _, session, ticket, drained in due:
             kernel = self.kernels.get(session)
             if kernel is None:
                 continue
-            kernel.paused = True
+            kernel.paused = drained
             self.sample(session)  # as the broker does: its count is final now
+            drain = KINDS[kernel.kind][2]
+            status = PauseStatus.PAUSED if drained else PauseStatus.BUSY
             self.send(
-                ev.Paused(
-                    at=self.now, session=session, ticket=ticket, status="paused",  # type: ignore[arg-type]
-                    drain=KINDS[kernel.kind][2],
-                )
-            )  # fmt: skip
+                ev.Paused(at=self.now, session=session, ticket=ticket, status=status, drain=drain)
+            )
 
     def usage(self, session: str) -> Usage:
         kernel = self.kernels[session]

@@ -78,7 +78,7 @@ def test_whole_life_of_a_cell(broker: ScriptedBroker, kernel: Kernel) -> None:
     assert lines[2] == "used 5.2 GiB; next time: %%gpulane 6GiB"
     ids = [out["content"]["transient"].get("display_id") for out in shown]
     assert ids[0] == ids[1]
-    assert ids[2] is None
+    assert ids[2] == ids[0]
     assert shown[1]["msg_type"] == "update_display_data"
     results = [text_of(out) for out in seen if out["msg_type"] == "execute_result"]
     assert results == [["'done'"]]

@@ -355,11 +355,30 @@ def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.M
     assert "say %gpushare live, or %gpushare live --static" in capsys.readouterr().out
 
 
+def test_notify_says_what_it_needs(
+    run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anywidget, and where it is not understood, one line says what to do."""
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "gpushare_widgets.notify", raising=False)
+    assert not run("%gpushare notify on").success
+    assert "notifications need anywidget" in capsys.readouterr().out
+    for line, words in (
+        ("notify", "say %gpushare notify on"),
+        ("notify maybe", "say %gpushare notify on"),
+        ("notify on --after -3", "time '-3' is negative"),
+    ):
+        assert not run(f"%gpushare {line}").success
+        assert words in capsys.readouterr().out
+    assert run("%gpushare notify off").success
+    assert capsys.readouterr().out.startswith("Nobody is told")
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, memory, debug, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, memory, notify, debug, off, on, doctor."),
         ("policy", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
         ("policy srtf", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),

@@ -132,7 +132,7 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
             "",
             [
                 *("status", "lanes", "live", "needs", "release", "pause", "resume", "memory"),
-                *("debug", "off", "on", "doctor"),
+                *("notify", "debug", "off", "on", "doctor"),
             ],
         ),
         ("%gpushare live -", "-", ["--static"]),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from gpushare_widgets.changes import changes
 from gpushare_widgets.feed import Feed, offered
-from gpushare_widgets.scene import scene
+from gpushare_widgets.scene import Kept, scene
 from msgspec.structs import replace
 
 from gpushare_kernel import BrokerUnavailable
@@ -23,7 +23,7 @@ from gpushare_kernel.wire.snapshot import Snapshot
 from tests.faults.conftest import Measured, host, measured
 from tests.faults.host import Host, kill
 from tests.procs import eventually
-from tests.widgets.snapshots import FULL, IDLE, TURNS, Turn, crowd
+from tests.widgets.snapshots import FULL, IDLE, NOW, TURNS, Turn, crowd
 
 __all__ = ["host", "measured"]
 
@@ -145,6 +145,18 @@ def waited(seconds: float) -> Snapshot:
     return replace(STILL, queue=(replace(first, waited=seconds), *rest))
 
 
+def older(seconds: float, *more: Turn, turns: tuple[Turn, ...] = TURNS) -> Snapshot:
+    """Return the full snapshot so long after, by the broker's clock, with all its turns that are within the window still."""
+    aged = [
+        replace(t, began=round(t.began + seconds, 4), ended=round(t.ended + seconds, 4))
+        for t in turns
+    ]
+    kept = (*(t for t in aged if t.ended < 30), *more)
+    return replace(
+        FULL, devices=(replace(FULL.devices[0], turns=kept),), at=round(500 + seconds, 4)
+    )
+
+
 # --- when ---------------------------------------------------------------------------------------------------
 
 
@@ -243,33 +255,62 @@ def test_a_broker_that_goes_and_comes() -> None:
 
 
 def test_spans_that_only_grow_older_are_no_news() -> None:
-    """A span is a moment: a second later the same turns are the same; one that ended, or began, is news."""
+    """A span is a moment by the broker's clock, whatever an answer took; one that ended, or began, is news."""
     steps = Steps()
-    now = time.time()
-    made = [now]
-
-    def drawn(snapshot: Snapshot, _now: float) -> Any:
-        return scene(snapshot, now=made[0])
-
-    steps._make = drawn
-    steps.tape.now = FULL
+    steps.tape.now = older(0.0)
     screen = watched(steps)
-
-    def aged(seconds: float, *more: Turn) -> Snapshot:
-        made[0] = now + seconds
-        turns = [replace(t, began=t.began + seconds, ended=t.ended + seconds) for t in TURNS]
-        kept = [t for t in turns if t.ended < 30]
-        return replace(FULL, devices=(replace(FULL.devices[0], turns=(*kept, *more)),))
-
-    steps.tape.now = aged(0.013)  # less than it takes for one to leave the window
+    steps.tape.now = older(0.013)  # less than it takes for one to leave the window
     assert steps.go(0.3)
     assert screen.take() == []
-    steps.tape.now = aged(0.02, Turn("s2", 0.01, 0.0, "turn"))
+    steps.tape.now = older(0.02, Turn("s2", 0.01, 0.0, "turn"))
     assert steps.go(0.3)
     (new,) = screen.take()
     assert list(new["parts"]) == ["time"]
     row = next(r for r in new["parts"]["time"]["items"][0]["rows"] if r["session"] == "s2")
     assert row["spans"][0][1:] == [None, "turn"]
+
+
+def test_many_spans_that_only_grow_older_are_no_news() -> None:
+    """Gathered to coarser pieces they are the same pieces, too, until a whole one leaves the window: not at these times."""
+    steps = Steps()
+    steps._make = lambda snapshot, _now: scene(snapshot, now=NOW + (snapshot.at or 0.0))
+    many = tuple(
+        Turn(f"s{1 + 2 * (n % 2)}", 29.9 - n * 0.04, 29.88 - n * 0.04, ("turn", "drain")[n % 3 == 0])
+        for n in range(700)
+    )  # fmt: skip
+    steps.tape.now = older(0.1, turns=many)
+    screen = watched(steps)
+    for looks in range(3):
+        steps.tape.now = older(0.1 + 0.03 * looks, turns=many)
+        assert steps.go(0.3)
+    assert screen.take() == []
+
+
+def test_what_is_as_before_is_not_made_again() -> None:
+    """Memory and notebooks are made anew only where somebody did something: account and clock go on meanwhile."""
+    steps, made = Steps(), list[Any]()
+    kept = Kept()
+
+    def make(snapshot: Snapshot, now: float) -> Any:
+        made.append(scene(snapshot, now=now, kept=kept))
+        return made[-1]
+
+    steps._make = make
+    steps.tape.now = STILL
+    watched(steps)
+    worked = tuple(replace(one, device_time=one.device_time + 1, turns=9) for one in STILL.sessions)
+    steps.tape.now = replace(STILL, sessions=worked)
+    before = steps._scene
+    assert steps.go(0.3)
+    assert before is not None
+    assert steps._scene is not None
+    for section in ("devices", "sessions"):
+        assert made[-1][section] is made[0][section]
+        assert steps._scene[section] is before[section]
+    first, *rest = worked
+    steps.tape.now = replace(STILL, sessions=(replace(first, state="idle"), *rest))
+    assert steps.go(0.3)
+    assert steps._scene["sessions"] != before["sessions"]
 
 
 def test_a_crowd_fits() -> None:

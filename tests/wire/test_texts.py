@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import need_texts, texts
+from gpushare_kernel.wire import cell_texts, need_texts, texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 from gpushare_kernel.wire.snapshot import NeedView
 
@@ -108,7 +108,7 @@ def report(persistent: int, ephemeral: int) -> Report:
 def test_line_after_a_cell() -> None:
     """One line, ready to paste: never less than was used."""
     used = report(5 * GiB, int(0.2 * GiB))
-    assert texts.used_text(used, "%%gpulane 7GiB") == "used 5.2 GiB; next time: %%gpulane 7GiB"
+    assert cell_texts.used_text(used, "%%gpulane 7GiB") == "used 5.2 GiB; next time: %%gpulane 7GiB"
 
 
 def test_one_advice_wherever_it_is_given() -> None:
@@ -138,6 +138,44 @@ def test_a_broker_of_before_advises_nothing() -> None:
     """Then it is what was used."""
     assert need_texts.next_sizes(report(5 * GiB, int(0.2 * GiB)), parts=False) == "6GiB"
     assert need_texts.next_sizes(report(0, 70 * MiB), parts=False) == "128MiB"
+
+
+def test_what_stays_of_a_cell() -> None:
+    """How long it waited and ran is said where that is worth a word."""
+    told = structs.replace(report(5 * GiB, int(0.2 * GiB)), waited=12.3, ran=100.4, boundaries=500)
+    assert cell_texts.used_text(told, "%%gpulane 6GiB") == (
+        "used 5.2 GiB; waited 12 s; ran 1 min 40 s, 500 steps; next time: %%gpulane 6GiB"
+    )
+    assert cell_texts.ran_text(0.02, 1) == "ran 0.0 s, 1 step"
+    assert cell_texts.ran_text(3900, 0) == "ran 1 h 5 min"
+
+
+def test_a_cell_that_runs() -> None:
+    """How far it is, how fast, what it holds of what it declared; only what is known."""
+    assert cell_texts.running_text(0.2) == "Running"
+    parts = [("kept", int(2.1 * GiB), 4 * GiB), ("iteration", int(0.9 * GiB), 2 * GiB)]
+    assert cell_texts.running_text(100, [(120, 500, 60.0)], parts) == (
+        "Running 1 min 40 s · step 120 of 500, 2/s, about 3 min to go · kept 2.1 of 4.0 GiB · iteration 922 MiB of 2.0 GiB"
+    )
+    assert cell_texts.running_text(9, [(7, None, 8.9)], [("holds", 200 * MiB, 6 * GiB)]) == (
+        "Running 9 s · step 7, 1.3 s each · holds 200 MiB of 6.0 GiB"
+    )
+    loops = [(2, 10, 20.0), (300, 1000, 1.5)]
+    assert cell_texts.running_text(21, loops) == (
+        "Running 21 s · step 2 of 10, inside 300 of 1000, 200/s, about 1 min to go"
+    )
+
+
+def test_waiting_says_how_long_already() -> None:
+    """In steps of 10 s at first: a line that changes every second cannot be read."""
+    texts_of = {n: cell_texts.waited_so_far_text("Waiting.", n) for n in (9, 11, 19.9, 61)}
+    assert texts_of == {
+        9: "Waiting.",
+        11: "Waiting. Waited 10 s so far.",
+        19.9: "Waiting. Waited 10 s so far.",
+        61: "Waiting. Waited 1 min so far.",
+    }
+    assert cell_texts.gave_up_text(75) == "Waited 1 min 15 s."
 
 
 def test_other_lines() -> None:

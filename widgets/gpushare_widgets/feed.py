@@ -39,6 +39,8 @@ _PAUSES = (0.25, 0.5, 1.0, 2.0)
 """Seconds between attempts to find a broker that is away."""
 _DOES = ("release", "pause", "resume", "ask")
 """The controls that a broker has a request for."""
+_STRAYS = 1.0
+"""Seconds by which the broker's clock and ours may part."""
 _FRONT_ENDS = 50
 """Front ends of one view that are told apart; more are not believed."""
 _LONGEST_ID = 64
@@ -103,7 +105,11 @@ class Feed:
         self._running = running(self._cell_changed)
         self._thread: threading.Thread | None = None
         self._line: Line | None = None
+        #: What was seen last, as it was made, and as it was sent.
+        self._made: Scene = {}
         self._scene: Scene | None = None
+        #: What the time is when the broker's clock is at 0.
+        self._zero = float("-inf")
         self._failures = 0
         #: Seconds of a core that a look takes, of late.
         self._cost = 0.0
@@ -255,7 +261,9 @@ class Feed:
 
     def _see(self) -> Scene:
         try:
-            scene = offered(self._make(self._snapshot(), time.time()), self._scene)
+            snapshot = self._snapshot()
+            made = self._make(snapshot, self._time_of(snapshot))
+            scene = offered(made, self._scene, self._made)
         except GpushareError as problem:
             self._failures += 1
             return {**(self._scene or {"at": time.time()}), "notice": _sentence(problem)}
@@ -264,8 +272,19 @@ class Feed:
             notice = f"This view cannot be drawn ({type(problem).__name__}: {problem}). Please report it."
             return {**(self._scene or {"at": time.time()}), "notice": notice}
         self._failures = 0
-        self._scene = scene
+        self._made, self._scene = made, scene
         return scene
+
+    def _time_of(self, snapshot: Snapshot) -> float:
+        """Return when a snapshot was made. By the broker's clock, where it is told: answers do not all take the same time."""
+        now = time.time()
+        if snapshot.at is None:
+            return now
+        if (
+            abs(now - snapshot.at - self._zero) > _STRAYS
+        ):  # it started anew, the machine slept, or its time was set
+            self._zero = round(now - snapshot.at, 4)
+        return snapshot.at + self._zero
 
     def _snapshot(self) -> Snapshot:
         """Ask on the line we have; it may be of a broker that is no more, then on a new one."""
@@ -326,16 +345,23 @@ def _done(line: Line, wish: _Wish, noun: str) -> str:
     return texts.released_text(line.release(wish.session), noun)
 
 
-def offered(scene: Scene, before: Scene | None = None) -> Scene:
-    """Return the scene as it is sent: short, with the controls that can be carried out here, and with moments that stay."""
+def offered(scene: Scene, before: Scene | None = None, made: Scene | None = None) -> Scene:
+    """Return the scene as it is sent: short, with the controls that can be carried out here, and with moments that stay.
+
+    `before` is what was sent last, of the scene `made`: what is the same list in both is sent as it was.
+    """
     told = settled(scene, before)
+    was = {} if before is None or made is None else made
+    same = {name for name in scene if name in was and scene[name] is was[name]}
+    if before is not None:
+        told |= {name: before[name] for name in same}
     kinds = {device["id"]: device["kind"] for device in told.get("devices", ())}
-    if "devices" in told:
+    if "devices" in told.keys() - same:
         told["devices"] = [
             {**device, "segments": [_known(segment) for segment in device["segments"]]}
             for device in told["devices"]
         ]
-    if "sessions" in told:
+    if "sessions" in told.keys() - same:
         told["sessions"] = [
             {**entry, "actions": [one for one in entry["actions"] if _can(one, entry, kinds)]}
             for entry in told["sessions"]
@@ -376,9 +402,10 @@ _feed: Feed | None = None
 
 def feed() -> Feed:
     """Return this process's feed."""
-    from gpushare_widgets.scene import scene  # noqa: PLC0415
+    from gpushare_widgets.scene import Kept, scene  # noqa: PLC0415
 
     global _feed  # noqa: PLW0603 - a process has one
     if _feed is None:
-        _feed = Feed(lambda snapshot, now: scene(snapshot, now=now))
+        kept = Kept()
+        _feed = Feed(lambda snapshot, now: scene(snapshot, now=now, kept=kept))
     return _feed

@@ -36,7 +36,7 @@ const ACTIONS = {
   restore: ["Restore", "Put its memory back"],
   ask: ["Ask", "Ask its owner to give memory back"],
 };
-const STATES = { busy: "▶", waiting: "⋯", idle: "○", paused: "⏸", parked: "⏏", restoring: "↻", opened: "…", orphaned: "?", bare: "○" };
+const STATES = { busy: "▶", waiting: "⋯", idle: "○", paused: "‖", parked: "⇩", restoring: "↻", opened: "…", orphaned: "?", bare: "○" };
 const KINDS = {
   context: "contexts", persistent: "kept by a notebook", lane: "for what runs", free: "free",
   parked: "parked, beside the device", desktop: "desktop", foreign: "not shared",
@@ -399,7 +399,8 @@ class LiveView {
     attr(node, "data-device", device.id);
     put(head.children[0], device.name);
     const whole = device.total || device.capacity;
-    put(head.children[1], `${size(device.free)} of ${size(device.capacity)} free`);
+    const part = device.capacity ? ` (${percent(device.free / device.capacity)})` : "";
+    put(head.children[1], `${size(device.free)} of ${size(device.capacity)} free${part}`);
     const segments = device.segments || [];
     const on = segments.filter((s) => s.kind !== "parked");
     const off = segments.filter((s) => s.kind === "parked");
@@ -450,7 +451,7 @@ class LiveView {
     const node = el("div", "timeline");
     const axis = el("div", "axis");
     axis.setAttribute("aria-hidden", "true");
-    axis.append(el("span", "", "30 s ago"), el("span", "", "15"), el("span", "", "now"));
+    axis.append(el("span", "", "30 s ago"), el("span", "", "15 s ago"), el("span", "", "now"));
     node.append(el("div", "device-name"), el("ul", "rows"), axis);
     return node;
   }
@@ -600,6 +601,7 @@ function waiter(node, q) {
 
 function deadline(node, rt) {
   node.classList.toggle("gs-own", rt.own);
+  node.classList.toggle("gs-missed", rt.misses > 0);
   put(node.children[0], rt.label);
   const margin = rt.margin === null ? "" : ` · at least ${millis(rt.margin)} to spare`;
   put(node.children[1], `every ${millis(rt.period)}, due within ${millis(rt.deadline)}${margin} · ${rt.misses} missed`);

@@ -6,12 +6,12 @@ in it: in Markdown that would end the HTML.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpushare_kernel.client.shown import format_size
 from gpushare_widgets import words
+from gpushare_widgets.escaping import escape, escape_attribute
 from gpushare_widgets.parties import clean
 
 _OWN = "#1f83c9"
@@ -26,7 +26,6 @@ _MOST_NAMED, _LONGEST, _LONGEST_NAMED = 12, 36, 24
 _CELL = "padding:2px 10px 2px 0;border:0;text-align:{};vertical-align:top;background:none;color:inherit;max-width:none;white-space:{}"
 _TABLE = "border-collapse:collapse;border:0;margin:0 0 4px 0;font-size:inherit;color:inherit;table-layout:auto;width:auto"
 _PLAIN_ROW = ' style="background:none"'
-_MATH = {"$": "<span>$</span>", "\\": "<span>\\</span>"}
 
 
 def page(scene: Mapping[str, Any]) -> str:
@@ -43,14 +42,6 @@ def page(scene: Mapping[str, Any]) -> str:
 def whole(parts: Iterable[str]) -> str:
     """Return the parts in one frame."""
     return f'<div style="max-width:60em;line-height:1.45;overflow-x:auto">{"".join(parts)}</div>'
-
-
-def escape(text: object) -> str:
-    """Return text that stays text, for those too who look for formulas in it."""
-    out = html.escape(str(text), quote=True)
-    for sign, apart in _MATH.items():
-        out = out.replace(sign, apart)
-    return out
 
 
 def section(table: words.Table, colours: _Colours | None = None) -> str:
@@ -133,11 +124,6 @@ def _piece(piece: dict[str, Any], percent: float, colours: _Colours) -> str:
         )
     look = f'<div style="height:22px;box-sizing:border-box;{_look(piece, colours)}"></div>'
     return f'<td width="{percent:.1f}%" align="left" title="{escape_attribute(piece["title"])}" style="{style}">{look}{label}</td>'
-
-
-def escape_attribute(text: str) -> str:
-    """Return text for an attribute, where no formula is looked for."""
-    return html.escape(text, quote=True)
 
 
 def _named(piece: dict[str, Any], colours: _Colours) -> str:

@@ -1,17 +1,15 @@
 """Times of a scene that do not move: a span that nothing happened to is the same in the next scene. Pure.
 
-A scene says how long before it a span began and ended, which is another number every time. Here it becomes a moment,
-on the broker's side of what an answer took: moments that are as near as that are one.
+A scene says how long before it a span began and ended, which is another number every time. Here it becomes a moment.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-_NEAR = 0.06
-"""Seconds within which two scenes may put the same moment: answers do not all take the same time."""
+_HAIR = 1e-6
+"""Seconds by which a moment is later than told: halves of a hundredth, told exactly, are rounded to the same side every time."""
 
 Span = list[Any]
 """Began and ended in seconds after the device's `since`, and what it was. None: before the window, and: it still does."""
@@ -42,39 +40,17 @@ def _device(
     at: float, device: Mapping[str, Any], before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     since = int(at) if before is None else before["since"]  # short numbers: there are hundreds
-    known = {} if before is None else {row["session"]: row["spans"] for row in before["rows"]}
-    rows = [
-        {
-            **row,
-            "spans": _spans(
-                at - since, device["window"], row["spans"], known.get(row["session"], ())
-            ),
-        }
-        for row in device["rows"]
-    ]
+    now, window = at - since + _HAIR, device["window"]
+    rows = [{**row, "spans": _spans(now, window, row["spans"])} for row in device["rows"]]
     return {**device, "since": since, "rows": rows}
 
 
-def _spans(at: float, window: float, spans: Any, before: Any) -> list[Span]:
-    began = sorted([span[0] for span in before if span[0] is not None])
-    ended = sorted([span[1] for span in before if span[1] is not None])
-    oldest = window - _NEAR
+def _spans(now: float, window: float, spans: Any) -> list[Span]:
     return [
         [
-            None if start >= oldest else _snapped(at - start, began),
-            None if end <= 0 else _snapped(at - end, ended),
+            None if began >= window else round(now - began, 2),
+            None if ended <= 0 else round(now - ended, 2),
             kind,
         ]
-        for start, end, kind in spans
+        for began, ended, kind in spans
     ]
-
-
-def _snapped(moment: float, known: list[float]) -> float:
-    """Return the nearest known moment, where one is near enough to be the same. Called hundreds of times a look."""
-    at = bisect_left(known, moment - _NEAR)
-    if at == len(known) or known[at] > moment + _NEAR:
-        return round(moment, 2)
-    nearest = known[at]
-    if at + 1 < len(known) and abs(known[at + 1] - moment) < abs(nearest - moment):
-        return known[at + 1]
-    return nearest

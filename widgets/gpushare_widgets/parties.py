@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gpushare_kernel.client.shown import SessionView, UserView, label
 
@@ -40,9 +41,15 @@ def clean(text: str, most: int = _LONGEST) -> str:
     """
     if text.isascii() and text.isprintable() and len(text) <= most:
         return text
+    return _cleaned(text[: 4 * most], most)
+
+
+@lru_cache(maxsize=1024)
+def _cleaned(text: str, most: int) -> str:
+    """Names come again with every scene."""
     out: list[str] = []
     marks = 0
-    for c in text[: 4 * most]:
+    for c in text:
         marks = marks + 1 if unicodedata.category(c) in ("Mn", "Me") else 0
         if marks <= _MOST_MARKS:
             out.append(c if c.isprintable() or c == _JOINER else "?")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from gpushare_kernel.client.shown import (
     DeviceView,
     Holder,
@@ -30,7 +32,43 @@ _AT_WORK = ("busy", "paused", "restoring")
 _MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED, _MOST_HOLDERS = 30, 12, 16, 20, 3
 
 
-def scene(snapshot: Snapshot, *, now: float) -> Scene:
+class Kept:
+    """What of a scene is the same until somebody does something else: who is drawn, memory, notebooks. For any thread."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, tuple[Mapping[str, Party], list[Scene], list[Scene]]] | None = None
+
+    def of(self, snapshot: Snapshot) -> tuple[Mapping[str, Party], list[Scene], list[Scene]]:
+        """Return them; made anew only where they are others."""
+        key = (
+            [replace(one, device_time=0.0, demand=None, turns=0) for one in snapshot.sessions],
+            [replace(view, turns=()) for view in snapshot.devices],
+            {waiter.session for waiter in snapshot.queue},
+        )
+        last = self._of
+        if last is not None and last[0] == key:
+            return last[1]
+        made = _lasting(snapshot)
+        self._of = key, made
+        return made
+
+
+def _lasting(snapshot: Snapshot) -> tuple[Mapping[str, Party], list[Scene], list[Scene]]:
+    devices = len(snapshot.devices)
+    drawn = parties(snapshot.sessions, devices=devices)
+    memory = [
+        memory_map.device(
+            view,
+            [s for s in snapshot.sessions if s.device in ("", view.id)],
+            drawn,
+            devices=devices,
+        )
+        for view in snapshot.devices
+    ]
+    return drawn, memory, _sessions(snapshot, drawn)
+
+
+def scene(snapshot: Snapshot, *, now: float, kept: Kept | None = None) -> Scene:
     """Return what `snapshot` shows.
 
     Parameters
@@ -39,6 +77,8 @@ def scene(snapshot: Snapshot, *, now: float) -> Scene:
         What the broker told.
     now
         When it was told, in seconds since the epoch.
+    kept
+        What is kept from scene to scene by whoever makes many. A section that is as before is the very list that it was.
 
     Returns
     -------
@@ -57,22 +97,17 @@ def scene(snapshot: Snapshot, *, now: float) -> Scene:
         `rt`: `session label own period deadline margin misses`. `bundles`: `name session own pages shared size`.
     """
     devices = len(snapshot.devices)
-    drawn = parties(snapshot.sessions, devices=devices)
-    here = {
-        view.id: [s for s in snapshot.sessions if s.device in ("", view.id)]
-        for view in snapshot.devices
+    drawn, memory, sessions = _lasting(snapshot) if kept is None else kept.of(snapshot)
+    spans = {
+        view.id: timeline.spans(view, drawn, now, devices=devices) for view in snapshot.devices
     }
-    spans = {view.id: timeline.spans(view, drawn, devices=devices) for view in snapshot.devices}
     time = [timeline.device(view, spans[view.id]) for view in snapshot.devices]
     sections: Scene = {
-        "devices": [
-            memory_map.device(view, here[view.id], drawn, devices=devices)
-            for view in snapshot.devices
-        ],
+        "devices": memory,
         "time": [one for one in time if one is not None],
         "shares": _shares(snapshot, [timeline.ran(one) for one in spans.values()]),
         "queue": _queue(snapshot, drawn),
-        "sessions": _sessions(snapshot, drawn),
+        "sessions": sessions,
         "rt": _fed(getattr(snapshot, "rt", ()), drawn, _rt),
         "bundles": _fed(getattr(snapshot, "bundles", ()), drawn, _bundle),
     }

@@ -13,29 +13,35 @@ WINDOW = 30.0
 _TOUCHING = 0.01
 """Seconds between two turns of one session that are one."""
 _MOST_SPANS, _FINEST_CELL = 300, 0.25
+_SHORTEST = 0.0001
+"""Seconds that a piece lasts at least."""
 
 Span = tuple[float, float, str]
 """Began and ended, in seconds before now (so the first is the larger), and what it was."""
 
 
 def spans(
-    view: DeviceView, drawn: Mapping[str, Party], *, devices: int = 1
+    view: DeviceView, drawn: Mapping[str, Party], now: float, *, devices: int = 1
 ) -> dict[Party, list[Span]]:
-    """Return what each did on one of `devices` within the window, by kind, the oldest first.
+    """Return what each did on one of `devices` within the window before `now`, by kind, the oldest first.
 
-    Where that is too much to draw, what was done within a while is one piece, as long as it was in all.
+    Where that is too much to draw, what was done within a while is one piece, as long as it was in all. These whiles
+    do not move with `now`: what only grew older is the same piece.
     """
     raw: dict[Party, dict[str, list[tuple[float, float]]]] = {}
-    known: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    known: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for turn in getattr(view, "turns", ()):  # hundreds, four times a second
         began, ended = turn.began, turn.ended
         began = began if began < WINDOW else WINDOW
         ended = ended if ended > 0.0 else 0.0
         if began > ended:
-            pieces = known.get((turn.session, turn.kind))
+            session, kind = turn.session, turn.kind
+            kinds = known.get(session)
+            if kinds is None:
+                kinds = known[session] = raw.setdefault(drawn.get(session, NOBODY), {})
+            pieces = kinds.get(kind)
             if pieces is None:
-                kinds = raw.setdefault(drawn.get(turn.session, NOBODY), {})
-                pieces = known[turn.session, turn.kind] = kinds.setdefault(turn.kind, [])
+                pieces = kinds[kind] = []
             pieces.append((began, ended))
     found = {who: _merged(kinds) for who, kinds in raw.items()}
     most = max(1, _MOST_SPANS // devices)
@@ -43,7 +49,7 @@ def spans(
         return found
     lines = sum(map(len, raw.values()))
     cell = max(_FINEST_CELL, min(WINDOW, lines * WINDOW / most))
-    return {who: _gathered(one, cell) for who, one in found.items()}
+    return {who: _gathered(one, cell, now % cell) for who, one in found.items()}
 
 
 def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any] | None:
@@ -89,20 +95,32 @@ def _merged(kinds: Mapping[str, list[tuple[float, float]]]) -> list[Span]:
     return out
 
 
-def _gathered(fine: list[Span], cell: float) -> list[Span]:
-    """Return one piece for each kind and cell of time, as long as the pieces in it."""
-    spent: dict[tuple[str, int], float] = {}
-    for began, ended, kind in fine:
-        number = int((WINDOW - began) / cell)
-        while began > ended:
-            until = max(ended, WINDOW - (number + 1) * cell)
-            spent[kind, number] = spent.get((kind, number), 0.0) + began - until
-            began, number = until, number + 1  # noqa: PLW2901 - the rest of it
+def _gathered(fine: list[Span], cell: float, newest: float) -> list[Span]:
+    """Return one piece for each kind and cell of time, as long as the pieces in it; `newest` is how long ago the last cell began.
+
+    A cell that is only partly within the window is left out.
+    """
+    count = int((WINDOW - newest) // cell)
+    edge = newest + count * cell
+    spent: dict[str, list[float]] = {}
+    for start, end, kind in fine:
+        cells = spent.get(kind)
+        if cells is None:
+            cells = spent[kind] = [0.0] * (count + 2)
+        began, ended = max(0.0, (edge - start) / cell), (edge - end) / cell
+        number = int(began)
+        while number + 1 < ended:
+            cells[number] += number + 1 - began
+            began = number = number + 1
+        if ended > began:
+            cells[number] += ended - began
     return [
         (
-            round(WINDOW - number * cell, 2),
-            round(WINDOW - number * cell - min(seconds, cell), 2),
+            round(edge - number * cell, 4),
+            max(0.0, round(edge - (number + min(part, 1.0)) * cell, 4)),
             kind,
         )
-        for (kind, number), seconds in sorted(spent.items())
+        for kind, cells in sorted(spent.items())
+        for number, part in enumerate(cells)
+        if part * cell > _SHORTEST
     ]
