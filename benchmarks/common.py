@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from gpushare_kernel.kernel_session import KERNEL_VARIABLES
 from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
 from gpushare_kernel.transport.places import Places, places
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "benchmarks/results"
 PATIENCE = 20.0
 ORPHANED = 60.0
 """Seconds after which a benchmark's broker leaves by itself, should the benchmark be killed."""
@@ -98,10 +101,11 @@ def main(name: str, question: str, measure: Callable[[Options], Sequence[Figure]
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
     given = parser.parse_args()
-    described = machine()  # before: the load of others, not ours
+    described, measured = machine(), commit()  # before: the load of others, not ours
     figures = measure(Options(quick=given.quick))
     if given.json:
-        print(json.dumps(as_json(name, question, described, figures, quick=given.quick)))
+        found = as_json(name, question, described, figures, quick=given.quick)
+        print(json.dumps({**found, "commit": measured}))
     else:
         print_table(question, described, figures)
     return 0 if all(figure.met for figure in figures) else 1
@@ -121,6 +125,30 @@ def machine() -> dict[str, Any]:
         "uid": os.geteuid(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def commit(checkout: Path = ROOT) -> str:
+    """Return the checkout's commit, with `+` where it is changed; empty where nobody knows.
+
+    GPUSHARE_COMMIT goes before git: a copied tree may have another one's `.git`. Results, and new files that are no code, are no change.
+    """
+    said = os.environ.get("GPUSHARE_COMMIT")
+    if said:
+        return said
+    try:
+        head = _git(checkout, "rev-parse", "HEAD")
+        status = _git(checkout, "status", "--porcelain", "-uall", "--", ".", f":!{RESULTS}")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    changed = (line for line in status.splitlines() if line[:2] != "??" or line.endswith(".py"))
+    return f"{head}+" if any(changed) else head
+
+
+def _git(checkout: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)

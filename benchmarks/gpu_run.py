@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import as_json, machine
+from benchmarks.common import as_json, commit, machine
 from benchmarks.gpu import checkout, facts
 from benchmarks.gpu.children import Ended, run
 from benchmarks.gpu.keeping import Result, found, gather, keep, keep_log, usable
@@ -80,7 +78,7 @@ def _take_in(row: Row, ended: Ended, given: argparse.Namespace) -> int:
         keep_log(given.out, row.name, f"{ended.said}\n{ended.output if result is None else ''}")
         print(f"{row.name}: {why}: see {given.out / row.name}.log", flush=True)
         return CRASHED
-    result |= {"seconds": round(ended.seconds, 1), "left_behind": ended.swept, "commit": _commit()}
+    result |= {"seconds": round(ended.seconds, 1), "left_behind": ended.swept, "commit": commit()}
     keep(given.out, row.name, result)
     print(f"{row.name}: {_verdict(result)} ({ended.seconds:.0f} s)", flush=True)
     if result.get("log"):
@@ -161,23 +159,6 @@ def _former(given: argparse.Namespace, place: Path | None = None) -> dict[str, R
         for name, result in found(where).items()
         if name in names and usable(result, quick=given.quick, device=given.device)
     }
-
-
-def _commit() -> str:
-    """Return the checkout's commit, as GPUSHARE_COMMIT or git says: a copied tree may have another one's `.git`."""
-    said = os.environ.get("GPUSHARE_COMMIT")
-    if said:
-        return said
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _parser() -> argparse.ArgumentParser:

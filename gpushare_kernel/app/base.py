@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jupyter_core.application import JupyterApp
 from rich.console import Console
-from traitlets import Float, Unicode
+from traitlets import Float, Integer, Unicode
 
 from gpushare_kernel import __version__
 from gpushare_kernel.app import words
@@ -51,7 +51,25 @@ class Command(JupyterApp):
             words.check_command(given, self.subcommands)
         if not given or given[0] not in self.subcommands:
             given = words.checked(given, options=self.aliases, flags=self.flags)
+            self._check_numbers(given)
         super().parse_command_line(given)
+
+    def _check_numbers(self, given: Sequence[str]) -> None:
+        """Refuse what is no number where one is to be: traitlets would answer in its own terms."""
+        for word in given:
+            option, is_value, value = word.partition("=")
+            target = self.aliases.get(option.removeprefix("--"))
+            if not is_value or target is None:
+                continue
+            trait = self.traits()[target.rpartition(".")[2]]
+            if not isinstance(trait, Float | Integer):
+                continue
+            try:
+                trait.from_string(value)
+            except ValueError:
+                kind = "a whole number" if isinstance(trait, Integer) else "a number"
+                msg = f"{option} takes {kind}, and {value!r} is none. Write for example {option}={trait.default_value or 1:g}."
+                raise BadDeclaration(msg) from None
 
     def migrate_config(self) -> None:
         """Nothing to migrate: we are younger than the change this is for."""

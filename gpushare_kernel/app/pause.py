@@ -21,7 +21,7 @@ class _OfNotebook(Command):
     def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
         """Take the notebook from the words."""
         alone, rest = positionals(
-            sys.argv[1:] if argv is None else list(argv), options=self.aliases
+            sys.argv[1:] if argv is None else list(argv), options=self.aliases, flags=self.flags
         )
         super().parse_command_line(rest)
         if len(alone) != 1:

@@ -39,9 +39,9 @@ class PolicyApp(Command):
     def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
         """Take the policy's name from the words."""
         given = sys.argv[1:] if argv is None else list(argv)
-        alone, rest = positionals(given, options=self.aliases)
+        alone, rest = positionals(given, options=self.aliases, flags=self.flags)
         if len(alone) > 1:
-            msg = f"one policy at a time, and there are {', '.join(alone)}. Use --device for one device's."
+            msg = f"policy takes one name, and {' '.join(alone)!r} are {len(alone)} words. Write: jupyter gpushare policy {alone[0]} [--device N]."
             raise BadDeclaration(msg)
         if alone:
             self.chosen = policy_named(alone[0]).name

@@ -18,7 +18,7 @@ from gpushare_kernel.core.policies import POLICIES
 from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_kernel.replay.engine import CAPACITY, Settings, replay
 from gpushare_kernel.replay.plots import check_can_draw, draw
-from gpushare_kernel.replay.report import table, write_records
+from gpushare_kernel.replay.report import check_can_write, table, write_records
 from gpushare_kernel.replay.sources import read_source
 
 _ORDER = ("fifo", "srtf", "pack", "fair")
@@ -83,7 +83,9 @@ class ReplayApp(Command):
     seed = Integer(
         0, config=True, help="Draws what a trace leaves open: the memory of Salus' jobs."
     )
-    device = Unicode("", config=True, help="Which device of a recording, where it has several.")
+    device = Unicode(
+        "", config=True, help="Which device of a recording, where it has several: its number or id."
+    )
     plot = Unicode(
         "", config=True, help="Draw completion times and timelines: FILE.svg or FILE.png."
     )
@@ -102,7 +104,7 @@ class ReplayApp(Command):
 
     def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
         """Read our words; the one that stands for itself is the trace."""
-        traces, rest = words.positionals(list(argv or ()), options=self.aliases)
+        traces, rest = words.positionals(list(argv or ()), options=self.aliases, flags=self.flags)
         if not any(word in words.EVERYWHERE for word in rest):
             if len(traces) != 1:
                 msg = f"a replay needs one trace, and got {', '.join(traces) or 'none'}. {_HOW}"
@@ -116,7 +118,10 @@ class ReplayApp(Command):
         declared = one_of("--durations", self.durations, DURATIONS) == DURATIONS[0]
         plot = Path(self.plot) if self.plot else None
         if plot is not None:
+            check_can_write("--plot", plot)
             check_can_draw(plot)
+        if self.jobs:
+            check_can_write("--jobs", Path(self.jobs))
         source = read_source(
             self._trace or Path(), seed=self.seed, declare=declared, device=self.device
         )
@@ -135,7 +140,7 @@ class ReplayApp(Command):
         else:
             first = outcomes[policies[0]]
             say(
-                f"{len(source.jobs)} jobs, {format_size(first.settings.capacity)}, admission {first.settings.admission}, "
+                f"{len(source.jobs)} {'job' if len(source.jobs) == 1 else 'jobs'}, {format_size(first.settings.capacity)}, admission {first.settings.admission}, "
                 f"parking {'on' if first.settings.parking else 'off'}, turns of {first.turn:g} s"
             )
             console().print(table(outcomes))

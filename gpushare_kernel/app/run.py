@@ -112,7 +112,7 @@ class RunApp(Command):
         if "--" in given:
             at = given.index("--")
             self._command, given = tuple(given[at + 1 :]), given[:at]
-        sizes, rest = words.positionals(given, options=self.aliases)
+        sizes, rest = words.positionals(given, options=self.aliases, flags=self.flags)
         asks_help = any(word in words.EVERYWHERE for word in rest)
         if not asks_help:
             self._size = _only_size(sizes, self._command)

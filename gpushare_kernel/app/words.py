@@ -33,14 +33,28 @@ def check_command(words: Sequence[str], commands: Collection[str]) -> None:
         raise BadDeclaration(msg)
 
 
-def positionals(words: Sequence[str], *, options: Collection[str]) -> tuple[list[str], list[str]]:
-    """Return the words that stand for themselves, and the rest: options with their values, and flags."""
+def positionals(
+    words: Sequence[str], *, options: Collection[str], flags: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Return the words that stand for themselves, and the rest: options with their values, and flags.
+
+    Raises
+    ------
+    BadDeclaration
+        Where there is no option of that name, with what was meant: what follows it would be taken for a word of its own.
+    """
     alone: list[str] = []
     rest: list[str] = []
     takes = False
     for word in words:
-        (rest if takes or word.startswith("-") else alone).append(word)
-        takes = not takes and word.startswith("--") and word.removeprefix("--") in options
+        name, given, _ = word.partition("=")
+        if takes or not word.startswith("-"):
+            (rest if takes else alone).append(word)
+            takes = False
+            continue
+        _check_option(name, options, flags)
+        rest.append(word)
+        takes = not given and name.removeprefix("--") in options
     return alone, rest
 
 
@@ -64,13 +78,9 @@ def _checked(
         if not word.startswith("-"):
             msg = f"{word!r} means nothing here. The options are {', '.join(known)}."
             raise BadDeclaration(msg)
-        if name in EVERYWHERE or "." in name:  # --Class.trait is traitlets' own way
+        _check_option(name, options, flags)
+        if _is_theirs(name):
             yield word
-        elif name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
-            msg = f"no option {name}. {hint}"
-            raise BadDeclaration(msg)
         elif name.removeprefix("--") in flags:
             if given:
                 msg = f"{name} takes no value, but {word} has one. Leave it out."
@@ -82,3 +92,17 @@ def _checked(
                 msg = f"{name} needs a value. Write {name}=VALUE."
                 raise BadDeclaration(msg)
             yield word if given else f"{name}={value}"
+
+
+def _check_option(name: str, options: Collection[str], flags: Collection[str]) -> None:
+    known = [f"--{one}" for one in (*options, *flags)]
+    if name not in known and not _is_theirs(name):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
+        msg = f"no option {name}. {hint}"
+        raise BadDeclaration(msg)
+
+
+def _is_theirs(name: str) -> bool:
+    """Whether traitlets reads this word itself; `--Class.trait` is its own way."""
+    return name in EVERYWHERE or "." in name

@@ -220,8 +220,10 @@ class Desk:
             self._reply(pending, _DROPPED)
         _check_words(*body.frameworks)
         self._broker.note_peak(job, body.peak)
-        self._broker.learn(job, body)
-        report = self._broker.end(job, persistent=body.persistent, boundaries=body.boundaries)
+        known = self._broker.learn(job, body)
+        report = self._broker.end(
+            job, persistent=body.persistent, boundaries=body.boundaries, known=known
+        )
         self._forget(job)
         self._reply(number, report)
 
@@ -331,7 +333,8 @@ class Desk:
         kernel, broker = self.kernel, self._broker
         user = user_name(self.peer.uid) if kernel is None else kernel.user
         place = None if kernel is None else broker.place(kernel, body.frameworks)
-        self._reply(number, msg.NeedsReply(broker.needs.views(user, place)))
+        most = 0 if kernel is None else broker.most(kernel)
+        self._reply(number, msg.NeedsReply(broker.needs.views(user, place, most)))
 
     def _set_weight(self, number: int, body: msg.SetWeight) -> None:
         kernel = self._own()

@@ -20,7 +20,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.budget import budget
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.learned import Place, Run
+from gpushare_kernel.core.learned import Learned, Place, Run
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import (
@@ -241,18 +241,27 @@ class JobAnswers:
             if session is not None and name in self.asked and job.granted is not None:
                 self._shown[name] = Run(0, 0, job.served(session, self.now))
 
-    def learn(self, name: JobId, end: msg.End) -> None:
-        """`name` is about to be over: keep what it has shown, where that says something of its code's next run."""
+    def learn(self, name: JobId, end: msg.End) -> Learned | None:
+        """`name` is about to be over: keep what it has shown, where that says something of its code's next run, and return what is known."""
         asked, job, kernel = (
             self.asked.get(name),
             self.job(name),
             self.registry.get(session_of(name)),
         )
         if asked is None or kernel is None or end.failed:
-            return
+            return None
         run = self._shown.get(name) if job is None else self._run(job, end)
-        if run is not None:
-            self.needs.learn(asked.declared, kernel.user, self.place(kernel, end.frameworks), run)
+        if run is None:
+            return None
+        return self.needs.learn(
+            asked.declared, kernel.user, self.place(kernel, end.frameworks), run
+        )
+
+    def most(self, kernel: Kernel) -> int:
+        """Return the most bytes that a job of `kernel` can declare."""
+        engine = self.engine_of(kernel.id)
+        book = engine.scheduler.book
+        return max(0, book.whole - (engine.scheduler.sessions[kernel.id].context or book.reserve))
 
     def _run(self, job: Job, end: msg.End) -> Run | None:
         """Return what `job` has shown; None where it never began, or others of its session ran beside it: nobody tells them apart."""
@@ -268,8 +277,10 @@ class JobAnswers:
             served / boundaries if boundaries else 0.0,
         )
 
-    def end(self, name: JobId, *, persistent: int, boundaries: int) -> msg.Report:
-        """`name` is over; say what became of it."""
+    def end(
+        self, name: JobId, *, persistent: int, boundaries: int, known: Learned | None = None
+    ) -> msg.Report:
+        """`name` is over; say what became of it, and what its code's next run is taken to need by what is `known`."""
         job = self.job(name)
         client = client_id(name)
         if job is None:
@@ -288,6 +299,8 @@ class JobAnswers:
         if kernel is not None:
             self.save(kernel)
             self.tell_budget(kernel)
+        ephemeral = max(0, self._peaks.get(name, persistent) - persistent)
+        known = known or Learned(1, (Run(persistent, ephemeral, ran),))
         return msg.Report(
             job=client,
             waited=(job.granted or now) - job.submitted,
@@ -297,9 +310,12 @@ class JobAnswers:
             persistent_declared=declared.persistent,
             persistent_measured=persistent,
             ephemeral_declared=declared.ephemeral,
-            ephemeral_measured=max(0, self._peaks.get(name, persistent) - persistent),
+            ephemeral_measured=ephemeral,
             boundaries=max(boundaries, self.boundaries.get(name, 0)),
             turns=job.turns,
+            persistent_advised=known.persistent,
+            ephemeral_advised=known.ephemeral,
+            most=0 if kernel is None else self.most(kernel),
         )
 
     def _take_back(self, kernel: Kernel, held: tuple[msg.HeldJob, ...]) -> None:

@@ -66,10 +66,10 @@ class Needs:
         filled = structs.replace(filled, persistent=need.persistent, ephemeral=need.ephemeral)
         return Asked(body, filled, known.count)
 
-    def learn(self, asked: Submit, user: UserId, place: Place, run: Run) -> None:
-        """A job came to its end. What was learned with other versions of its frameworks does not count any more."""
+    def learn(self, asked: Submit, user: UserId, place: Place, run: Run) -> Learned:
+        """A job came to its end: return what is known now. What was learned with other versions of its frameworks does not count any more."""
         if not asked.code:
-            return
+            return Learned(1, (run,))
         row = self._rows.get(user, {}).get((asked.code, place.kind, place.device))
         if row is None or place.differs(row.place):
             learned = Learned(1, (run,))
@@ -81,11 +81,12 @@ class Needs:
         mine = self._rows[user]
         while len(mine) > MOST:
             self._ledger.need_dropped(mine.pop(next(iter(mine))))
+        return learned
 
-    def views(self, user: UserId, place: Place | None) -> tuple[NeedView, ...]:
-        """Return what is known of `user`'s code, the latest used first, as seen from `place` (None: from nowhere)."""
+    def views(self, user: UserId, place: Place | None, most: int = 0) -> tuple[NeedView, ...]:
+        """Return what is known of `user`'s code, the latest used first, as seen from `place` (None: from nowhere), where `most` can be declared."""
         rows = reversed(self._rows.get(user, {}).values())
-        return tuple(_view(row, place) for row in rows)
+        return tuple(_view(row, place, most) for row in rows)
 
     def _find(self, user: UserId, code: str, place: Place) -> NeedRow | None:
         """Return what was learned on this device, else the latest from another of its kind."""
@@ -125,7 +126,7 @@ def _that_fits(known: Learned, session: Session, book: MemoryBook) -> Need | Non
     return Need(known.persistent - spare_p, known.ephemeral - spare_e)
 
 
-def _view(row: NeedRow, place: Place | None) -> NeedView:
+def _view(row: NeedRow, place: Place | None, most: int) -> NeedView:
     known, last, declared = row.learned, row.learned.last, row.declared
     return NeedView(
         code=row.code,
@@ -143,4 +144,5 @@ def _view(row: NeedRow, place: Place | None) -> NeedView:
         ephemeral=known.ephemeral,
         time=known.time,
         iteration=known.iteration,
+        most=most,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.values import device_called
 
 
 def choose(engines: Sequence[Engine], wanted: str, needs: int) -> Engine:
@@ -38,14 +39,9 @@ def choose(engines: Sequence[Engine], wanted: str, needs: int) -> Engine:
 
 def named(engines: Sequence[Engine], wanted: str) -> Engine:
     """Return the engine of the device that is called `wanted`, as in `choose`."""
-    if wanted.isdigit() and int(wanted) < len(engines):
-        return engines[int(wanted)]
-    name = wanted.lower()
-    least = 4
-    for engine in engines:
-        known = engine.device.inventory.id.lower()
-        if name == known or (len(name) >= least and known.startswith(name)):
-            return engine
+    number = device_called(wanted, [engine.device.inventory.id for engine in engines])
+    if number is not None:
+        return engines[number]
     there = ", ".join(
         f"{n} ({engine.device.inventory.name}, {engine.device.inventory.id}, {format_size(_free(engine))} free)"
         for n, engine in enumerate(engines)

@@ -89,6 +89,11 @@ class Calls:
                 self._queued[job] = call
         return call
 
+    @property
+    def queued(self) -> bool:
+        """Whether anybody waits for a job to be granted."""
+        return bool(self._queued)
+
     def number(self) -> int:
         """Return an id for a request whose reply nobody reads."""
         return next(self._numbers)
@@ -178,4 +183,5 @@ def _loop_handler() -> object | None:
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or threading.current_thread() is not threading.main_thread():
         return None
-    return asyncio._get_running_loop()  # type: ignore[no-any-return]
+    running = getattr(asyncio, "_get_running_loop", None)  # another thread may be importing it
+    return None if running is None else running()

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _Reply = TypeVar("_Reply")
 
+BLINK = 0.3
+"""Seconds of absence nobody needs to read about."""
 ANSWER = 5.0
 """Seconds a question may take. Waits in the queue have no limit, questions do."""
 

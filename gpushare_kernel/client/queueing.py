@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel.client.calls import LOST, Call, Lost, Nudge, expect, interruptible
 from gpushare_kernel.client.link import LinkDown
+from gpushare_kernel.client.questions import BLINK
 from gpushare_kernel.core.errors import BrokerUnavailable, WaitEnded
 from gpushare_kernel.core.values import Wait
-from gpushare_kernel.transport.places import Places
+from gpushare_kernel.transport.places import was_stopped
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Cancel, Failure, Granted, Reply, Submit
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 ABSENCE = 10.0
 """Seconds a new job waits for a broker that is away: its guardian restarts it within one."""
-_BLINK = 0.3
-"""Seconds of absence nobody needs to read about."""
 _ANSWER = 5.0
 
 OnWait = Callable[[Wait | None], float | None]
@@ -40,18 +39,19 @@ def queue(
     """Submit a job and return its grant. See `Session.submit`."""
     deadline = None if wait is None else time.monotonic() + wait
     reasons = _Reasons(on_wait)
-    said = False
+    lost = said = False
     with interruptible():
         while True:
             _until_up(session, deadline, wait, reasons)
+            if lost and not said and say is not None:
+                said = True
+                say(texts.PLACE_LOST)
             reply = _ask(session, submit, deadline, reasons)
             if reply is None:
                 raise _wait_ended(session, wait, reasons.latest)
             if reply is not LOST:
                 return expect(reply, Granted)
-            if say is not None and not said:
-                say(texts.PLACE_LOST)
-            said = True
+            lost = True
 
 
 class _Reasons:
@@ -132,9 +132,9 @@ def _until_up(
     if deadline is not None:
         limit = min(limit, deadline)
     try:
-        session.wait_attached(min(_BLINK, max(0.0, limit - time.monotonic())))
+        session.wait_attached(min(BLINK, max(0.0, limit - time.monotonic())))
     except BrokerUnavailable as problem:
-        if problem is session.refusal or _stopped_on_purpose(session):
+        if problem is session.refusal or was_stopped(session._path):
             raise
     else:
         return
@@ -150,8 +150,3 @@ def _until_up(
 
 def _wait_ended(session: Session, wait: float | None, why: Wait | None) -> WaitEnded:
     return WaitEnded(texts.wait_ended_text(wait or 0.0, why, session.noun, session.work))
-
-
-def _stopped_on_purpose(session: Session) -> bool:
-    """Say whether somebody ended the broker for good: then nobody restarts it, and waiting is in vain."""
-    return Places(session._path.parent, system=False, named=True).stopped.exists()

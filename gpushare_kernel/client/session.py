@@ -21,9 +21,10 @@ from msgspec.structs import replace
 from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
-from gpushare_kernel.client.questions import ANSWER, Questions
+from gpushare_kernel.client.questions import ANSWER, BLINK, Questions
 from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError, UserError
 from gpushare_kernel.core.values import JobId
+from gpushare_kernel.transport.places import was_stopped
 from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import WordView
 from gpushare_kernel.wire import texts
@@ -139,32 +140,28 @@ class Session(Questions):
         Raises
         ------
         BrokerUnavailable
-            Where it does not answer within `timeout`.
+            Where it does not answer within `timeout`; at once where it was stopped on purpose.
         GpushareError
             Where it will not have us.
         """
         self.start()
-        with interruptible(), self._changed:
-            self._wait_answered(min(timeout, REVIVE_AFTER))
-        if not self._answered and timeout > REVIVE_AFTER:
+        if not self._answers(min(timeout, BLINK)) and was_stopped(self._path):
+            raise BrokerUnavailable(texts.BROKER_STOPPED)
+        if not self._answers(min(timeout, REVIVE_AFTER) - BLINK) and timeout > REVIVE_AFTER:
             from gpushare_kernel.client.revive import revive  # noqa: PLC0415 - hardly ever
 
             revive(self._path)
-        with interruptible(), self._changed:
-            self._wait_answered(timeout - REVIVE_AFTER)
+        self._answers(timeout - REVIVE_AFTER)
+        with self._changed:
             if self.refusal is not None:
                 raise self.refusal
             if not self.up or self.attached is None:
-                msg = f"no gpushare broker answers at {self._path}. jupyter gpushare doctor says more."
-                raise BrokerUnavailable(msg)
+                raise BrokerUnavailable(texts.no_answer_text(str(self._path)))
             return self.attached
 
-    @property
-    def _answered(self) -> bool:
-        return self.up or self.refusal is not None
-
-    def _wait_answered(self, timeout: float) -> None:
-        self._changed.wait_for(lambda: self._answered, max(0.0, timeout))
+    def _answers(self, timeout: float) -> bool:
+        with interruptible(), self._changed:
+            return self._changed.wait_for(lambda: bool(self.up or self.refusal), max(0.0, timeout))
 
     @property
     def noun(self) -> str:
@@ -402,8 +399,11 @@ class Session(Questions):
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
         self._set_up(up=False)
+        if (
+            self._jobs or not self._calls.queued
+        ):  # who only waits does not run on, and says so itself
+            self._tell(Announce(texts.BROKER_AWAY))
         self._calls.lose_all()
-        self._tell(Announce(texts.BROKER_AWAY))
 
     def stays_away(self) -> None:
         """Broker and guardian are gone: neighbours may stand still until somebody starts another (I4)."""

@@ -90,5 +90,6 @@ class Suspensions(Jobs):
         self.turns.free(session)
         self.turns.noted(session, at)
         if paused >= self.config.tell_paused and session.jobs:
+            session.shared_told = True  # the pause is in the speed too
             self._emit(do.Slow(session.id, 0, 0.0, paused, session.suspended_for))
         self._wants(session, at)

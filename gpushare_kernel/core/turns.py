@@ -398,6 +398,7 @@ class Turns(ABC):
         if session.shared_since is None and self.frame_end is not None:
             session.shared_since, session.shared_used = at, session.device_time
         if waited >= self.config.tell_paused and session.turns > 1:
+            session.shared_told = True  # a speed would be the same news again, in worse words
             self._emit(Slow(session.id, self._others(session), 0.0, waited))
         self._tell(session, at)
         self._resume_jobs(session, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -154,3 +155,14 @@ class Usage:
     progress: int = 0
     active: bool | None = None
     memory_at: float | None = None
+
+
+def device_called(wanted: str, ids: Sequence[str]) -> int | None:
+    """Return which of `ids` a person means: by its number, its id, or how that begins (4 characters or more)."""
+    if wanted.isdecimal() and int(wanted) < len(ids):
+        return int(wanted)
+    name, least = wanted.lower(), 4
+    for number, known in enumerate(one.lower() for one in ids):
+        if name == known or (len(name) >= least and known.startswith(name)):
+            return number
+    return None

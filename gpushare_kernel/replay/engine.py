@@ -21,7 +21,8 @@ from gpushare_kernel.replay.costs import MEASURED, Costs
 from gpushare_kernel.replay.law import DRIVER, Law
 from gpushare_kernel.replay.machine import Machine, Run
 from gpushare_kernel.replay.outcome import Outcome, record
-from gpushare_kernel.replay.trace import BadTrace, TraceJob, check_fits
+from gpushare_kernel.replay.rows import BadTrace
+from gpushare_kernel.replay.trace import TraceJob, check_fits
 
 CAPACITY = 16 * GiB
 SHORTEST_TURN, MOST_TURNS = 0.1, 20_000
@@ -161,7 +162,15 @@ class Engine:
         """A kernel of its own for each job: it comes with the job and goes with it."""
         session, at = SessionId(job.name), self.now
         self.runs[job.name] = Run(job, job.duration, job.duration, still_since=at)
-        self._send(ev.SessionOpened(at=at, session=session, user=UserId(job.owner)))
+        self._send(
+            ev.SessionOpened(
+                at=at,
+                session=session,
+                user=UserId(job.owner),
+                weight=job.weight,
+                user_weight=job.user_weight,
+            )
+        )
         self._send(ev.SessionReady(at=at, session=session, bare=False, context=0))
         self._send(
             ev.JobSubmitted(
@@ -170,6 +179,7 @@ class Engine:
                 session=session,
                 persistent=job.persistent,
                 ephemeral=job.ephemeral,
+                weight=job.weight,
                 cooperative=not self.settings.own_lanes,
                 time=job.declared,
                 realtime=job.realtime,

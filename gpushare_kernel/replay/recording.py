@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from gpushare_kernel.core.errors import BadFrame
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobId, UserId
-from gpushare_kernel.replay.trace import ITERATION, BadTrace, TraceJob
+from gpushare_kernel.core.values import JobId, UserId, device_called
+from gpushare_kernel.replay.rows import BadTrace
+from gpushare_kernel.replay.trace import ITERATION, TraceJob
 from gpushare_kernel.wire.recording import End, Entry, Part, decode_line, mark_of
 
 LEAST = 1e-3
@@ -30,10 +31,11 @@ class Differs(BadTrace):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One recorded event, handled again by the scheduler of its device."""
+    """One recorded event, handled again by the scheduler of its device, which is one of `devices` in the broker's order."""
 
     line: int
     device: str
+    devices: tuple[str, ...]
     event: ev.Event
     core: Scheduler
     same: bool
@@ -67,26 +69,39 @@ def read_recording(path: Path, device: str = "") -> tuple[list[TraceJob], int]:
     Raises
     ------
     BadTrace
-        Where `path` is no recording, holds no job that ran, or has several devices and `device` names none of them.
+        Where `path` is no recording, holds no job that ran, or has several devices and `device` (a number, an id, or how one begins) names none of them.
     """
     seen: dict[str, _Device] = {}
+    devices: tuple[str, ...] = ()
     for step in _steps(path):
+        devices = step.devices
         here = seen.get(step.device)
         if here is None or here.core is not step.core:
             former = [] if here is None else here.finish()
             here = seen[step.device] = _Device(step.core, former)
         here.look()
-    found = {name: here.finish() for name, here in seen.items()}
-    names = [name for name, jobs in found.items() if jobs]
-    chosen = device or (names[0] if len(names) == 1 else "")
-    if chosen not in names:
-        msg = (
-            f"{path} holds no job that ran."
-            if not names
-            else f"{path} has jobs of {', '.join(names)}. Choose one of them: --device {names[0]}."
-        )
+    found = {name: jobs for name, here in seen.items() if (jobs := here.finish())}
+    if not found:
+        msg = f"{path} holds no job that ran. Record for longer, with notebooks at work."
         raise BadTrace(msg)
+    chosen = _chosen(
+        path, device, (*devices, *(name for name in seen if name not in devices)), found
+    )
     return _from_zero(found[chosen]), seen[chosen].core.config.capacity
+
+
+def _chosen(path: Path, wanted: str, devices: Sequence[str], found: Collection[str]) -> str:
+    """Return the device that `wanted` names, by its number among `devices` or its id; the only one of `found` where it is empty."""
+    if not wanted and len(found) == 1:
+        return next(iter(found))
+    number = device_called(wanted, devices) if wanted else None
+    if number is not None and devices[number] in found:
+        return devices[number]
+    there = ", ".join(f"{n} ({name})" for n, name in enumerate(devices) if name in found)
+    why = f", and {wanted!r} is none of them" if wanted else ""
+    first = next(n for n, name in enumerate(devices) if name in found)
+    msg = f"{path} has jobs of the devices {there}{why}. Choose one of them: --device {first}."
+    raise BadTrace(msg)
 
 
 def _steps(path: Path) -> Iterator[Step]:
@@ -95,7 +110,7 @@ def _steps(path: Path) -> Iterator[Step]:
     try:
         file = path.open("rb")
     except OSError as problem:
-        msg = f"{path} cannot be read: {problem.strerror}."
+        msg = f"{path} cannot be read: {problem.strerror}. Name a file that jupyter gpushare start --record FILE.jsonl wrote."
         raise BadTrace(msg) from None
     with file:
         for number, text in enumerate(file, 1):
@@ -104,7 +119,7 @@ def _steps(path: Path) -> Iterator[Step]:
                 if isinstance(line, Part):
                     cores[line.device] = _scheduler(line)
                 elif isinstance(line, Entry):
-                    yield _step(number, line, cores[line.device])
+                    yield _step(number, line, cores)
                 elif isinstance(line, End):
                     cores.clear()
             except (BadFrame, msgspec.MsgspecError, KeyError) as problem:
@@ -114,13 +129,14 @@ def _steps(path: Path) -> Iterator[Step]:
                 raise BadTrace(msg) from problem
 
 
-def _step(number: int, line: Entry, core: Scheduler) -> Step:
+def _step(number: int, line: Entry, cores: Mapping[str, Scheduler]) -> Step:
+    core = cores[line.device]
     event = msgspec.json.decode(line.data, type=_EVENTS[line.event])
     try:
         mark: int | None = mark_of(core.handle(event))
     except Exception:  # noqa: BLE001  what went wrong live goes wrong again; the broker went on, too
         mark = None
-    return Step(number, line.device, event, core, mark == line.out)
+    return Step(number, line.device, tuple(cores), event, core, mark == line.out)
 
 
 def _scheduler(part: Part) -> Scheduler:
@@ -142,6 +158,8 @@ class _Watched:
     used: float = 0.0
     #: Cores it could use, as last known.
     demand: float | None = None
+    #: The session's while the job was there; another one follows its end.
+    weight: float = 1.0
 
     def look(self, passed: float) -> None:
         """`passed` seconds after the last look, with an event."""
@@ -180,6 +198,7 @@ class _Device:
         for name, job in now.items():
             if name not in self.there:
                 self.there[name] = _Watched(job, self.core.sessions[job.session])
+            self.there[name].weight = self.there[name].session.weight
 
     def finish(self) -> list[TraceJob]:
         """Return the jobs, as they came; those that are there still end here."""
@@ -204,8 +223,11 @@ class _Device:
                 persistent=max(job.need.persistent, session.measured),
                 ephemeral=job.need.ephemeral,
                 iteration=min(job.interval or ITERATION, duration),
+                realtime=job.realtime,
                 demand=min(1.0, max(_LIGHTEST, demand / self.core.config.compute)),
                 declared=duration,
+                weight=watched.weight,
+                user_weight=session.user.weight,
             )
         )
 

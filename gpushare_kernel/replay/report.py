@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.replay.outcome import JobRecord, Outcome
 
 _ROWS = (
@@ -53,6 +55,26 @@ def readable(seconds: float) -> str:
     if seconds < 600 * 60:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def check_can_write(option: str, path: Path) -> None:
+    """Refuse, before anything is replayed, a file that cannot be written after it.
+
+    Raises
+    ------
+    BadDeclaration
+        With the option, and what stands in the way.
+    """
+    if path.is_dir():
+        why = "it is a folder"
+    elif not path.parent.is_dir():
+        why = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "it is not yours to write"
+    else:
+        return
+    msg = f"{option} {path} cannot be written: {why}. Name a file in a folder of yours."
+    raise BadDeclaration(msg)
 
 
 def write_records(path: Path, outcomes: Mapping[str, Outcome]) -> None:

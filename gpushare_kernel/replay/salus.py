@@ -23,14 +23,15 @@ rest is peak - persistent.
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from random import Random
 
 from gpushare_kernel.core.values import MiB
-from gpushare_kernel.replay.trace import BadTrace, TraceJob
+from gpushare_kernel.replay.rows import BadTrace, Row, read_rows
+from gpushare_kernel.replay.trace import TraceJob, in_order
 
 TRACE = "trace_reconstructed_estimate.csv"
 WORKLOADS, MEMORY = "workloads_derived.csv", "fig1_fig14_memory_digitized.csv"
@@ -38,6 +39,7 @@ CAPACITY = 16276 * MiB - 300 * 10**6
 """A P100 with 16 GB, less the 300 MB that the server leaves (lanemgr.cpp), in bytes."""
 SMALLEST_P, LARGEST_P = 110.9e6, 822.2e6
 """Bytes of persistent memory of googlenet_25 and of resnet152_75 (section 2.1)."""
+_SUBMITTED, _DURATION = "est_submit_s", "est_duration_s"
 _ENDS = ("googlenet_25", "resnet152_75")
 ELSEWHERE = 5.8e-3
 """Seconds of an iteration that are not the device's."""
@@ -55,25 +57,49 @@ class Workload:
 
 
 def read_workloads(folder: Path) -> list[Workload]:
-    """Return the 33 workloads, from the files in `folder`."""
-    largest = {row["model"]: float(row["tf_peak_GB"]) * 1e9 for row in _rows(folder / MEMORY)}
-    table = {row["workload"]: row for row in _rows(folder / WORKLOADS)}
+    """Return the 33 workloads, from the files in `folder`.
+
+    Raises
+    ------
+    BadTrace
+        Where a file is missing, or a row breaks a rule.
+    """
+    largest = {
+        row.text("model", "Name the model"): _above(row, "tf_peak_GB", 0.0) * 1e9
+        for row in _rows(folder / MEMORY, "model", "tf_peak_GB")
+    }
+    table: dict[str, tuple[float, float]] = {}
     most: dict[str, float] = {}
-    for name, row in table.items():
-        most[_model(name)] = max(float(row["peak_mb"]), most.get(_model(name), 0.0))
+    for row in _rows(folder / WORKLOADS, "workload", "peak_mb", "iter_ms_slope"):
+        name = row.text("workload", "Name the workload")
+        if _model(name) not in largest:
+            rule = f"must be a model of {MEMORY} and its batch size"
+            row.refuse("workload", name, rule, "Add the model there, or remove the row")
+        peak = _above(row, "peak_mb", 0.0)
+        table[name] = peak, _above(row, "iter_ms_slope", ELSEWHERE * 1e3) / 1e3
+        most[_model(name)] = max(peak, most.get(_model(name), 0.0))
+    missing = [name for name in _ENDS if name not in table]
+    if missing:
+        msg = f"{folder / WORKLOADS}: persistent memory is known for {' and '.join(_ENDS)}, and {', '.join(missing)} is missing. Add the row."
+        raise BadTrace(msg)
     peaks = {
-        name: largest[_model(name)] * float(row["peak_mb"]) / most[_model(name)]
-        for name, row in table.items()
+        name: largest[_model(name)] * peak / most[_model(name)] for name, (peak, _) in table.items()
     }
     low, high = (peaks[end] for end in _ENDS)
+    if low >= high:
+        msg = f"{folder / MEMORY}: {_ENDS[1]} takes more memory than {_ENDS[0]}, and here it does not. Mend tf_peak_GB."
+        raise BadTrace(msg)
     power = log(LARGEST_P / SMALLEST_P) / log(high / low)
-    found = []
-    for name, row in table.items():
-        step, persistent = float(row["iter_ms_slope"]) / 1e3, _persistent(peaks[name], low, power)
-        found.append(
-            Workload(name, round(peaks[name]), round(persistent), step, 1.0 - ELSEWHERE / step)
+    return [
+        Workload(
+            name,
+            round(peaks[name]),
+            round(_persistent(peaks[name], low, power)),
+            step,
+            1.0 - ELSEWHERE / step,
         )
-    return found
+        for name, (_, step) in table.items()
+    ]
 
 
 def _model(workload: str) -> str:
@@ -93,27 +119,32 @@ def read_salus(folder: Path, seed: int) -> list[TraceJob]:
     Raises
     ------
     BadTrace
-        Where a file is missing.
+        Where a file is missing, or a row breaks a rule.
     """
     folder = folder.parent if folder.name == TRACE else folder
     chance, workloads = Random(seed), read_workloads(folder)  # noqa: S311  no secret: a draw that can be repeated
-    jobs = []
-    for row in _rows(folder / TRACE):
-        drawn, duration = chance.choice(workloads), float(row["est_duration_s"])
-        jobs.append(
-            TraceJob(
-                name=row["job_id"],
-                submitted=float(row["est_submit_s"]),
-                duration=duration,
-                persistent=drawn.persistent,
-                ephemeral=drawn.peak - drawn.persistent,
-                iteration=drawn.iteration,
-                demand=drawn.demand,
-                declared=duration,
-                kind=drawn.name,
-            )
-        )
-    return jobs
+    rows = _rows(folder / TRACE, "job_id", _SUBMITTED, _DURATION)
+    read = ((row, _job(row, chance.choice(workloads))) for row in rows)
+    return in_order(folder / TRACE, read, _SUBMITTED)
+
+
+def _job(row: Row, drawn: Workload) -> TraceJob:
+    duration = _above(row, _DURATION, 0.0)
+    return TraceJob(
+        name=row.text("job_id", "Give the job an id"),
+        submitted=row.number_of(_SUBMITTED, "0 or more", lambda value: value >= 0),
+        duration=duration,
+        persistent=drawn.persistent,
+        ephemeral=drawn.peak - drawn.persistent,
+        iteration=drawn.iteration,
+        demand=drawn.demand,
+        declared=duration,
+        kind=drawn.name,
+    )
+
+
+def _above(row: Row, name: str, least: float) -> float:
+    return row.number_of(name, f"above {least:g}", lambda value: value > least)
 
 
 def is_salus(path: Path) -> bool:
@@ -121,10 +152,8 @@ def is_salus(path: Path) -> bool:
     return path.name == TRACE or (path / TRACE).is_file()
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as problem:
-        msg = f"{path} cannot be read ({problem.strerror}). The folder must hold {TRACE}, {WORKLOADS} and {MEMORY}: benchmarks/salus_table/data does."
-        raise BadTrace(msg) from None
+def _rows(path: Path, *required: str) -> Iterator[Row]:
+    if not path.exists():
+        msg = f"{path} is missing. The folder must hold {TRACE}, {WORKLOADS} and {MEMORY}: benchmarks/salus_table/data does."
+        raise BadTrace(msg)
+    return read_rows(path, required)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.replay.recording import read_recording
 from gpushare_kernel.replay.salus import CAPACITY, is_salus, read_salus
 from gpushare_kernel.replay.trace import TraceJob, read_trace
@@ -28,10 +29,15 @@ def read_source(path: Path, *, seed: int = 0, declare: bool = True, device: str 
 
     Raises
     ------
+    BadDeclaration
+        Where a device is named and it is no recording.
     BadTrace
         Where it is none of these, or a row breaks a rule.
     """
     capacity: int | None = None
+    if device and path.suffix != SUFFIX:
+        msg = f"--device {device} chooses one of a recording's ({SUFFIX}), and {path} is a trace, which has none. Leave it out."
+        raise BadDeclaration(msg)
     if is_salus(path):
         jobs, capacity = read_salus(path, seed), CAPACITY
     elif path.suffix == SUFFIX:

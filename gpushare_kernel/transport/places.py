@@ -97,6 +97,11 @@ def may_revive(places: Places) -> bool:
     return may_start(places) and not places.stopped.exists()
 
 
+def was_stopped(socket: Path) -> bool:
+    """Say whether somebody ended the broker of `socket` for good: then nobody restarts it, and waiting is in vain."""
+    return Places(socket.parent, system=False, named=True).stopped.exists()
+
+
 def prepare(places: Places) -> None:
     """Create the broker's folders, safely: what somebody else may have planted is refused.
 

@@ -356,7 +356,11 @@ class DryRun(_Message, frozen=True):
 
 
 class Report(_Message, frozen=True):
-    """What became of a job. Times in seconds, sizes in bytes, `share` is device time / (time wanted x device)."""
+    """What became of a job. Times in seconds, sizes in bytes, `share` is device time / (time wanted x device).
+
+    `persistent_advised` and `ephemeral_advised` are what its code's next run is taken to need, as `GetNeeds` tells it
+    too (0: a broker of before); `most` is what can be declared there in all (0: not known).
+    """
 
     job: JobId
     waited: float
@@ -369,6 +373,9 @@ class Report(_Message, frozen=True):
     ephemeral_measured: int
     boundaries: int
     turns: int
+    persistent_advised: int = 0
+    ephemeral_advised: int = 0
+    most: int = 0
 
 
 class ReleasedNow(_Message, frozen=True):

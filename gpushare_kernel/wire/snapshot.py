@@ -114,7 +114,8 @@ class NeedView(Struct, frozen=True):
     """What is known of one piece of the caller's code: what its last run declared and took, and what the next is taken to need.
 
     `code` is a hash with a word before it: `cell:`, `lane:` or `run:` (its memory is not measured). `elsewhere` says
-    what was otherwise where it was learned (a device, versions of frameworks); empty where nothing was.
+    what was otherwise where it was learned (a device, versions of frameworks); empty where nothing was. `most` is what
+    the caller can declare in all (0: not known).
     """
 
     code: str
@@ -132,6 +133,7 @@ class NeedView(Struct, frozen=True):
     ephemeral: int = 0
     time: float | None = None
     iteration: float | None = None
+    most: int = 0
 
 
 class Snapshot(Struct, frozen=True):

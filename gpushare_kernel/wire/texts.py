@@ -7,31 +7,27 @@ pretends to be a GPU.
 
 from __future__ import annotations
 
-from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size, pasteable_time
+from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size
 from gpushare_kernel.core.values import GiB, Holder, MiB, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire.messages import (
     AskedNow,
     DryRun,
     PausedNow,
     ReleasedNow,
-    Report,
     ResumedNow,
     Slowed,
 )
-from gpushare_kernel.wire.snapshot import NeedView
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _NAMED_HOLDERS = 2
 _FINE_FRACTION = 4
 _OOM_MARGIN = 15
-_WORTH_SAYING = 1.25
-_OFF = 2.0
-"""A size this many times too large, or a time this many times off, is worth a word."""
 
 NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
 BROKER_AWAY = (
     "The gpushare broker is away: this notebook runs on, and shares again when it is back."
 )
+BROKER_STOPPED = "the gpushare broker was stopped. Start it again: jupyter gpushare start."
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
 LEFT_QUEUE = "Left the queue. The cell has not run."
@@ -52,6 +48,11 @@ _FOR_COMMAND = (
     (": %gpushare release", ""),
     ("Restart the kernel.", "Start it again."),
 )
+
+
+def no_answer_text(path: str) -> str:
+    """Return the error where nobody answers at a broker's socket."""
+    return f"no gpushare broker answers at {path}. jupyter gpushare doctor says more."
 
 
 def memory_noun(kind: str) -> str:
@@ -114,85 +115,6 @@ def learned_text(size: int, runs: int, noun: str = "GPU memory", what: str = "co
     return f"Takes {format_size(size)} of {noun}, learned from {_runs(runs)} of this {what}."
 
 
-NO_NEEDS = (
-    "Nothing is learned yet. Run a cell with %%gpulane above it: the next time it needs no numbers."
-)
-NEEDS_LEGEND = (
-    "Memory it keeps + memory it has beyond that while it runs; time with the device to itself."
-)
-
-
-def need_advice(need: NeedView) -> str:
-    """Return what to declare for a piece of code the next time, and why; with the line to paste where there is something to change."""
-    wrong = [one for one in (_wrong_size(need), _wrong_time(need)) if one]
-    told = []
-    if need.elsewhere:
-        told.append(f"learned elsewhere ({need.elsewhere}), so its time does not count here")
-    if not wrong and not need.code.startswith("run:"):
-        nothing = _declared(need) is None
-        told.append("nothing to declare: it takes what was learned" if nothing else "fits")
-    return "; ".join([*told, *wrong]) + (f": {_need_line(need)}" if wrong else "")
-
-
-def _wrong_size(need: NeedView) -> str:
-    """Return what is wrong with the sizes that it declares, if anything. Those of a command are not measured."""
-    declared = _declared(need)
-    if declared is None or need.code.startswith("run:"):
-        return ""
-    size, took = (
-        need.persistent + need.ephemeral,
-        need.measured_persistent + need.measured_ephemeral,
-    )
-    beside = need.measured_ephemeral if need.declared_size is not None else need.declared_ephemeral
-    if declared < took:
-        return f"declares {format_size(declared)} and took {_free(took, declared)}"
-    if (beside or 0) < need.measured_ephemeral:
-        took = need.measured_ephemeral
-        return (
-            f"declares {format_size(beside or 0)} while it runs and took {_free(took, beside or 0)}"
-        )
-    if declared > _WORTH_SAYING * size:
-        return f"declare {format_size(size)} instead of {_free(declared, size)}: nobody waits for what you do not use"
-    return ""
-
-
-def _wrong_time(need: NeedView) -> str:
-    """Return what is wrong with the time that it declares, if anything."""
-    said, known = need.declared_time, need.time
-    if said is None or not known or 1 / _OFF <= known / said <= _OFF:
-        return ""
-    return f"says {format_duration(said)} and takes {format_duration(known)}"
-
-
-def _declared(need: NeedView) -> int | None:
-    """Return the bytes that the last run declared in all; None where it declared nothing."""
-    if need.declared_size is not None:
-        return need.declared_size
-    if need.declared_persistent is None and need.declared_ephemeral is None:
-        return None
-    return (need.declared_persistent or 0) + (need.declared_ephemeral or 0)
-
-
-def _need_line(need: NeedView) -> str:
-    """Return what to paste, in the form it was declared in."""
-    whole = need.declared_size is not None
-    size = pasteable_size(need.persistent + need.ephemeral)
-    parts = pasteable_size(need.persistent), pasteable_size(need.ephemeral)
-    time = "" if need.declared_time is None or not need.time else pasteable_time(need.time)
-    if need.code.startswith("run:"):
-        return f"jupyter gpushare run {format_size(_declared(need) or 0).replace(' ', '')} --time {time} -- ..."
-    if need.code.startswith("lane:"):
-        sizes = f'size="{size}"' if whole else f'"{parts[0]}", "{parts[1]}"'
-        return f"gpushare.lane({sizes}" + (f', time="{time}")' if time else ")")
-    sizes = size if whole else f"-p {parts[0]} -e {parts[1]}"
-    return f"%%gpulane {sizes}" + (f" --time {time}" if time else "")
-
-
-def next_size(report: Report) -> str:
-    """Return the one size to declare next time."""
-    return pasteable_size(report.persistent_measured + report.ephemeral_measured)
-
-
 def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
     """Return what a submit would do now."""
     needs = answer.persistent + answer.ephemeral
@@ -202,9 +124,9 @@ def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
     if answer.learned:
         split += f", learned from {_runs(answer.learned)}"
     if answer.fits:
-        return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
+        return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
     if answer.wait is None:
-        return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {_free(answer.free, needs)} free."
+        return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
     parts = [_reason(answer.wait, noun), *_holders(answer.wait), *_place(answer.wait)]
     return " ".join(["It would wait.", *parts])
 
@@ -272,7 +194,7 @@ def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
 def outgrown_text(took: int, had: int, wait: Wait, noun: str = "GPU memory") -> str:
     """Return the line of a job that waits at a boundary because it took more than it was granted; bytes above what it keeps."""
     first = (
-        f"This needs more {noun} than it was granted: {format_size(took)} while it runs, and it has {_free(had, took)}. "
+        f"This needs more {noun} than it was granted: {format_size(took)} while it runs, and it has {free_text(had, took)}. "
         "It waits at this step until there is room, and goes on; nothing is lost."
     )
     return " ".join([first, *_holders(wait), *_place(wait)])
@@ -399,11 +321,13 @@ def foreign_text(size: int, noun: str = "GPU memory") -> str:
 def _over(limit: int | None, needed: int, noun: str) -> str:
     if limit is None:
         return f"{noun}: this notebook needed about {format_size(needed)}, and there is no room for that now."
-    return f"{noun}: this notebook may use {format_size(limit)} and needed about {_free(needed, limit)}."
+    return f"{noun}: this notebook may use {format_size(limit)} and needed about {free_text(needed, limit)}."
 
 
 def _holds(held: int, limit: int, noun: str, start: str = "This") -> str:
-    return f"{start} notebook holds {format_size(held)} of {noun} and may use {_free(limit, held)}"
+    return (
+        f"{start} notebook holds {format_size(held)} of {noun} and may use {free_text(limit, held)}"
+    )
 
 
 def _waiters(people: int) -> str:
@@ -430,14 +354,14 @@ def _reason(wait: Wait, noun: str) -> str:
 
 
 def _needs(wait: Wait) -> str:
-    return f"needs {format_size(wait.needs)}, {_free(wait.free, wait.needs)} free"
+    return f"needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} free"
 
 
 def _numbers(wait: Wait) -> str:
-    return f"It needs {format_size(wait.needs)}, {_free(wait.free, wait.needs)} free."
+    return f"It needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} free."
 
 
-def _free(free: int, beside: int) -> str:
+def free_text(free: int, beside: int) -> str:
     """Return a size without its unit where it stands beside one of the same unit."""
     text, unit = format_size(max(free, 0)), format_size(beside).split()[1]
     number, own = text.split()

@@ -6,13 +6,14 @@ import argparse
 import difflib
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.sizes import parse_size, parse_time, pasteable_size
-from gpushare_kernel.wire import texts
+from gpushare_kernel.core.sizes import parse_size, parse_time
+from gpushare_kernel.wire import need_texts
 from gpushare_magics.completion import OPTIONS
 
 _NEGATIVE_SIZE = re.compile(r"-[0-9.]+\s*[A-Za-z%].*")
@@ -43,12 +44,29 @@ def _parser() -> _Parser:
     parser.add_argument("size", nargs="*", metavar="SIZE")
     parser.add_argument("-p", "--persistent", nargs="+", metavar="SIZE")
     parser.add_argument("-e", "--ephemeral", nargs="+", metavar="SIZE")
-    parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument(
+        "--weight", type=_number("--weight takes a number", "--weight 2"), default=1.0
+    )
     parser.add_argument("--name")
-    parser.add_argument("--wait", type=float, metavar="SECONDS")
+    parser.add_argument(
+        "--wait",
+        type=_number("--wait takes the seconds to wait at most", "--wait 60"),
+        metavar="SECONDS",
+    )
     parser.add_argument("--time")
     parser.add_argument("--dry-run", action="store_true")
     return parser
+
+
+def _number(rule: str, example: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            msg = f"{rule}, and {text!r} is no number. Write for example {example}."
+            raise BadDeclaration(msg) from None
+
+    return read
 
 
 def parse(text: str) -> Declaration:
@@ -79,12 +97,8 @@ def parse(text: str) -> Declaration:
 
 def next_line(declaration: Declaration, report: Report) -> str:
     """Return the magic to paste over the cell next time: by what was used, with the options it had."""
-    if declaration.persistent is not None or declaration.ephemeral is not None:
-        persistent = pasteable_size(report.persistent_measured)
-        sizes = f"-p {persistent} -e {pasteable_size(report.ephemeral_measured)}"
-    else:
-        sizes = texts.next_size(report)
-    words = ["%%gpulane", sizes]
+    parts = declaration.persistent is not None or declaration.ephemeral is not None
+    words = ["%%gpulane", need_texts.next_sizes(report, parts=parts)]
     if declaration.weight != 1.0:
         words.append(f"--weight {declaration.weight:g}")
     if declaration.time is not None:

@@ -195,6 +195,7 @@ class GpuShareMagics(Magics):
 
 
 _WITH_WORDS = ("release", "pause", "resume", "memory", "debug", "live", "notify")
+_IN_A_TERMINAL = ("policy", "top", "run", "replay", "start", "stop", "install", "uninstall", "demo")
 _WIDGETS = ("anywidget", "ipywidgets")
 _NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."
 _LIVE_OR_STATIC = (
@@ -222,6 +223,8 @@ def _words(line: str) -> list[str]:
 
 
 def _unknown(command: str) -> str:
+    if command in _IN_A_TERMINAL:
+        return f"%gpushare does not know {command!r}. In a terminal: jupyter gpushare {command}"
     near = difflib.get_close_matches(command, COMMANDS, 1)
     hint = f"Did you mean %gpushare {near[0]}?" if near else f"It knows {', '.join(COMMANDS)}."
     return f"%gpushare does not know {command!r}. {hint}"

@@ -19,7 +19,7 @@ from gpushare_kernel.client.shown import (
 )
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.sizes import format_size
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import need_texts, texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
@@ -98,7 +98,7 @@ def lanes(snapshot: Snapshot) -> str:
 def needs(known: Sequence[NeedView], first_lines: Mapping[str, str]) -> str:
     """Return what is known of the user's code; cells that ran here are called by their first line."""
     if not known:
-        return texts.NO_NEEDS
+        return need_texts.NO_NEEDS
     rows = [("code", "of", "runs", "declared", "learned", "last run", "advice")]
     rows += [
         (
@@ -108,12 +108,12 @@ def needs(known: Sequence[NeedView], first_lines: Mapping[str, str]) -> str:
             _declared(need),
             _need(need, need.persistent, need.ephemeral, need.time),
             _need(need, need.measured_persistent, need.measured_ephemeral, need.measured_time),
-            texts.need_advice(need),
+            need_texts.need_advice(need),
         )
         for need in known[:_MOST_NEEDS]
     ]
     more = len(known) - _MOST_NEEDS
-    parts = [texts.NEEDS_LEGEND, _table(rows), *([f"and {more} more"] if more > 0 else [])]
+    parts = [need_texts.NEEDS_LEGEND, _table(rows), *([f"and {more} more"] if more > 0 else [])]
     return "\n".join(parts)
 
 

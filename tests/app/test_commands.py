@@ -177,12 +177,24 @@ def test_bad_options_are_refused_before_anything_is_started(gpushare, where, run
         (["status", "--json=3"], "--json takes no value"),
         (["start", "--capacityy=1GiB"], "no option --capacityy. Did you mean --capacity?"),
         (["start", "--capacity"], "--capacity needs a value."),
+        (
+            ["start", "--turn", "abc"],
+            "--turn takes a number, and 'abc' is none. Write for example --turn=1.",
+        ),
+        (["policy", "fair", "--devcie", "1"], "no option --devcie. Did you mean --device?"),
+        (["pause", "hw2", "--confg", "x"], "no option --confg. Did you mean --config?"),
+        (["resume", "hw2", "--confg", "x"], "no option --confg. Did you mean --config?"),
+        (["run", "6GiB", "--wiat", "5", "--", "true"], "no option --wiat. Did you mean --wait?"),
+        (
+            ["policy", "fair", "extra"],
+            "policy takes one name, and 'fair extra' are 2 words. Write: jupyter gpushare policy fair [--device N].",
+        ),
     ],
 )
 def test_words_that_mean_nothing_are_refused(gpushare, where, words, says):
     """One line with what was meant; nothing is done."""
     done = gpushare(*words)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (125 if words[0] == "run" else 1, "")
     assert says in only_line(done.stderr)
     assert not where.socket.exists()
 
@@ -243,10 +255,11 @@ def test_the_policy_is_shown_and_switched(gpushare, broker):
     with Line(broker) as line:
         name = line.snapshot().devices[0].name
     assert gpushare("policy").stdout.strip() == f"{name}: fair"
+    assert gpushare("policy", "pack", "--device", "host").stdout.strip() == f"{name}: pack"
     assert gpushare("policy", "SRTF", "--device", "0").stdout.strip() == f"{name}: srtf"
     for words, told in (
         (("sretf",), "policy 'sretf' is not known. Did you mean 'srtf'?"),
-        (("fifo", "pack"), "one policy at a time"),
+        (("fifo", "pack"), "policy takes one name, and 'fifo pack' are 2 words."),
         (("fifo", "--device", "7"), "no device is called '7'"),
     ):
         done = gpushare("policy", *words)

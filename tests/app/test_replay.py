@@ -79,6 +79,25 @@ def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) ->
         (("TRACE", "--capacity", "8GiB"), "job a never fits: it needs 10.0 GiB"),
         (("TRACE", "--plot", "a.pdf"), "--plot a.pdf: a picture's name ends in .svg or .png."),
         (("nowhere.csv",), "nowhere.csv: there is no such file."),
+        (
+            ("nowhere.jsonl",),
+            "nowhere.jsonl cannot be read: No such file or directory. Name a file that",
+        ),
+        (("TRACE", "--polcy", "fair"), "no option --polcy. Did you mean --policy?"),
+        (
+            ("TRACE", "--seed", "x"),
+            "--seed takes a whole number, and 'x' is none. Write for example --seed=1.",
+        ),
+        (("TRACE", "--device", "7"), "--device 7 chooses one of a recording's (.jsonl), and "),
+        (
+            ("TRACE", "--jobs", "/nonexist/a.csv"),
+            "--jobs /nonexist/a.csv cannot be written: there is no folder /nonexist. Name",
+        ),
+        (("TRACE", "--jobs", "/"), "--jobs / cannot be written: it is a folder. Name"),
+        (
+            ("TRACE", "--plot", "/nonexist/a.svg"),
+            "--plot /nonexist/a.svg cannot be written: there is no folder",
+        ),
     ],
 )
 def test_an_error_is_one_line(gpushare: Gpushare, trace: Path, words, said: str) -> None:
@@ -86,6 +105,12 @@ def test_an_error_is_one_line(gpushare: Gpushare, trace: Path, words, said: str)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"gpushare: {said}")
     assert done.stderr.count("\n") == 1
+
+
+def test_one_job_is_one_job(gpushare: Gpushare, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("job_id,submit_time,duration\na,0,1\n")
+    assert gpushare("replay", str(path)).stdout.startswith("1 job, 16.0 GiB,")
 
 
 def test_what_became_of_each_job(gpushare: Gpushare, trace: Path, tmp_path: Path) -> None:

@@ -109,7 +109,16 @@ def test_words_behind_the_dashes_are_the_commands(gpushare, broker):
         (["1MiB", "--wait=-3", "--", "true"], 125, "--wait must be 0 seconds or more"),
         (["--weight=0", "--", "true"], 125, "weight"),
         (["--bakground", "--", "true"], 125, "Did you mean --background?"),
-        (["1MiB", "--wait=soon", "--", "true"], 125, "soon"),
+        (
+            ["1MiB", "--wait=soon", "--", "true"],
+            125,
+            "--wait takes a number, and 'soon' is none. Write for example --wait=1.",
+        ),
+        (
+            ["--weight", "x", "--", "true"],
+            125,
+            "--weight takes a number, and 'x' is none. Write for example --weight=1.",
+        ),
         (["--", "no-such-program"], 127, "no-such-program: there is no such program here"),
         (["--", "/etc/passwd"], 127, "/etc/passwd: there is no such program here"),
         (["2GiB", "--", "true"], 125, "this can never fit: it needs 2.0 GiB"),

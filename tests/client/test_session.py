@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -200,20 +202,53 @@ def test_interrupt_works_under_a_running_loop(broker: ScriptedBroker, new_sessio
     peer_side.result(20)
 
 
+def test_waiting_while_asyncio_is_imported(
+    broker: ScriptedBroker, new_session: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread: there is half a module, and no loop runs here."""
+    session = new_session()
+    session.start()
+    broker.accept()
+    monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
+    assert session.wait_attached(20).capacity
+
+
 def test_broker_gone_while_queued(broker: ScriptedBroker, new_session: New) -> None:
-    """The job is submitted again at the next broker, and the lost place is said once."""
+    """The job is submitted again at the next broker. The lost place is said once, and when it is true: there is another broker."""
     session, said = new_session(), []
     session.listen(lambda notice: said.append(notice.text))  # type: ignore[union-attr]
     running = in_thread(lambda: session.submit(submit(), say=said.append))
+    peer = broker.accept()
     for _ in range(2):
-        broker.accept().expect(Submit)
-        broker._peers[-1].close()
+        peer.expect(Submit)
+        before = list(said)
+        peer.close()
+        peer = broker.accept(welcome=False)
+        assert said == before
+        peer.welcome()
+    number, asked = peer.expect(Submit)
+    peer.grant(number, asked)
+    running.result(20)
+    assert said == [texts.PLACE_LOST]
+
+
+def test_who_runs_hears_that_it_runs_on(broker: ScriptedBroker, new_session: New) -> None:
+    """Also beside another cell of this notebook that waits, and before that goes on waiting."""
+    session, said = new_session(), []
+    session.listen(lambda notice: said.append(notice.text))  # type: ignore[union-attr]
+    running = in_thread(lambda: session.submit(submit()))
     peer = broker.accept()
     number, asked = peer.expect(Submit)
     peer.grant(number, asked)
     running.result(20)
-    assert said.count(texts.PLACE_LOST) == 1
-    assert said.count(texts.BROKER_AWAY) == 2
+    waiting = in_thread(lambda: session.submit(submit(), say=said.append))
+    peer.expect(Submit)
+    peer.close()
+    peer = broker.accept()
+    number, asked = peer.expect(Submit)
+    assert said == [texts.BROKER_AWAY, texts.PLACE_LOST]
+    peer.grant(number, asked)
+    waiting.result(20)
 
 
 def test_running_jobs_are_confirmed(broker: ScriptedBroker, new_session: New) -> None:
@@ -281,12 +316,28 @@ def test_wait_over_without_a_broker(new_session: New, tmp_path: object) -> None:
 
 
 def test_stopped_on_purpose_is_not_waited_for(new_session: New, tmp_path: Path) -> None:
-    """Where somebody ended the broker for good, a job is told at once that none answers, not that one comes back."""
+    """Where somebody ended the broker for good, who asks is told so at once, not that one comes back."""
     session, told = new_session(tmp_path / "nowhere.sock"), []
     (tmp_path / "stopped").touch()
-    with pytest.raises(BrokerUnavailable, match="jupyter gpushare doctor"):
+    with pytest.raises(BrokerUnavailable, match=f"^{texts.BROKER_STOPPED}$"):
         session.submit(submit(), on_wait=told.append)
     assert told == []
+    with pytest.raises(BrokerUnavailable, match=f"^{texts.BROKER_STOPPED}$"):
+        session.wait_attached(threading.TIMEOUT_MAX)
+
+
+def test_stopped_on_purpose_while_queued(broker: ScriptedBroker, new_session: New) -> None:
+    """Nothing restarted and nothing runs on: the one thing that is said is that it was stopped."""
+    session, said = new_session(), []
+    session.listen(lambda notice: said.append(notice.text))  # type: ignore[union-attr]
+    waiting = in_thread(lambda: session.submit(submit(), on_wait=said.append, say=said.append))
+    peer = broker.accept()
+    peer.expect(Submit)
+    (broker.path.parent / "stopped").touch()
+    broker.close()
+    with pytest.raises(BrokerUnavailable, match=f"^{texts.BROKER_STOPPED}$"):
+        waiting.result(20)
+    assert said == []
 
 
 def test_cells_are_said_again_to_a_new_broker(broker: ScriptedBroker, new_session: New) -> None:

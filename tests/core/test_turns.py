@@ -232,6 +232,20 @@ def test_people_are_told_that_they_share_once() -> None:
     assert told[0].fraction == pytest.approx(1 / 3, abs=0.05)
 
 
+def test_who_was_told_of_a_pause_is_told_no_speed() -> None:
+    """SRTF let the other one go first: how long it stood still is all there is to say, and 1/26 speed is not true any more."""
+    world = World(compute=1.0, policy="srtf")
+    for name, time in (("a", 100.0), ("b", 25.0)):
+        world.open(name)
+        world.submit(f"{name}/1", name, 1, time=time)
+        world.run(1.0)
+    world.run(24.0)
+    world.end("b/1")
+    world.run(30.0)
+    (told,) = [i for i in world.log if isinstance(i, do.Slow) and i.session == "a"]
+    assert told.paused == pytest.approx(25.0, abs=0.5)
+
+
 def test_a_background_thread_becomes_a_job_and_falls_quiet() -> None:
     """What no cell announced takes turns too, and stops being a job when it stops working."""
     world = World()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from gpushare_magics.cells import Cells
 
-from gpushare_kernel.core.sizes import parse_size
+from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_kernel.core.values import MiB
 from tests.broker.house import House
 from tests.magics.conftest import Kernel, text_of
@@ -40,7 +40,13 @@ def at_home(tmp_path: Path, new_kernel: New) -> Iterator[Kernel]:
 
 def test_the_second_run_takes_what_the_first_took_and_says_so(at_home: Kernel) -> None:
     """Declared once, then not: the same code with another comment is the same code. One that fails teaches nothing."""
-    at_home.run(f"%%gpulane 2GiB --time 5min\n{BODY}")
+    after = at_home.run(f"%%gpulane 2GiB --time 5min\n{BODY}")[-1]
+    size = after.partition("next time: %%gpulane ")[2].split()[0]
+    row = at_home.run("%gpushare needs")[-1]
+    assert (
+        f"declare {format_size(parse_size(size))} instead of 2.0" in row
+    )  # one advice, in both places
+    assert f": %%gpulane {size} " in row
     lines = at_home.run(f"# again\n%%gpulane\n{BODY}  # as before")
     said = re.fullmatch(r"Takes (.*) of memory, learned from 1 run of this code\.", lines[0])
     assert said, lines

@@ -82,7 +82,16 @@ def test_read(text: str, declaration: Declaration) -> None:
         ("-p -5GiB", BadSize, "'-5GiB' is negative"),
         ("--wieght 2", BadDeclaration, r"no option --wieght\. Did you mean --weight\?"),
         ("--nonsense", BadDeclaration, r"no option --nonsense\. %%gpulane\? shows"),
-        ("--weight heavy", BadDeclaration, "invalid float value: 'heavy'"),
+        (
+            "--weight heavy",
+            BadDeclaration,
+            "--weight takes a number, and 'heavy' is no number. Write for example --weight 2.",
+        ),
+        (
+            "--wait soon",
+            BadDeclaration,
+            "--wait takes the seconds to wait at most, and 'soon' is no number. Write for example --wait 60.",
+        ),
         ("--name", BadDeclaration, "expected one argument"),
         ("--name 'x", BadDeclaration, "Close the quotation mark"),
         ("-x", BadDeclaration, "unrecognized arguments: -x"),

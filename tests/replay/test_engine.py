@@ -9,7 +9,8 @@ import pytest
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.replay.costs import FREE, MEASURED
 from gpushare_kernel.replay.engine import Settings, auto_turn, replay
-from gpushare_kernel.replay.trace import BadTrace, TraceJob
+from gpushare_kernel.replay.rows import BadTrace
+from gpushare_kernel.replay.trace import TraceJob
 
 
 def test_one_job_alone_takes_its_duration() -> None:
@@ -99,3 +100,16 @@ def test_realtime_goes_first() -> None:
     ]
     done = {job.name: job for job in replay(jobs, Settings(policy="srtf", costs=FREE)).jobs}
     assert done["r"].ended == pytest.approx(3.0, abs=0.3)
+
+
+def test_weights_of_a_recorded_day_count() -> None:
+    """By user first, then among a user's own."""
+    jobs = [
+        TraceJob("a", 0.0, 60.0, "ann", user_weight=3.0, weight=2.0),
+        TraceJob("a'", 0.0, 60.0, "ann", user_weight=3.0),
+        TraceJob("b", 0.0, 20.0, "bob"),
+    ]
+    outcome = replay(jobs, Settings(policy="fair", costs=FREE))
+    ended = {job.name: job.ended for job in outcome.jobs}
+    assert ended["b"] == pytest.approx(80.0, abs=1.0)  # a quarter of the time for 20 s of work
+    assert ended["a"] == pytest.approx(110.0, abs=1.0)  # 1/2 until then, and 2/3 of the rest

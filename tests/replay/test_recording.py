@@ -10,12 +10,12 @@ import pytest
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable
-from gpushare_kernel.core.values import GiB
+from gpushare_kernel.core.values import GiB, SessionId, UserId
 from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.recording import Differs, check_recording, read_recording
+from gpushare_kernel.replay.rows import BadTrace
 from gpushare_kernel.replay.sources import read_source
-from gpushare_kernel.replay.trace import BadTrace
-from tests.core.tests_core_world import World
+from tests.core.tests_core_world import Kernel, World
 
 
 class RecordedWorld(World):
@@ -79,6 +79,43 @@ def test_a_recording_is_a_trace(recording: Path) -> None:
     assert (found["b1"].user, found["b1"].persistent) == ("bob", 1 * GiB)
     assert found["b1"].duration == pytest.approx(2.0, abs=0.3)
     assert found["c/plain"].demand == pytest.approx(0.5, abs=0.1)
+
+
+def test_weights_and_class_are_carried_over(tmp_path: Path) -> None:
+    """What a job was on that day, it is in the replay: shares as then, RT above all."""
+    path = tmp_path / "day.jsonl"
+    world = RecordedWorld(path, compute=1.0)
+    ann, a = UserId("ann"), SessionId("a")
+    world.send(ev.SessionOpened(at=0.0, session=a, user=ann, user_weight=3.0))
+    world.send(ev.SessionReady(at=0.0, session=a, bare=False, context=0))
+    world.kernels["a"] = Kernel()
+    world.open("b", "bob")
+    world.submit("a1", "a", 1 * GiB, weight=2.0, realtime=True)
+    world.submit("b1", "b", 1 * GiB)
+    world.run(4.0)
+    world.end("a1")
+    world.end("b1")
+    world.recorder.close()
+    found = {job.name: job for job in read_source(path).jobs}
+    assert (found["a1"].weight, found["a1"].user_weight, found["a1"].realtime) == (2.0, 3.0, True)
+    assert (found["b1"].weight, found["b1"].user_weight, found["b1"].realtime) == (1.0, 1.0, False)
+
+
+def test_a_device_is_chosen_by_number_or_id(tmp_path: Path) -> None:
+    """As everywhere else; which ones there are is said where none was meant."""
+    path = tmp_path / "day.jsonl"
+    world = RecordedWorld(path, compute=1.0)
+    world.recorder.begin("GPU-beef01", World().core)
+    world.open("a")
+    world.submit("a1", "a", 1 * GiB)
+    world.run(1.0)
+    world.end("a1")
+    world.recorder.close()
+    for word in ("", "0", "host", "HOST"):
+        assert [job.name for job in read_recording(path, word)[0]] == ["a1"]
+    for word in ("1", "GPU-beef", "7"):
+        with pytest.raises(BadTrace, match=rf"has jobs of the devices 0 \(host\), and '{word}' is none of them\. .* --device 0\."):  # fmt: skip
+            read_recording(path, word)
 
 
 def test_what_if_fifo_yesterday(recording: Path) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel.replay.engine import Settings, replay
+from gpushare_kernel.replay.rows import BadTrace
 from gpushare_kernel.replay.salus import (
     CAPACITY,
     LARGEST_P,
+    MEMORY,
     SMALLEST_P,
     TRACE,
+    WORKLOADS,
     read_salus,
     read_workloads,
 )
 from gpushare_kernel.replay.sources import read_source
-from gpushare_kernel.replay.trace import BadTrace
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "salus_table" / "data"
 
@@ -49,8 +51,35 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     shutil.copy(DATA / TRACE, tmp_path)
     with pytest.raises(
         BadTrace,
-        match=r"fig1_fig14_memory_digitized\.csv cannot be read .* benchmarks/salus_table/data does",
+        match=r"fig1_fig14_memory_digitized\.csv is missing\. .* benchmarks/salus_table/data does",
     ):
+        read_salus(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "said"),
+    [
+        (TRACE, "est_submit_s", "submit", rf"{TRACE}, row 1: the header must name .* and est_submit_s is missing\."),
+        (TRACE, "\n0,0,49", "\n0,y,49", rf"{TRACE}, row 2: est_submit_s must be a number, and it is 'y'\. Write"),
+        (TRACE, "\n0,0,49", "\n0,0,-1", rf"{TRACE}, row 2: est_duration_s must be above 0, and it is '-1'\. Mend"),
+        (TRACE, "\n0,0,49", "\n1,0,49", rf"{TRACE}, row 3: job_id '1' is there twice \(first in row 2\)\."),
+        (TRACE, "\n0,0,49", "\n0,9999999,49", rf"{TRACE}, row 3: est_submit_s .* comes after 1e\+07\. Sort the file by est_submit_s\."),
+        (WORKLOADS, "vgg11_25,3709.6", "vgg11_25,y", rf"{WORKLOADS}, row 2: peak_mb must be a number, and it is 'y'"),
+        (WORKLOADS, "vgg11_25,3709.6,105.9", "vgg11_25,3709.6,5", rf"{WORKLOADS}, row 2: iter_ms_slope must be above 5\.8, and it is '5'"),
+        (WORKLOADS, "vgg11_25", "vgg99_25", rf"{WORKLOADS}, row 2: workload must be a model of {MEMORY} .* it is 'vgg99_25'\. Add"),
+        (WORKLOADS, "googlenet_25", "googlenet_26", rf"{WORKLOADS}: .* googlenet_25 is missing\. Add the row\."),
+        (MEMORY, "tf_peak_GB", "peak", rf"{MEMORY}, row 1: .* tf_peak_GB is missing"),
+        (MEMORY, "alexnet,0.501,1.576", "alexnet,0.501,", rf"{MEMORY}, row 2: tf_peak_GB must not be empty"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named(tmp_path: Path, file: str, before: str, after: str, said: str) -> None:
+    """Row, rule, value and what to do, as for any trace."""
+    for name in (TRACE, WORKLOADS, MEMORY):
+        shutil.copy(DATA / name, tmp_path)
+    text = (tmp_path / file).read_text()
+    assert before in text
+    (tmp_path / file).write_text(text.replace(before, after, 1))
+    with pytest.raises(BadTrace, match=said):
         read_salus(tmp_path, 0)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel.core.values import GiB, KiB
-from gpushare_kernel.replay.trace import BadTrace, TraceJob, check_fits, read_trace
+from gpushare_kernel.replay.rows import BadTrace
+from gpushare_kernel.replay.trace import TraceJob, check_fits, read_trace
 
 HEADER = "job_id,user,submit_time,duration,persistent,ephemeral,iteration_time,class,demand\n"
 
@@ -90,14 +91,23 @@ def test_a_header_is_needed(write) -> None:
         read_trace(write("job_id,submit_time\na,0\n"))
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadTrace, match="cannot be read as CSV"):
-        read_trace(path)
-
-
 def test_who_never_fits_is_named() -> None:
     check_fits([TraceJob("a", 0, 1, persistent=GiB, ephemeral=GiB)], 2 * GiB)
     with pytest.raises(BadTrace, match=r"job a never fits: it needs 2\.0 GiB .* has 1\.0 GiB"):
         check_fits([TraceJob("a", 0, 1, persistent=GiB, ephemeral=GiB)], GiB)
+
+
+def test_a_column_that_is_there_twice(write) -> None:
+    """Which of the two counts, nobody can know; columns that are ignored may have any names."""
+    with pytest.raises(BadTrace, match=r"row 1: each column is named once, and duration is there twice\. Take one"):  # fmt: skip
+        read_trace(write("job_id,submit_time,duration,duration\na,0,1,2\n"))
+    assert len(read_trace(write("job_id,submit_time,duration,,\na,0,1,,\n"))) == 1
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(BadTrace, match=r"is a folder\. Name the trace in it"):
+        read_trace(tmp_path)
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"\x89PNG\xff\x00")
+    with pytest.raises(BadTrace, match=r"is no text in UTF-8 .* Export it as CSV \(UTF-8\)\."):
+        read_trace(path)

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import cell_texts, texts
+from gpushare_kernel.wire import cell_texts, need_texts, texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 from gpushare_kernel.wire.snapshot import NeedView
 
@@ -108,13 +108,36 @@ def report(persistent: int, ephemeral: int) -> Report:
 def test_line_after_a_cell() -> None:
     """One line, ready to paste: never less than was used."""
     used = report(5 * GiB, int(0.2 * GiB))
-    assert cell_texts.used_text(used, f"%%gpulane {texts.next_size(used)}") == (
-        "used 5.2 GiB; next time: %%gpulane 6GiB"
+    assert cell_texts.used_text(used, "%%gpulane 7GiB") == "used 5.2 GiB; next time: %%gpulane 7GiB"
+
+
+def test_one_advice_wherever_it_is_given() -> None:
+    """After the cell, in the table and in its line to paste: what was taken with the margin, rounded once."""
+    known = need(declared_size=8 * GiB)
+    after = structs.replace(
+        report(2 * GiB, GiB),
+        persistent_advised=known.persistent,
+        ephemeral_advised=known.ephemeral,
     )
-    small = report(0, 70 * MiB)
-    assert cell_texts.used_text(small, f"%%gpulane {texts.next_size(small)}") == (
-        "used 70 MiB; next time: %%gpulane 128MiB"
-    )
+    assert need_texts.next_sizes(after, parts=False) == "3.5GiB"
+    assert need_texts.next_sizes(after, parts=True) == "-p 2.5GiB -e 1.5GiB"
+    assert need_texts.need_sizes(known) == ("3.5GiB",)
+    assert need_texts.need_sizes(need(**PARTS)) == ("2.5GiB", "1.5GiB")
+
+
+def test_advice_is_never_more_than_there_is() -> None:
+    """Rounding up must not lead to a size that can never fit; nothing is cut where the room is not known."""
+    sizes = need_texts.advised_sizes
+    assert sizes(70 * GiB, 9 * GiB, 79 * GiB + 512 * MiB, parts=False) == ("79GiB",)
+    assert sizes(70 * GiB, int(9.2 * GiB), 79 * GiB + 512 * MiB, parts=False) == ("81408MiB",)
+    assert sizes(70 * GiB, int(9.2 * GiB), 79 * GiB + 512 * MiB, parts=True) == ("70GiB", "9728MiB")
+    assert sizes(70 * GiB, int(9.2 * GiB), 0, parts=False) == ("80GiB",)
+
+
+def test_a_broker_of_before_advises_nothing() -> None:
+    """Then it is what was used."""
+    assert need_texts.next_sizes(report(5 * GiB, int(0.2 * GiB)), parts=False) == "6GiB"
+    assert need_texts.next_sizes(report(0, 70 * MiB), parts=False) == "128MiB"
 
 
 def test_what_stays_of_a_cell() -> None:
@@ -188,6 +211,10 @@ def test_other_lines() -> None:
     assert texts.LEFT_QUEUE == "Left the queue. The cell has not run."
     assert texts.PLACE_LOST == "The gpushare broker restarted and your place in the queue is lost: waiting again."  # fmt: skip
     assert texts.BROKER_AWAY == "The gpushare broker is away: this notebook runs on, and shares again when it is back."  # fmt: skip
+    assert (
+        texts.BROKER_STOPPED
+        == "the gpushare broker was stopped. Start it again: jupyter gpushare start."
+    )
     assert texts.BROKER_SILENT == "Waiting for the gpushare broker to come back. Interrupt gives up."  # fmt: skip
     assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
 
@@ -350,22 +377,22 @@ PARTS = {"declared_persistent": 8 * GiB, "declared_ephemeral": 2 * GiB}
         (need(), "nothing to declare: it takes what was learned"),
         (need(declared_size=4 * GiB), "fits"),
         (need(declared_size=4 * GiB, declared_time=200.0), "fits"),
-        (need(declared_size=8 * GiB), "declare 3.3 GiB instead of 8.0: nobody waits for what you do not use: %%gpulane 3.5GiB"),
+        (need(declared_size=8 * GiB), "declare 3.5 GiB instead of 8.0: nobody waits for what you do not use: %%gpulane 3.5GiB"),
         (need(declared_size=2 * GiB), "declares 2.0 GiB and took 3.0: %%gpulane 3.5GiB"),
         (need(declared_size=512 * MiB), "declares 512 MiB and took 3.0 GiB: %%gpulane 3.5GiB"),
-        (need(**PARTS), "declare 3.3 GiB instead of 10.0: nobody waits for what you do not use: %%gpulane -p 2.5GiB -e 1.5GiB"),
+        (need(**PARTS), "declare 4.0 GiB instead of 10.0: nobody waits for what you do not use: %%gpulane -p 2.5GiB -e 1.5GiB"),
         (need(declared_persistent=4 * GiB, declared_ephemeral=512 * MiB), "declares 512 MiB while it runs and took 1.0 GiB: %%gpulane -p 2.5GiB -e 1.5GiB"),
         (need(declared_size=4 * GiB, declared_time=60.0), "says 1 min and takes 5 min: %%gpulane 3.5GiB --time 5min"),
         (need(declared_size=4 * GiB, elsewhere="H100"), "learned elsewhere (H100), so its time does not count here; fits"),
         (need("lane:1", declared_size=2 * GiB, declared_time=300.0), 'declares 2.0 GiB and took 3.0: gpushare.lane(size="3.5GiB", time="5min")'),
-        (need("lane:1", **PARTS), 'declare 3.3 GiB instead of 10.0: nobody waits for what you do not use: gpushare.lane("2.5GiB", "1.5GiB")'),
+        (need("lane:1", **PARTS), 'declare 4.0 GiB instead of 10.0: nobody waits for what you do not use: gpushare.lane("2.5GiB", "1.5GiB")'),
         (need("run:1", declared_persistent=2 * GiB, declared_time=300.0), ""),
         (need("run:1", declared_persistent=2 * GiB, declared_time=20.0), "says 20 s and takes 5 min: jupyter gpushare run 2.0GiB --time 5min -- ..."),
     ],
 )  # fmt: skip
 def test_advice_on_what_to_declare(known: NeedView, text: str) -> None:
     """Why, and the line to paste where there is something to change."""
-    assert texts.need_advice(known) == text
+    assert need_texts.need_advice(known) == text
 
 
 def test_who_takes_what_was_learned_is_told() -> None:
