@@ -269,7 +269,11 @@ class Engine:
                         drain=drain,
                     )
                 )
-            if status is not PauseStatus.PAUSED:
+            if status is PauseStatus.GONE:
+                kernel.mark_paused(
+                    paused=False
+                )  # whom it left behind is resumed with its session's end
+            elif status is not PauseStatus.PAUSED:
                 # A part of it may stand still all the same: a worker has died of its lock, say.
                 await self._let_run(kernel, target)
 

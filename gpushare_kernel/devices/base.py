@@ -155,7 +155,7 @@ class Device(Protocol):
     async def pause(self, target: Target, *, limit: float) -> PauseOutcome:
         """Stop the session's work within `limit` seconds; its memory stays. Never continues what others stopped.
 
-        Any other status than PAUSED: it is to run on, and `resume` is to be asked for until all of it does: a part of it
+        Any other status than PAUSED (and GONE, see `survivors`): it is to run on, and `resume` is to be asked for until all of it does: a part of it
         may stand still that could not be undone at once.
         """
 

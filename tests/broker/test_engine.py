@@ -139,6 +139,17 @@ def test_who_could_not_be_paused_is_resumed_until_it_runs(
     assert did(house).count("pause") == 1
 
 
+def test_who_is_gone_is_not_resumed_by_its_pause(house: House) -> None:
+    """A device forgets who is gone and resumed: whom it left behind would be nobody's before its end is seen."""
+    client = house.notebook()
+    house.device.answers["pause"] = [PauseOutcome(PauseStatus.GONE)]
+    carry_out(house, pause(client))
+    settled(house, client)
+    assert did(house) == ["pause"]
+    assert client.view is not None
+    assert client.view.read(0) == 0
+
+
 def test_a_pause_that_failed_gives_way_to_the_next(house: House) -> None:
     """Its resume is over before: nobody undoes what the next one did."""
     client = house.notebook()
