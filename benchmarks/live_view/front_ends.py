@@ -1,0 +1,201 @@
+"""The live view in JupyterLab and in Notebook 7 while a cell runs, at a real broker, beside notebooks that work."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import CDPSession, Page
+
+from benchmarks.common import Figure, progress
+from benchmarks.live_view.cells import FEED, SENDER
+from tests.faults.conftest import made_host
+from tests.faults.host import Host, session_of
+from tests.faults.notebook import Notebook as Kernel
+from tests.procs import eventually
+from tests.widgets.browser.lab import APPS, PATIENCE, Lab, Notebook, chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = 200 * 2**20
+"""Bytes that the notebook keeps on which Release is clicked."""
+LOOKS_BACK = 30.0
+"""Seconds until there are as many turns in the picture as there ever are."""
+CELLS = (
+    f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\nfrom benchmarks.live_view import cells",
+    "%gpushare live",
+    "cells.sleeps('gate', 'told')",
+    "cells.works('gate', 'told')",
+)
+SLEEPS, WORKS = 2, 3
+
+_UPDATES = """(seconds) => new Promise((done) => {
+    const view = document.querySelector(".gs-live"), times = [performance.now()];
+    const watch = new MutationObserver(() => times.push(performance.now()));
+    watch.observe(view, { attributes: true, attributeFilter: ["data-updates"] });
+    setTimeout(() => {
+        watch.disconnect();
+        done([...times, performance.now()].map((t) => (t - times[0]) / 1000));
+    }, seconds * 1000);
+})"""
+"""When updates were drawn; the window's two ends are there too, as a gap may reach over them."""
+_CLICK = """() => new Promise((done) => {
+    const answer = document.querySelector(".gs-answer");
+    answer.textContent = "";
+    new MutationObserver((_, watch) => {
+        if (!answer.textContent || answer.hidden) return;
+        watch.disconnect();
+        requestAnimationFrame(() => done([(performance.now() - began) / 1000, answer.textContent]));
+    }).observe(answer, { attributes: true, childList: true, characterData: true, subtree: true });
+    const row = [...document.querySelectorAll(".gs-session")].find((one) => one.innerText.includes("other.ipynb"));
+    const button = row.querySelector("button[data-action=release]");
+    const began = performance.now();
+    button.click();
+})"""
+
+
+def measure(*, quick: bool) -> Sequence[Figure]:
+    """Measure both front ends, one after the other, with the same neighbours."""
+    windows, seconds, clicks = (1, 5.0, 5) if quick else (3, 15.0, 10)
+    seen: dict[str, list[float]] = defaultdict(list)
+    with _stage() as (host, lab, screen):
+        neighbours = [host.notebook(f"works{n}.ipynb") for n in range(2)]
+        other = host.notebook("other.ipynb")
+        for one in neighbours:
+            one.burn()
+        for app in APPS:
+            with _opened(lab, screen(), app) as notebook:
+                if not quick:
+                    notebook.page.wait_for_timeout(1000 * LOOKS_BACK)
+                for n in range(windows):
+                    for name, cell in (("sleep", SLEEPS), ("busy", WORKS)):
+                        _window(seen, f"{app}_{name}", lab, notebook, cell, seconds)
+                    progress(f"{app}, window {n + 1} of {windows}: {_latest(seen, app)}")
+                with _running(lab, notebook, WORKS):
+                    for _ in range(clicks):
+                        seen[f"{app}_click"].append(_click(host, other, notebook))
+                progress(f"{app}, clicks: {_latest(seen, f'{app}_click')}")
+        for one in neighbours:
+            one.interrupt()
+    return [figure for app in APPS for figure in _figures(app, seen)] + _kernel_side(seen)
+
+
+@contextmanager
+def _stage() -> Iterator[Any]:
+    """A host of one core, a Jupyter server on it, and whatever opens another page."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        host = stack.enter_context(
+            made_host(folder, stack.enter_context(pytest.MonkeyPatch.context()))
+        )
+        host.start("--compute", "1", "--turn", "0.1", "--capacity", "1GiB")
+        lab = Lab(folder / "lab")
+        stack.callback(lab.close)
+        browser = stack.enter_context(chromium())
+        yield host, lab, lambda: browser.new_page(viewport={"width": 1280, "height": 1400})
+
+
+@contextmanager
+def _opened(lab: Lab, page: Page, app: str) -> Iterator[Notebook]:
+    """A notebook that shows the live view."""
+    notebook = Notebook(lab, page, "hw1.ipynb", CELLS, app)
+    for cell in range(2):
+        notebook.run(cell)
+    notebook.seen()
+    yield notebook
+    notebook.close()
+
+
+@contextmanager
+def _running(lab: Lab, notebook: Notebook, cell: int) -> Iterator[dict[str, float]]:
+    """Have a cell run meanwhile; what it saw is there afterwards."""
+    gate, told, found = lab.root / "gate", lab.root / "told", {}
+    for path in (gate, told):
+        path.unlink(missing_ok=True)
+    notebook.started(cell)
+    notebook.updated(4)
+    yield found
+    gate.touch()
+    eventually(told.exists, 60)
+    found.update(json.loads(told.read_text("ascii")))
+    notebook.is_over(cell)
+
+
+def _window(
+    seen: dict[str, list[float]], name: str, lab: Lab, notebook: Notebook, cell: int, seconds: float
+) -> None:
+    with _running(lab, notebook, cell) as found:
+        cdp = notebook.page.context.new_cdp_session(notebook.page)
+        before = main_thread(cdp)
+        times = notebook.page.evaluate(_UPDATES, seconds)
+        load = 100 * (main_thread(cdp) - before) / times[-1]
+        cdp.detach()
+    gap = max(after - before for before, after in pairwise(times))
+    for what, value in {
+        "updates": (len(times) - 2) / times[-1],
+        "gap": gap,
+        "pause": found["longest"],
+        "gap_beyond_pause": max(0.0, gap - found["longest"]),
+        "feed": found[FEED],
+        "sender": found[SENDER],
+        "page": load,
+    }.items():
+        seen[f"{name}_{what}"].append(value)
+
+
+def _click(host: Host, other: Kernel, notebook: Notebook) -> float:
+    """Have the other notebook keep something, click Release; return the seconds until the answer is on the screen."""
+    other.run("%%gpulane -p 200MiB -e 10MiB\n1")
+    host.until(lambda seen: (session_of(seen, other).p or 0) >= KEPT, 60)
+    row = notebook.view.locator(".gs-session", has_text="other.ipynb")
+    row.locator("button[data-action=release]").wait_for(timeout=PATIENCE)
+    took, text = notebook.page.evaluate(_CLICK)
+    assert text.startswith("Released"), text
+    return float(took)
+
+
+def main_thread(cdp: CDPSession) -> float:
+    """Return the CPU seconds that a page's main thread has used for its tasks."""
+    cdp.send("Performance.enable", {"timeDomain": "threadTicks"})
+    metrics = cdp.send("Performance.getMetrics")["metrics"]
+    return next(float(one["value"]) for one in metrics if one["name"] == "TaskDuration")
+
+
+def _figures(app: str, seen: dict[str, list[float]]) -> Iterator[Figure]:
+    for cell in ("sleep", "busy"):
+        name = f"{app}_{cell}"
+        yield Figure(f"{name}_updates", "1/s", seen[f"{name}_updates"], at_least=3.0, worst=True)
+        yield Figure(
+            f"{name}_gap_beyond_pause", "s", seen[f"{name}_gap_beyond_pause"], at_most=0.7, worst=True
+        )
+        yield Figure(f"{name}_gap", "s", seen[f"{name}_gap"])
+        yield Figure(f"{name}_pause", "s", seen[f"{name}_pause"])
+        yield Figure(f"{name}_page", "% of a core", seen[f"{name}_page"])
+    yield Figure(f"{app}_click", "s", seen[f"{app}_click"], at_most=0.5, worst=True)
+
+
+def _kernel_side(seen: dict[str, list[float]]) -> list[Figure]:
+    """The threads of both front ends' kernels."""
+    made = []
+    for cell in ("sleep", "busy"):
+        feed, sender = (
+            [value for app in APPS for value in seen[f"{app}_{cell}_{part}"]]
+            for part in ("feed", "sender")
+        )
+        both = [a + b for a, b in zip(feed, sender, strict=True)]
+        made += [
+            Figure(f"kernel_{cell}", "% of a core", both, at_most=1.0),
+            Figure(f"kernel_{cell}_feed", "% of a core", feed),
+            Figure(f"kernel_{cell}_sender", "% of a core", sender),
+        ]
+    return made
+
+
+def _latest(seen: dict[str, list[float]], start: str) -> str:
+    return ", ".join(f"{name} {all_[-1]:.2f}" for name, all_ in seen.items() if name.startswith(start))
