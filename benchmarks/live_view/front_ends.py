@@ -75,7 +75,8 @@ def measure(*, quick: bool) -> Sequence[Figure]:
                     notebook.page.wait_for_timeout(1000 * LOOKS_BACK)
                 for n in range(windows):
                     for name, cell in (("sleep", SLEEPS), ("busy", WORKS)):
-                        _window(seen, f"{app}_{name}", lab, notebook, cell, seconds)
+                        for what, value in _window(lab, notebook, cell, seconds).items():
+                            seen[f"{app}_{name}_{what}"].append(value)
                     progress(f"{app}, window {n + 1} of {windows}: {_latest(seen, app)}")
                 with _running(lab, notebook, WORKS):
                     for _ in range(clicks):
@@ -127,9 +128,8 @@ def _running(lab: Lab, notebook: Notebook, cell: int) -> Iterator[dict[str, floa
     notebook.is_over(cell)
 
 
-def _window(
-    seen: dict[str, list[float]], name: str, lab: Lab, notebook: Notebook, cell: int, seconds: float
-) -> None:
+def _window(lab: Lab, notebook: Notebook, cell: int, seconds: float) -> dict[str, float]:
+    """Return what was seen while a cell ran."""
     with _running(lab, notebook, cell) as found:
         cdp = notebook.page.context.new_cdp_session(notebook.page)
         before = main_thread(cdp)
@@ -137,7 +137,7 @@ def _window(
         load = 100 * (main_thread(cdp) - before) / times[-1]
         cdp.detach()
     gap = max(after - before for before, after in pairwise(times))
-    for what, value in {
+    return {
         "updates": (len(times) - 2) / times[-1],
         "gap": gap,
         "pause": found["longest"],
@@ -145,8 +145,7 @@ def _window(
         "feed": found[FEED],
         "sender": found[SENDER],
         "page": load,
-    }.items():
-        seen[f"{name}_{what}"].append(value)
+    }
 
 
 def _click(host: Host, other: Kernel, notebook: Notebook) -> float:
@@ -172,7 +171,11 @@ def _figures(app: str, seen: dict[str, list[float]]) -> Iterator[Figure]:
         name = f"{app}_{cell}"
         yield Figure(f"{name}_updates", "1/s", seen[f"{name}_updates"], at_least=3.0, worst=True)
         yield Figure(
-            f"{name}_gap_beyond_pause", "s", seen[f"{name}_gap_beyond_pause"], at_most=0.7, worst=True
+            f"{name}_gap_beyond_pause",
+            "s",
+            seen[f"{name}_gap_beyond_pause"],
+            at_most=0.7,
+            worst=True,
         )
         yield Figure(f"{name}_gap", "s", seen[f"{name}_gap"])
         yield Figure(f"{name}_pause", "s", seen[f"{name}_pause"])
@@ -198,4 +201,6 @@ def _kernel_side(seen: dict[str, list[float]]) -> list[Figure]:
 
 
 def _latest(seen: dict[str, list[float]], start: str) -> str:
-    return ", ".join(f"{name} {all_[-1]:.2f}" for name, all_ in seen.items() if name.startswith(start))
+    return ", ".join(
+        f"{name} {all_[-1]:.2f}" for name, all_ in seen.items() if name.startswith(start)
+    )

@@ -56,6 +56,15 @@ function el(tag, name, text) {
   return node;
 }
 
+/**
+ * Jupyter's shortcuts would take arrows and Enter; on what has the focus they are ours. They are looked for on what is
+ * focused first, and then on what is around it, and Notebook 7 looks before the keys come here.
+ */
+function ours(node) {
+  node.setAttribute("data-lm-suppress-shortcuts", "true");
+  return node;
+}
+
 /** Set a text only where it is another: what is as it was is not read out again. */
 function put(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -253,12 +262,11 @@ class LiveView {
     const name = `gs-${(instances += 1)}`;
     this.root = el("section", "live");
     this.root.setAttribute("aria-label", "What is shared here, by gpushare");
-    // Jupyter's shortcuts would take arrows and Enter: in here they are ours.
-    this.root.setAttribute("data-lm-suppress-shortcuts", "true");
+    ours(this.root);
     const head = el("header", "head");
     head.append(el("strong", "", "gpushare"));
     this.fresh = el("span", "fresh");
-    this.refresh = el("button", "button", "Refresh");
+    this.refresh = ours(el("button", "button", "Refresh"));
     this.refresh.addEventListener("click", () => this.say("look"));
     this.refresh.hidden = true;
     head.append(this.fresh, this.refresh);
@@ -537,7 +545,7 @@ class LiveView {
     put(held, session.held ? size(session.held) : "");
     const known = (session.actions || []).filter((action) => action in ACTIONS);
     keep(actions, known, (a) => a, (action) => {
-      const button = el("button", "button", ACTIONS[action][0]);
+      const button = ours(el("button", "button", ACTIONS[action][0]));
       button.type = "button";
       button.title = ACTIONS[action][1];
       button.dataset.action = action;
@@ -550,7 +558,7 @@ class LiveView {
 }
 
 function makeSegment() {
-  const node = el("div", "segment");
+  const node = ours(el("div", "segment"));
   node.setAttribute("role", "listitem");
   node.tabIndex = -1;
   node.append(el("span", "fill"), el("span", "label"));

@@ -14,7 +14,9 @@ from tests.widgets.browser.lab import APPS, CHROMIUM, Lab, Notebook, chromium
 
 BROKER = ("--compute", "1", "--turn", "0.1", "--capacity", "1GiB")
 SCREEN = {"width": 1280, "height": 1400}
-SLEEPS = "import pathlib, time\nflag = pathlib.Path('flag')\nwhile not flag.exists(): time.sleep(0.02)"
+SLEEPS = (
+    "import pathlib, time\nflag = pathlib.Path('flag')\nwhile not flag.exists(): time.sleep(0.02)"
+)
 CELLS = (
     "%gpushare live",
     SLEEPS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,22 @@ def other(host: Host) -> Iterator[Kernel]:
     made.close()
 
 
+@pytest.fixture
+def held(host: Host, lab: Lab, other: Kernel) -> Iterator[Callable[[], None]]:
+    """The other notebook holds most of the memory, until this is called."""
+    gate = lab.root / "gate"
+    gate.unlink(missing_ok=True)
+    outputs = other.outputs(other.start(f"%%gpulane 700MiB\n{HOLD.format(str(gate))}"))
+    host.until(lambda seen: bool(session_of(seen, other).doing))
+
+    def let_go() -> None:
+        gate.touch()
+        list(outputs)
+
+    yield let_go
+    gate.touch()
+
+
 def test_it_appears(notebook: Notebook) -> None:
     """The magic shows the device, the notebook and its state; what has nothing to say is not there."""
     view = notebook.view
@@ -38,11 +54,8 @@ def test_it_appears(notebook: Notebook) -> None:
     expect(view.locator(".gs-notice")).to_be_hidden()
 
 
-def test_a_waiting_cell_is_seen(notebook: Notebook, host: Host, other: Kernel, flag: Path) -> None:
+def test_a_waiting_cell_is_seen(notebook: Notebook, held: Callable[[], None], flag: Path) -> None:
     """It waits, says why, and is seen running once there is room; both while cells run."""
-    gate = flag.with_name("gate")
-    outputs = other.outputs(other.start("%%gpulane 700MiB\n" + HOLD.format(str(gate))))
-    host.until(lambda seen: bool(session_of(seen, other).doing))
     notebook.started(1)
     flag.touch()
     notebook.is_over(1)  # `time` and `flag` are there now
@@ -53,8 +66,7 @@ def test_a_waiting_cell_is_seen(notebook: Notebook, host: Host, other: Kernel, f
     expect(row).to_contain_text("hw1.ipynb")
     mine = notebook.view.locator(".gs-session", has_text="hw1.ipynb")
     expect(mine).to_have_attribute("data-state", "waiting")
-    gate.touch()
-    list(outputs)
+    held()
     expect(notebook.view.locator(".gs-part-queue")).to_be_hidden(timeout=PATIENCE)
     expect(mine).to_have_attribute("data-state", "busy", timeout=PATIENCE)
     expect(notebook.view.locator(".gs-segment[data-kind=lane].gs-own")).to_be_visible()
@@ -65,12 +77,9 @@ def test_a_waiting_cell_is_seen(notebook: Notebook, host: Host, other: Kernel, f
 
 @pytest.mark.parametrize("cell", [1, 2], ids=["time.sleep", "busy Python"])
 def test_updates_come_while_a_cell_runs(
-    notebook: Notebook, host: Host, other: Kernel, flag: Path, cell: int
+    notebook: Notebook, host: Host, held: Callable[[], None], flag: Path, cell: int
 ) -> None:
     """Updates are drawn one after the other while something changes, whatever the cell does."""
-    gate = flag.with_name("gate")
-    gate.unlink(missing_ok=True)
-    holds = other.start("%%gpulane 700MiB\n" + HOLD.format(str(gate)))
     waits = host.notebook("waits.ipynb")
     waited = waits.start("%%gpulane 700MiB\n1")  # what waits grows older with each update
     host.until(lambda seen: len(seen.queue) == 1)
@@ -78,8 +87,7 @@ def test_updates_come_while_a_cell_runs(
     expect(notebook.view.locator(".gs-queue .gs-line")).to_have_count(1, timeout=PATIENCE)
     notebook.updated(12)
     notebook.still_runs(cell)
-    gate.touch()
-    list(other.outputs(holds))
+    held()
     list(waits.outputs(waited))
     waits.close()
     flag.touch()
@@ -182,12 +190,13 @@ def test_others_have_no_controls(notebook: Notebook, host: Host, other: Kernel) 
         eve.says("Close", **mine)
 
 
-def test_two_views_and_a_broker_restart(
-    lab: Lab, browser: Browser, host: Host, flag: Path
-) -> None:
+def test_two_views_and_a_broker_restart(lab: Lab, browser: Browser, host: Host, flag: Path) -> None:
     """Two views of one notebook are both fed; both say that the broker is away, and go on with the next one."""
     two = Notebook(
-        lab, browser.new_page(viewport=SCREEN), "two.ipynb", ("%gpushare live", "%gpushare live", SLEEPS)
+        lab,
+        browser.new_page(viewport=SCREEN),
+        "two.ipynb",
+        ("%gpushare live", "%gpushare live", SLEEPS),
     )
     two.run(0)
     two.run(1)
@@ -206,7 +215,9 @@ def test_two_views_and_a_broker_restart(
         expect(view.locator(".gs-session", has_text="late.ipynb")).to_be_visible(timeout=PATIENCE)
     late.close()
     for view in views:
-        expect(view.locator(".gs-session", has_text="late.ipynb")).to_have_count(0, timeout=PATIENCE)
+        expect(view.locator(".gs-session", has_text="late.ipynb")).to_have_count(
+            0, timeout=PATIENCE
+        )
     two.still_runs(2)
     flag.touch()
     two.is_over(2)

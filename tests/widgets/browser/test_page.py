@@ -253,5 +253,7 @@ def test_axe_finds_nothing_serious(show: Show, name: str, scheme: str) -> None:
     page = show(drawn(made), color_scheme=scheme)
     page.add_style_tag(content=":root { color-scheme: light dark }")
     found = Axe().run(page, context=".gs-live")
-    serious = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
+    serious = [
+        one for one in found.response["violations"] if one["impact"] in ("serious", "critical")
+    ]
     assert not serious, found.generate_report()
