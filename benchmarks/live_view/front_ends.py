@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import CDPSession, Page
+from playwright.sync_api import Page
 
 from benchmarks.common import Figure, progress
 from benchmarks.live_view.cells import FEED, SENDER
+from benchmarks.live_view.main_thread import busy_seconds, watched
 from tests.faults.conftest import made_host
 from tests.faults.host import Host, session_of
 from tests.faults.notebook import Notebook as Kernel
@@ -84,7 +85,13 @@ def measure(*, quick: bool) -> Sequence[Figure]:
                 progress(f"{app}, clicks: {_latest(seen, f'{app}_click')}")
         for one in neighbours:
             one.interrupt()
-    return [figure for app in APPS for figure in _figures(app, seen)] + _kernel_side(seen)
+        grown = _grown(host, *((100, 1_000) if quick else (1_000, 10_000)))
+    return [
+        *(figure for app in APPS for figure in _figures(app, seen)),
+        *_kernel_side(seen),
+        Figure("kernel_memory_growth", "KB", [grown["private"] / 1000], at_most=1000.0),
+        Figure("kernel_blocks_growth", "blocks", [grown["blocks"]], at_most=1000.0),
+    ]
 
 
 @contextmanager
@@ -131,10 +138,10 @@ def _running(lab: Lab, notebook: Notebook, cell: int) -> Iterator[dict[str, floa
 def _window(lab: Lab, notebook: Notebook, cell: int, seconds: float) -> dict[str, float]:
     """Return what was seen while a cell ran."""
     with _running(lab, notebook, cell) as found:
-        cdp = notebook.page.context.new_cdp_session(notebook.page)
-        before = main_thread(cdp)
+        cdp = watched(notebook.page)
+        before = busy_seconds(cdp)
         times = notebook.page.evaluate(_UPDATES, seconds)
-        load = 100 * (main_thread(cdp) - before) / times[-1]
+        load = 100 * (busy_seconds(cdp) - before) / times[-1]
         cdp.detach()
     gap = max(after - before for before, after in pairwise(times))
     return {
@@ -159,11 +166,13 @@ def _click(host: Host, other: Kernel, notebook: Notebook) -> float:
     return float(took)
 
 
-def main_thread(cdp: CDPSession) -> float:
-    """Return the CPU seconds that a page's main thread has used for its tasks."""
-    cdp.send("Performance.enable", {"timeDomain": "threadTicks"})
-    metrics = cdp.send("Performance.getMetrics")["metrics"]
-    return next(float(one["value"]) for one in metrics if one["name"] == "TaskDuration")
+def _grown(host: Host, first: int, last: int) -> dict[str, float]:
+    """Return how much larger a kernel is after the last update than after the first."""
+    kernel = host.notebook("many.ipynb")
+    *_, told = kernel.run(f"{CELLS[0]}\ncells.many({first}, {last})")
+    kernel.close()
+    grown: dict[str, float] = json.loads(told)
+    return grown
 
 
 def _figures(app: str, seen: dict[str, list[float]]) -> Iterator[Figure]:
