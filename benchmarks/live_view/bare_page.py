@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from gpushare_widgets.feed import offered
 from gpushare_widgets.scene import scene
 from msgspec.json import encode
 from msgspec.structs import replace
-from playwright.sync_api import Browser, CDPSession, Page
+from playwright.sync_api import Browser, Page
 
 from benchmarks.common import Figure, progress
 from benchmarks.live_view.main_thread import busy_seconds, metric, watched
@@ -24,12 +25,13 @@ TURN = 0.1
 WINDOW = 30.0
 SCREEN = {"width": 1280, "height": 1400}
 
-_FED = """([messages, pace]) => new Promise((done) => {
-    const packed = messages.map(window.packed);
+_PACK = "(text) => { window.waiting = JSON.parse(text).map(window.packed); }"
+_FED = """(pace) => new Promise((done) => {
     const clock = setInterval(() => {
-        if (packed.length) return window.deliver(packed.shift());
+        window.deliver(window.waiting.shift());
+        if (window.waiting.length) return;
         clearInterval(clock);
-        done();
+        setTimeout(done, 1000 * pace);
     }, 1000 * pace);
 })"""
 _PREPARED = """([full, there, back]) => {
@@ -92,17 +94,25 @@ def _load(browser: Browser, count: int, *, windows: int, seconds: float) -> list
     """Return how much of a core the main thread of a page takes that is fed four times a second."""
     updates = int(seconds / PACE)
     first, told = _messages_of(count, windows * updates)
-    page, cdp = _page(browser, first)
-    page.evaluate(_FED, [[message(1, None, first)], PACE])
-    loads = []
-    for n in range(windows):
-        before = busy_seconds(cdp)
-        page.evaluate(_FED, [told[n * updates : (n + 1) * updates], PACE])
-        loads.append(100 * (busy_seconds(cdp) - before) / (seconds + PACE))
+    page = browser.new_page(viewport=SCREEN)
+    play(page, first)
+    _feed(page, [message(1, None, first)])
+    loads = [_feed(page, told[n * updates : (n + 1) * updates]) for n in range(windows)]
     drawn_ = page.locator(".gs-live").get_attribute("data-updates")
     assert drawn_ == str(1 + len(told)), drawn_
     page.close()
     return loads
+
+
+def _feed(page: Page, messages: Sequence[dict[str, Any]]) -> float:
+    """Send messages, four a second; return what the main thread does of it, in percent of a core."""
+    cdp = watched(page)
+    page.evaluate(_PACK, encode(messages).decode())
+    before, began = busy_seconds(cdp), time.monotonic()
+    page.evaluate(_FED, PACE)
+    load = 100 * (busy_seconds(cdp) - before) / (time.monotonic() - began)
+    cdp.detach()
+    return load
 
 
 def _first_paint(browser: Browser) -> float:
@@ -116,7 +126,9 @@ def _growth(browser: Browser, first: int, last: int) -> tuple[float, float]:
     """Return how many nodes and bytes a page has more after the last update than after the first."""
     full = drawn(FULL)
     less = {**full, **{name: full[name][1:] for name in ("queue", "sessions", "shares")}}
-    page, cdp = _page(browser, full)
+    page = browser.new_page(viewport=SCREEN)
+    play(page, full)
+    cdp = watched(page)
     page.evaluate(_PREPARED, [changes(None, full), changes(full, less), changes(less, full)])
     sizes = []
     for updates in (first, last - first):
@@ -128,16 +140,9 @@ def _growth(browser: Browser, first: int, last: int) -> tuple[float, float]:
     return sizes[1][0] - sizes[0][0], sizes[1][1] - sizes[0][1]
 
 
-def _page(browser: Browser, first: dict[str, Any]) -> tuple[Page, CDPSession]:
-    """Open a page with the view in it."""
-    page = browser.new_page(viewport=SCREEN)
-    play(page, first)
-    return page, watched(page)
-
-
 def _messages() -> Sequence[Figure]:
     """What is sent of 200 notebooks: at first, where everything changed, and a quarter of a second later."""
-    now, later = (offered(drawn(one)) for one in (crowd(200), crowd(200, own=7, users=31)))
+    now, later = (offered(scene(one, now=NOW)) for one in (crowd(200), crowd(200, own=7, users=31)))
     _, told = _messages_of(200, 20)
     return (
         Figure("first_message_200", "KB", [_size(message(1, None, now))], at_most=30.0),
