@@ -63,28 +63,22 @@ _CLICK = """() => new Promise((done) => {
 
 def measure(*, quick: bool) -> Sequence[Figure]:
     """Measure both front ends, one after the other, with the same neighbours."""
-    windows, seconds, clicks = (1, 5.0, 5) if quick else (3, 15.0, 10)
+    windows, seconds, clicks = (1, 5.0, 5) if quick else (3, 10.0, 10)
     seen: dict[str, list[float]] = defaultdict(list)
     with _stage() as (host, lab, screen):
-        neighbours = [host.notebook(f"works{n}.ipynb") for n in range(2)]
-        other = host.notebook("other.ipynb")
-        for one in neighbours:
-            one.burn()
+        one, two, other = (host.notebook(f"{name}.ipynb") for name in ("one", "two", "other"))
         for app in APPS:
-            with _opened(lab, screen(), app) as notebook:
-                if not quick:
-                    notebook.page.wait_for_timeout(1000 * LOOKS_BACK)
-                for n in range(windows):
-                    for name, cell in (("sleep", SLEEPS), ("busy", WORKS)):
-                        for what, value in _window(lab, notebook, cell, seconds).items():
-                            seen[f"{app}_{name}_{what}"].append(value)
-                    progress(f"{app}, window {n + 1} of {windows}: {_latest(seen, app)}")
+            with _opened(lab, screen(), app) as notebook, _works(one):
+                with _works(two):  # one alone has the device, and nothing changes
+                    if not quick:
+                        notebook.page.wait_for_timeout(1000 * LOOKS_BACK)
+                    for _ in range(windows):
+                        _keep(seen, f"{app}_sleep", _window(lab, notebook, SLEEPS, seconds))
+                for _ in range(windows):
+                    _keep(seen, f"{app}_busy", _window(lab, notebook, WORKS, seconds))
                 with _running(lab, notebook, WORKS):
                     for _ in range(clicks):
-                        seen[f"{app}_click"].append(_click(host, other, notebook))
-                progress(f"{app}, clicks: {_latest(seen, f'{app}_click')}")
-        for one in neighbours:
-            one.interrupt()
+                        _keep(seen, app, {"click": _click(host, other, notebook)})
         grown = _grown(host, *((100, 1_000) if quick else (1_000, 10_000)))
     return [
         *(figure for app in APPS for figure in _figures(app, seen)),
@@ -92,6 +86,21 @@ def measure(*, quick: bool) -> Sequence[Figure]:
         Figure("kernel_memory_growth", "KB", [grown["private"] / 1000], at_most=1000.0),
         Figure("kernel_blocks_growth", "blocks", [grown["blocks"]], at_most=1000.0),
     ]
+
+
+def _keep(seen: dict[str, list[float]], name: str, values: dict[str, float]) -> None:
+    for what, value in values.items():
+        seen[f"{name}_{what}"].append(value)
+    progress(f"{name}: " + ", ".join(f"{what} {value:.2f}" for what, value in values.items()))
+
+
+@contextmanager
+def _works(kernel: Kernel) -> Iterator[None]:
+    """Have a neighbour want a core meanwhile."""
+    outputs = kernel.burn()
+    yield
+    kernel.interrupt()
+    list(outputs)
 
 
 @contextmanager
@@ -207,9 +216,3 @@ def _kernel_side(seen: dict[str, list[float]]) -> list[Figure]:
             Figure(f"kernel_{cell}_sender", "% of a core", sender),
         ]
     return made
-
-
-def _latest(seen: dict[str, list[float]], start: str) -> str:
-    return ", ".join(
-        f"{name} {all_[-1]:.2f}" for name, all_ in seen.items() if name.startswith(start)
-    )

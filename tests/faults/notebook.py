@@ -123,6 +123,6 @@ def text_of(out: dict[str, Any]) -> list[str]:
     if out["msg_type"] == "error":
         blocks = [_COLOUR.sub("", block) for block in content["traceback"]]
         return [line for block in blocks for line in block.splitlines()]
-    if "data" in content:
-        return str(content["data"]["text/plain"]).splitlines()
-    return []
+    if out["msg_type"] in ("display_data", "update_display_data", "execute_result"):
+        return str(content["data"].get("text/plain", "")).splitlines()
+    return []  # of a comm, say: no output
