@@ -15,7 +15,6 @@ from pathlib import Path
 from gpushare_widgets.feed import Feed
 from gpushare_widgets.live import LiveView
 from gpushare_widgets.scene import scene
-from IPython.core.getipython import get_ipython
 
 from gpushare_kernel import procfs
 from gpushare_kernel.client.line import Line
@@ -90,7 +89,7 @@ class _Many(Line):
         if self.view is not None and self.looks % _SIGNS == 0:
             self.feed.hear(self.view, {"type": "alive", "view": "a"})
         if self.looks in (self.first, self.last):
-            get_ipython().kernel.iopub_thread.flush()
+            sys.stdout.flush()  # returns once everything before it is sent
             gc.collect()
             self.seen.append(_size())
         if self.looks == self.last:
