@@ -195,6 +195,19 @@ def test_it_stops_without_a_sign_of_a_view(after: float, *, running: bool) -> No
     assert not steps.alive
 
 
+def test_a_cell_that_begins_after_a_while_is_shown() -> None:
+    """A view that was told to sign once a minute has until it hears of the cell, and thirty seconds more."""
+    steps = Steps(running=False)
+    screen = watched(steps)
+    assert steps.go(50)
+    steps.cell(runs=True)
+    for second in range(20):
+        steps.tape.now = waited(90.0 + second)
+        assert steps.go(1)
+        assert screen.take()
+    assert not steps.go(11)
+
+
 def test_it_stops_when_the_last_view_says_so() -> None:
     """Two front ends show it: only when the second has gone it stops; whoever comes back has everything anew."""
     steps = Steps()
