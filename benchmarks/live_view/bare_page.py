@@ -21,7 +21,8 @@ from tests.widgets.browser.lab import chromium
 from tests.widgets.snapshots import FULL, NOW, Turn, crowd
 
 PACE = 0.25
-TURN = 0.1
+TURN = 0.102
+"""Seconds of a turn and its hand-over."""
 WINDOW = 30.0
 SCREEN = {"width": 1280, "height": 1400}
 
@@ -75,6 +76,7 @@ def _working(count: int, passed: float) -> Snapshot:
     return replace(
         made,
         devices=(replace(made.devices[0], turns=turns),),
+        sessions=tuple(replace(one, name=f"hw{n}.ipynb") for n, one in enumerate(made.sessions)),
         queue=tuple(replace(one, waited=60.0 + passed) for one in made.queue),
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def _works(kernel: Kernel) -> Iterator[None]:
 def _stage() -> Iterator[Any]:
     """A host of one core, a Jupyter server on it, and whatever opens another page."""
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # the host's log; ours is the result
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         host = stack.enter_context(
             made_host(folder, stack.enter_context(pytest.MonkeyPatch.context()))
