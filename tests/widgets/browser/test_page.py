@@ -80,6 +80,35 @@ def test_everything(show: Show) -> None:
     expect(page.locator(".gs-detail")).to_contain_text("1.5 GiB")
 
 
+def test_time_is_to_scale(show: Show) -> None:
+    """Every span is where it was, at first and eleven seconds later: the right edge is now, what goes on reaches it."""
+    full = drawn(FULL)
+    (time,) = full["time"]
+    time["rows"][0]["spans"][-1][1] = None  # goes on
+    later = {**full, "at": full["at"] + 11}
+    page = show(full, reduced_motion="reduce")  # else time moves on where updates are late
+    push(page, 1, None, full)
+    for number, told in ((1, full), (2, later)):
+        if number == 2:
+            push(page, number, full, {**later, "queue": []})
+        now = told["at"] - time["since"]
+        for row in time["rows"]:
+            track = page.locator(f".gs-row[data-session='{row['session']}'] .gs-track")
+            whole = track.bounding_box()
+            assert whole is not None
+            boxes = track.locator(".gs-span").evaluate_all("(all) => all.map((one) => [one.getBoundingClientRect().left, one.getBoundingClientRect().right])")  # fmt: skip
+            assert len(boxes) == len(row["spans"])
+            for (left, right), (began, ended, _) in zip(boxes, row["spans"], strict=True):
+                if began is not None:
+                    at = whole["x"] + whole["width"] * (1 - (now - began) / time["window"])
+                    assert abs(left - at) <= 1
+                if ended is None:
+                    assert right >= whole["x"] + whole["width"]
+                else:
+                    at = whole["x"] + whole["width"] * (1 - (now - ended) / time["window"])
+                    assert abs(right - at) <= 1.1  # none is thinner than that
+
+
 def test_sections_with_nothing_to_say(show: Show) -> None:
     """An idle host is its memory, and nothing else."""
     page = show(drawn(IDLE))
