@@ -20,12 +20,12 @@ from gpushare_kernel.client import api
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.wire.messages import AskedNow, PausedNow, ReleasedNow, ResumedNow
 from gpushare_kernel.wire.snapshot import Snapshot
-from tests.faults.conftest import Measured, host, measured
+from tests.faults.conftest import host
 from tests.faults.host import Host, kill
 from tests.procs import eventually
 from tests.widgets.snapshots import FULL, IDLE, NOW, TURNS, Turn, crowd
 
-__all__ = ["host", "measured"]
+__all__ = ["host"]
 
 STILL = replace(FULL, devices=(replace(FULL.devices[0], turns=()),))
 """Everything but turns: these are told by their age, which the tests' clock knows nothing of."""
@@ -218,6 +218,19 @@ def test_it_stops_without_a_sign_of_a_view(after: float, *, running: bool) -> No
     assert steps.go(after - 1)
     assert not steps.go(2)
     assert not steps.alive
+
+
+def test_a_cell_that_begins_after_a_while_is_shown() -> None:
+    """A view that was told to sign once a minute has until it hears of the cell, and thirty seconds more."""
+    steps = Steps(running=False)
+    screen = watched(steps)
+    assert steps.go(50)
+    steps.cell(runs=True)
+    for second in range(20):
+        steps.tape.now = waited(90.0 + second)
+        assert steps.go(1)
+        assert screen.take()
+    assert not steps.go(11)
 
 
 def test_it_stops_when_the_last_view_says_so() -> None:
@@ -548,26 +561,3 @@ def test_a_notebook_comes_and_goes(host: Host) -> None:
     notebook.close()
     until(screen, lambda one: "sessions" in one.get("gone", ()))
     feed.close()
-
-
-def test_cost(host: Host, measured: Measured) -> None:
-    """At four looks a second it takes less than 1 % of a core; sending is the front end's library."""
-    host.start("--compute", "1", "--turn", "0.1", "--capacity", "1GiB")
-    one, two = host.notebook("one.ipynb"), host.notebook("two.ipynb")
-    one.burn()
-    two.burn()
-    feed, screen = real(), Screen()
-    feed._start = lambda: None  # type: ignore[method-assign]
-    feed.show(screen)
-    pace, looks, costs = threading.Event(), 10, []
-    for _ in range(9):  # of which the first warms up, and others use this machine too
-        began = time.thread_time()
-        for _ in range(looks):
-            feed._look()
-            pace.wait(0.02)  # turns go on meanwhile
-        costs.append((time.thread_time() - began) / looks)
-    measured("of a core at 4 Hz", 4 * min(costs))
-    one.interrupt()
-    two.interrupt()
-    feed.close()
-    assert 4 * min(costs) <= 0.01, costs

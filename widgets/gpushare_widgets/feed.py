@@ -63,6 +63,14 @@ class _Shown:
     eager: bool = True
     #: The last sign of each front end that shows it.
     signs: dict[str, float] = field(default_factory=dict)
+    #: How often it was told to give one, and when: until then it keeps to what it was told before.
+    beat: float = GONE / 3
+    told: float = 0.0
+
+    @property
+    def patience(self) -> float:
+        """How long it may be silent."""
+        return GONE if self.beat < GONE else GONE + self.beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +235,21 @@ class Feed:
         due = self._looked + pace
         return due if self._at is None else min(due, self._at)
 
-    def _patience(self) -> float:
-        return GONE if self._running else GONE + IDLE
-
     def _until_gone(self) -> float:
         with self._lock:
-            last = [max(shown.signs.values()) for shown in self._shown.values() if shown.signs]
-        return max(last, default=0.0) + self._patience() - self._clock()
+            gone = [
+                max(shown.told, *shown.signs.values()) + shown.patience
+                for shown in self._shown.values()
+                if shown.signs
+            ]
+        return max(gone, default=0.0) - self._clock()
 
     def _forget_who_is_gone(self) -> None:
-        late = self._clock() - self._patience()
+        now = self._clock()
         for shown in self._shown.values():
-            shown.signs = {front: at for front, at in shown.signs.items() if at > late}
+            late = now - shown.patience
+            if shown.told <= late:
+                shown.signs = {front: at for front, at in shown.signs.items() if at > late}
 
     def _look(self) -> None:
         """Ask, and tell every view what is new to it."""
@@ -256,6 +267,8 @@ class Feed:
             new = changes(before, scene)
             if new is not None:
                 shown.number += 1
+                if beat != shown.beat:
+                    shown.beat, shown.told = beat, self._looked
                 self._push(shown.view, {"type": "scene", "n": shown.number, "beat": beat, **new})
         self._cost += (time.thread_time() - began - self._cost) / 8
 

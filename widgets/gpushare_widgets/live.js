@@ -45,6 +45,10 @@ const SPANS = { turn: "has the device", drain: "finishes its work", pause: "paus
 /** Okabe and Ito's colours, told apart by whoever sees them; the first, blue, is one's own. */
 const OTHERS = 6;
 const QUIET = 5000;
+/** Seconds after which an update is late, and time moves on without one. */
+const LATE = 0.35;
+/** Windows after which spans are laid out anew: a browser's lengths have an end. */
+const LONG = 100;
 
 let instances = 0;
 
@@ -56,6 +60,15 @@ function el(tag, name, text) {
   return node;
 }
 
+/**
+ * Jupyter's shortcuts would take arrows and Enter; on what has the focus they are ours. They are looked for on what is
+ * focused first, and then on what is around it, and Notebook 7 looks before the keys come here.
+ */
+function ours(node) {
+  node.setAttribute("data-lm-suppress-shortcuts", "true");
+  return node;
+}
+
 /** Set a text only where it is another: what is as it was is not read out again. */
 function put(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -64,6 +77,11 @@ function put(node, text) {
 function attr(node, name, value) {
   if (value === null || value === undefined || value === false) node.removeAttribute(name);
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, String(value));
+}
+
+/** Hide, or not, only where that is new: a browser lays out and paints for an attribute that is set again. */
+function hide(node, hidden) {
+  if (node.hidden !== hidden) node.hidden = hidden;
 }
 
 /**
@@ -253,12 +271,11 @@ class LiveView {
     const name = `gs-${(instances += 1)}`;
     this.root = el("section", "live");
     this.root.setAttribute("aria-label", "What is shared here, by gpushare");
-    // Jupyter's shortcuts would take arrows and Enter: in here they are ours.
-    this.root.setAttribute("data-lm-suppress-shortcuts", "true");
+    ours(this.root);
     const head = el("header", "head");
     head.append(el("strong", "", "gpushare"));
     this.fresh = el("span", "fresh");
-    this.refresh = el("button", "button", "Refresh");
+    this.refresh = ours(el("button", "button", "Refresh"));
     this.refresh.addEventListener("click", () => this.say("look"));
     this.refresh.hidden = true;
     head.append(this.fresh, this.refresh);
@@ -299,7 +316,7 @@ class LiveView {
     this.scene = scene;
     this.received = performance.now();
     put(this.notice, scene.notice || "");
-    this.notice.hidden = !scene.notice;
+    hide(this.notice, !scene.notice);
     this.root.classList.toggle("gs-away", Boolean(scene.notice));
     const draw = {
       devices: (list, all) => keep(list, all, (d) => d.id, () => this.makeDevice(), (n, d) => this.device(n, d)),
@@ -313,7 +330,7 @@ class LiveView {
     for (const [name, { box, list }] of Object.entries(this.parts)) {
       if (scene[name] === before[name]) continue;
       const entries = Array.isArray(scene[name]) ? scene[name] : [];
-      box.hidden = !entries.length;
+      hide(box, !entries.length);
       draw[name](list, entries);
     }
     if (scene.time) {
@@ -331,8 +348,8 @@ class LiveView {
     const live = this.number !== null && !this.scene.notice;
     const idle = this.beat > 30;
     put(this.fresh, !live ? "" : !idle ? "live" : age < 5 ? "now" : `${duration(age)} ago; live while a cell runs`);
-    this.refresh.hidden = !live || !idle || age < 5;
-    if (!this.slow.matches && live && !idle && this.scene.time) this.moveSpans(Math.min(age, 2));
+    hide(this.refresh, !live || !idle || age < 5);
+    if (!this.slow.matches && live && !idle && age > LATE && this.scene.time) this.moveSpans(Math.min(age, 2));
   }
 
   /** Own jobs only, and not more often than every few seconds: whoever listens has other things to hear. */
@@ -406,7 +423,7 @@ class LiveView {
     const off = segments.filter((s) => s.kind === "parked");
     attr(map, "aria-label", `${device.noun} of ${device.name}, ${size(whole)}`);
     attr(beside, "aria-label", "Parked, beside the device");
-    beside.hidden = !off.length;
+    hide(beside, !off.length);
     const sum = on.reduce((all, s) => all + s.size, 0) || 1;
     const parked = off.reduce((all, s) => all + s.size, 0);
     beside.style.width = `${Math.min(100, (100 * parked) / sum)}%`;
@@ -429,7 +446,7 @@ class LiveView {
       put(item.children[1], `${s.label} ${size(s.size)}${kind}`);
     });
     put(said, device.lost || device.limits || "");
-    said.hidden = !said.textContent;
+    hide(said, !said.textContent);
   }
 
   segment(node, segment) {
@@ -440,7 +457,7 @@ class LiveView {
     node.style.flexGrow = String(segment.size);
     const [fill, label] = node.children;
     const known = segment.fill !== null && segment.fill !== undefined;
-    fill.hidden = segment.kind !== "lane" || !known;
+    hide(fill, segment.kind !== "lane" || !known);
     fill.style.width = `${known ? Math.min(100, (100 * segment.fill) / (segment.size || 1)) : 0}%`;
     put(label, segment.label);
     node.gsTitle = segment.title;
@@ -460,11 +477,12 @@ class LiveView {
     const [name, rows] = node.children;
     const device = (this.scene.devices || []).find((d) => d.id === time.device);
     put(name, device ? device.name : time.device);
-    name.hidden = (this.scene.time || []).length < 2;
+    hide(name, (this.scene.time || []).length < 2);
     keep(rows, time.rows, (r) => r.session, () => {
       const row = el("li", "row");
       const track = el("span", "track");
       track.setAttribute("role", "img");
+      track.append(el("span", "strip"));
       row.append(el("span", "row-name"), track);
       return row;
     }, (row, entry) => {
@@ -473,28 +491,32 @@ class LiveView {
       attr(label, "title", entry.label);
       row.classList.toggle("gs-own", entry.own);
       attr(row, "data-session", entry.session);
-      track.gsSpans = entry.spans;
       track.gsTime = time;
-      keep(track, entry.spans, (s) => `${s[2]}:${s[0]}`, () => el("span", "span"), (span, s) => {
+      const { base, end } = along(time, this.scene.at);
+      keep(track.firstChild, entry.spans, (s) => `${s[2]}:${s[0]}`, (s) => {
+        const span = el("span", "span");
         attr(span, "data-kind", s[2]);
         this.paint(span, entry);
+        return span;
+      }, (span, s) => {
+        const left = (s[0] ?? base - time.window) - base;
+        const width = (s[1] ?? end) - base - left;
+        if (span.gsLeft === left && span.gsWidth === width) return;
+        span.style.left = `${((100 * left) / time.window).toFixed(2)}%`;
+        span.style.width = `${((100 * width) / time.window).toFixed(2)}%`;
+        [span.gsLeft, span.gsWidth] = [left, width];
       });
       attr(track, "aria-label", spoken(entry, time.window, this.scene.at - time.since));
     });
   }
 
-  /** Put every span where it belongs `age` seconds after the scene. */
+  /** Spans lie still on a strip; `age` seconds after the scene it is so far along. */
   moveSpans(age) {
     for (const track of this.parts.time.list.querySelectorAll(".gs-track")) {
       const { window, since } = track.gsTime;
+      const { base } = along(track.gsTime, this.scene.at);
       const now = this.scene.at + age - since;
-      [...track.children].forEach((node, index) => {
-        const [began, ended] = track.gsSpans[index];
-        const left = began === null ? 0 : Math.min(1, Math.max(0, 1 - (now - began) / window));
-        const right = ended === null ? 1 : Math.min(1, Math.max(0, 1 - (now - ended) / window));
-        node.style.left = `${(100 * left).toFixed(2)}%`;
-        node.style.width = `${(100 * Math.max(0, right - left)).toFixed(2)}%`;
-      });
+      track.firstChild.style.transform = `translateX(${(-100 * ((now - base) / window - 1)).toFixed(2)}%)`;
     }
   }
 
@@ -538,7 +560,7 @@ class LiveView {
     put(held, session.held ? size(session.held) : "");
     const known = (session.actions || []).filter((action) => action in ACTIONS);
     keep(actions, known, (a) => a, (action) => {
-      const button = el("button", "button", ACTIONS[action][0]);
+      const button = ours(el("button", "button", ACTIONS[action][0]));
       button.type = "button";
       button.title = ACTIONS[action][1];
       button.dataset.action = action;
@@ -551,7 +573,7 @@ class LiveView {
 }
 
 function makeSegment() {
-  const node = el("div", "segment");
+  const node = ours(el("div", "segment"));
   node.setAttribute("role", "listitem");
   node.tabIndex = -1;
   node.append(el("span", "fill"), el("span", "label"));
@@ -611,6 +633,13 @@ function bundle(node, one) {
   node.classList.toggle("gs-own", one.own);
   put(node.children[0], one.name);
   put(node.children[1], `${size(one.size)} · ${one.pages} pages, ${one.shared} of them shared`);
+}
+
+/** Where a strip begins, and what lies beyond its window for a while: the end of what still goes on. @param {Time} time */
+function along(time, at) {
+  const now = at - time.since;
+  const base = now - (now % (LONG * time.window));
+  return { base, end: now - (now % time.window) + 2 * time.window };
 }
 
 /** A row of time in words. */

@@ -1,4 +1,4 @@
-"""JupyterLab as somebody has it before them: a real server, a real browser, real kernels at a real broker."""
+"""JupyterLab and Notebook 7 as somebody has them before them: a real server, a real browser, real kernels at a real broker."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import nbformat
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.procs import eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 40_000
 """Milliseconds in which something appears."""
+APPS = {"lab": "lab/tree/{}?reset", "notebook": "notebooks/{}"}
+"""Jupyter's two front ends, and where a notebook is in them: JupyterLab, Notebook 7."""
 
 
 class Lab:
-    """A JupyterLab server whose kernels are started by our provisioner."""
+    """A Jupyter server whose kernels are started by our provisioner; both front ends are on it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -43,10 +44,14 @@ class Lab:
                 *("--ServerApp.port_retries=0", "--IdentityProvider.token="),
                 *("--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={root}"),
                 *("--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
-                f"--LabApp.user_settings_dir={root}/.settings",
-                f"--LabApp.workspaces_dir={root}/.workspaces",
+                "--JupyterNotebookApp.expose_app_in_browser=True",
             ],
-            env={**os.environ, "JUPYTER_CONFIG_DIR": f"{root}/.config"},
+            env={
+                **os.environ,
+                "JUPYTER_CONFIG_DIR": f"{root}/.config",
+                "JUPYTERLAB_SETTINGS_DIR": f"{root}/.settings",
+                "JUPYTERLAB_WORKSPACES_DIR": f"{root}/.workspaces",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -68,14 +73,16 @@ class Lab:
 
 
 class Notebook:
-    """A notebook open in the browser."""
+    """A notebook open in the browser, in one of Jupyter's front ends."""
 
-    def __init__(self, lab: Lab, page: Page, name: str, cells: Sequence[str]) -> None:
+    def __init__(
+        self, lab: Lab, page: Page, name: str, cells: Sequence[str], app: str = "lab"
+    ) -> None:
         self.page, self.name = page, name
         made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
         made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(made, lab.root / name)
-        page.goto(f"{lab.url}/lab/tree/{name}?reset")
+        page.goto(f"{lab.url}/{APPS[app].format(name)}")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=PATIENCE)
         page.wait_for_function(
             "() => window.jupyterapp && [...window.jupyterapp.shell.widgets('main')].some("
@@ -101,6 +108,10 @@ class Notebook:
         """Run a cell that takes a while, and wait until it is sent."""
         self.run(cell)
         self._prompt(cell, r"^\[\*\]:$")
+
+    def still_runs(self, cell: int) -> None:
+        """Fail where a cell is over."""
+        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").nth(cell)).to_have_text("[*]:")
 
     def is_over(self, cell: int) -> None:
         """Wait for a cell's end."""
@@ -128,23 +139,23 @@ class Notebook:
         """Return how many updates the view has drawn."""
         return int(self.view.get_attribute("data-updates") or 0)
 
-    def seconds_for(self, updates: int, timeout: float) -> float:
-        """Return how long it takes until the view has drawn so many more."""
-        took: Any = self.page.evaluate(
-            """([more, limit]) => new Promise((done, fail) => {
-                const view = document.querySelector(".gs-live"), began = performance.now();
-                const wanted = Number(view.dataset.updates) + more;
-                const watch = new MutationObserver(() => {
-                    if (Number(view.dataset.updates) < wanted) return;
-                    watch.disconnect();
-                    done((performance.now() - began) / 1000);
-                });
-                watch.observe(view, {attributes: true, attributeFilter: ["data-updates"]});
-                setTimeout(() => fail(new Error(`${wanted - Number(view.dataset.updates)} updates did not come`)), limit * 1000);
-            })""",
-            [updates, timeout],
+    def updated(self, more: int) -> None:
+        """Wait until the view has drawn so many more."""
+        self.page.wait_for_function(
+            "(wanted) => Number(document.querySelector('.gs-live').dataset.updates) >= wanted",
+            arg=self.updates() + more,
+            timeout=PATIENCE,
         )
-        return float(took)
+
+    def close(self) -> None:
+        """End its kernel and leave the page."""
+        self.page.evaluate(
+            """async () => {
+                const main = [...window.jupyterapp.shell.widgets("main")];
+                await main.find((w) => w.sessionContext).sessionContext.shutdown();
+            }"""
+        )
+        self.page.close()
 
 
 @contextmanager
