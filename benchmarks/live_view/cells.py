@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import json
@@ -91,6 +92,7 @@ class _Many(Line):
         if self.looks in (self.first, self.last):
             sys.stdout.flush()  # returns once everything before it is sent
             gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what is free is not kept
             self.seen.append(_size())
         if self.looks == self.last:
             self.done.set()

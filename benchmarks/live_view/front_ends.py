@@ -86,7 +86,7 @@ def measure(*, quick: bool) -> Sequence[Figure]:
                 with _running(lab, notebook, WORKS):
                     for _ in range(clicks):
                         _keep(seen, app, {"click": _click(host, other, notebook)})
-        grown = _grown(host, *((100, 1_000) if quick else (1_000, 10_000)))
+        grown = _grown(host, *((100, 1_000) if quick else (10_000, 20_000)))
     return [
         *(figure for app in APPS for figure in _figures(app, seen)),
         *_kernel_side(seen),
