@@ -12,7 +12,9 @@ WINDOW = 30.0
 """Seconds that are looked back."""
 _TOUCHING = 0.01
 """Seconds between two turns of one session that are one."""
-_MOST_SPANS, _FINEST_CELL = 300, 0.25
+_MOST_SPANS, _ABOUT = 360, 300
+"""Pieces that are drawn one by one, and about how many there are else. Usual turns (0.1 s) are 300: not now below, now above."""
+_FINEST_CELL = 0.25
 _SHORTEST = 0.0001
 """Seconds that a piece lasts at least."""
 
@@ -44,18 +46,18 @@ def spans(
                 pieces = kinds[kind] = []
             pieces.append((began, ended))
     found = {who: _merged(kinds) for who, kinds in raw.items()}
-    most = max(1, _MOST_SPANS // devices)
-    if sum(map(len, found.values())) <= most:
+    if sum(map(len, found.values())) <= _MOST_SPANS // devices:
         return found
     lines = sum(map(len, raw.values()))
-    cell = max(_FINEST_CELL, min(WINDOW, lines * WINDOW / most))
+    cell = max(_FINEST_CELL, min(WINDOW, lines * WINDOW * devices / _ABOUT))
     return {who: _gathered(one, cell, now % cell) for who, one in found.items()}
 
 
 def device(view: DeviceView, found: Mapping[Party, list[Span]]) -> dict[str, Any] | None:
     """Return what is drawn of a device's time; None where nothing was."""
     ordered = sorted(
-        found.items(), key=lambda item: (not item[0].own, item[0] == NOBODY, item[0].label)
+        found.items(),
+        key=lambda item: (not item[0].own, item[0] == NOBODY, item[0].label, item[0].key),
     )
     rows = [
         {
