@@ -290,21 +290,6 @@ def test_killed_while_the_command_runs_the_command_goes_on(broker):
         eventually(lambda: sessions(broker) == ())
 
 
-def test_after_a_broker_s_death_its_memory_counts_once(broker):
-    """The guardian starts another one: the command was seen at work before its starter came back to say what it holds."""
-    busy = READY + "while True: pass"
-    with running("700MiB", "--", sys.executable, "-c", busy) as process:
-        process.stdout.readline()
-        with Line(broker) as line:
-            old = procfs.process_key(line.pid)
-        process.send_signal(signal.SIGSTOP)
-        procfs.send(old, signal.SIGKILL)
-        eventually(lambda: any(job.endswith("/plain") for job in jobs(broker)), PATIENCE)
-        process.send_signal(signal.SIGCONT)
-        eventually(lambda: any(not job.endswith("/plain") for job in jobs(broker)), PATIENCE)
-        assert len(jobs(broker)) == 1
-
-
 # --- signals -------------------------------------------------------------------------------------------------
 
 COUNT = """

@@ -40,7 +40,7 @@ def test_two_brokers(host: Host) -> None:
     assert f"a gpushare broker already runs in {host.places.runtime}: one per host" in second.stderr
     assert "Traceback" not in second.stderr
     assert host.broker == broker
-    assert notebook.run("%%gpulane 10MiB\n6 * 7")[0] == "42"
+    assert "42" in notebook.run("%%gpulane 10MiB\n6 * 7")
 
 
 @pytest.mark.parametrize("what", ["dead socket", "file", "killed broker"])
@@ -57,7 +57,7 @@ def test_stale_socket(host: Host, what: str) -> None:
         kill(host.guardian_of(broker))
         kill(broker)
         assert host.places.socket.exists()
-    assert host.notebook().run("%%gpulane 10MiB\n6 * 7")[0] == "42"
+    assert "42" in host.notebook().run("%%gpulane 10MiB\n6 * 7")
 
 
 # --- frames -------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def served(host: Host) -> Iterator[Host]:
     notebook = host.notebook()
     yield host
     assert host.broker == broker
-    assert notebook.run("%%gpulane 10MiB\n6 * 7")[0] == "42"
+    assert "42" in notebook.run("%%gpulane 10MiB\n6 * 7")
 
 
 def test_broken_frames(served: Host) -> None:

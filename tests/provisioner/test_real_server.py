@@ -148,4 +148,4 @@ def test_broker_that_dies_when_asked(host: Host, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(provisioner, "find_broker", find_and_kill)
     notebook = host.notebook()
     assert len(found) == 2
-    assert notebook.run("%%gpulane 10MiB\n6 * 7")[0] == "42"
+    assert "42" in notebook.run("%%gpulane 10MiB\n6 * 7")
