@@ -169,7 +169,7 @@ def test_stopped_on_purpose_stays_stopped(host: Host) -> None:
     notebook.interrupt()
     list(outputs)
     assert notebook.manager.is_alive()
-    assert any("no gpushare broker" in line for line in notebook.run("%gpushare status"))
+    assert any("broker was stopped" in line for line in notebook.run("%gpushare status"))
     assert notebook.manager.is_alive()
     assert not host.places.socket.exists()
     host.notebook("other.ipynb")
