@@ -114,11 +114,13 @@ class Lane:
         else:
             try:
                 self._begin()
-            except KeyboardInterrupt as interrupt:
-                interrupt.args = (texts.LEFT_QUEUE,)
-                raise display.without_our_frames(interrupt) from None
-            except GpushareError as problem:
-                raise display.without_our_frames(problem) from None
+            except BaseException as error:
+                self._give_up()
+                if isinstance(error, KeyboardInterrupt):
+                    error.args = (texts.LEFT_QUEUE,)
+                elif not isinstance(error, GpushareError):
+                    raise
+                raise display.without_our_frames(error) from None
         self._pid = os.getpid()
         _innermost.set(self)
         return self
@@ -198,6 +200,12 @@ class Lane:
             shown.say(f"{problem} {texts.RUNS_UNSHARED}")
         finally:
             shown.done(began)
+
+    def _give_up(self) -> None:
+        """End what was granted just as the entering failed: nobody else would."""
+        job, self._job = self._job, Unshared()
+        if isinstance(job, Job):
+            job.leave(failed=True)
 
     @property
     def state(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from gpushare_kernel.client import api
+from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.wire import texts
@@ -34,6 +35,8 @@ from gpushare_kernel.wire.snapshot import (
     SessionView,
     Snapshot,
 )
+from gpushare_magics.lines import WaitingLine
+from gpushare_magics.row import Row
 from tests.client.scripted_broker import Peer, ScriptedBroker, obliging
 
 Capture = pytest.CaptureFixture[str]
@@ -150,6 +153,32 @@ def test_every_end_is_an_end(
     assert len(begun) == len(over)
     if magic == "" or "x =" not in cell:
         assert len(begun) == 1
+    assert run("%%gpulane 1GiB\n7").result == 7
+    assert said(attached)[-2:] == ["Submit", "End"]
+
+
+@pytest.mark.parametrize("where", [(Session, "apply_budget"), (WaitingLine, "done"), (Row, "run")])
+@pytest.mark.parametrize("above", ["", "%%time\n"])
+def test_an_interrupt_as_it_is_granted_leaks_no_lane(
+    run: Run,
+    attached: ScriptedBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[type, str],
+    above: str,
+) -> None:
+    """Between the grant and its first line a cell may be interrupted anywhere: it has not run, and its job is over."""
+    kind, method = where
+
+    with monkeypatch.context() as once:
+
+        def interrupted(*_: object) -> None:
+            once.undo()
+            raise KeyboardInterrupt
+
+        once.setattr(kind, method, interrupted)
+        run(f"{above}%%gpulane 1GiB\nran = 1")
+    assert [m for m in said(attached) if m in ("Submit", "End")] == ["Submit", "End"]
+    assert isinstance(run("ran").error_in_exec, NameError)
     assert run("%%gpulane 1GiB\n7").result == 7
     assert said(attached)[-2:] == ["Submit", "End"]
 
