@@ -59,6 +59,8 @@ class Extension:
         """Tell of cells that waited, or no longer."""
         from gpushare_magics.notify import Notifier  # noqa: PLC0415 - only where somebody asks for it
 
+        if self.output.in_console and words != "off":
+            raise UserError(cell_texts.NOBODY_TO_NOTIFY)
         if self.notifier is None:
             self.notifier = Notifier(self.cells, lambda: threading.get_ident() in self._fell)
             self.output.on_waited = self.notifier.waited

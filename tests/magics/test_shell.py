@@ -13,7 +13,7 @@ from gpushare_kernel.client import api
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.core.values import GiB
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import cell_texts, texts
 from gpushare_kernel.wire.messages import (
     CellEnded,
     CellStarted,
@@ -35,7 +35,7 @@ from gpushare_kernel.wire.snapshot import (
     SessionView,
     Snapshot,
 )
-from gpushare_magics.lines import WaitingLine
+from gpushare_magics.lines import Output, WaitingLine
 from gpushare_magics.row import Row
 from tests.client.scripted_broker import Peer, ScriptedBroker, obliging
 
@@ -374,6 +374,7 @@ def test_pause_and_resume_need_another_notebook(run: Run, capsys: Capture) -> No
 
 def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what to install, and what does without."""
+    monkeypatch.setattr(Output, "in_console", False)
     monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.delitem(sys.modules, "gpushare_widgets.live", raising=False)
     assert not run("%gpushare live").success
@@ -384,10 +385,38 @@ def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.M
     assert "say %gpushare live, or %gpushare live --static" in capsys.readouterr().out
 
 
+def test_live_in_a_terminal(run: Run, capsys: Capture) -> None:
+    """The picture, and that it will not change; nobody is promised a notification that cannot be shown."""
+    run("%gpushare live")
+    out = capsys.readouterr().out
+    assert out.startswith("2 cores (host0): shares 8.0 GiB of memory")
+    assert out.splitlines()[-1] == texts.LIVE_STANDS_STILL
+    assert not run("%gpushare notify on").success
+    assert cell_texts.NOBODY_TO_NOTIFY in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["live", "live --static"])
+def test_live_needs_no_session(
+    attached: ScriptedBroker,
+    run_alone: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    command: str,
+) -> None:
+    """A plain IPython beside the broker sees what goes on; where there is none, that is said."""
+    assert api._session is None
+    run_alone(f"%gpushare {command}")
+    assert capsys.readouterr().out.startswith("2 cores (host0): shares 8.0 GiB of memory")
+    monkeypatch.setenv("GPUSHARE_SOCKET", f"{attached.path.parent}/gone/broker.sock")
+    run_alone(f"%gpushare {command}")
+    assert capsys.readouterr().out == f"{texts.NO_BROKER}\n"
+
+
 def test_notify_says_what_it_needs(
     run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without anywidget, and where it is not understood, one line says what to do."""
+    monkeypatch.setattr(Output, "in_console", False)
     monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.delitem(sys.modules, "gpushare_widgets.notify", raising=False)
     assert not run("%gpushare notify on").success
