@@ -151,8 +151,9 @@ class GpuShareMagics(Magics):
 
     def _picture(self) -> bool:
         """Show how it is now; False where there is no broker. Like the live view it needs no session."""
-        from gpushare_kernel.client.line import line_from_here  # noqa: PLC0415 - only where somebody looks
         from gpushare_widgets import static  # noqa: PLC0415
+
+        from gpushare_kernel.client.line import line_from_here  # noqa: PLC0415 - only where somebody looks
 
         output = self._extension.output
         try:

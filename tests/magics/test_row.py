@@ -186,7 +186,11 @@ def test_a_console_gets_no_widgets(broker: ScriptedBroker, kernel: Kernel) -> No
     message = kernel.client.execute("%gpushare notify on", allow_stdin=True)
     (error,) = [text_of(out) for out in kernel.outputs(message) if out["msg_type"] == "error"]
     assert cell_texts.NOBODY_TO_NOTIFY in error[-1]
-    (view,) = [out["content"]["data"] for out in kernel.outputs(kernel.start("%gpushare live")) if is_row(out)]
+    (view,) = [
+        out["content"]["data"]
+        for out in kernel.outputs(kernel.start("%gpushare live"))
+        if is_row(out)
+    ]
     assert "application/vnd.jupyter.widget-view+json" in view
 
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from gpushare_magics.lines import Output, WaitingLine
+from gpushare_magics.row import Row
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from gpushare_kernel.client import api
@@ -35,8 +37,6 @@ from gpushare_kernel.wire.snapshot import (
     SessionView,
     Snapshot,
 )
-from gpushare_magics.lines import Output, WaitingLine
-from gpushare_magics.row import Row
 from tests.client.scripted_broker import Peer, ScriptedBroker, obliging
 
 Capture = pytest.CaptureFixture[str]
