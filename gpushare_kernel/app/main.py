@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from gpushare_kernel.app.base import NO_BROKER, Command, complain
 from gpushare_kernel.core.errors import BrokerUnavailable, GpushareError
 
@@ -72,12 +75,25 @@ class GpuShareApp(Command):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; errors are one line on stderr."""
+    """Run the command line; errors are one line on stderr. Where nobody reads what it prints it ends without a word."""
+    try:
+        try:
+            _run(argv)
+        finally:
+            sys.stdout.flush()  # here: at the interpreter's end it would be complained of
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _run(argv: list[str] | None) -> None:
     try:
         GpuShareApp.launch_instance(argv)
     except BrokerUnavailable as problem:
         complain(problem)
         raise SystemExit(NO_BROKER) from None
+    except BrokenPipeError:
+        raise
     except (GpushareError, OSError) as problem:
         complain(problem)
         raise SystemExit(1) from None

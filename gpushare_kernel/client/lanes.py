@@ -114,11 +114,13 @@ class Lane:
         else:
             try:
                 self._begin()
-            except KeyboardInterrupt as interrupt:
-                interrupt.args = (texts.LEFT_QUEUE,)
-                raise display.without_our_frames(interrupt) from None
-            except GpushareError as problem:
-                raise display.without_our_frames(problem) from None
+            except BaseException as error:
+                self._give_up()
+                if isinstance(error, KeyboardInterrupt):
+                    error.args = (texts.LEFT_QUEUE,)
+                elif not isinstance(error, GpushareError):
+                    raise
+                raise display.without_our_frames(error) from None
         self._pid = os.getpid()
         _innermost.set(self)
         return self
@@ -166,10 +168,21 @@ class Lane:
         job.boundaries += 1
         job.count()
         if job.read(job.slot):
-            try:
-                job.meet(self._mask)
-            except (KeyboardInterrupt, GpushareError) as error:
-                raise display.without_our_frames(error) from None
+            self._answer(job)
+
+    def _round_over(self, before: int) -> None:
+        """Meet the boundary of a loop's round. Where it had steps inside (since `before`) it is no further one."""
+        job = self._job
+        if job.boundaries == before:
+            self.step()
+        elif job.read(job.slot):
+            self._answer(job)
+
+    def _answer(self, job: Job | Unshared) -> None:
+        try:
+            job.meet(self._mask)
+        except (KeyboardInterrupt, GpushareError) as error:
+            raise display.without_our_frames(error) from None
 
     def steps(self, iterable: Iterable[_Item]) -> Steps[_Item]:
         """Iterate, with a boundary after each round: `for batch in lane.steps(loader)`.
@@ -199,6 +212,12 @@ class Lane:
         finally:
             shown.done(began)
 
+    def _give_up(self) -> None:
+        """End what was granted just as the entering failed: nobody else would."""
+        job, self._job = self._job, Unshared()
+        if isinstance(job, Job):
+            job.leave(failed=True)
+
     @property
     def state(self) -> str:
         """How far it is, in a word: `not entered`, `open` or `left`."""
@@ -216,13 +235,15 @@ class Steps(Generic[_Item]):
         self._iterable = iterable
 
     def __iter__(self) -> Iterator[_Item]:
-        step, loops = self._lane.step, self._lane._job.loops
+        round_over, job = self._lane._round_over, self._lane._job
+        loops = job.loops
         loop = Loop(self._total())
         loops.append(loop)
         try:
             for item in self._iterable:
+                before = job.boundaries
                 yield item
-                step()
+                round_over(before)
                 loop.done += 1
         finally:
             loops.remove(loop)

@@ -230,13 +230,17 @@ class Session(Questions):
         submit = self._make_fit(submit)
         granted = queue(self, submit, wait=wait, on_wait=on_wait, say=say)
         job = Job(self, submit.name, granted, time.monotonic() - began, plain=submit.plain)
-        with self._changed:
-            self._jobs[job.id] = job
-            self._watch()
-            alone = len(self._jobs) == 1
-        self.apply_budget()
-        if alone:  # the peak is the process's: with two jobs at once it cannot be told apart
-            self.memory.start_peak()
+        try:
+            with self._changed:
+                self._jobs[job.id] = job
+                self._watch()
+                alone = len(self._jobs) == 1
+            self.apply_budget()
+            if alone:  # the peak is the process's: with two jobs at once it cannot be told apart
+                self.memory.start_peak()
+        except BaseException:  # interrupted: nobody else would ever end it
+            job.leave(failed=True)
+            raise
         return job
 
     def _make_fit(self, submit: Submit) -> Submit:

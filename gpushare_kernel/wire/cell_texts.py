@@ -15,6 +15,7 @@ _READABLE = 10
 """Seconds between two changes of how long somebody waits, in the first minute."""
 _MANY = 100
 
+NOBODY_TO_NOTIFY = "a console or terminal shows no notifications. %gpushare notify works in JupyterLab and Notebook 7."
 NOTIFY_OFF = "Nobody is told any more when a cell that waited starts or ends."
 
 Rounds = tuple[int, int | None, float]

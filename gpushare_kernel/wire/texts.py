@@ -32,6 +32,7 @@ PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost:
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
 LEFT_QUEUE = "Left the queue. The cell has not run."
 LEFT_QUEUE_COMMAND = "Left the queue. The command has not run."
+LIVE_STANDS_STILL = "That was a moment ago, and does not change: consoles show no live view. In a terminal: jupyter gpushare top"
 SWITCHED_OFF = "gpushare is silent here, and this notebook no longer cooperates. The device stays shared. %gpushare on undoes it."
 SWITCHED_ON = "gpushare speaks again, and this notebook cooperates."
 BROKER_SILENT = "Waiting for the gpushare broker to come back. Interrupt gives up."

@@ -59,6 +59,8 @@ class Extension:
         """Tell of cells that waited, or no longer."""
         from gpushare_magics.notify import Notifier  # noqa: PLC0415 - only where somebody asks for it
 
+        if self.output.in_console and words != "off":
+            raise UserError(cell_texts.NOBODY_TO_NOTIFY)
         if self.notifier is None:
             self.notifier = Notifier(self.cells, lambda: threading.get_ident() in self._fell)
             self.output.on_waited = self.notifier.waited
@@ -69,11 +71,10 @@ class Extension:
     def enter(self, arguments: str) -> None:
         """Enter a lane for the rest of the running cell."""
         with plain_errors():
-            entered = self.entered(arguments)
-        self.cells.at_end(lambda: self.leave(entered))
+            self.entered(arguments)
 
     def entered(self, arguments: str) -> Entered:
-        """Parse, queue and enter."""
+        """Parse, queue and enter. What is not left before its cell ends is left then."""
         from gpushare_magics.args import parse  # noqa: PLC0415
 
         declaration = parse(arguments)
@@ -93,13 +94,18 @@ class Extension:
         )
         if self.session is None and not self.output.quiet:
             self.output.show(texts.NO_BROKER)
+        entered = Entered(declaration, lane, row)
+        self.cells.at_end(lambda: self.leave(entered))  # first: an interrupt may come at any moment
         try:
             lane.__enter__()
+            row.run(lane, self.session)
         except BaseException:
-            row.end(None)
+            try:
+                lane.close(failed=True)
+            finally:
+                row.end(None)
             raise
-        row.run(lane, self.session)
-        return Entered(declaration, lane, row)
+        return entered
 
     def _code(self) -> str:
         """Return the hash of the running cell, and remember its first line: the broker knows the hash only."""

@@ -168,7 +168,7 @@ def _left(size: int, *, device: bool) -> list[Row]:
 
 
 def _notes(found: Found, rows: list[Row], noun: str) -> tuple[str, ...]:
-    notes = [] if found.holders else [f"No variable holds {noun}."]
+    notes = [] if found.holders else [f"No array or tensor holds {noun}."]
     if any(row.way == FREE for row in rows):
         notes.append(f"[free]: {FREE} lets go of it.")
     if found.cut:

@@ -47,17 +47,25 @@ class Output:
     def place(self) -> Place | None:
         """Return a place in this cell's output that changes from whatever thread; None where that is not to be had.
 
-        Not in a terminal, and not where outputs are captured (`%%capture`). A console that is a front end of a kernel
-        shows no changes either, and cannot be asked. But it names no cell, as notebooks do, and unlike a program that
-        runs one (nbclient) it has somebody who may be asked for input.
+        Not in a terminal or console, and not where outputs are captured (`%%capture`).
         """
         if self.quiet or not self.changes:
             return None
-        parent = cast("Any", self._shell).get_parent()
+        return None if self.in_console else Place(self._shell.display_pub)
+
+    @property
+    def in_console(self) -> bool:
+        """Say whether what is shown goes to a terminal, or to a console: neither shows changes, nor widgets.
+
+        A console that is a front end of a kernel cannot be asked. But it names no cell, as notebooks do, and unlike a
+        program that runs one (nbclient) it has somebody who may be asked for input.
+        """
+        shell = cast("Any", self._shell)
+        if not hasattr(shell, "kernel"):
+            return True
+        parent = shell.get_parent()
         in_cell = "cellId" in parent.get("metadata", {})
-        if not in_cell and parent.get("content", {}).get("allow_stdin", True):
-            return None
-        return Place(self._shell.display_pub)
+        return not in_cell and bool(parent.get("content", {}).get("allow_stdin", True))
 
     @property
     def changes(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.errors import NoBroker, UserError
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.wire import texts
 from gpushare_magics.completion import COMMANDS
@@ -141,18 +141,31 @@ class GpuShareMagics(Magics):
 
     def _live(self, word: str | None) -> None:
         """Show all of it while it happens; with `--static` as something that needs neither this kernel nor a network later."""
-        session = self._extension.session
+        output = self._extension.output
         if word not in (None, "--static"):
             raise UserError(_LIVE_OR_STATIC)
-        if word is None:
+        if word is None and not output.in_console:
             self._live_view()
-        elif session is None:
-            self._extension.output.show(texts.NO_BROKER)
-        else:
-            from gpushare_widgets import static  # noqa: PLC0415 - only where somebody looks
+        elif self._picture() and word is None:
+            output.show(texts.LIVE_STANDS_STILL)
 
-            record = static.of_snapshot(session.snapshot())
-            self._extension.output.publish_bundle(record._repr_mimebundle_())
+    def _picture(self) -> bool:
+        """Show how it is now; False where there is no broker. Like the live view it needs no session."""
+        from gpushare_widgets import static  # noqa: PLC0415
+
+        from gpushare_kernel.client.line import line_from_here  # noqa: PLC0415 - only where somebody looks
+
+        output = self._extension.output
+        try:
+            with line_from_here() as line:
+                record = static.of_snapshot(line.snapshot())
+        except NoBroker:
+            if self._extension.session is not None:
+                raise
+            output.show(texts.NO_BROKER)
+            return False
+        output.publish_bundle(record._repr_mimebundle_())
+        return True
 
     def _live_view(self) -> None:
         """Show the widget; its packages are imported here and nowhere else."""

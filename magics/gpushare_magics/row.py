@@ -70,7 +70,9 @@ class Row:
                 self._said = text
 
     def end(self, text: str | None, code: str = "") -> None:
-        """Replace the line by what stays of it. None: there is nothing to say, unless something is to be replaced."""
+        """Replace the line by what stays of it, once. None: there is nothing to say, unless something is to be replaced."""
+        if self._over.is_set():
+            return
         self._over.set()
         place, watch = self._place, self._watch
         if self._pid != os.getpid():

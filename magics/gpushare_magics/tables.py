@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MOST_NEEDS = 20
 """Rows of learned needs that are shown: the latest used."""
+_LONGEST = 40
+"""Characters of a name that are shown."""
 _STARTUP = Path("etc/ipython/startup/00-gpushare.py")
 
 
@@ -41,7 +43,7 @@ def status(snapshot: Snapshot) -> str:
         waiting = [("waiting", "for", "needs", "ahead", "since", "about")]
         waiting += [
             (
-                names.get(q.session, "somebody"),
+                _name(names.get(q.session, "somebody")),
                 q.reason,
                 _size(q.needs or None),
                 str(q.ahead),
@@ -57,7 +59,7 @@ def status(snapshot: Snapshot) -> str:
 def _notebooks(sessions: Sequence[SessionView]) -> str:
     rows = [("notebook", "state", "keeps", "device time")]
     ordered = sorted(sessions, key=lambda s: (not s.own, s.name or s.user))
-    rows += [(label(s), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
+    rows += [(_name(label(s)), _state(s), _size(s.p), _time(s.device_time)) for s in ordered]
     return _table(rows)
 
 
@@ -84,8 +86,8 @@ def lanes(snapshot: Snapshot) -> str:
             (
                 str(lane.id),
                 format_size(lane.size) if lane.size else "",
-                names.get(lane.occupant, "somebody") if lane.occupant else "-",
-                ", ".join(names.get(job, "somebody") for job in lane.members),
+                _name(names.get(lane.occupant, "somebody")) if lane.occupant else "-",
+                ", ".join(_name(names.get(job, "somebody")) for job in lane.members),
             )
             for lane in device.lanes
         ]
@@ -179,6 +181,13 @@ def _device(device: DeviceView) -> str:
 def _state(session: SessionView) -> str:
     shared = {"co-run": ", shared", "exclusive": ", in turns"}
     return session.state + shared.get(session.mode or "", "")
+
+
+def _name(text: str) -> str:
+    """Return a name that breaks no row: as short as the live view has it."""
+    from gpushare_widgets.parties import clean  # noqa: PLC0415 - only where somebody looks
+
+    return clean(text, _LONGEST)
 
 
 def _size(size: int | None) -> str:

@@ -51,6 +51,22 @@ def test_version(gpushare):
     assert gpushare("--version").stdout.strip() == __version__
 
 
+@pytest.mark.parametrize("words", [("--help",), ("status",), ("--version",)])
+def test_output_that_nobody_reads(broker, words):
+    """As in `jupyter gpushare --help | head`: it ends without a word."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpushare_kernel.app.main", *words],
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=False,
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_no_command_lists_them(gpushare):
     """Without a command one reads which there are."""
     done = gpushare()

@@ -226,6 +226,27 @@ def test_steps_keeps_the_length(entered: Entered) -> None:
     assert entered.lane.boundaries == 3
 
 
+def test_a_round_with_steps_inside_is_no_further_step(entered: Entered) -> None:
+    """Three epochs of ten batches are thirty steps; what waits for an epoch's end is met there all the same."""
+    lane, met = entered.lane, []
+    for _ in lane.steps(range(3)):
+        for _ in lane.steps(range(10)):
+            pass
+        met.append(lane.boundaries)
+    assert met == [10, 20, 30]
+    rounds = iter(lane.steps("ab"))
+    entered.do(lambda: next(rounds)).result(20)
+    entered.do(lane.step).result(20)
+    entered.peer.page.set(2, TURN)
+    over = entered.do(lambda: next(rounds))
+    number, asked = entered.peer.expect(Yield)
+    assert asked.boundaries == 31
+    entered.peer.page.set(2, 0)
+    entered.peer.reply(number, Granted(asked.job, 1, 2, 0.1, 3 * GiB, 3 * GiB))
+    assert over.result(20) == "b"
+    assert entered.leave().boundaries == 31
+
+
 def test_inner_lane_must_fit(entered: Entered) -> None:
     """A lane inside a lane is checked here, with the numbers, and no message is sent."""
 

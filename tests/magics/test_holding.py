@@ -166,8 +166,8 @@ def test_hostile_names_stay_text() -> None:
 def test_little_and_nothing() -> None:
     """What allocators round up is not told; an empty notebook says so; more than a page is summed up."""
     nothing = holding.on_gpu(Found((), cut=False), 0, 1000, 1000, {})
-    assert holding.text(nothing).splitlines()[1:] == ["No variable holds GPU memory."]
-    assert "No variable holds GPU memory." in holding.html(nothing)
+    assert holding.text(nothing).splitlines()[1:] == ["No array or tensor holds GPU memory."]
+    assert "No array or tensor holds GPU memory." in holding.html(nothing)
     many = Found(tuple(holder(f"x{n}", GiB) for n in range(20)), cut=True)
     text = holding.text(holding.on_host(many, 20 * GiB))
     assert "· x11 1.0 · 8 more 8.0\n" in text

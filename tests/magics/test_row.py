@@ -17,10 +17,12 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
+from gpushare_kernel.wire import cell_texts, texts
 from gpushare_kernel.wire.messages import Cancel, End, Failure, Submit, Waiting
 from tests.client.scripted_broker import Peer, ScriptedBroker, report
 from tests.magics.conftest import ROOT, STARTUP, Kernel, text_of
 from tests.magics.test_kernel import LINE, WAIT
+from tests.magics.test_shell import play
 
 Message = dict[str, Any]
 USED = "used 5.2 GiB; next time: %%gpulane 6GiB"
@@ -172,6 +174,24 @@ def test_a_console_gets_lines(broker: ScriptedBroker, kernel: Kernel) -> None:
     rows = [out for out in kernel.outputs(message) if is_row(out)]
     assert [(text_of(out), kind(out)[0]) for out in rows] == [([USED], "display_data")]
     assert set(rows[0]["content"]["data"]) == {"text/plain"}
+
+
+def test_a_console_gets_no_widgets(broker: ScriptedBroker, kernel: Kernel) -> None:
+    """`jupyter console` has the picture, and that it will not change; a notebook has the view."""
+    broker.serve(play)
+    message = kernel.client.execute("%gpushare live", allow_stdin=True)
+    picture, said = [out["content"]["data"] for out in kernel.outputs(message) if is_row(out)]
+    assert "text/html" in picture
+    assert said == {"text/plain": texts.LIVE_STANDS_STILL}
+    message = kernel.client.execute("%gpushare notify on", allow_stdin=True)
+    (error,) = [text_of(out) for out in kernel.outputs(message) if out["msg_type"] == "error"]
+    assert cell_texts.NOBODY_TO_NOTIFY in error[-1]
+    (view,) = [
+        out["content"]["data"]
+        for out in kernel.outputs(kernel.start("%gpushare live"))
+        if is_row(out)
+    ]
+    assert "application/vnd.jupyter.widget-view+json" in view
 
 
 def test_captured_outputs_are_what_stays(broker: ScriptedBroker, kernel: Kernel) -> None:

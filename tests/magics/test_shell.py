@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from gpushare_magics.lines import Output, WaitingLine
+from gpushare_magics.row import Row
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from gpushare_kernel.client import api
+from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.core.values import GiB
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import cell_texts, texts
 from gpushare_kernel.wire.messages import (
     CellEnded,
     CellStarted,
@@ -150,6 +153,32 @@ def test_every_end_is_an_end(
     assert len(begun) == len(over)
     if magic == "" or "x =" not in cell:
         assert len(begun) == 1
+    assert run("%%gpulane 1GiB\n7").result == 7
+    assert said(attached)[-2:] == ["Submit", "End"]
+
+
+@pytest.mark.parametrize("where", [(Session, "apply_budget"), (WaitingLine, "done"), (Row, "run")])
+@pytest.mark.parametrize("above", ["", "%%time\n"])
+def test_an_interrupt_as_it_is_granted_leaks_no_lane(
+    run: Run,
+    attached: ScriptedBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[type, str],
+    above: str,
+) -> None:
+    """Between the grant and its first line a cell may be interrupted anywhere: it has not run, and its job is over."""
+    kind, method = where
+
+    with monkeypatch.context() as once:
+
+        def interrupted(*_: object) -> None:
+            once.undo()
+            raise KeyboardInterrupt
+
+        once.setattr(kind, method, interrupted)
+        run(f"{above}%%gpulane 1GiB\nran = 1")
+    assert [m for m in said(attached) if m in ("Submit", "End")] == ["Submit", "End"]
+    assert isinstance(run("ran").error_in_exec, NameError)
     assert run("%%gpulane 1GiB\n7").result == 7
     assert said(attached)[-2:] == ["Submit", "End"]
 
@@ -345,6 +374,7 @@ def test_pause_and_resume_need_another_notebook(run: Run, capsys: Capture) -> No
 
 def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what to install, and what does without."""
+    monkeypatch.setattr(Output, "in_console", False)
     monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.delitem(sys.modules, "gpushare_widgets.live", raising=False)
     assert not run("%gpushare live").success
@@ -355,10 +385,38 @@ def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.M
     assert "say %gpushare live, or %gpushare live --static" in capsys.readouterr().out
 
 
+def test_live_in_a_terminal(run: Run, capsys: Capture) -> None:
+    """The picture, and that it will not change; nobody is promised a notification that cannot be shown."""
+    run("%gpushare live")
+    out = capsys.readouterr().out
+    assert out.startswith("2 cores (host0): shares 8.0 GiB of memory")
+    assert out.splitlines()[-1] == texts.LIVE_STANDS_STILL
+    assert not run("%gpushare notify on").success
+    assert cell_texts.NOBODY_TO_NOTIFY in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["live", "live --static"])
+def test_live_needs_no_session(
+    attached: ScriptedBroker,
+    run_alone: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    command: str,
+) -> None:
+    """A plain IPython beside the broker sees what goes on; where there is none, that is said."""
+    assert api._session is None
+    run_alone(f"%gpushare {command}")
+    assert capsys.readouterr().out.startswith("2 cores (host0): shares 8.0 GiB of memory")
+    monkeypatch.setenv("GPUSHARE_SOCKET", f"{attached.path.parent}/gone/broker.sock")
+    run_alone(f"%gpushare {command}")
+    assert capsys.readouterr().out == f"{texts.NO_BROKER}\n"
+
+
 def test_notify_says_what_it_needs(
     run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without anywidget, and where it is not understood, one line says what to do."""
+    monkeypatch.setattr(Output, "in_console", False)
     monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.delitem(sys.modules, "gpushare_widgets.notify", raising=False)
     assert not run("%gpushare notify on").success

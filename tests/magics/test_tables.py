@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from gpushare_magics import tables
 
-from gpushare_kernel.client.shown import DeviceView, NeedView, SessionView, Snapshot
+from gpushare_kernel.client.shown import (
+    DeviceView,
+    LaneView,
+    NeedView,
+    QueueView,
+    SessionView,
+    Snapshot,
+)
 from gpushare_kernel.core.values import GiB, MiB
 
 
@@ -28,6 +35,22 @@ def test_each_gpu_has_its_notebooks() -> None:
         "notebook   state  keeps    device time\n"
         "hw1.ipynb  idle   5.0 GiB  12 s"
     )
+
+
+def test_long_names_break_no_row() -> None:
+    """A name of 186 characters is cut wherever it stands, and what would break a line is no line."""
+    whose = "".join(str(n % 10) for n in range(180)) + "\n.ipynb"
+    view = SessionView("s", "ann", whose, 1, "busy", None, GiB, 1.0, "G", own=True, jobs=("j",))
+    device = DeviceView("G", "host", "2 cores", GiB, 0, 0, (LaneView(1, GiB, "j", ("j",)),))
+    seen = Snapshot(
+        1, None, (device,), (view,), (QueueView("j", "s", "memory", 0, None, GiB, 1.0),)
+    )
+    cut = f"{whose[:39]}…"
+    for table in (tables.status, tables.lanes):
+        text = table(seen)
+        assert text.count(cut) == 2
+        assert whose[:40] not in text
+        assert max(map(len, text.splitlines())) < 100
 
 
 def test_what_a_gpu_cannot_do_is_said() -> None:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from gpushare_widgets import markup, plain, static, strips
+from gpushare_widgets import markup, plain, static, strips, words
 from gpushare_widgets.scene import scene
 from IPython.core.interactiveshell import InteractiveShell
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -105,6 +105,25 @@ def test_numbers_remain_where_styles_are_taken_out():
     for told in ("train.ipynb keeps 14.0 GiB", "9.0 of 12.0 GiB", "contexts 1.3 GiB", "old.ipynb 3.0 GiB", "desktop 410 MiB",
                  "14.0 s 3.0 s", "50% 25%", "needs 30.0 GiB, 24.0 free", "4.0 ms 0", "eyes 640 512 5.0 GiB", "As of 2026-"):  # fmt: skip
         assert told in text
+
+
+def test_the_browser_says_it_in_the_same_words():
+    """What the signs of a strip mean, and the headings, are live.js's."""
+    script = Path(words.__file__).with_name("live.js").read_text("utf-8")
+    (spans,) = re.findall(r"^const SPANS = \{(.+)\};$", script, re.MULTILINE)
+    said = re.findall(r'\w+: "([^"]+)"', spans)
+    assert len(said) == 4
+    assert [sign.split(" ", 1)[1] for sign in words.LEGEND.split("  ")] == said
+    titles = {table.title for table in words.tables(scene(FULL, now=NOW), width=80)}
+    assert "Models that share pages" in titles
+    for title in titles & {
+        "Memory",
+        "Waiting",
+        "Notebooks",
+        "Deadlines",
+        "Models that share pages",
+    }:
+        assert f'"{title}"' in script
 
 
 def test_hostile_names_stay_text():

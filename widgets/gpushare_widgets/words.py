@@ -11,7 +11,7 @@ from gpushare_kernel.client.shown import format_size, texts
 from gpushare_widgets import strips
 
 Scene = Mapping[str, Any]
-LEGEND = "▁…█ ran  ░ its work ended after the turn  = paused  ≡ parked"
+LEGEND = "▁…█ has the device  ░ finishes its work  = paused  ≡ parked"
 """What the signs of a strip of time mean."""
 _BAR = 20
 
@@ -147,7 +147,7 @@ def _bundles(bundles: Sequence[Scene]) -> Table:
         (one["name"], str(one["pages"]), str(one["shared"]), format_size(one["size"]))
         for one in bundles
     )
-    return Table("Models that share their weights", ("bundle", ">pages", ">shared", ">size"), rows, _own(bundles))  # fmt: skip
+    return Table("Models that share pages", ("bundle", ">pages", ">shared", ">size"), rows, _own(bundles))  # fmt: skip
 
 
 _KINDS = {
