@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.core.values import GiB, Holder, MiB
 from gpushare_kernel.wire.snapshot import BrokerView, QueueView, Snapshot, UserView
 from tests.widgets.snapshots import (
     FULL,
@@ -66,7 +66,18 @@ def waiting() -> Snapshot:
     )  # fmt: skip
     queue = (
         QueueView("j4", "s4", "occupancy", 0, None, 0, 8.0),
-        QueueView("j1", "s1", "memory", 1, 240.0, 40 * GiB, 75.0, "big fit"),
+        QueueView(
+            "j1",
+            "s1",
+            "memory",
+            1,
+            240.0,
+            40 * GiB,
+            75.0,
+            "big fit",
+            18 * GiB,
+            (Holder("explore.ipynb", 38 * GiB, 2400.0, own=True),),
+        ),
     )
     gpu = _gpu(Turn("s1", 30.0, 26.0, "turn"), Turn("s3", 26.0, 0.0, "turn"), lanes=(NewerLane(1, 14 * GiB, "j3", ("j3",)),), persistent=44 * GiB)  # fmt: skip
     accounts = (UserView("ann", 1.0, 300.0), UserView("bl", 1.0, 600.0))

@@ -138,7 +138,7 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
         waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
         if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
             continue
-        wait = why(core, job)
+        wait = named(broker, why(core, job), uid)
         kernel = broker.registry.get(job.session)
         open_ = kernel is not None and broker.may_see(uid, kernel)
         out.append(
@@ -151,6 +151,10 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
                 wait.needs if open_ else 0,
                 broker.now - job.submitted,
                 broker.job_names.get(job.id) if open_ else None,
+                wait.free if open_ else None,
+                wait.holders if open_ else (),
+                wait.until if open_ else None,
+                wait.exact,
             )
         )
     return out

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from gpushare_kernel.core.values import Holder
+
 SCHEMA = 1
 
 
@@ -90,7 +92,11 @@ class SessionView(Struct, frozen=True):
 
 
 class QueueView(Struct, frozen=True):
-    """A waiting job. `eta` is None where it is not known."""
+    """A waiting job. `eta` is None where it is not known; `exact` where it is a sum of known times.
+
+    `free`, `holders` and `until` (when a grace ends, in seconds) are what its own cell is told, for those who may see
+    that; `free` is None where it is not told.
+    """
 
     job: str
     session: str
@@ -100,6 +106,10 @@ class QueueView(Struct, frozen=True):
     needs: int = 0
     waited: float = 0.0
     name: str | None = None
+    free: int | None = None
+    holders: tuple[Holder, ...] = ()
+    until: float | None = None
+    exact: bool = False
 
 
 class UserView(Struct, frozen=True):

@@ -29,7 +29,8 @@ KEYS = {
     "lanes": {"id", "size", "occupant", "members"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
     | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused"},
-    "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited", "name"},
+    "queue": {"job", "session", "reason", "ahead", "eta"}
+    | {"needs", "waited", "name", "free", "holders", "until", "exact"},
     "users": {"name", "weight", "device_time"},
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.core.values import GiB, Holder, MiB
 from gpushare_kernel.wire.snapshot import (
     BrokerView,
     DeviceView,
@@ -106,7 +106,7 @@ FULL = NewerSnapshot(
         session("s5", "ann", "old.ipynb", "parked", 0, own=True, parked=3 * GiB),
     ),
     (
-        QueueView("j2", "s2", "memory", 1, 240.0, 30 * GiB, 75.0, "big fit"),
+        QueueView("j2", "s2", "memory", 1, 240.0, 30 * GiB, 75.0, "big fit", 24 * GiB, (Holder("train.ipynb", 26 * GiB, None, own=True),)),
         QueueView("j9", "s4", "occupancy", 0, None, 0, 12.0),
     ),
     (UserView("ann", 1.0, 900.0), UserView("bl", 1.0, 600.0), UserView("cd", 2.0, 0.0)),

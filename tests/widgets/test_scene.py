@@ -115,7 +115,7 @@ def test_the_queue_says_what_the_cell_says():
     assert (first["place"], first["text"]) == (0, "Waiting for GPU memory that another cell is using.")  # fmt: skip
     assert (own["label"], own["own"], own["eta"], own["needs"]) == ("hw2.ipynb: big fit", True, 240.0, 30 * GiB)  # fmt: skip
     assert own["text"] == (
-        "Waiting for GPU memory: needs 30.0 GiB, 24.0 free. Your own train.ipynb holds 14.0 GiB and is running. "
+        "Waiting for GPU memory: needs 30.0 GiB, 24.0 free. Your own train.ipynb holds 26.0 GiB and is running. "
         "1 ahead of you. About 4 min to go. Interrupt gives up your place."
     )
 
