@@ -106,7 +106,7 @@ class Processes(JobAnswers):
         self.ends(kernel)
         self.engine_of(kernel.id).feed(ev.SessionRestarted(at=self.now, session=kernel.id))
         self.registry.unbind(kernel)
-        kernel.baseline, kernel.told_budget = 0, -1
+        kernel.baseline, kernel.held, kernel.told_budget = 0, None, -1
         for key in survivors:
             self._follow(kernel, key)
         self._await_process(kernel)
@@ -236,3 +236,4 @@ class Processes(JobAnswers):
         if kernel.baseline == 0 and engine.scheduler.config.divisible:
             usage = engine.usage(kernel, memory=True)
             kernel.baseline = usage.memory or 0 if usage is not None else 0
+            kernel.held = None  # what was just seen is its context

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
 from gpushare_kernel.broker.jobs import session_of
+from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
@@ -55,15 +57,7 @@ def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.Device
     core, device = engine.scheduler, engine.device
     inventory = device.inventory
     table = core.book.table
-    lanes = tuple(
-        view.LaneView(
-            lane.id,
-            lane.size if all(_open(broker, job, uid) for job in lane.members) else 0,
-            lane.occupant.id if lane.occupant else None,
-            tuple(lane.members),
-        )
-        for lane in table.lanes.values()
-    )
+    lanes = tuple(_lane(broker, lane, core.sessions, uid) for lane in table.lanes.values())
     return view.DeviceView(
         inventory.id,
         inventory.kind,
@@ -81,6 +75,26 @@ def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.Device
         None if device.capabilities.can_pause else device.capabilities.why,
         device.lost,
         engine.history.turns(now),
+    )
+
+
+def _lane(
+    broker: Broker, lane: Lane, sessions: Mapping[SessionId, Session], uid: int
+) -> view.LaneView:
+    open_ = all(_open(broker, job, uid) for job in lane.members)
+    occupant, used = lane.occupant, None
+    if open_ and occupant is not None:
+        session, kernel = sessions[occupant.session], broker.registry.get(occupant.session)
+        # Of several jobs of one session nobody tells apart who uses what.
+        alone = sum(job.lane is not None for job in session.jobs.values()) == 1
+        if alone and kernel is not None and kernel.held is not None:
+            used = min(max(0, kernel.held - session.charged), lane.size)
+    return view.LaneView(
+        lane.id,
+        lane.size if open_ else 0,
+        None if occupant is None else occupant.id,
+        tuple(lane.members),
+        used,
     )
 
 

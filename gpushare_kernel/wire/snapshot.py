@@ -23,12 +23,17 @@ class BrokerView(Struct, frozen=True):
 
 
 class LaneView(Struct, frozen=True):
-    """A budget of ephemeral memory, 0 where it is not for the caller to see; `occupant` and `members` are job ids."""
+    """A budget of ephemeral memory, 0 where it is not for the caller to see; `occupant` and `members` are job ids.
+
+    `used` is what the occupant's session was last seen to hold beyond what it keeps; None where nobody knows, or it is
+    not for the caller to see.
+    """
 
     id: int
     size: int
     occupant: str | None
     members: tuple[str, ...]
+    used: int | None = None
 
 
 class TurnView(Struct, frozen=True, gc=False):

@@ -47,10 +47,6 @@ class NewerDevice(DeviceView, frozen=True):
     can: tuple[str, ...] = ("pause", "park")
 
 
-class NewerLane(LaneView, frozen=True):
-    used: int | None = None
-
-
 class NewerSession(SessionView, frozen=True):
     parked: int = 0
 
@@ -84,7 +80,7 @@ GPU = NewerDevice(
     1300 * MiB,
     34 * GiB,
     (
-        NewerLane(1, 12 * GiB, "j1", ("j1", "j3"), used=9 * GiB),
+        LaneView(1, 12 * GiB, "j1", ("j1", "j3"), used=9 * GiB),
         LaneView(2, 0, "j4", ("j4",)),
     ),
     free=24 * GiB,
