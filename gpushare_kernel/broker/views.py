@@ -18,6 +18,7 @@ from gpushare_kernel.wire import snapshot as view
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
+    from gpushare_kernel.broker.kernels import Kernel
 
 
 LASTING_PAUSE = 1.0
@@ -118,7 +119,14 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         turns=session.turns,
         doing=tuple(filter(None, map(broker.job_names.get, session.jobs))) if open_ else (),
         why_paused=None if session.suspended_until is None else session.suspended_for,
+        spare=_spare(broker, kernel, session) if kernel is not None and open_ else None,
     )
+
+
+def _spare(broker: Broker, kernel: Kernel, session: Session) -> int:
+    """Return what a release would give back at most: what is not used, and what a GPU's client may have in its pools."""
+    pools = not broker.engine_of(session.id).scheduler.config.divisible and bool(kernel.lines)
+    return session.charged if pools else session.charged - session.measured
 
 
 def session_state(session: Session, now: float) -> str:

@@ -14,7 +14,7 @@ from gpushare_kernel.core.values import GiB, Usage, UserId
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.broker.house import House
-from tests.broker.test_desk import submit
+from tests.broker.test_desk import end, submit
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 NOBODY = 65534
@@ -28,7 +28,7 @@ KEYS = {
     "turns": {"session", "began", "ended", "kind"},
     "lanes": {"id", "size", "occupant", "members"} | {"used"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
-    | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused"},
+    | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused", "spare"},
     "queue": {"job", "session", "reason", "ahead", "eta"}
     | {"needs", "waited", "name", "free", "holders", "until", "exact"},
     "users": {"name", "weight", "device_time"},
@@ -79,6 +79,26 @@ def test_a_lane_is_as_full_as_its_occupant_holds_beyond_what_it_keeps(house: Hou
         assert (used(os.getuid()), used(NOBODY)) == (fill, None)
     house.do(lambda: house.broker.emptied(kernel))
     assert kernel.held is None
+
+
+@pytest.mark.parametrize(("divisible", "spare"), [(True, (2 * GiB, 0)), (False, (3 * GiB, GiB))])
+def test_what_a_release_would_give_back(
+    tmp_path: Path, divisible: bool, spare: tuple[int, int]
+) -> None:
+    """Of a host's session what it does not use; a GPU's client may have all of it in its pools."""
+    with House(tmp_path, divisible=divisible) as house:
+        house.device.used = Usage(0.0, 0.0)
+        client = house.notebook()
+        client.ask(submit("a", persistent=3 * GiB))
+        client.ask(end("a", held=GiB))
+        (before,) = house.do(lambda: house.broker.snapshot(os.getuid())).sessions
+        house.device.used = Usage(0.0, 0.0, GiB)
+        client.ask(msg.Release())
+        (after,) = house.do(lambda: house.broker.snapshot(os.getuid())).sessions
+        (other,) = house.do(lambda: house.broker.snapshot(NOBODY)).sessions
+    assert (before.p, after.p) == (3 * GiB, GiB)
+    assert (before.spare, after.spare) == spare
+    assert other.spare is None
 
 
 def test_an_owner_sees_everything_of_his_own(house: House) -> None:

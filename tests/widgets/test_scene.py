@@ -144,6 +144,15 @@ def test_one_can_do_something_about_own_sessions_only():
     assert not any(row["actions"] for row in scene(lost, now=NOW)["sessions"])
 
 
+@pytest.mark.parametrize(("spare", "offered"), [(None, True), (GiB, True), (0, False)])
+def test_release_is_offered_where_there_is_something_to_give_back(spare, offered):
+    """Who uses all that it holds has no use for it. An older broker does not say."""
+    idle = msgspec.structs.replace(FULL.sessions[1], spare=spare)
+    shown = scene(msgspec.structs.replace(FULL, sessions=(FULL.sessions[0], idle)), now=NOW)
+    actions = {row["id"]: row["actions"] for row in shown["sessions"]}
+    assert ("release" in actions["s2"]) is offered
+
+
 def test_who_was_paused_by_hand_can_be_let_on():
     """And only by hand: what is over its grant, or out of its turn, goes on by itself."""
     for why, mode, actions in (

@@ -302,8 +302,9 @@ def _actions(
         return ["ask"] if wanted and session.state == "idle" else []
     can = getattr(device, "can", () if device.limits else ("pause",))
     state = session.state
+    spare = session.p if session.spare is None else session.spare
     offered = {
-        "release": bool(session.p) and state in ("idle", "bare"),
+        "release": bool(spare) and state in ("idle", "bare"),
         "pause": "pause" in can and state == "busy" and not waiting,
         "resume": "pause" in can and session.why_paused == _BY_HAND,
         "park": "park" in can and state == "idle" and bool(session.p),
