@@ -10,13 +10,12 @@ from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpushare_kernel.core.values import GiB, MiB
-from gpushare_kernel.wire.snapshot import BrokerView, QueueView, Snapshot, UserView
+from gpushare_kernel.core.values import GiB, Holder, MiB
+from gpushare_kernel.wire.snapshot import BrokerView, LaneView, QueueView, Snapshot, UserView
 from tests.widgets.snapshots import (
     FULL,
     GPU,
     NewerDevice,
-    NewerLane,
     NewerSnapshot,
     Turn,
     session,
@@ -26,7 +25,7 @@ NOTICE = "No gpushare broker runs for you: jupyter gpushare start."
 _BROKER = BrokerView(811, "0.1.0", 3900.0, system=True, longest_wait_today=360.0)
 
 
-def _gpu(*turns: Turn, lanes: tuple[NewerLane, ...] = (), **more: Any) -> NewerDevice:
+def _gpu(*turns: Turn, lanes: tuple[LaneView, ...] = (), **more: Any) -> NewerDevice:
     """An H100 of which lanes and what is kept have a part."""
     kept = more.pop("persistent", 0)
     used = kept + sum(lane.size for lane in lanes) + GPU.reserve
@@ -66,9 +65,20 @@ def waiting() -> Snapshot:
     )  # fmt: skip
     queue = (
         QueueView("j4", "s4", "occupancy", 0, None, 0, 8.0),
-        QueueView("j1", "s1", "memory", 1, 240.0, 40 * GiB, 75.0, "big fit"),
+        QueueView(
+            "j1",
+            "s1",
+            "memory",
+            1,
+            240.0,
+            40 * GiB,
+            75.0,
+            "big fit",
+            18 * GiB,
+            (Holder("explore.ipynb", 38 * GiB, 2400.0, own=True),),
+        ),
     )
-    gpu = _gpu(Turn("s1", 30.0, 26.0, "turn"), Turn("s3", 26.0, 0.0, "turn"), lanes=(NewerLane(1, 14 * GiB, "j3", ("j3",)),), persistent=44 * GiB)  # fmt: skip
+    gpu = _gpu(Turn("s1", 30.0, 26.0, "turn"), Turn("s3", 26.0, 0.0, "turn"), lanes=(LaneView(1, 14 * GiB, "j3", ("j3",)),), persistent=44 * GiB)  # fmt: skip
     accounts = (UserView("ann", 1.0, 300.0), UserView("bl", 1.0, 600.0))
     return NewerSnapshot(1, _BROKER, (gpu,), sessions, queue, accounts)
 
@@ -81,7 +91,7 @@ def strangers() -> Snapshot:
         session("s3", "al2", None, "idle", None),
         session("s4", "bob", "mine.ipynb", "idle", 3 * GiB, own=True),
     )
-    lanes = (NewerLane(1, 0, "j1", ("j1",)), NewerLane(2, 0, "j2", ("j2",)))
+    lanes = (LaneView(1, 0, "j1", ("j1",)), LaneView(2, 0, "j2", ("j2",)))
     gpu = replace(_gpu(*_in_turns("s1", "s2"), persistent=26 * GiB), lanes=lanes, free=30 * GiB)
     accounts = (UserView("al", 1.0, 300.0), UserView("al2", 1.0, 600.0), UserView("bob", 1.0, 5.0))
     return NewerSnapshot(1, _BROKER, (gpu,), sessions, (), accounts)
@@ -103,7 +113,7 @@ def stopped() -> Snapshot:
         Turn("s4", 30.0, 3.0, "park"),
         Turn("s1", 22.0, 0.0, "turn"),
     )
-    lanes = (NewerLane(1, 12 * GiB, "j1", ("j1",), used=9 * GiB),)
+    lanes = (LaneView(1, 12 * GiB, "j1", ("j1",), used=9 * GiB),)
     gpu = _gpu(*turns, lanes=lanes, persistent=22 * GiB)
     accounts = (UserView("ann", 1.0, 300.0), UserView("bl", 1.0, 600.0))
     return NewerSnapshot(1, _BROKER, (gpu,), sessions, (), accounts)
@@ -131,7 +141,7 @@ def deadlines() -> Snapshot:
         _Fed(name="eyes", session="s1", pages=640, shared=512, size=5 * GiB),
         _Fed(name="voices", session="s1", pages=96, shared=24, size=768 * MiB),
     )
-    lanes = (NewerLane(1, 4 * GiB, "j2", ("j2",), used=3 * GiB),)
+    lanes = (LaneView(1, 4 * GiB, "j2", ("j2",), used=3 * GiB),)
     gpu = _gpu(*turns, lanes=lanes, persistent=11 * GiB)
     accounts = (UserView("ann", 1.0, 300.0),)
     return NewerSnapshot(1, _BROKER, (gpu,), sessions, (), accounts, rt=rt, bundles=bundles)

@@ -86,13 +86,16 @@ class Broker(Processes):
             kernel.lines.insert(0, desk)
         else:
             kernel.lines.append(desk)
-        if kernel.orphaned and first:
+        back = kernel.orphaned and first
+        if back:
             kernel.orphaned = False
             session = self.session(kernel)
             held = 0 if session is None else session.charged
             _logger.info("a session is back", extra={"session": kernel.id, "p": held})
         self._take_back(kernel, body.held)
         desk.adopt(body.held)
+        if back:
+            self.look(kernel)  # with its jobs confirmed: what their lanes hold is not what it keeps
         return desk
 
     def observe(self, connection: Connection) -> Desk:

@@ -122,6 +122,8 @@ class Engine:
         if usage is None:
             return None
         held = None if usage.memory is None else max(0, usage.memory - kernel.baseline)
+        if held is not None:
+            kernel.held = held
         return replace(usage, memory=held, progress=kernel.tally.read())
 
     def sample(self, *sessions: SessionId) -> None:

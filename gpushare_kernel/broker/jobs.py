@@ -141,6 +141,7 @@ class JobAnswers:
                 device=self.engine_of(kernel.id).device.inventory.id,
                 background=kernel.background,
                 needs=kernel.needs,
+                baseline=kernel.baseline,
             ),
             urgent=urgent,
         )

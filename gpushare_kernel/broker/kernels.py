@@ -64,6 +64,8 @@ class Kernel:
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     #: Bytes its interpreter held when its client attached: its context.
     baseline: int = 0
+    #: Bytes its tree was last seen to hold beyond that; None before anybody looked.
+    held: int | None = None
     lines: list[Line] = field(default_factory=list)
     slots: list[int] = field(default_factory=lambda: list(range(SLOTS - 1, 0, -1)))
     slot_of: dict[JobId, int] = field(default_factory=dict)

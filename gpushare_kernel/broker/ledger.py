@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
     device TEXT NOT NULL, background INTEGER NOT NULL, needs INTEGER NOT NULL DEFAULT 0,
+    baseline INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS needs (
@@ -52,15 +53,15 @@ COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time, opener, opener_start, device, background, needs)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start, device, background, needs, baseline)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
     "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
-    " opener, opener_start, device, background, needs FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    " opener, opener_start, device, background, needs, baseline FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 _NEED = "INSERT OR REPLACE INTO needs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -69,6 +70,7 @@ _NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs
 _POLICY = "INSERT OR REPLACE INTO policies VALUES (?, ?, ?)"
 _POLICIES = "SELECT device, policy FROM policies WHERE boot = ?"
 _POLICIES_DROPPED = "DELETE FROM policies"
+_ADDED = {"needs", "baseline"}
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
 _Change = tuple[str, tuple[object, ...]]
@@ -79,7 +81,8 @@ _logger = logging.getLogger(__name__)
 class SessionRow:
     """A session as it is kept. `opened_at` is wall clock seconds; `process` is None until it is bound.
 
-    While its `opener` lives, the session may get another process: a restart of its kernel.
+    While its `opener` lives, the session may get another process: a restart of its kernel. `baseline` is what its
+    process held when its client came (0: not measured): whatever it holds beyond that it keeps.
     """
 
     id: SessionId
@@ -96,6 +99,7 @@ class SessionRow:
     device: str = ""
     background: bool = False
     needs: int = 0
+    baseline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +182,10 @@ class Ledger:
                     device,
                     background,
                     needs,
+                    baseline,
                 ) = kept
                 row = SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
-                row = replace(row, device=device, background=bool(background), needs=needs)
+                row = replace(row, device=device, background=bool(background), needs=needs, baseline=baseline)  # fmt: skip
                 sessions.append(row)
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
@@ -199,7 +204,7 @@ class Ledger:
                 _SESSION,
                 (
                     *(*who, *_pair(row.process), *kept, *_pair(row.opener)),
-                    *(row.device, int(row.background), row.needs),
+                    *(row.device, int(row.background), row.needs, row.baseline),
                 ),
             ),
             urgent=urgent,
@@ -361,20 +366,20 @@ def _prepared(database: sqlite3.Connection) -> str:
     (schema,) = database.execute("SELECT schema FROM meta").fetchone()
     if schema != SCHEMA:
         return f"it has schema {schema}, and this version knows {SCHEMA}"
-    _add_needs(database)
+    _add_columns(database)
     database.execute(_LOAD, ("",))
     database.execute(_NEEDS, (0,))
     return ""
 
 
-def _add_needs(database: sqlite3.Connection) -> None:
-    """Add the column that ledgers of earlier versions lack; those versions read on as if it were not there."""
-    if "needs" in _columns(database):
+def _add_columns(database: sqlite3.Connection) -> None:
+    """Add the columns that ledgers of earlier versions lack; those versions read on as if they were not there."""
+    if _columns(database) >= _ADDED:
         return
     with database:
         database.execute("BEGIN IMMEDIATE")
-        if "needs" not in _columns(database):  # nobody was faster
-            database.execute("ALTER TABLE sessions ADD COLUMN needs INTEGER NOT NULL DEFAULT 0")
+        for column in sorted(_ADDED - _columns(database)):  # where nobody was faster
+            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

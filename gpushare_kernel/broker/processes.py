@@ -106,7 +106,7 @@ class Processes(JobAnswers):
         self.ends(kernel)
         self.engine_of(kernel.id).feed(ev.SessionRestarted(at=self.now, session=kernel.id))
         self.registry.unbind(kernel)
-        kernel.baseline, kernel.told_budget = 0, -1
+        kernel.baseline, kernel.held, kernel.told_budget = 0, None, -1
         for key in survivors:
             self._follow(kernel, key)
         self._await_process(kernel)
@@ -143,7 +143,7 @@ class Processes(JobAnswers):
             orphaned=True,
         )
         kernel.opened_at, kernel.opener = row.opened_at, row.opener
-        kernel.saved_time, kernel.needs = row.device_time, row.needs
+        kernel.saved_time, kernel.needs, kernel.baseline = row.device_time, row.needs, row.baseline
         self.registry.add(kernel)
         engine = self.engines.get(DeviceId(row.device), self.engine)
         self._place(kernel, engine, orphan=row)
@@ -223,6 +223,7 @@ class Processes(JobAnswers):
             kernel.orphaned = False
             self._measure_context(kernel)
             self._ready(kernel, bare=True)
+            self.look(kernel)
 
     def _ready(self, kernel: Kernel, *, bare: bool) -> None:
         engine = self.engine_of(kernel.id)
@@ -236,3 +237,12 @@ class Processes(JobAnswers):
         if kernel.baseline == 0 and engine.scheduler.config.divisible:
             usage = engine.usage(kernel, memory=True)
             kernel.baseline = usage.memory or 0 if usage is not None else 0
+            kernel.held = None  # what was just seen is its context
+            self.save(kernel)
+
+    def look(self, kernel: Kernel) -> None:
+        """See what a host's session of a broker before us keeps beyond its context."""
+        engine = self.engine_of(kernel.id)
+        usage = engine.usage(kernel, memory=True) if kernel.baseline else None
+        if usage is not None:
+            engine.feed(ev.Sampled(at=self.now, used={kernel.id: usage}))

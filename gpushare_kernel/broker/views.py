@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
 from gpushare_kernel.broker.jobs import session_of
+from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
@@ -16,6 +18,7 @@ from gpushare_kernel.wire import snapshot as view
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
+    from gpushare_kernel.broker.kernels import Kernel
 
 
 LASTING_PAUSE = 1.0
@@ -55,15 +58,7 @@ def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.Device
     core, device = engine.scheduler, engine.device
     inventory = device.inventory
     table = core.book.table
-    lanes = tuple(
-        view.LaneView(
-            lane.id,
-            lane.size if all(_open(broker, job, uid) for job in lane.members) else 0,
-            lane.occupant.id if lane.occupant else None,
-            tuple(lane.members),
-        )
-        for lane in table.lanes.values()
-    )
+    lanes = tuple(_lane(broker, lane, core.sessions, uid) for lane in table.lanes.values())
     return view.DeviceView(
         inventory.id,
         inventory.kind,
@@ -81,6 +76,26 @@ def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.Device
         None if device.capabilities.can_pause else device.capabilities.why,
         device.lost,
         engine.history.turns(now),
+    )
+
+
+def _lane(
+    broker: Broker, lane: Lane, sessions: Mapping[SessionId, Session], uid: int
+) -> view.LaneView:
+    open_ = all(_open(broker, job, uid) for job in lane.members)
+    occupant, used = lane.occupant, None
+    if open_ and occupant is not None:
+        session, kernel = sessions[occupant.session], broker.registry.get(occupant.session)
+        # Of several jobs of one session nobody tells apart who uses what.
+        alone = sum(job.lane is not None for job in session.jobs.values()) == 1
+        if alone and kernel is not None and kernel.held is not None:
+            used = min(max(0, kernel.held - session.charged), lane.size)
+    return view.LaneView(
+        lane.id,
+        lane.size if open_ else 0,
+        None if occupant is None else occupant.id,
+        tuple(lane.members),
+        used,
     )
 
 
@@ -104,7 +119,14 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         turns=session.turns,
         doing=tuple(filter(None, map(broker.job_names.get, session.jobs))) if open_ else (),
         why_paused=None if session.suspended_until is None else session.suspended_for,
+        spare=_spare(broker, kernel, session) if kernel is not None and open_ else None,
     )
+
+
+def _spare(broker: Broker, kernel: Kernel, session: Session) -> int:
+    """Return what a release would give back at most: what is not used, and what a GPU's client may have in its pools."""
+    pools = not broker.engine_of(session.id).scheduler.config.divisible and bool(kernel.lines)
+    return session.charged if pools else session.charged - session.measured
 
 
 def session_state(session: Session, now: float) -> str:
@@ -138,7 +160,7 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
         waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
         if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
             continue
-        wait = why(core, job)
+        wait = named(broker, why(core, job), uid)
         kernel = broker.registry.get(job.session)
         open_ = kernel is not None and broker.may_see(uid, kernel)
         out.append(
@@ -151,6 +173,10 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
                 wait.needs if open_ else 0,
                 broker.now - job.submitted,
                 broker.job_names.get(job.id) if open_ else None,
+                wait.free if open_ else None,
+                wait.holders if open_ else (),
+                wait.until if open_ else None,
+                wait.exact,
             )
         )
     return out

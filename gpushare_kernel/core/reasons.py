@@ -10,6 +10,8 @@ from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import Holder, JobState, SessionId, Wait, WaitReason
 
 _HOLDERS = 3
+_CRUMB = 10
+"""Whoever holds less than this part of what is missing (or of the largest, where that is less) stands in nobody's way."""
 
 
 def why(scheduler: Scheduler, job: Job) -> Wait:
@@ -30,7 +32,9 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
             needs=needs,
             free=max(0, book.table.free),
             ahead=book.queue.ahead(job.id),
-            holders=() if reason is WaitReason.GRACE else _holders(scheduler, job),
+            holders=()
+            if reason is WaitReason.GRACE
+            else _holders(scheduler, job, needs - book.table.free),
             until=until if reason is WaitReason.GRACE else None,
             eta=eta,
             exact=exact,
@@ -52,8 +56,8 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
     return Wait(WaitReason.TURN, 0, 0, len(scheduler.turns.using), eta=eta, exact=exact)
 
 
-def _holders(scheduler: Scheduler, job: Job) -> tuple[Holder, ...]:
-    """Who holds memory: the waiter's own other sessions first, then the largest; idle ones before busy ones."""
+def _holders(scheduler: Scheduler, job: Job, missing: int) -> tuple[Holder, ...]:
+    """Who holds memory: always the largest, then the waiter's own, then by size; crumbs are nobody's reason to wait."""
     found = []
     lanes: Counter[SessionId] = Counter()
     for lane in scheduler.book.table.lanes.values():
@@ -63,8 +67,14 @@ def _holders(scheduler: Scheduler, job: Job) -> tuple[Holder, ...]:
         size = session.charged + lanes[session.id]
         if size and session.id != job.session:
             found.append(_holder(scheduler, job, session.id, size))
-    found.sort(key=lambda holder: (not holder.own, holder.idle is None, -holder.size, holder.name))
-    return tuple(found[:_HOLDERS])
+    found.sort(key=lambda holder: (-holder.size, not holder.own, holder.name))
+    if not found:
+        return ()
+    largest, *others = found
+    least = min(missing, largest.size) if missing > 0 else largest.size
+    matter = [holder for holder in others if holder.size * _CRUMB >= least]
+    named = [largest, *sorted(matter, key=lambda holder: not holder.own)[: _HOLDERS - 1]]
+    return tuple(sorted(named, key=lambda holder: not holder.own))
 
 
 def _holder(scheduler: Scheduler, job: Job, session: SessionId, size: int) -> Holder:

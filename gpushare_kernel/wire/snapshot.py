@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from gpushare_kernel.core.values import Holder
+
 SCHEMA = 1
 
 
@@ -21,12 +23,17 @@ class BrokerView(Struct, frozen=True):
 
 
 class LaneView(Struct, frozen=True):
-    """A budget of ephemeral memory, 0 where it is not for the caller to see; `occupant` and `members` are job ids."""
+    """A budget of ephemeral memory, 0 where it is not for the caller to see; `occupant` and `members` are job ids.
+
+    `used` is what the occupant's session was last seen to hold beyond what it keeps; None where nobody knows, or it is
+    not for the caller to see.
+    """
 
     id: int
     size: int
     occupant: str | None
     members: tuple[str, ...]
+    used: int | None = None
 
 
 class TurnView(Struct, frozen=True, gc=False):
@@ -70,7 +77,7 @@ class DeviceView(Struct, frozen=True):
 
 
 class SessionView(Struct, frozen=True):
-    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle)."""
+    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows)."""
 
     id: str
     user: str
@@ -87,10 +94,15 @@ class SessionView(Struct, frozen=True):
     turns: int = 0
     doing: tuple[str, ...] = ()
     why_paused: str | None = None
+    spare: int | None = None
 
 
 class QueueView(Struct, frozen=True):
-    """A waiting job. `eta` is None where it is not known."""
+    """A waiting job. `eta` is None where it is not known; `exact` where it is a sum of known times.
+
+    `free`, `holders` and `until` (when a grace ends, in seconds) are what its own cell is told, for those who may see
+    that; `free` is None where it is not told.
+    """
 
     job: str
     session: str
@@ -100,6 +112,10 @@ class QueueView(Struct, frozen=True):
     needs: int = 0
     waited: float = 0.0
     name: str | None = None
+    free: int | None = None
+    holders: tuple[Holder, ...] = ()
+    until: float | None = None
+    exact: bool = False
 
 
 class UserView(Struct, frozen=True):

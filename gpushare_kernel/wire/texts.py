@@ -20,6 +20,8 @@ from gpushare_kernel.wire.messages import (
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _NAMED_HOLDERS = 2
+_HELPS = 4
+"""An own idle notebook is one to release where it holds this part of what is missing."""
 _FINE_FRACTION = 4
 _OOM_MARGIN = 15
 
@@ -375,8 +377,10 @@ def _holders(wait: Wait) -> list[str]:
         return []
     own = sorted((h for h in wait.holders if h.own), key=lambda h: -h.size)
     others = sorted((h for h in wait.holders if not h.own), key=lambda h: -h.size)
+    missing = wait.needs - wait.free
     said = [
-        f"Your own {h.name} holds {format_size(h.size)}{_way_out(h)}." for h in own[:_NAMED_HOLDERS]
+        f"Your own {h.name} holds {format_size(h.size)}{_way_out(h, missing)}."
+        for h in own[:_NAMED_HOLDERS]
     ]
     if others:
         named = [f"{h.name} ({format_size(h.size)})" for h in others[:_NAMED_HOLDERS]]
@@ -385,11 +389,13 @@ def _holders(wait: Wait) -> list[str]:
     return said
 
 
-def _way_out(holder: Holder) -> str:
-    """Return what one can do about an own notebook: an idle one can be released, a running one not."""
+def _way_out(holder: Holder, missing: int) -> str:
+    """Return what one can do about an own notebook: an idle one can be released, where that helps, a running one not."""
     if holder.idle is None:
         return " and is running"
     idle = f", idle {format_duration(holder.idle)}" if holder.idle >= 1 else ""
+    if holder.size * _HELPS < missing:
+        return idle or " and is idle"
     return f"{idle}: %gpushare release {_stem(holder.name)}"
 
 

@@ -41,6 +41,7 @@ ROW = SessionRow(
     opened_at=1.75e9,
     device_time=12.5,
     needs=2**33,
+    baseline=2**26,
 )
 ANN, BOB = UserId("ann"), UserId("bob")
 
@@ -152,15 +153,16 @@ def test_another_boots_rows_are_ignored_and_go(path: Path, monkeypatch: pytest.M
         ]
 
 
-def test_a_ledger_of_before_gets_its_new_column(path: Path) -> None:
-    """Its sessions are kept: what a notebook needs is not known of them."""
+def test_a_ledger_of_before_gets_its_new_columns(path: Path) -> None:
+    """Its sessions are kept: what a notebook needs, and held at its start, is not known of them."""
     with closing(Ledger(path)) as ledger:
         ledger.session_saved(ROW)
         assert ledger.flush()
     with closing(sqlite3.connect(path)) as database:
         database.execute("ALTER TABLE sessions DROP COLUMN needs")
+        database.execute("ALTER TABLE sessions DROP COLUMN baseline")
         database.commit()
-    assert reloaded(path).sessions == (replace(ROW, needs=0),)
+    assert reloaded(path).sessions == (replace(ROW, needs=0, baseline=0),)
     assert [one.name for one in path.parent.glob("*corrupt*")] == []
 
 

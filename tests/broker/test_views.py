@@ -10,11 +10,11 @@ import pytest
 
 from gpushare_kernel.broker.aliases import Aliases, initials
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.values import GiB, UserId
+from gpushare_kernel.core.values import GiB, Usage, UserId
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.broker.house import House
-from tests.broker.test_desk import submit
+from tests.broker.test_desk import end, submit
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 NOBODY = 65534
@@ -26,10 +26,11 @@ KEYS = {
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {"policy", "compute", "free", "total", "desktop", "foreign", "limits", "lost", "turns"},
     "turns": {"session", "began", "ended", "kind"},
-    "lanes": {"id", "size", "occupant", "members"},
+    "lanes": {"id", "size", "occupant", "members"} | {"used"},
     "sessions": {"id", "user", "name", "pid", "state", "mode", "p", "device_time"}
-    | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused"},
-    "queue": {"job", "session", "reason", "ahead", "eta"} | {"needs", "waited", "name"},
+    | {"device", "own", "jobs", "demand", "turns", "doing", "why_paused", "spare"},
+    "queue": {"job", "session", "reason", "ahead", "eta"}
+    | {"needs", "waited", "name", "free", "holders", "until", "exact"},
     "users": {"name", "weight", "device_time"},
 }
 
@@ -56,6 +57,48 @@ def test_the_documented_keys_are_there_and_no_others(house: House) -> None:
         assert tree[name]
         assert all(set(one) == KEYS[name] for one in tree[name])
     assert tree["schema"] == 1
+
+
+def test_a_lane_is_as_full_as_its_occupant_holds_beyond_what_it_keeps(house: House) -> None:
+    """As last seen by whoever looks once a second, and only for those who may see sizes."""
+    house.device.used = Usage(0.0, 0.0)
+    client = house.notebook()
+    client.ask(submit("a", persistent=3 * GiB, ephemeral=2 * GiB))
+    kernel = house.kernel(client.opened)  # type: ignore[attr-defined]
+    engine = house.broker.engine
+
+    def used(uid: int) -> int | None:
+        """Return how full it is said to be to `uid`."""
+        (lane,) = house.do(lambda: house.broker.snapshot(uid)).devices[0].lanes
+        return lane.used
+
+    assert used(os.getuid()) is None
+    for held, fill in ((4 * GiB, GiB), (GiB, 0), (7 * GiB, 2 * GiB)):
+        house.device.used = Usage(0.0, 0.0, held)
+        house.do(lambda: engine.usage(kernel, memory=True))
+        assert (used(os.getuid()), used(NOBODY)) == (fill, None)
+    house.do(lambda: house.broker.emptied(kernel))
+    assert kernel.held is None
+
+
+@pytest.mark.parametrize(("divisible", "spare"), [(True, (2 * GiB, 0)), (False, (3 * GiB, GiB))])
+def test_what_a_release_would_give_back(
+    tmp_path: Path, divisible: bool, spare: tuple[int, int]
+) -> None:
+    """Of a host's session what it does not use; a GPU's client may have all of it in its pools."""
+    with House(tmp_path, divisible=divisible) as house:
+        house.device.used = Usage(0.0, 0.0)
+        client = house.notebook()
+        client.ask(submit("a", persistent=3 * GiB))
+        client.ask(end("a", held=GiB))
+        (before,) = house.do(lambda: house.broker.snapshot(os.getuid())).sessions
+        house.device.used = Usage(0.0, 0.0, GiB)
+        client.ask(msg.Release())
+        (after,) = house.do(lambda: house.broker.snapshot(os.getuid())).sessions
+        (other,) = house.do(lambda: house.broker.snapshot(NOBODY)).sessions
+    assert (before.p, after.p) == (3 * GiB, GiB)
+    assert (before.spare, after.spare) == spare
+    assert other.spare is None
 
 
 def test_an_owner_sees_everything_of_his_own(house: House) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from tests_core_world import World  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.values import GiB, JobId, SessionId, UserId, Wait, WaitReason
+from gpushare_kernel.core.values import GiB, JobId, MiB, SessionId, UserId, Wait, WaitReason
 
 
 def reason(world: World, job: str) -> Wait:
@@ -46,6 +47,36 @@ def test_at_most_three_holders_are_named() -> None:
     world.open("me")
     world.submit("me/1", "me", 5 * GiB, 0)
     assert [h.name for h in reason(world, "me/1").holders] == ["s4", "s3", "s2"]
+
+
+@pytest.mark.parametrize("user", ["ann", "bob"])
+def test_the_largest_holder_is_named_before_crumbs(user: str) -> None:
+    """Whoever holds it, and whether it runs; one's own idle notebooks with next to nothing are in nobody's way."""
+    world = World(capacity=20 * GiB)
+    for name in ("one", "two", "three"):
+        world.open(name, user="ann")
+        world.submit(f"{name}/1", name, 64 * MiB, 0)
+        world.end(f"{name}/1", persistent=64 * MiB)
+    world.open("own", user="ann")
+    world.submit("own/1", "own", 2 * GiB, 0)
+    world.end("own/1", persistent=2 * GiB)
+    world.open("blk", user=user)
+    world.submit("blk/1", "blk", 0, 16 * GiB)
+    world.open("me", user="ann")
+    world.submit("me/1", "me", 0, 14 * GiB)
+    named = [(holder.name, holder.size) for holder in reason(world, "me/1").holders]
+    assert sorted(named) == [("blk", 16 * GiB), ("own", 2 * GiB)]
+
+
+def test_where_little_is_missing_a_little_matters() -> None:
+    """And one's own is named before others of any size."""
+    world = World(capacity=10 * GiB)
+    for name, user, size in (("bob", "bob", 9 * GiB), ("cyd", "cyd", 200 * MiB), ("mine", "ann", 128 * MiB)):  # fmt: skip
+        world.open(name, user=user)
+        world.submit(f"{name}/1", name, size, 0)
+    world.open("me", user="ann")
+    world.submit("me/1", "me", GiB, 0)
+    assert [h.name for h in reason(world, "me/1").holders] == ["mine", "bob", "cyd"]
 
 
 def test_waiting_for_the_lane_names_its_occupant_and_who_comes_before() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.core.values import GiB, Holder, MiB
 from gpushare_kernel.wire.snapshot import (
     BrokerView,
     DeviceView,
@@ -47,10 +47,6 @@ class NewerDevice(DeviceView, frozen=True):
     can: tuple[str, ...] = ("pause", "park")
 
 
-class NewerLane(LaneView, frozen=True):
-    used: int | None = None
-
-
 class NewerSession(SessionView, frozen=True):
     parked: int = 0
 
@@ -84,7 +80,7 @@ GPU = NewerDevice(
     1300 * MiB,
     34 * GiB,
     (
-        NewerLane(1, 12 * GiB, "j1", ("j1", "j3"), used=9 * GiB),
+        LaneView(1, 12 * GiB, "j1", ("j1", "j3"), used=9 * GiB),
         LaneView(2, 0, "j4", ("j4",)),
     ),
     free=24 * GiB,
@@ -106,7 +102,7 @@ FULL = NewerSnapshot(
         session("s5", "ann", "old.ipynb", "parked", 0, own=True, parked=3 * GiB),
     ),
     (
-        QueueView("j2", "s2", "memory", 1, 240.0, 30 * GiB, 75.0, "big fit"),
+        QueueView("j2", "s2", "memory", 1, 240.0, 30 * GiB, 75.0, "big fit", 24 * GiB, (Holder("train.ipynb", 26 * GiB, None, own=True),)),
         QueueView("j9", "s4", "occupancy", 0, None, 0, 12.0),
     ),
     (UserView("ann", 1.0, 900.0), UserView("bl", 1.0, 600.0), UserView("cd", 2.0, 0.0)),

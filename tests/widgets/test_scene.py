@@ -115,7 +115,7 @@ def test_the_queue_says_what_the_cell_says():
     assert (first["place"], first["text"]) == (0, "Waiting for GPU memory that another cell is using.")  # fmt: skip
     assert (own["label"], own["own"], own["eta"], own["needs"]) == ("hw2.ipynb: big fit", True, 240.0, 30 * GiB)  # fmt: skip
     assert own["text"] == (
-        "Waiting for GPU memory: needs 30.0 GiB, 24.0 free. Your own train.ipynb holds 14.0 GiB and is running. "
+        "Waiting for GPU memory: needs 30.0 GiB, 24.0 free. Your own train.ipynb holds 26.0 GiB and is running. "
         "1 ahead of you. About 4 min to go. Interrupt gives up your place."
     )
 
@@ -142,6 +142,15 @@ def test_one_can_do_something_about_own_sessions_only():
     assert actions == {"s1": [], "s2": ["release"], "s3": [], "s4": [], "s5": []}
     lost = msgspec.structs.replace(FULL, devices=(msgspec.structs.replace(plain, lost="gone."),))
     assert not any(row["actions"] for row in scene(lost, now=NOW)["sessions"])
+
+
+@pytest.mark.parametrize(("spare", "offered"), [(None, True), (GiB, True), (0, False)])
+def test_release_is_offered_where_there_is_something_to_give_back(spare, offered):
+    """Who uses all that it holds has no use for it. An older broker does not say."""
+    idle = msgspec.structs.replace(FULL.sessions[1], spare=spare)
+    shown = scene(msgspec.structs.replace(FULL, sessions=(FULL.sessions[0], idle)), now=NOW)
+    actions = {row["id"]: row["actions"] for row in shown["sessions"]}
+    assert ("release" in actions["s2"]) is offered
 
 
 def test_who_was_paused_by_hand_can_be_let_on():

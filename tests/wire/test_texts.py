@@ -44,6 +44,8 @@ END = "Interrupt gives up your place."
         (wait(holders=(ANN, OWN)), f"{MEMORY} Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. In use by A.B. (2.0 GiB). 2 ahead of you. {END}"),
         (wait(holders=(ANN, CYD, BOB)), f"{MEMORY} In use by B.C. (3.0 GiB), A.B. (2.0 GiB) and 1 more. 2 ahead of you. {END}"),
         (wait(holders=(Holder("my work.ipynb", GiB, 0.2, own=True),)), f"{MEMORY} Your own my work.ipynb holds 1.0 GiB: %gpushare release 'my work'. 2 ahead of you. {END}"),
+        (wait(holders=(Holder("hw3.ipynb", 64 * MiB, 300.0, own=True),)), f"{MEMORY} Your own hw3.ipynb holds 64 MiB, idle 5 min. 2 ahead of you. {END}"),
+        (wait(holders=(Holder("hw3.ipynb", 64 * MiB, 0.2, own=True),)), f"{MEMORY} Your own hw3.ipynb holds 64 MiB and is idle. 2 ahead of you. {END}"),
         (wait(holders=(Holder("hw3.ipynb", GiB, None, own=True),)), f"{MEMORY} Your own hw3.ipynb holds 1.0 GiB and is running. 2 ahead of you. {END}"),
         (wait(WaitReason.OCCUPANCY), f"Waiting for GPU memory that another cell is using: needs 6.0 GiB, 2.1 free. It is yours when that cell reaches its next step or ends. 2 ahead of you. {END}"),
         (wait(WaitReason.TURN), f"Waiting for a turn: others are running now. {END}"),

@@ -121,8 +121,7 @@ def _lanes(view: DeviceView, jobs: Mapping[str, Party], noun: str, most: int) ->
 
 def _lane(lane: LaneView, jobs: Mapping[str, Party], noun: str) -> Segment:
     occupant = None if lane.occupant is None else jobs.get(lane.occupant)
-    used = getattr(lane, "used", None)
-    fill = None if used is None else min(max(0, used), lane.size)
+    fill = None if lane.used is None else min(max(0, lane.used), lane.size)
     size = f"{format_size(lane.size)} of {noun}"
     who = "nobody" if lane.occupant is None else "somebody" if occupant is None else occupant.label
     parts = [f"Lane {lane.id}: {size} for what runs; {who} uses it now"]

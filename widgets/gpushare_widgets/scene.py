@@ -6,13 +6,13 @@ Sizes are bytes, times seconds. Sections with nothing to say are left out; what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace as replaced
 from typing import Any
 
 from msgspec.structs import replace
 
 from gpushare_kernel.client.shown import (
     DeviceView,
-    Holder,
     QueueView,
     SessionView,
     Snapshot,
@@ -29,7 +29,7 @@ _BY_HAND = "by-its-owner"
 _PAUSES = {_BY_HAND: "by hand", "over-its-grant": "over its grant"}
 _REASONS = frozenset(WaitReason)
 _AT_WORK = ("busy", "paused", "restoring")
-_MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED, _MOST_HOLDERS = 30, 12, 16, 20, 3
+_MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED = 30, 12, 16, 20
 
 
 class Kept:
@@ -163,15 +163,13 @@ def _queue(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
     ordered = sorted(snapshot.queue, key=lambda q: q.ahead)
     own = [q for q in ordered if drawn.get(q.session, NOBODY).own][: 2 * most // 3]
     others = [q for q in ordered if not drawn.get(q.session, NOBODY).own][: most - len(own)]
-    holders = {view.id: _holders(view, snapshot) for view in snapshot.devices}
     rows = []
     for waiter in sorted([*own, *others], key=lambda q: q.ahead):
         session, party = sessions.get(waiter.session), drawn.get(waiter.session, NOBODY)
         device = _device(devices, session)
         name = "somebody" if session is None else party.label
         doing = f": {waiter.name}" if waiter.name and waiter.name != name else ""
-        held = holders[device.id] if device is not None and party.own else {}
-        wait = _wait(waiter, device, snapshot, [h for s, h in held.items() if s != waiter.session])
+        wait = _wait(waiter, device, snapshot)
         rows.append(
             {
                 "job": waiter.job,
@@ -206,22 +204,25 @@ def _device(devices: Mapping[str, DeviceView], session: SessionView | None) -> D
     return first if session is None else devices.get(session.device, first)
 
 
-def _wait(
-    waiter: QueueView, device: DeviceView | None, snapshot: Snapshot, holders: Iterable[Holder]
-) -> Wait | None:
+def _wait(waiter: QueueView, device: DeviceView | None, snapshot: Snapshot) -> Wait | None:
     """Return what the waiting cell's sentence is made of; None where the reason is news to us."""
     if waiter.reason not in _REASONS:
         return None
-    free = 0 if device is None else device.free
-    longest = None if snapshot.broker is None else snapshot.broker.longest_wait_today
+    free = waiter.free
+    if free is None:  # an older broker's
+        free = 0 if device is None else device.free
+    most = longest(snapshot.sessions)
+    today = None if snapshot.broker is None else snapshot.broker.longest_wait_today
     return Wait(
         WaitReason(waiter.reason),
         waiter.needs,
         free,
         waiter.ahead,
-        holders=tuple(holders),
+        holders=tuple(replaced(one, name=clean(one.name, most)) for one in waiter.holders),
         eta=waiter.eta,
-        longest_today=longest,
+        longest_today=today,
+        until=waiter.until,
+        exact=waiter.exact,
     )
 
 
@@ -231,21 +232,6 @@ def _why(waiter: QueueView, wait: Wait | None, device: DeviceView | None, *, own
         return f"Waiting: {waiter.reason}."
     noun = "memory" if device is None else texts.memory_noun(device.kind)
     return texts.wait_text(wait, noun) if own else texts.others_wait_text(wait, noun)
-
-
-def _holders(view: DeviceView, snapshot: Snapshot) -> dict[str, Holder]:
-    """Return one's own notebooks that hold most there, by session: those one can do something about."""
-    holding = [s for s in snapshot.sessions if s.own and s.p and s.device in ("", view.id)]
-    holding.sort(key=lambda one: -(one.p or 0))
-    return {
-        s.id: Holder(
-            clean(s.name or s.user, longest(snapshot.sessions)),
-            s.p or 0,
-            None if s.state in _AT_WORK else 0.0,
-            own=True,
-        )
-        for s in holding[:_MOST_HOLDERS]
-    }
 
 
 def _sessions(snapshot: Snapshot, drawn: Mapping[str, Party]) -> list[Scene]:
@@ -316,8 +302,9 @@ def _actions(
         return ["ask"] if wanted and session.state == "idle" else []
     can = getattr(device, "can", () if device.limits else ("pause",))
     state = session.state
+    spare = session.p if session.spare is None else session.spare
     offered = {
-        "release": bool(session.p) and state in ("idle", "bare"),
+        "release": bool(spare) and state in ("idle", "bare"),
         "pause": "pause" in can and state == "busy" and not waiting,
         "resume": "pause" in can and session.why_paused == _BY_HAND,
         "park": "park" in can and state == "idle" and bool(session.p),
