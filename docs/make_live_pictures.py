@@ -119,7 +119,7 @@ PLAY = """async ([source, css, first, light]) => {
     document.getElementById("css").textContent = css;
     const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
     let hear;
-    const model = { get: () => first, send: () => {}, on: (_name, call) => { hear = call; }, off: () => {} };
+    const model = { get: () => first, send: () => {}, on: (name, call) => { if (name === "msg:custom") hear = call; }, off: () => {} };
     module.default.render({ model, el: document.getElementById("host") });
     const message = { type: "scene", n: 1, beat: 10, at: first.at, fresh: true, whole: first };
     hear({ type: "json" }, [new DataView(new TextEncoder().encode(JSON.stringify(message)).buffer)]);

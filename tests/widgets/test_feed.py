@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gpushare_widgets.changes import changes
-from gpushare_widgets.feed import Feed, offered
+from gpushare_widgets.feed import BEAT, NEWS, SILENT, Feed, offered
 from gpushare_widgets.scene import Kept, scene
 from msgspec.structs import replace
 
@@ -160,15 +160,17 @@ def older(seconds: float, *more: Turn, turns: tuple[Turn, ...] = TURNS) -> Snaps
 
 
 def test_four_looks_a_second_and_only_what_changed() -> None:
-    """While a cell runs it looks four times a second; where nothing changed it sends nothing, else the entry that did."""
+    """While a cell runs it looks four times a second; where nothing changed it says that now and then, else the entry that did."""
     steps = Steps()
     screen = watched(steps)
     asked = steps.tape.asked
     assert steps.go(10)
     assert steps.tape.asked - asked in (40, 41)
-    assert screen.take() == []
+    said = screen.take()
+    assert 10 / (NEWS + 0.25) <= len(said) <= 10 / NEWS
+    assert all(set(one) == {"type", "n", "beat", "at"} for one in said)
     steps.tape.now = waited(90.0)
-    assert steps.go(1)
+    assert steps.go(0.3)
     (new,) = screen.take()
     assert set(new) == {"type", "n", "beat", "at", "parts"}
     (entry,) = new["parts"]["queue"]["items"]
@@ -176,23 +178,60 @@ def test_four_looks_a_second_and_only_what_changed() -> None:
     assert "order" not in new["parts"]["queue"]
 
 
-def test_idle_sends_once_a_minute() -> None:
-    """While no cell runs it sends at most once a minute, whatever changes; the view says as rarely that it is there."""
+def test_idle_sends_nothing() -> None:
+    """While no cell runs it neither asks nor sends, whatever changes, and wants no sign of the view."""
     steps = Steps(running=False)
-    screen = watched(steps)
-    beats = set()
+    screen = Screen()
+    steps.show(screen)
+    steps.hear(screen, {"type": "hello", "view": "a"})
+    assert steps.go(0.01)
+    assert [one["beat"] for one in screen.take()] == [SILENT]
+    asked = steps.tape.asked
     for second in range(600):
         steps.tape.now = waited(100.0 + second)
-        if second % 60 == 0:
-            steps.hear(screen, {"type": "alive", "view": "a"})
         assert steps.go(1)
-        beats |= {one["beat"] for one in screen.got}
-    assert 8 <= len(screen.take()) <= 10
-    assert beats == {60.0}
+    assert screen.take() == []
+    assert steps.tape.asked == asked
+
+
+def test_who_asks_is_answered() -> None:
+    """Refresh, and a view that becomes visible: how fresh it is is news where nothing else is."""
+    steps = Steps(running=False)
+    screen = watched(steps)
+    assert steps.go(100)
+    steps.hear(screen, {"type": "look", "view": "a"})
+    assert steps.go(0.01)
+    assert [set(one) for one in screen.take()] == [{"type", "n", "beat", "at"}]
+    assert steps.go(100)
+    assert screen.take() == []
+
+
+def test_the_pace_is_told_when_it_changes() -> None:
+    """A cell's beginning and its end are told though nothing else happened, and once."""
+    steps = Steps(running=False)
+    screen = watched(steps)
+    steps.cell(runs=True)
+    assert steps.go(0.3)
+    assert [one["beat"] for one in screen.take()] == [BEAT]
+    steps.cell(runs=False)
+    assert steps.go(10)
+    assert [one["beat"] for one in screen.take()] == [SILENT]
+
+
+def test_a_cell_that_ended_while_nobody_looked() -> None:
+    """The thread had ended: who signs then, as it was told while the cell ran, is told not to."""
+    steps = Steps()
+    screen = watched(steps)
+    assert not steps.go(31)
+    steps.cell(runs=False)
+    screen.take()
+    steps.hear(screen, {"type": "alive", "view": "a"})
+    assert steps.go(1)
+    assert [one["beat"] for one in screen.take()] == [SILENT]
 
 
 def test_the_end_of_a_cell_is_shown_once() -> None:
-    """Half a second after it, when the broker knows; then a minute's silence."""
+    """Half a second after it, when the broker knows; then silence."""
     steps = Steps()
     screen = watched(steps)
     steps.cell(runs=False)
@@ -207,29 +246,36 @@ def test_the_end_of_a_cell_is_shown_once() -> None:
     assert screen.take() == []
 
 
-@pytest.mark.parametrize(("running", "after"), [(True, 30), (False, 90)])
-def test_it_stops_without_a_sign_of_a_view(after: float, *, running: bool) -> None:
-    """Thirty seconds without a sign: a view signs thrice in that time while a cell runs, once a minute else."""
-    steps = Steps(running=running)
+def test_it_stops_without_a_sign_of_a_view() -> None:
+    """Thirty seconds without a sign while a cell runs: a view signs thrice in that time."""
+    steps = Steps()
     screen = watched(steps)
-    assert steps.go(after - 1)
+    assert steps.go(29)
     steps.hear(screen, {"type": "alive", "view": "a"})
-    assert steps.go(after - 1)
+    assert steps.go(29)
     assert not steps.go(2)
     assert not steps.alive
 
 
+def test_it_stops_for_a_view_that_nobody_shows() -> None:
+    """Made and not displayed, as where a notebook is run by a program: thirty seconds, whether a cell runs or not."""
+    steps = Steps(running=False)
+    steps.show(Screen())
+    assert steps.go(29)
+    assert not steps.go(2)
+
+
 def test_a_cell_that_begins_after_a_while_is_shown() -> None:
-    """A view that was told to sign once a minute has until it hears of the cell, and thirty seconds more."""
+    """A view that was told to give no sign has thirty seconds from the cell's beginning."""
     steps = Steps(running=False)
     screen = watched(steps)
-    assert steps.go(50)
+    assert steps.go(1000)
     steps.cell(runs=True)
-    for second in range(20):
+    for second in range(29):
         steps.tape.now = waited(90.0 + second)
         assert steps.go(1)
         assert screen.take()
-    assert not steps.go(11)
+    assert not steps.go(2)
 
 
 def test_it_stops_when_the_last_view_says_so() -> None:
@@ -253,14 +299,14 @@ def test_a_broker_that_goes_and_comes() -> None:
     steps.tape.away = True
     asked = steps.tape.asked
     assert steps.go(20)
-    (said,) = screen.take()
+    said, *silence = screen.take()
     assert said["whole"] == {"notice": "The gpushare broker closed the connection."}
     assert "gone" not in said
+    assert all(set(one) == {"type", "n", "beat", "at"} for one in silence)
     assert steps.tape.asked - asked < 20
     steps.tape.away = False
     assert steps.go(3)
-    (said,) = screen.take()
-    assert said["gone"] == ["notice"]
+    assert [one["gone"] for one in screen.take() if "gone" in one] == [["notice"]]
 
 
 # --- what ---------------------------------------------------------------------------------------------------
@@ -480,7 +526,7 @@ def test_a_scene_that_cannot_be_drawn_is_said() -> None:
     assert "ZeroDivisionError" in said["whole"]["notice"]
     steps._make = make
     assert steps.go(3)
-    assert screen.take()[-1]["gone"] == ["notice"]
+    assert [one["gone"] for one in screen.take() if "gone" in one] == [["notice"]]
 
 
 def test_ten_thousand_updates_do_not_grow() -> None:

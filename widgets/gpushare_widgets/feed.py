@@ -1,13 +1,14 @@
 """What feeds the live views of this process: one daemon thread, a line of its own to the broker, and few words.
 
 It asks for a snapshot four times a second while a cell of this kernel runs, and sends what changed. While none runs it
-asks and sends at most once a minute: a server takes every message of a comm for activity, and a kernel that seems
-active is never culled. Without a sign of a view for a while the thread ends; the next sign starts another. Nothing of
-the session is touched, neither its connection nor its locks: a turn is not slowed by somebody who looks on.
+asks and sends only where a front end wants to know: a server takes every message of a comm for activity, and a kernel
+that seems active is never culled. Without a sign of a view for a while the thread ends; the next sign starts another.
+Nothing of the session is touched, neither its connection nor its locks: a turn is not slowed by somebody who looks on.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -27,12 +28,14 @@ EVERY, SELDOM = 0.25, 0.3
 """Seconds between two looks while a cell runs; the second where looks are dear."""
 PART = 0.006
 """What looking may take of a core before it looks less often."""
-IDLE = 60.0
-"""Seconds between two looks while none does."""
+NEWS = 1.5
+"""Seconds after which a view hears that nothing is new, while a cell runs: silence is a kernel that cannot speak."""
 SETTLES = 0.5
 """Seconds after a cell's end at which the broker has taken it in: then its end is shown, once."""
 GONE = 30.0
-"""Seconds without a sign after which a view is gone: beyond a minute while no cell runs, as it is quiet then, too."""
+"""Seconds without a sign after which a view is gone, while a cell runs. While none does it is silent, and stays."""
+BEAT, SILENT = GONE / 3, 0.0
+"""Seconds between two signs of a view while a cell runs; what a view is told while none does: to give no sign."""
 PATIENCE = 2.0
 """Seconds in which a broker answers, or is away."""
 _PAUSES = (0.25, 0.5, 1.0, 2.0)
@@ -63,14 +66,16 @@ class _Shown:
     eager: bool = True
     #: The last sign of each front end that shows it.
     signs: dict[str, float] = field(default_factory=dict)
-    #: How often it was told to give one, and when: until then it keeps to what it was told before.
-    beat: float = GONE / 3
-    told: float = 0.0
+    #: How often it was told to give one, and when; and when it was last sent something.
+    beat: float = BEAT
+    told: float = -math.inf
+    sent_at: float = -math.inf
 
-    @property
-    def patience(self) -> float:
-        """How long it may be silent."""
-        return GONE if self.beat < GONE else GONE + self.beat
+    def lasts(self, front: str, sign: float) -> float:
+        """Return until when a front end is taken to be there, after its last sign. Who made the view is no front end."""
+        if not front:
+            return sign + GONE
+        return math.inf if self.beat == SILENT else max(sign, self.told) + GONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Feed:
         self._failures = 0
         #: Seconds of a core that a look takes, of late.
         self._cost = 0.0
-        #: When to look next. None: as the pace says, from the last look.
+        #: When to look next, at the latest. None: as the pace says, from the last look.
         self._at: float | None = None
         self._looked = float("-inf")
 
@@ -208,7 +213,7 @@ class Feed:
 
     def _run(self) -> None:
         while (pause := self._turn()) is not None:
-            self._wake.wait(pause)
+            self._wake.wait(None if pause == math.inf else pause)
             self._wake.clear()
 
     def _turn(self) -> float | None:
@@ -229,47 +234,54 @@ class Feed:
         return max(0.0, min(left, self._until_gone()))
 
     def _due(self) -> float:
-        pace = min(max(EVERY, self._cost / PART), SELDOM) if self._running else IDLE
-        if self._failures and self._running:
+        at = math.inf if self._at is None else self._at
+        if not self._running:
+            return at
+        pace = min(max(EVERY, self._cost / PART), SELDOM)
+        if self._failures:
             pace = _PAUSES[min(self._failures, len(_PAUSES)) - 1]
-        due = self._looked + pace
-        return due if self._at is None else min(due, self._at)
+        return min(self._looked + pace, at)
 
     def _until_gone(self) -> float:
         with self._lock:
             gone = [
-                max(shown.told, *shown.signs.values()) + shown.patience
+                shown.lasts(front, sign)
                 for shown in self._shown.values()
-                if shown.signs
+                for front, sign in shown.signs.items()
             ]
         return max(gone, default=0.0) - self._clock()
 
     def _forget_who_is_gone(self) -> None:
         now = self._clock()
         for shown in self._shown.values():
-            late = now - shown.patience
-            if shown.told <= late:
-                shown.signs = {front: at for front, at in shown.signs.items() if at > late}
+            shown.signs = {
+                front: sign for front, sign in shown.signs.items() if shown.lasts(front, sign) > now
+            }
 
     def _look(self) -> None:
         """Ask, and tell every view what is new to it."""
         self._looked, began = self._clock(), time.thread_time()
         if self._at is not None and self._looked >= self._at:
             self._at = None
+        beat = (
+            BEAT if self._running else SILENT
+        )  # before it is seen: after a cell's end comes one look
         scene = self._see()
         with self._lock:
             told = [shown for shown in self._shown.values() if shown.signs]
-        beat = GONE / 3 if self._running else IDLE
         for shown in told:
             with self._lock:
-                before, shown.eager = shown.sent, False
-                shown.sent = scene
+                before, wanted = shown.sent, shown.eager
+                shown.sent, shown.eager = scene, False
             new = changes(before, scene)
-            if new is not None:
-                shown.number += 1
-                if beat != shown.beat:
-                    shown.beat, shown.told = beat, self._looked
-                self._push(shown.view, {"type": "scene", "n": shown.number, "beat": beat, **new})
+            late = beat != SILENT and self._looked - shown.sent_at >= NEWS
+            if new is None and not wanted and not late and beat == shown.beat:
+                continue
+            if beat != shown.beat:
+                shown.beat, shown.told = beat, self._looked
+            shown.number, shown.sent_at = shown.number + 1, self._looked
+            new = {"at": scene.get("at")} if new is None else new
+            self._push(shown.view, {"type": "scene", "n": shown.number, "beat": beat, **new})
         self._cost += (time.thread_time() - began - self._cost) / 8
 
     def _see(self) -> Scene:

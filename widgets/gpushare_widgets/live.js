@@ -45,6 +45,10 @@ const SPANS = { turn: "has the device", drain: "finishes its work", pause: "paus
 /** Okabe and Ito's colours, told apart by whoever sees them; the first, blue, is one's own. */
 const OTHERS = 6;
 const QUIET = 5000;
+/** Milliseconds for which the answer to a click stays. */
+const ANSWER = 20000;
+/** Seconds without a word after which a kernel whose cell runs is silent: it says something twice in that time. */
+const SILENT = 3;
 /** Seconds after which an update is late, and time moves on without one. */
 const LATE = 0.35;
 /** Windows after which spans are laid out anew: a browser's lengths have an end. */
@@ -181,6 +185,9 @@ class LiveView {
       if (message.type === "json" && buffers?.length) this.heard(JSON.parse(new TextDecoder().decode(buffers[0])));
     };
     model.on("msg:custom", this.hear);
+    // Told when the kernel is restarted; a comm that was given up does not come back.
+    this.onComm = () => this.lose("The kernel was restarted: run %gpushare live again.");
+    model.on("comm_live_update", this.onComm);
     const first = model.get("_first");
     if (first && first.at) this.show(first);
     this.observer = new IntersectionObserver((entries) => {
@@ -197,38 +204,47 @@ class LiveView {
   destroy() {
     this.say("bye");
     clearInterval(this.clock);
-    clearTimeout(this.heart);
+    for (const timer of [this.heart, this.speech, this.forget]) clearTimeout(timer);
     this.observer.disconnect();
     document.removeEventListener("visibilitychange", this.onVisibility);
     this.model.off("msg:custom", this.hear);
+    this.model.off("comm_live_update", this.onComm);
     this.root.remove();
   }
 
   // --- what is said, and heard --------------------------------------------------------------------------
 
-  /** A view copied into another page has no kernel behind it: then it stays as it is. */
+  /** A view copied into another page has no kernel behind it: then it stays as it is, without controls. */
   say(type, more) {
+    if (this.lost !== undefined) return;
     try {
       this.model.send({ type, view: this.id, ...more });
     } catch {
-      this.root.dataset.dead = "true";
+      this.lose("");
     }
   }
 
-  /** Say that somebody looks while somebody can, and that nobody does. */
-  look() {
-    const visible = this.onScreen && document.visibilityState === "visible";
+  /** Nobody is there to hear a click any more. */
+  lose(why) {
+    this.lost = why;
     clearTimeout(this.heart);
-    if (visible) {
-      const beat = () => {
-        if (!this.root.isConnected) return;
-        this.say("alive");
-        this.heart = setTimeout(beat, this.beat * 1000);
-      };
-      if (this.visible) this.heart = setTimeout(beat, this.beat * 1000);
-      else beat();
-    } else if (this.visible) this.say("bye");
+    this.root.dataset.dead = "true";
+    this.tick();
+  }
+
+  /** Ask when somebody begins to look, and say when nobody does any more; while a cell runs, say now and then that one does. */
+  look() {
+    const visible = Boolean(this.onScreen) && document.visibilityState === "visible";
+    if (visible !== this.visible) this.say(!visible ? "bye" : this.number === null ? "alive" : "look");
     this.visible = visible;
+    clearTimeout(this.heart);
+    if (!visible || !this.beat) return;
+    const beat = () => {
+      if (!this.root.isConnected) return;
+      this.heart = setTimeout(beat, this.beat * 1000);
+      this.say("alive");
+    };
+    this.heart = setTimeout(beat, this.beat * 1000);
   }
 
   /** @param {any} message */
@@ -241,9 +257,9 @@ class LiveView {
       return this.say("hello");
     }
     this.number = message.n;
-    if (message.beat && message.beat !== this.beat) {
+    if (message.beat !== undefined && message.beat !== this.beat) {
       this.beat = message.beat;
-      if (this.visible) this.look();
+      this.look();
     }
     this.show(next);
     this.root.dataset.updates = String(Number(this.root.dataset.updates || 0) + 1);
@@ -263,6 +279,8 @@ class LiveView {
     button.removeAttribute("aria-disabled");
     put(this.answer, message.text);
     this.answer.hidden = false;
+    clearTimeout(this.forget);
+    this.forget = setTimeout(() => hide(this.answer, true), ANSWER);
   }
 
   // --- what is drawn ------------------------------------------------------------------------------------
@@ -315,9 +333,6 @@ class LiveView {
     const before = this.scene || {};
     this.scene = scene;
     this.received = performance.now();
-    put(this.notice, scene.notice || "");
-    hide(this.notice, !scene.notice);
-    this.root.classList.toggle("gs-away", Boolean(scene.notice));
     const draw = {
       devices: (list, all) => keep(list, all, (d) => d.id, () => this.makeDevice(), (n, d) => this.device(n, d)),
       time: (list, all) => keep(list, all, (t) => t.device, () => this.makeTime(), (n, t) => this.time(n, t)),
@@ -345,10 +360,17 @@ class LiveView {
   tick() {
     if (!this.scene) return;
     const age = (performance.now() - this.received) / 1000;
-    const live = this.number !== null && !this.scene.notice;
-    const idle = this.beat > 30;
-    put(this.fresh, !live ? "" : !idle ? "live" : age < 5 ? "now" : `${duration(age)} ago; live while a cell runs`);
-    hide(this.refresh, !live || !idle || age < 5);
+    const notice = this.lost || this.scene.notice || "";
+    const kernel = this.number !== null && this.lost === undefined;
+    const live = kernel && !notice;
+    const idle = !this.beat;
+    const silent = live && !idle && age >= SILENT;
+    const ago = age < 5 ? "now" : `${duration(age)} ago; live while a cell runs`;
+    put(this.fresh, !live ? "" : idle ? ago : silent ? `no news for ${duration(age)}` : "live");
+    hide(this.refresh, !kernel || !idle || (!notice && age < 5));
+    put(this.notice, notice);
+    hide(this.notice, !notice);
+    this.root.classList.toggle("gs-away", Boolean(notice) || silent);
     if (!this.slow.matches && live && !idle && age > LATE && this.scene.time) this.moveSpans(Math.min(age, 2));
   }
 
@@ -559,6 +581,7 @@ class LiveView {
     put(doing, session.doing && session.doing !== session.label ? session.doing : "");
     put(held, session.held ? size(session.held) : "");
     const known = (session.actions || []).filter((action) => action in ACTIONS);
+    const focused = actions.contains(node.getRootNode().activeElement);
     keep(actions, known, (a) => a, (action) => {
       const button = ours(el("button", "button", ACTIONS[action][0]));
       button.type = "button";
@@ -569,6 +592,8 @@ class LiveView {
       });
       return button;
     }, (button, action) => attr(button, "aria-label", `${ACTIONS[action][0]} ${session.label}`));
+    // A control that is gone leaves the keyboard where it was.
+    if (focused && !actions.contains(node.getRootNode().activeElement)) node.focus({ preventScroll: true });
   }
 }
 
@@ -593,7 +618,8 @@ function makeShare() {
 }
 
 function makeSession() {
-  const node = el("li", "session");
+  const node = ours(el("li", "session"));
+  node.tabIndex = -1;
   const name = el("span", "session-name");
   name.append(el("span", "swatch"), el("span", "session-label"));
   name.children[0].dataset.kind = "persistent";

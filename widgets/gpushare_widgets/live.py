@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 class LiveView(anywidget.AnyWidget):
     """Memory, time, shares, the queue and notebooks, live, with controls for one's own.
 
-    It is fed while it is seen: four times a second while a cell of this kernel runs, once a minute while none does.
+    It is fed while it is seen: four times a second while a cell of this kernel runs, and on Refresh.
     Showing it twice, or several of them, costs one thread.
 
     Examples

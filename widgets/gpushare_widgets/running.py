@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from IPython.core.getipython import get_ipython
 
@@ -19,8 +20,8 @@ class Running:
         self._shell = get_ipython()
         self._depths: dict[int, int] = {}
         if self._shell is not None:
-            # We are made by a cell, whose beginning is over.
-            self._depths[threading.get_ident()] = 1
+            if _in_cell(self._shell):  # its beginning is over
+                self._depths[threading.get_ident()] = 1
             self._shell.events.register("pre_run_cell", self._began)
             self._shell.events.register("post_run_cell", self._ended)
 
@@ -44,3 +45,15 @@ class Running:
         if left > 0:
             self._depths[here] = left
         self._changed()
+
+
+def _in_cell(shell: Any) -> bool:
+    """Say whether a cell whose end will be told called us; a widget's callback is none, nor is what runs silently.
+
+    A kernel's shell knows what it answers to. IPython's own has no such word: there only cells call.
+    """
+    if not hasattr(shell, "get_parent"):
+        return True
+    asked = shell.get_parent()
+    silent = asked.get("content", {}).get("silent", False)
+    return asked.get("header", {}).get("msg_type") == "execute_request" and not silent

@@ -7,6 +7,7 @@ from typing import Any
 
 import gpushare_widgets
 from gpushare_widgets.changes import changes
+from gpushare_widgets.feed import BEAT
 from gpushare_widgets.moments import settled
 from gpushare_widgets.scene import scene
 from playwright.sync_api import Page
@@ -22,11 +23,13 @@ _PLAY = """async ([source, css, first]) => {
     document.getElementById("css").textContent = css;
     window.live = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
     window.said = [];
-    const hearers = new Set();
+    const hearers = new Set(), others = {};
     const model = {
         get: () => first, send: (message) => window.said.push(message),
-        on: (_name, call) => hearers.add(call), off: (_name, call) => hearers.delete(call),
+        on: (name, call) => name === "msg:custom" ? hearers.add(call) : others[name] = call,
+        off: (name, call) => name === "msg:custom" ? hearers.delete(call) : delete others[name],
     };
+    window.trigger = (name) => others[name]();
     window.packed = (message) => new DataView(new TextEncoder().encode(JSON.stringify(message)).buffer);
     window.deliver = (bytes) => { for (const call of [...hearers]) call({ type: "json" }, [bytes]); };
     window.push = (message) => window.deliver(window.packed(message));
@@ -48,13 +51,20 @@ def play(page: Page, first: dict[str, Any]) -> float:
     return took
 
 
-def message(number: int, before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:
+def message(
+    number: int, before: dict[str, Any] | None, after: dict[str, Any], beat: float = BEAT
+) -> dict[str, Any]:
     """Return what makes `after` of `before`, as the feed sends it."""
-    new = changes(before, after)
-    assert new is not None
-    return {"type": "scene", "n": number, "beat": 10, **new}
+    new = changes(before, after) or {"at": after["at"]}
+    return {"type": "scene", "n": number, "beat": beat, **new}
 
 
-def push(page: Page, number: int, before: dict[str, Any] | None, after: dict[str, Any]) -> None:
+def push(
+    page: Page,
+    number: int,
+    before: dict[str, Any] | None,
+    after: dict[str, Any],
+    beat: float = BEAT,
+) -> None:
     """Send what makes `after` of `before`."""
-    page.evaluate("(message) => window.push(message)", message(number, before, after))
+    page.evaluate("(message) => window.push(message)", message(number, before, after, beat))

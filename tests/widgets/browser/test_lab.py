@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -222,3 +223,35 @@ def test_two_views_and_a_broker_restart(lab: Lab, browser: Browser, host: Host, 
     flag.touch()
     two.is_over(2)
     two.close()
+
+
+def test_nobody_is_kept_awake_and_a_restart_is_said(lab: Lab, browser: Browser) -> None:
+    """A view on the screen and its kernel exchange nothing for ten minutes; after a restart it says what to do."""
+    page = browser.new_page(viewport=SCREEN)
+    page.clock.install()
+    quiet = Notebook(lab, page, "quiet.ipynb", ("%gpushare live", "1"))
+    quiet.run(0)
+    quiet.seen()
+    quiet.run(1)
+    quiet.is_over(1)
+    fresh = quiet.view.locator(".gs-fresh")
+    expect(fresh).to_have_text(re.compile("^(now|.* ago; .*)$"), timeout=PATIENCE)
+    page.evaluate(
+        """() => {
+            const panel = [...window.jupyterapp.shell.widgets("main")].find((w) => w.sessionContext);
+            window.kernel = panel.sessionContext.session.kernel;
+            window.exchanged = [];
+            window.kernel.anyMessage.connect((_, { msg, direction }) => {
+                if (msg.header.msg_type.startsWith("comm")) window.exchanged.push([direction, msg.content]);
+            });
+        }"""
+    )
+    page.clock.fast_forward(600_000)
+    expect(fresh).to_have_text("10 min ago; live while a cell runs", timeout=PATIENCE)
+    assert page.evaluate("window.exchanged") == []
+    page.evaluate("window.kernel.restart()")
+    expect(quiet.view.locator(".gs-notice")).to_contain_text(
+        "run %gpushare live again", timeout=PATIENCE
+    )
+    expect(quiet.view.locator("button:visible")).to_have_count(0)
+    quiet.close()

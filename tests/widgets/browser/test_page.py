@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from gpushare_widgets.changes import changes
+from gpushare_widgets.feed import SILENT
 from playwright.sync_api import Browser, Page, expect
 
 from tests.widgets.browser.bare import CSS, ESM, drawn, play, push
@@ -24,13 +25,19 @@ def show(browser: Browser) -> Iterator[Show]:
     """Show a scene on a page; what the page complains of fails the test."""
     pages, wrong = [], []
 
-    def shown(first: dict[str, Any], width: int = 900, **options: Any) -> Page:
+    def shown(
+        first: dict[str, Any], width: int = 900, *, stopped: bool = False, **options: Any
+    ) -> Page:
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        if stopped:
+            page.clock.install(time=0)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.on("request", lambda request: wrong.append(request.url) if "blob:" not in request.url else None)  # fmt: skip
         pages.append(page)
         play(page, first)
+        if stopped:
+            page.clock.pause_at(3600)
         return page
 
     yield shown
@@ -189,6 +196,94 @@ def test_newer_scene(show: Show) -> None:
     page = show(told)
     expect(page.locator(".gs-session").first).to_contain_text("dreaming")
     expect(page.locator(".gs-session").first.locator("button")).to_have_text(["Release"])
+
+
+def said(page: Page) -> list[str]:
+    """Return what the view has told the kernel since this was called last."""
+    told: list[str] = page.evaluate("window.said.splice(0).map((one) => one.type)")
+    return told
+
+
+def test_signs_only_while_a_cell_runs(show: Show) -> None:
+    """Every ten seconds it says that it is there; while none runs nothing, for hours, until somebody looks anew."""
+    full = drawn(FULL)
+    page = show(full, stopped=True)
+    push(page, 1, None, full)
+    said(page)
+    page.clock.run_for(35_000)
+    assert said(page) == ["alive"] * 3
+    push(page, 2, full, full, SILENT)
+    page.clock.run_for(3_600_000)
+    assert said(page) == []
+    page.locator("button", has_text="Refresh").click()
+    assert said(page) == ["look"]
+    push(page, 3, full, full, SILENT)
+    expect(page.locator(".gs-fresh")).to_have_text("now")
+    push(page, 4, full, full)
+    expect(page.locator(".gs-fresh")).to_have_text("live")
+    page.clock.run_for(11_000)
+    assert said(page) == ["alive"]
+
+
+def test_no_news(show: Show) -> None:
+    """A kernel that says nothing while its cell runs is not live: it says for how long, and goes on with the next word."""
+    full = drawn(FULL)
+    page = show(full, stopped=True)
+    push(page, 1, None, full)
+    fresh, view = page.locator(".gs-fresh"), page.locator(".gs-live")
+    page.clock.run_for(2_500)
+    expect(fresh).to_have_text("live")
+    page.clock.run_for(17_500)
+    expect(fresh).to_have_text("no news for 20 s")
+    expect(view).to_contain_class("gs-away")
+    push(page, 2, full, full)
+    expect(fresh).to_have_text("live")
+    expect(view).not_to_contain_class("gs-away")
+
+
+def test_the_kernel_was_restarted(show: Show) -> None:
+    """It says so and what to do, offers no controls, and says nothing to the kernel that is there now."""
+    full = drawn(FULL)
+    page = show(full, stopped=True)
+    push(page, 1, None, full)
+    expect(page.locator(".gs-actions button").first).to_be_visible()
+    said(page)
+    page.evaluate("window.trigger('comm_live_update')")
+    expect(page.locator(".gs-notice")).to_have_text(
+        "The kernel was restarted: run %gpushare live again."
+    )
+    expect(page.locator(".gs-live button:visible")).to_have_count(0)
+    page.clock.run_for(60_000)
+    page.evaluate("window.leave()")
+    assert said(page) == []
+
+
+def test_an_answer_goes(show: Show) -> None:
+    """It stays while it is read, and not for ever."""
+    full = drawn(FULL)
+    page = show(full, stopped=True)
+    push(page, 1, None, full)
+    page.locator(".gs-actions button").first.click()
+    page.evaluate(
+        "window.push({type: 'done', call: window.said.at(-1).call, text: 'Released 1.0 GiB.'})"
+    )
+    page.clock.run_for(10_000)
+    expect(page.locator(".gs-answer")).to_have_text("Released 1.0 GiB.")
+    expect(page.locator(".gs-answer")).to_be_visible()
+    page.clock.run_for(20_000)
+    expect(page.locator(".gs-answer")).to_be_hidden()
+
+
+def test_a_control_that_goes_leaves_the_focus_in_its_row(show: Show) -> None:
+    """Released by keyboard a notebook has nothing to release; Tab goes on from there."""
+    full = drawn(FULL)
+    page = show(full)
+    push(page, 1, None, full)
+    page.locator(".gs-session button[data-action=release]").first.focus()
+    row = page.evaluate("document.activeElement.closest('.gs-session').dataset.session")
+    after = {**full, "sessions": [{**entry, "actions": []} for entry in full["sessions"]]}
+    push(page, 2, full, after)
+    assert page.evaluate("document.activeElement.dataset.session") == row
 
 
 def test_focus_stays(show: Show) -> None:
