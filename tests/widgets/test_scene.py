@@ -109,6 +109,17 @@ def test_shares_are_of_the_window_beside_a_fair_one_by_weight():
     assert "shares" not in scene(alone, now=NOW)
 
 
+@pytest.mark.parametrize(("state", "shared"), [("idle", False), ("busy", True)])
+def test_who_ran_for_a_moment_and_wants_nothing_shares_with_nobody(state, shared):
+    """`1 %, fair is 50 %` would look like a wrong done to somebody who is idle."""
+    turns = (Turn("s1", 30.0, 0.5, "turn"), Turn("s3", 0.5, 0.1, "turn"))
+    other = msgspec.structs.replace(FULL.sessions[2], state=state)
+    two = msgspec.structs.replace(
+        FULL, devices=(msgspec.structs.replace(GPU, turns=turns),), sessions=(FULL.sessions[0], other), queue=(),
+    )  # fmt: skip
+    assert ("shares" in scene(two, now=NOW)) is shared
+
+
 def test_the_queue_says_what_the_cell_says():
     """In order; to others' jobs only the reason, without what is not for us to see."""
     first, own = scene(FULL, now=NOW)["queue"]

@@ -30,6 +30,8 @@ _PAUSES = {_BY_HAND: "by hand", "over-its-grant": "over its grant"}
 _REASONS = frozenset(WaitReason)
 _AT_WORK = ("busy", "paused", "restoring")
 _MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED = 30, 12, 16, 20
+_TRACE = 0.1
+"""Who ran for less than this part of an equal share, and wants nothing, shares with nobody."""
 
 
 class Kept:
@@ -130,11 +132,15 @@ def _shares(snapshot: Snapshot, ran: Iterable[Mapping[str, float]]) -> list[Scen
     waiting = {waiter.session for waiter in snapshot.queue}
     own = {user_of(s) for s in snapshot.sessions if s.own}
     wants = {user_of(s) for s in snapshot.sessions if s.state in _AT_WORK or s.id in waiting}
+    there = {user for user in {*used, *wants} if user}
+    # Of who wants nothing and ran for a moment a fair share says nothing.
+    trace = _TRACE * sum(used.values()) / max(1, len(there))
     users = sorted(
-        {user for user in {*used, *wants} if user},
+        {user for user in there if user in wants or used[user] >= trace},
         key=lambda u: (u not in own, -used.get(u, 0.0), u),
     )
-    total, whole = sum(used.values()), sum(weights.get(user, 1.0) for user in users)
+    total = sum(used.get(user, 0.0) for user in users)
+    whole = sum(weights.get(user, 1.0) for user in users)
     if len(users) < 2 or not total:  # noqa: PLR2004 - one alone shares with nobody
         return []
     rows = [
