@@ -186,7 +186,8 @@ def test_size_is_held_from_before_the_first_line_to_the_end(broker):
         assert session.p >= 700 * 2**20
         with running("600MiB", "--", "echo", "mine") as second:
             assert "Waiting for memory: needs 600 MiB" in second.stderr.readline()
-            assert [waiter.needs >= 600 * 2**20 for waiter in queue(broker)] == [True]
+            (waiter,) = queue(broker)
+            assert 596 * 2**20 < waiter.needs <= 600 * 2**20  # less some pages that it has by now
             first.communicate("\n", PATIENCE)
             out, said = second.communicate(timeout=PATIENCE)
             assert (second.returncode, out) == (0, "mine\n")
