@@ -48,7 +48,7 @@ def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
 
 def pause(broker: Broker, desk: Desk, body: msg.PauseNotebook) -> msg.PausedNow:
     """Pause what the caller's notebooks run on the device; it keeps its place, its lane and its memory."""
-    names = []
+    names, left = [], LONGEST_PAUSE
     for kernel in own(broker, desk, body.notebook):
         if desk in kernel.lines:
             problem = f"{kernel.name} is the notebook that asks for it, and would not answer any more. Interrupt its cell instead."
@@ -65,11 +65,15 @@ def pause(broker: Broker, desk: Desk, body: msg.PauseNotebook) -> msg.PausedNow:
         engine.feed(
             ev.Suspended(at=engine.now, session=session.id, until=until, reason=PauseReason.OWNER)
         )
+        if session.suspended_until is not None and session.suspended_for is not PauseReason.OWNER:
+            problem = f"{kernel.name} is paused already: it holds more than it may, and others wait for that. %gpushare release there helps."
+            raise BadDeclaration(problem)
         if session.suspended_until is None:
             problem = f"{kernel.name} cannot be paused at the moment: a signal is on its way to it, or it is profiled. Try again in a few seconds."
             raise BadDeclaration(problem)
         names.append(kernel.name)
-    return msg.PausedNow(tuple(names), LONGEST_PAUSE)
+        left = min(left, session.suspended_until - engine.now)
+    return msg.PausedNow(tuple(names), left)
 
 
 def resume(broker: Broker, desk: Desk, body: msg.ResumeNotebook) -> msg.ResumedNow:

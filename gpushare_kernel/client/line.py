@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from gpushare_kernel import __version__
-from gpushare_kernel.core.errors import InternalError
+from gpushare_kernel.client.calls import expect
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.transport.channel import connect, handshake, read_frame, send_frame
 from gpushare_kernel.transport.frames import FrameBuffer
@@ -100,11 +100,7 @@ class Line:
         return self._expect(AskHolder(SessionId(session)), AskedNow)
 
     def _expect(self, request: Request, expected: type[_Reply]) -> _Reply:
-        reply = self.ask(request)
-        if not isinstance(reply, expected):
-            msg = f"to {type(request).__name__} came {type(reply).__name__}. Please report it."
-            raise InternalError(msg)
-        return reply
+        return expect(self.ask(request), expected)
 
     def close(self) -> None:
         """Hang up."""

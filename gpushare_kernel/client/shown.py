@@ -1,7 +1,7 @@
 """What a client shows of the broker's answers: the wire's types and words for those who import the client only, and what sessions are called."""
 
 from gpushare_kernel.core.sizes import format_size
-from gpushare_kernel.core.values import Holder, Wait, WaitReason
+from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import Announce, Report, Slowed
 from gpushare_kernel.wire.snapshot import (
@@ -21,6 +21,7 @@ __all__ = [
     "Holder",
     "LaneView",
     "NeedView",
+    "PauseReason",
     "QueueView",
     "Report",
     "SessionView",

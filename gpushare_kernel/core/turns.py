@@ -15,6 +15,7 @@ from math import inf
 
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.drains import busy_again
 from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
 from gpushare_kernel.core.policies import Policy, Together, policy_named
 from gpushare_kernel.core.probe import Seen
@@ -32,17 +33,12 @@ from gpushare_kernel.core.values import (
 
 SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
-LONGEST_DRAIN = 60.0
-"""A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 PATIENT_GRACE = 1.0
 """Seconds in which a boundary must come where nothing but asking is possible."""
 LOOKS = 1
 """How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
 IDLE_LOOKS = 16
 """How many of those who run and do next to nothing on the device are."""
-BUSY_TRIES, BUSY_SECONDS = 8, 20.0
-"""Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
@@ -496,15 +492,3 @@ class Turns(ABC):
 def _at_work(session: Session) -> list[Job]:
     """The jobs of `session` that are past their first line and not at a boundary inside our client."""
     return [job for job in session.jobs.values() if not job.waits]
-
-
-def busy_again(session: Session, usual: float, at: float) -> float | None:
-    """`session` could not be paused within its limit: return when to try again (seconds), or None to give up."""
-    if session.busy_tries == 0:
-        session.busy_since = at
-    session.busy_tries += 1
-    session.pause_limit = min(2 * max(session.pause_limit, usual), LONGEST_DRAIN)
-    if session.busy_tries >= BUSY_TRIES or at - session.busy_since > BUSY_SECONDS:
-        session.busy_tries, session.pause_limit = 0, 0.0
-        return None
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**session.busy_tries)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpushare_kernel.core.events import Suspended
 from gpushare_kernel.core.records import User
 from gpushare_kernel.core.values import (
     LARGEST_SIZE,
@@ -266,10 +267,15 @@ def test_pause_and_resume_by_hand(house: House) -> None:
     assert "asks for it" in refused(other.ask(msg.PauseNotebook("hw2.ipynb")), "BadDeclaration")
     assert client.ask(msg.ResumeNotebook("hw2")) == msg.ResumedNow(())
     paused = client.ask(msg.PauseNotebook("hw2"))
-    assert paused == msg.PausedNow(("hw2.ipynb",), 600.0)
+    assert isinstance(paused, msg.PausedNow)
+    assert paused.names == ("hw2.ipynb",)
+    assert 599.0 < paused.seconds <= 600.0
     session = house.broker.scheduler.sessions[session_of(other)]
     assert session.stopped is PauseReason.OWNER
     assert session.charged == 3 * GiB
+    again = client.ask(msg.PauseNotebook("hw2"))  # asked once more it lasts no longer
+    assert isinstance(again, msg.PausedNow)
+    assert again.seconds < 600.0
     line = house.call(msg.Observe())
     told = line.ask(msg.GetSnapshot())
     assert isinstance(told, msg.SnapshotReply)
@@ -279,6 +285,20 @@ def test_pause_and_resume_by_hand(house: House) -> None:
     assert session.suspended_until is None
     house.device.capabilities = Capabilities(can_pause=False, can_park=False, why="MPS runs")
     assert "MPS runs" in refused(line.ask(msg.PauseNotebook("hw2")), "BadDeclaration")
+
+
+def test_who_is_paused_for_its_memory_is_not_said_to_be_paused_by_hand(house: House) -> None:
+    """That pause has a bound of its own, and pause by hand would not prolong it."""
+    client, other = house.notebook("hw1.ipynb"), house.notebook("hw2.ipynb")
+    other.ask(submit("k", persistent=3 * GiB))
+    engine, name = house.broker.engine, session_of(other)
+    suspended = Suspended(at=engine.now, session=name, until=engine.now + 60.0)
+    house.do(lambda: engine.feed(suspended))
+    assert "holds more than it may" in refused(
+        client.ask(msg.PauseNotebook("hw2")), "BadDeclaration"
+    )
+    assert client.ask(msg.ResumeNotebook("hw2")) == msg.ResumedNow(())
+    assert house.broker.scheduler.sessions[name].suspended_until is not None
 
 
 def test_a_waiting_notebook_is_not_paused(house: House) -> None:

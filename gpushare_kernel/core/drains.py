@@ -1,0 +1,24 @@
+"""A pause whose target is not done within its limit: when it is tried again, with which limit, and when it is given up."""
+
+from __future__ import annotations
+
+from gpushare_kernel.core.records import Session
+
+LONGEST_DRAIN = 60.0
+"""A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
+BUSY_TRIES, BUSY_SECONDS = 8, 20.0
+"""Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+"""Seconds between two tries, at first and at most."""
+
+
+def busy_again(session: Session, usual: float, at: float) -> float | None:
+    """`session` could not be paused within its limit: return when to try again (seconds), or None to give up."""
+    if session.busy_tries == 0:
+        session.busy_since = at
+    session.busy_tries += 1
+    session.pause_limit = min(2 * max(session.pause_limit, usual), LONGEST_DRAIN)
+    if session.busy_tries >= BUSY_TRIES or at - session.busy_since > BUSY_SECONDS:
+        session.busy_tries, session.pause_limit = 0, 0.0
+        return None
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**session.busy_tries)
