@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from gpushare_kernel.client.shown import (
     DeviceView,
+    PauseReason,
     QueueView,
     SessionView,
     Snapshot,
@@ -25,8 +26,7 @@ from gpushare_widgets.parties import CROWD, NOBODY, Party, clean, longest, parti
 
 Scene = dict[str, Any]
 _MODES = {"co-run": "shared", "exclusive": "in turns"}
-_BY_HAND = "by-its-owner"
-_PAUSES = {_BY_HAND: "by hand", "over-its-grant": "over its grant"}
+_PAUSES = {str(PauseReason.OWNER): "by hand", str(PauseReason.OVER_GRANT): "over its grant"}
 _REASONS = frozenset(WaitReason)
 _AT_WORK = ("busy", "paused", "restoring")
 _MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED = 30, 12, 16, 20
@@ -312,7 +312,7 @@ def _actions(
     offered = {
         "release": bool(spare) and state in ("idle", "bare"),
         "pause": "pause" in can and state == "busy" and not waiting,
-        "resume": "pause" in can and session.why_paused == _BY_HAND,
+        "resume": "pause" in can and session.why_paused == PauseReason.OWNER,
         "park": "park" in can and state == "idle" and bool(session.p),
         "restore": "park" in can and state == "parked",
     }
