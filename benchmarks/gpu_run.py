@@ -29,6 +29,8 @@ from benchmarks.gpu.row import HOST_NOTICE, leave_on_signals
 
 ROOT = checkout.ROOT
 REPORT = "tests.xml"
+RECKONING = "tests/benchmarks/test_reckoning.py"
+"""What stands for the GPU's tests on the host device."""
 MET, MISSED, CRASHED, LEFT = 0, 1, 2, 3
 """Exit statuses; the gravest counts, and rows that are left count more than missed targets."""
 
@@ -97,7 +99,8 @@ def _verdict(result: Result) -> str:
 
 def _command(row: Row, given: argparse.Namespace) -> list[str]:
     if row.name == TESTS:
-        which = ["-m", "gpu"] if given.device == "cuda" else ["tests/benchmarks/test_reckoning.py"]
+        of_gpu = sorted(str(path) for path in (ROOT / "tests").glob("*/test_*gpu*.py"))
+        which = ["-m", "gpu", *of_gpu] if given.device == "cuda" else [RECKONING]
         return [
             sys.executable,
             "-m",
