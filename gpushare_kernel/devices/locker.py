@@ -161,6 +161,8 @@ class Locker:
                 if self._link is None:
                     self._link = self._crew.take(self.key)
                 await self._link.ready()
+                if self._link.ended():  # before it was asked: no lock of its can come through
+                    raise WorkerLost("it ended")
                 asked = monotonic()
                 if request == "lock":
                     late = max(self._late, asked + limit)

@@ -311,7 +311,9 @@ def test_a_second_pause_by_a_new_worker_finds_the_lock(
 ) -> None:
     """ILLEGAL_STATE and LOCKED: paused as asked."""
     pause(device, worker.target)
-    os.kill(worker_of(device, worker.key), signal.SIGKILL)
+    locker = worker_of(device, worker.key)
+    os.kill(locker, signal.SIGKILL)
+    eventually(lambda: procfs.state(locker) == "Z")
     assert pause(device, worker.target).status is PauseStatus.PAUSED
     assert worker.stands_still()
     assert resume(device, worker.target) is PauseStatus.NOTHING

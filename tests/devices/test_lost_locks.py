@@ -39,6 +39,17 @@ def runs(gpu: Gpu, target: Target) -> None:
     assert not gpu.device.paused(target)
 
 
+def test_a_worker_that_died_before_it_was_asked_leaves_nothing_that_comes_late(
+    gpu: Gpu, target: Target
+) -> None:
+    """L2: the next one finds the lock; one unlock later it runs, and is known to."""
+    assert gpu.pause(target).status is PauseStatus.PAUSED
+    kill_workers(gpu)
+    assert gpu.pause(target).status is PauseStatus.PAUSED
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    assert (gpu.record.keys, gpu.state(target.root)) == ([], "running")
+
+
 @pytest.mark.parametrize("dies", ["crash", "dies"])
 def test_workers_that_die_at_every_lock(gpu: Gpu, target: Target, dies: str) -> None:
     """L9, L1: two tries, then it is said that this cannot be paused; before the lock or once it is locked, nobody can tell."""
