@@ -31,7 +31,7 @@ from gpushare_kernel.core.gauge import (
 from gpushare_kernel.core.pace import ENOUGH_TIME, Pace
 from gpushare_kernel.core.policies import Together
 from gpushare_kernel.core.probe import Seen
-from gpushare_kernel.core.records import Session
+from gpushare_kernel.core.records import Session, User
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.steering import REMEASURE, Steering, shares
 from gpushare_kernel.core.turns import Turns
@@ -100,8 +100,11 @@ class Slots(Turns):
 
     def _doubt_paces(self, newcomer: Session) -> None:
         """Who was found at work has worked for a while: what others made meanwhile was made beside it."""
-        if any(not job.background for job in newcomer.jobs.values()):
-            return
+        if all(job.background for job in newcomer.jobs.values()):
+            self._forget_paces()
+
+    def _forget_paces(self) -> None:
+        """Somebody nobody knew of was at work too: it is to be seen anew how fast each goes on."""
         for session in self.wanting.values():
             self.pace(session).solo.forget()
             self.pace(session).beside.forget()
@@ -250,6 +253,9 @@ class Slots(Turns):
         before, pace = session.demand, self.pace(session)
         pace.stale, pace.measured_at = False, at
         session.demand = settled(before, utilization)
+        if pace.woke and not is_idle(session):
+            self._forget_paces()
+        pace.woke = False
         if before is None or abs(before - session.demand) > MISSING / 2:
             self._gauge.anew()  # what was expected so far was expected of something else
         if session.id in self.wanting:
@@ -258,6 +264,7 @@ class Slots(Turns):
     def _measure_anew(self, session: Session) -> None:
         self.pace(session).stale = True
         if is_idle(session):
+            self.pace(session).woke = True
             session.demand = None
             self._recount(session)
 
@@ -339,8 +346,17 @@ class Slots(Turns):
         ):
             return Slot.ALONE, first, max(turn, self._window)
         if any(self._is_light(s) for s in first):
-            return Slot.LIGHT, [s for s in self._waiting(rivals) if self._is_light(s)], turn
+            return Slot.LIGHT, self._riders(rivals), turn
         return Slot.ALONE, first, turn
+
+    def _riders(self, rivals: list[Session]) -> list[Session]:
+        """Those who share a slot: all that are light, of users whose best ranked is. A user's next turn is not used up by riding along."""
+        best: dict[User, Session] = {}
+        for session in self.accounts.ranked(self._cost):
+            if session in rivals:
+                best.setdefault(session.user, session)
+        waiting = [s for s in self._waiting(rivals) if self._is_light(s)]
+        return [s for s in waiting if self._is_light(best.get(s.user, s))]
 
     def _is_to_be_timed(self, session: Session) -> bool:
         """Whether its boundaries are seen and its pace alone is not: then a slot alone tells."""
@@ -400,7 +416,7 @@ class Slots(Turns):
     def _timed(self, session: Session, at: float) -> None:
         """Note to which kind of time the next counts of `session` belong."""
         pace = self.pace(session)
-        alone = len(self._rivals()) < 2  # noqa: PLR2004
+        alone = len(self.using) == 1 or (session.counted > 0 and len(self._rivals()) < 2)  # noqa: PLR2004
         if self.slot is Slot.ALONE and sum(s.counted > 0 for s in self.using.values()) > 1:
             pace.rate = None  # somebody who may not be paused now runs on beside it
         elif alone or (self.slot is Slot.ALONE and self.frame_end is not None):
