@@ -41,6 +41,10 @@ class Scheduler(Room):
             ev.Sampled: self._sampled,
             ev.Continued: self._continued,
             ev.Paused: self._paused,
+            ev.RealtimeGrid: self._on_grid,
+            ev.RealtimeReleased: self._is_released,
+            ev.RealtimeDone: self._is_done,
+            ev.Rung: lambda _: None,
             ev.Exempted: self._exempted,
             ev.Suspended: self._suspended,
             ev.SuspensionEnded: self._suspension_ended,
@@ -149,7 +153,9 @@ class Scheduler(Room):
         session = self.sessions.get(event.session)
         if session is None:
             return
-        if session.suspended_until is not None:
+        if self.turns.gate.owns(session, event.ticket):
+            self.turns.gate.paused(session, event.status, event.drain)
+        elif session.suspended_until is not None:
             self._stood(session, event)
         else:
             self.turns.paused(session, event.ticket, event.status, event.at, event.drain)

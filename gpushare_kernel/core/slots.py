@@ -145,6 +145,8 @@ class Slots(Turns):
         return is_light(session, self.pace(session))
 
     def _is_to_be_measured(self, session: Session, at: float) -> bool:
+        if self.gate.promises:
+            return False
         pace = self.pace(session)
         if pace.seen and not pace.stale:
             # Its boundaries tell its pace: how busy it keeps the device can wait.
@@ -154,7 +156,7 @@ class Slots(Turns):
     def _count(self, session: Session) -> None:
         idle = is_idle(session)
         stays = not session.pausable and not self._cooperates(session)
-        counted = 0.0 if idle or stays else self.compute
+        counted = 0.0 if idle or stays or session.realtime else self.compute
         self.load += counted - session.counted
         session.counted = counted
 
@@ -186,8 +188,8 @@ class Slots(Turns):
         self._steering.owe(self._rivals(), self.using, at, alone=alone, steers=self._steers())
         if self.slot is Slot.ALONE and not self._leaving:
             self._end_once_timed(at)
-        if utilization is None:
-            return
+        if utilization is None or self.gate.promises:
+            return  # real-time jobs are in it
         self._suspect(utilization, at)
         if self._leaving or since < self._since:
             return
@@ -271,14 +273,14 @@ class Slots(Turns):
     def _bill(self, at: float) -> None:
         """Charge the time since the last bill to those who had the device, by their shares."""
         passed, self._billed = at - self._billed, at
-        if passed <= 0 or not self.using:
+        users = [s for s in self.using.values() if not s.realtime]
+        if passed <= 0 or not users or self._shut_since is not None:
             return
-        charged = self.frame_end is not None and not self._steering.at_once
+        charged = self.frame_end is not None and not self._steers()
         charged = charged or self.accounts.contended
-        self._gauge.had((s.demand for s in self.using.values()), passed)
+        self._gauge.had((s.demand for s in users), passed)
         # Who cannot be paused pays like the others; who does next to nothing pays only where nobody else is there.
-        payers = [s for s in self.using.values() if s.counted > 0 or not s.pausable]
-        payers = payers or [*self.using.values()]
+        payers = [s for s in users if s.counted > 0 or not s.pausable] or users
         for session, share in shares(payers):
             used = passed * share * taken(session)
             session.device_time += used
@@ -289,7 +291,8 @@ class Slots(Turns):
 
     def _steers(self) -> bool:
         """Whether all run at once and whoever falls behind gets a slot alone."""
-        return self._steering.at_once and self.frame_end is not None
+        at_once = self._steering.at_once and not self.gate.promises
+        return at_once and self.frame_end is not None
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
@@ -316,9 +319,10 @@ class Slots(Turns):
         if patient is not None:
             return Slot.ALONE, [patient], turn
         policy = self.accounts.policy
-        if policy.co_runs and self._steering.wants_trial(rivals, at):
+        co_runs = policy.co_runs and not self.gate.promises  # beside these nothing can be measured
+        if co_runs and self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
-        if policy.co_runs and self._steering.judge(rivals, at):
+        if co_runs and self._steering.judge(rivals, at):
             steers = policy.shares
             alone = self._steering.alone_next(rivals, at, measuring) if steers else None
             if alone is not None:
@@ -360,6 +364,8 @@ class Slots(Turns):
 
     def _is_to_be_timed(self, session: Session) -> bool:
         """Whether its boundaries are seen and its pace alone is not: then a slot alone tells."""
+        if self.gate.promises:
+            return False
         pace = self.pace(session)
         return pace.met > 0 and not pace.solo.known and pace.solo.seconds < 4 * self._window
 
@@ -425,6 +431,14 @@ class Slots(Turns):
             pace.rate = pace.beside
         else:
             pace.rate = None
+
+    def _stood(self, seconds: float, at: float) -> None:
+        if seconds:
+            self._billed = at
+            self._since += seconds
+        else:
+            self._bill(at)
+        super()._stood(seconds, at)
 
     def _unuse(self, session: Session, at: float) -> None:
         self._bill(at)

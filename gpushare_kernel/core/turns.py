@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from math import inf
 
+from gpushare_kernel.core import drains
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.drains import busy_again
+from gpushare_kernel.core.gate import Gate
 from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
 from gpushare_kernel.core.policies import Policy, Together, policy_named
 from gpushare_kernel.core.probe import Seen
@@ -82,6 +83,11 @@ class Turns(ABC):
         self._exempt_ends = inf
         #: Told of every session whose phase changes, of who is kept paused or parked, and when. It decides nothing.
         self.noted: Callable[[Session, float], None] = lambda _session, _at: None
+        #: Who stands still for real-time jobs, and since when all do (None: they do not).
+        self.gate = Gate(config, emit)
+        self._shut_since: float | None = None
+        #: Who is not to be paused, as soon as real-time jobs allow it, and until when.
+        self._exempt_later: dict[SessionId, tuple[Session, float]] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
 
@@ -135,7 +141,7 @@ class Turns(ABC):
         self._users[session.user.id] += 1
         self._count(session)
         session.waiting_since = at
-        if _at_work(session):
+        if _at_work(session) or session.realtime:
             self.accounts.join(session)
             self.accounts.leave(session)
             self._use(session, at)
@@ -174,7 +180,8 @@ class Turns(ABC):
             for job in session.jobs.values():
                 if job.state is JobState.PAUSED:
                     job.become(JobState.RUNNING)
-            self._emit(Resume(session.id))
+            if not self.gate.keeps(session):
+                self._emit(Resume(session.id))
 
     def watched(self) -> Iterator[SessionId]:
         """Who is to be sampled next: who runs, who just gave its turn back, and some of those who stand still."""
@@ -201,6 +208,8 @@ class Turns(ABC):
     def forget(self, session: Session) -> None:
         """`session` is gone, or its kernel starts anew."""
         self._exempt.pop(session.id, None)
+        self._exempt_later.pop(session.id, None)
+        self.gate.forget(session)
 
     def follow(self, policy: Policy, users: Iterable[User], sessions: Iterable[Session]) -> None:
         """Rank everybody by another policy, and choose by it now."""
@@ -225,6 +234,9 @@ class Turns(ABC):
 
     def settle(self, at: float) -> None:
         """Bring phases in line with what is wanted. Called once after every event."""
+        self._stand_aside(at)
+        if self.gate.shut:
+            return
         if not self.crowded(at):
             self._everybody(at)
         elif self.frame_end is None:
@@ -235,6 +247,28 @@ class Turns(ABC):
             self._frame(at)
         else:
             self._fill(at)
+
+        self._stand_aside(at)  # for whom came to its turn just now
+
+    def _stand_aside(self, at: float) -> None:
+        """Hold and let go whom real-time jobs say. Slots are as much longer as all stood still."""
+        self.gate.settle(self.using.values(), at, free=self.lost or at < self.free_until)
+        since = self._shut_since
+        if self.gate.shut and since is None:
+            self._stood(0.0, at)
+            self._shut_since = at
+        elif not self.gate.shut and since is not None:
+            self._shut_since = None
+            self._stood(at - since, at)
+            later, self._exempt_later = self._exempt_later, {}
+            for session, until in later.values():
+                if at < until:
+                    self.exempt(session, until, at)
+
+    def _stood(self, seconds: float, at: float) -> None:  # noqa: ARG002
+        """All begin to stand still for real-time jobs (0), or have done so for `seconds`."""
+        if self.frame_end is not None:
+            self.frame_end += seconds
 
     def _is_over(self, frame_end: float, at: float) -> bool:
         """Whether others are to be chosen now: the turn has ended, or somebody better has come."""
@@ -263,6 +297,8 @@ class Turns(ABC):
         if status is not PauseStatus.BUSY:
             session.busy_tries = 0
         if status in _LEFT:
+            if status is PauseStatus.PAUSED:
+                drains.note(session, drain)
             if drain < self.config.pause_limit:
                 session.pause_limit = 0.0
             # Also where there was nothing to pause (no context, stopped by its own user): should it use
@@ -272,7 +308,7 @@ class Turns(ABC):
             self._left(session, at)
         elif status is PauseStatus.BUSY:
             # Its submitted work is longer than the limit: the lock can only succeed if it waits longer.
-            pause = busy_again(session, self.config.pause_limit, at)
+            pause = drains.busy_again(session, self.config.pause_limit, at)
             if pause is None:
                 self._runs_beside(session, at)
             else:
@@ -314,7 +350,13 @@ class Turns(ABC):
             self._emit(Pause(session.id, PauseReason.RESTOPPED, limit, session.ticket))
 
     def exempt(self, session: Session, until: float, at: float) -> None:
-        """Resume `session` and do not pause it before `until`, or longer where that was said before; its use is charged."""
+        """Resume `session` and do not pause it before `until`, or longer where that was said before; its use is charged.
+
+        While real-time jobs have the device that waits for them.
+        """
+        if self.gate.shut and not session.realtime:
+            self._exempt_later[session.id] = (session, until)
+            return
         session.exempt_until = max(session.exempt_until, until)
         self._exempt[session.id] = session
         self._exempt_ends = min(self._exempt_ends, session.exempt_until)
@@ -390,6 +432,7 @@ class Turns(ABC):
         self.using[session.id] = session
         self.busy += session.counted
         waited = at - session.waiting_since
+        self.gate.comes(session, at)
         self.free(session)
         if session.shared_since is None and self.frame_end is not None:
             session.shared_since, session.shared_used = at, session.device_time
@@ -398,6 +441,7 @@ class Turns(ABC):
             self._emit(Slow(session.id, self._others(session), 0.0, waited))
         self._tell(session, at)
         self._resume_jobs(session, at)
+        self.gate.came(session, at)
 
     def _leave(self, session: Session, at: float) -> None:
         """The turn is over. `session` is out of the accounts until it has left."""
@@ -450,7 +494,9 @@ class Turns(ABC):
         session.served_before, session.served_since = session.served(at), None
 
     def _may_pause(self, session: Session, at: float) -> bool:
-        return (session.pausable or self._is_asked(session)) and at >= session.exempt_until
+        if session.realtime or at < session.exempt_until:
+            return False
+        return session.pausable or self._is_asked(session)
 
     def _is_asked(self, session: Session) -> bool:
         """Whether `session` is asked for its turn at a boundary, rather than paused from outside."""

@@ -77,6 +77,7 @@ class PauseReason(StrEnum):
     RESTOPPED = "continued-by-somebody-else"
     OVER_GRANT = "over-its-grant"
     OWNER = "by-its-owner"
+    REALTIME = "real-time"
 
 
 class PauseStatus(StrEnum):
@@ -98,6 +99,18 @@ class Need:
 
     persistent: int
     ephemeral: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What was proven of a real-time job: released once in `period` seconds at most, it is done `deadline` seconds later.
+
+    `absorbs` is how long (seconds) the work of others may take to drain on the device without breaking that.
+    """
+
+    period: float
+    deadline: float
+    absorbs: float
 
 
 @dataclass(frozen=True, slots=True)
