@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker import controls
@@ -70,6 +71,9 @@ class Desk:
             msg.Stop: self._stop,
             msg.CellStarted: self._cell_started,
             msg.CellEnded: self._cell_ended,
+            msg.RealtimeGrid: self._realtime_grid,
+            msg.RealtimeReleased: self._realtime_released,
+            msg.RealtimeDone: self._realtime_done,
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -309,6 +313,23 @@ class Desk:
             return  # the session is not idle
         engine = self._engine()
         engine.feed(ev.CellEnded(at=engine.now, session=kernel.id, persistent=body.persistent))
+
+    # --- real-time jobs ------------------------------------------------------------------------------------------------
+
+    def _realtime_grid(self, _number: int, body: msg.RealtimeGrid) -> None:
+        job, engine = self._mine(body.job), self._engine()
+        if body.first is not None and not isfinite(body.first):
+            problem = f"a grid must begin at a time in seconds, and {body.first} is none."
+            raise BadFrame(problem)
+        engine.feed(ev.RealtimeGrid(at=engine.now, job=job, first=body.first))
+
+    def _realtime_released(self, _number: int, body: msg.RealtimeReleased) -> None:
+        engine = self._engine()
+        engine.feed(ev.RealtimeReleased(at=engine.now, job=self._mine(body.job)))
+
+    def _realtime_done(self, _number: int, body: msg.RealtimeDone) -> None:
+        engine = self._engine()
+        engine.feed(ev.RealtimeDone(at=engine.now, job=self._mine(body.job)))
 
     # --- everything else ---------------------------------------------------------------------------------------------
 

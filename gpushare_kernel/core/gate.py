@@ -141,7 +141,9 @@ class Gate:
     def _let_go(self, session: Session, at: float) -> None:
         del self.held[session.id]
         if session.id in self._tickets:
-            drains.note(session, at - session.stopped_at)  # that long at least: it has not stopped yet
+            drains.note(
+                session, at - session.stopped_at
+            )  # that long at least: it has not stopped yet
         if session.stopped is None:  # else the turns, or its owner, stopped it meanwhile
             self._emit(Resume(session.id))
 

@@ -118,7 +118,7 @@ class Alarm(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Overran(Instruction):
-    """Tell the session's user that its real-time job was not done by its deadline, and has no windows until it is in time again."""
+    """Tell the session's user that its real-time job was not done when it was proven to be, and has no windows until it is in time again."""
 
     job: JobId
     session: SessionId

@@ -446,7 +446,7 @@ class Jobs:
     def _take(self, session: Session, usage: Usage, at: float) -> Seen:
         """Put what a sample says on the accounts."""
         seen = self.probe.sample(session, usage, at)
-        self.turns.sampled(session)
+        self.turns.watch.sampled(session)
         self.turns.account(session, usage, seen, at)
         if usage.memory is not None:
             self._see(session, usage.memory, at if usage.memory_at is None else usage.memory_at)

@@ -79,7 +79,7 @@ class Scheduler(Room):
 
     def watched(self, at: float) -> set[SessionId]:
         """The sessions whose use a `Sampled` at `at` should tell: who runs, who was just paused, whose cell is looked at."""
-        return {*self.turns.watched(), *self.probe.due(at)}
+        return {*self.turns.watch, *self.probe.due(at)}
 
     # --- sessions ---------------------------------------------------------------------------------------
 

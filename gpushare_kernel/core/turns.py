@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable
 from math import inf
 
 from gpushare_kernel.core import drains
@@ -31,16 +30,12 @@ from gpushare_kernel.core.values import (
     Usage,
     UserId,
 )
+from gpushare_kernel.core.watch import Watch
 
 SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
 PATIENT_GRACE = 1.0
 """Seconds in which a boundary must come where nothing but asking is possible."""
-LOOKS = 1
-"""How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
-IDLE_LOOKS = 16
-"""How many of those who run and do next to nothing on the device are."""
-
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
 
@@ -70,9 +65,8 @@ class Turns(ABC):
         #: No pauses before this time (broker restart), or while the device is lost.
         self.free_until = 0.0
         self.lost = False
-        #: Who gave its turn back since it was last sampled, and who was sampled since and still stands still.
-        self._left_now: dict[SessionId, Session] = {}
-        self._standing: dict[SessionId, Session] = {}
+        #: Whom samples are asked of.
+        self.watch = Watch(self.using)
         self._leaving = 0
         #: The policy has changed: whom it would have chosen is to be seen.
         self._anew = False
@@ -149,7 +143,7 @@ class Turns(ABC):
             self._become(session, Phase.WAITING, at)
             self.accounts.join(session)
             # What it used of a turn that it gave back with its last job may not be on its accounts yet.
-            self.sampled(session)
+            self.watch.sampled(session)
 
     def unwant(self, session: Session, at: float) -> None:
         """`session` has no work left: nothing of it stays paused."""
@@ -162,8 +156,7 @@ class Turns(ABC):
         self.joining.pop(session.id, None)
         if session.id in self.using:
             self._unuse(session, at)
-        self._left_now.pop(session.id, None)
-        self._standing.pop(session.id, None)
+        self.watch.forget(session)
         self.load -= session.counted
         session.counted = 0.0
         self._become(session, Phase.OFF, at)
@@ -182,22 +175,6 @@ class Turns(ABC):
                     job.become(JobState.RUNNING)
             if not self.gate.keeps(session):
                 self._emit(Resume(session.id))
-
-    def watched(self) -> Iterator[SessionId]:
-        """Who is to be sampled next: who runs, who just gave its turn back, and some of those who stand still."""
-        work = (name for name, session in self.using.items() if session.counted > 0)
-        idle = (name for name, session in self.using.items() if session.counted <= 0)
-        return chain(work, islice(idle, IDLE_LOOKS), self._left_now, islice(self._standing, LOOKS))
-
-    def sampled(self, session: Session) -> None:
-        """`session` was sampled: if it stands still, the others that do come before it again."""
-        self._standing.pop(session.id, None)
-        self._left_now.pop(session.id, None)
-        if session.counted <= 0 and session.id in self.using:
-            self.using[session.id] = self.using.pop(session.id)
-        still = session.stopped is not None or session.held > 0
-        if still and session.phase is Phase.WAITING:
-            self._standing[session.id] = session
 
     def measure(self, session: Session, demand: float) -> None:
         """`session` was seen to use (or to be ready to use) `demand` cores."""
@@ -488,7 +465,7 @@ class Turns(ABC):
         if session.phase is Phase.LEAVING:
             self._leaving -= 1
         del self.using[session.id]
-        self._left_now[session.id] = session
+        self.watch.left(session)
         self.busy -= session.counted
         session.held += at - session.on_since
         session.served_before, session.served_since = session.served(at), None

@@ -103,13 +103,14 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What was proven of a real-time job: released once in `period` seconds at most, it is done `deadline` seconds later.
+    """What was proven of a real-time job: released once in `period` seconds at most, it is done `bound` seconds later.
 
-    `absorbs` is how long (seconds) the work of others may take to drain on the device without breaking that.
+    `absorbs` is how long (seconds) the work of others may take to drain on the device with its deadline kept.
     """
 
     period: float
     deadline: float
+    bound: float
     absorbs: float
 
 

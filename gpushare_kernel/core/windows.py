@@ -2,8 +2,8 @@
 
 A job's releases are known where it works on a grid (`every_period`); then the window opens as much earlier as those who
 run beside it take to drain, so that the device is free when it starts. A sporadic release opens it at once, and the
-drain is part of the proven bound (blocking). A window ends with the job's word that it is done, and at its deadline at
-the latest: who overruns has no windows until it has been in time again for a while.
+drain is part of the proven bound (blocking). A window ends with the job's word that it is done, and when it was
+proven to be at the latest: who overruns has no windows until it has been in time again for a while.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Windows:
                 over.append(one)
             if one.next is None or one.opened is not None:
                 continue
-            # Releases whose deadline has passed unnoticed (the machine slept) are nobody's any more.
-            behind = at - one.next - one.promise.deadline
+            # Releases whose time has passed unnoticed (the machine slept) are nobody's any more.
+            behind = at - one.next - one.promise.bound
             if behind >= 0:
                 one.next += one.promise.period * (floor(behind / one.promise.period) + 1)
             if at >= one.next - lead:
@@ -136,7 +136,7 @@ class Windows:
         one.releases += 1
         if one.owes:
             return
-        one.opened, one.release, one.until = at, release, release + one.promise.deadline
+        one.opened, one.release, one.until = at, release, release + one.promise.bound
         self._open += 1
 
     def _close(self, one: Standing) -> None:
