@@ -11,6 +11,7 @@ from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.jobs import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
 from gpushare_kernel.broker.placement import named
+from gpushare_kernel.broker.promises import Proven, check_task
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import policy_named
@@ -165,7 +166,25 @@ class Desk:
         self._broker.jobs[job] = self
         self._broker.job_names[job] = clean_name(body.name)
         asked = self._broker.asked[job] = self._broker.ask(kernel, body)
-        body = asked.submit
+        if body.realtime is None:
+            self._queue(job, kernel, asked.submit, None)
+        else:
+            check_task(body.realtime)
+            self._broker.prove(job, body.realtime, lambda proven: self._proven(job, kernel, proven))
+
+    def _proven(self, job: JobId, kernel: Kernel, proven: Proven) -> None:
+        """What came of the proof of a real-time job that nobody has given up meanwhile."""
+        asked = self._broker.asked.get(job)
+        if asked is None or self._broker.jobs.get(job) is not self:
+            self._broker.promises_of(job).forget(job)
+        elif proven.refused:
+            self.refused(job, msg.Failure("Refused", proven.refused))
+        else:
+            self._queue(job, kernel, asked.submit, proven)
+
+    def _queue(self, job: JobId, kernel: Kernel, body: msg.Submit, proven: Proven | None) -> None:
+        engine = self._broker.engine_of(kernel.id)
+        promises = {} if proven is None else proven.promises
         taken = engine.feed(
             ev.JobSubmitted(
                 at=engine.now,
@@ -180,6 +199,9 @@ class Desk:
                 usage=None if engine.scheduler.config.divisible else engine.usage(kernel),
                 time=body.time,
                 held=body.held,
+                realtime=proven is not None,
+                promise=promises.get(job),
+                promises={one: promise for one, promise in promises.items() if one != job},
             )
         )
         if not taken:
@@ -189,6 +211,8 @@ class Desk:
         job = self.jobs.get(body.job)
         if job is not None:
             engine = self._engine()
+            if job in self._waiting and job not in engine.scheduler.jobs:
+                self.dropped(job)  # its deadline is being proven
             engine.feed(ev.JobCancelled(at=engine.now, job=job))
         self._reply(number, msg.Ok())
 

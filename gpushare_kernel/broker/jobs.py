@@ -15,6 +15,7 @@ from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
 from gpushare_kernel.broker.needs import Asked, Needs
 from gpushare_kernel.broker.overdraft import IdleHolders
+from gpushare_kernel.broker.promises import Promises, Proven
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -31,6 +32,7 @@ from gpushare_kernel.core.values import (
 )
 from gpushare_kernel.devices.base import Device
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.realtime import RealtimeTask
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.desk import Desk
@@ -56,6 +58,11 @@ class JobAnswers:
         self.engines = {
             device.inventory.id: Engine(Scheduler(config), device, self.registry, self)
             for config, device in devices
+        }
+        #: What real-time jobs were promised, device by device.
+        self.promises = {
+            name: Promises(0 if engine.scheduler.config.divisible else 1)
+            for name, engine in self.engines.items()
         }
         self._placed: dict[SessionId, Engine] = {}
         self.jobs: dict[JobId, Desk] = {}
@@ -171,10 +178,11 @@ class JobAnswers:
         lane, need = job.lane or LaneId(0), job.need
         asked = self.asked.get(job.id)
         runs = 0 if asked is None else asked.runs
+        placement = self.promises_of(job.id).placements.get(job.id)
         desk.granted(
             job.id,
             lambda slot: msg.Granted(
-                name, lane, slot, waited, need.persistent, need.ephemeral, runs
+                name, lane, slot, waited, need.persistent, need.ephemeral, runs, placement
             ),
         )
 
@@ -216,8 +224,18 @@ class JobAnswers:
             kernel.told_budget = limit
             kernel.notify(msg.Budget(limit))
 
+    def promises_of(self, job: JobId) -> Promises:
+        """Return what is promised on the device of `job`."""
+        return self.promises[self.engine_of(session_of(job)).device.inventory.id]
+
+    def prove(self, job: JobId, task: RealtimeTask, then: Callable[[Proven], None]) -> None:
+        """Prove that a real-time job keeps its deadline, whatever runs beside it, and call `then` with what came of it."""
+        core = self.engine_of(session_of(job)).scheduler
+        self.promises_of(job).begin(job, task, core.longest_drain(), then)
+
     def forget(self, job: JobId) -> None:
         """Nobody waits for `job` any more."""
+        self.promises_of(job).forget(job)
         self.jobs.pop(job, None)
         self.job_names.pop(job, None)
         self.boundaries.pop(job, None)

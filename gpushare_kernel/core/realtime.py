@@ -11,6 +11,11 @@ from gpushare_kernel.core.suspension import Suspensions
 class Realtime(Suspensions):
     """What becomes of promises. The proof itself is the broker's: it comes with the job."""
 
+    def longest_drain(self) -> float:
+        """How long the work of those who run beside real-time jobs takes to stop, as far as is known; a trial's limit at least (seconds)."""
+        known = (drains.bound(s) for s in self.sessions.values() if s.jobs and not s.realtime)
+        return max((d for d in known if d is not None), default=0.0) or self.config.trial_drain
+
     def _unproven(self, event: ev.JobSubmitted) -> str | None:
         promise = event.promise
         if promise is None:

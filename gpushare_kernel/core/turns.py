@@ -8,7 +8,6 @@ outside). Who is chosen next, and for how long, is for the two kinds of device: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable
 from math import inf
 
@@ -16,11 +15,12 @@ from gpushare_kernel.core import drains
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.gate import Gate
-from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
+from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume
 from gpushare_kernel.core.policies import Policy, Together, policy_named
 from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.telling import Telling
 from gpushare_kernel.core.values import (
     JobState,
     Mode,
@@ -28,7 +28,6 @@ from gpushare_kernel.core.values import (
     PauseStatus,
     SessionId,
     Usage,
-    UserId,
 )
 from gpushare_kernel.core.watch import Watch
 
@@ -58,7 +57,7 @@ class Turns(ABC):
         self.using: dict[SessionId, Session] = {}
         self.joining: dict[SessionId, Session] = {}
         self.wanting: dict[SessionId, Session] = {}
-        self._users: Counter[UserId] = Counter()  # of those that want it
+        self._telling = Telling(config, emit)
         self.load = 0.0
         self.busy = 0.0
         self.frame_end: float | None = None
@@ -132,7 +131,7 @@ class Turns(ABC):
             return
         self.wanting[session.id] = session
         self._came += 1
-        self._users[session.user.id] += 1
+        self._telling.joined(session)
         self._count(session)
         session.waiting_since = at
         if _at_work(session) or session.realtime:
@@ -149,9 +148,7 @@ class Turns(ABC):
         """`session` has no work left: nothing of it stays paused."""
         if self.wanting.pop(session.id, None) is None:
             return
-        self._users[session.user.id] -= 1
-        if not self._users[session.user.id]:
-            del self._users[session.user.id]
+        self._telling.left(session)
         self.accounts.leave(session)
         self.joining.pop(session.id, None)
         if session.id in self.using:
@@ -163,7 +160,6 @@ class Turns(ABC):
         session.pausable = (
             self.config.can_pause
         )  # a profiler, a kernel without end: gone with that work
-        session.shared_since, session.shared_told = None, False
         self.free(session)
 
     def free(self, session: Session) -> None:
@@ -218,7 +214,7 @@ class Turns(ABC):
             self._everybody(at)
         elif self.frame_end is None:
             for session in self.wanting.values():
-                session.shared_since, session.shared_used = at, session.device_time
+                self._telling.shares(session, at)
             self._frame(at)
         elif self._is_over(self.frame_end, at):
             self._frame(at)
@@ -388,7 +384,7 @@ class Turns(ABC):
         for session in held:
             if session.id in taken:
                 del taken[session.id]
-                self._tell(session, at)
+                self._telling.goes_on(session, at)
             else:
                 self.accounts.leave(session)
                 self._leave(session, at)
@@ -412,11 +408,8 @@ class Turns(ABC):
         self.gate.comes(session, at)
         self.free(session)
         if session.shared_since is None and self.frame_end is not None:
-            session.shared_since, session.shared_used = at, session.device_time
-        if waited >= self.config.tell_paused and session.turns > 1:
-            session.shared_told = True  # a speed would be the same news again, in worse words
-            self._emit(Slow(session.id, self._others(session), 0.0, waited))
-        self._tell(session, at)
+            self._telling.shares(session, at)
+        self._telling.came(session, waited, at)
         self._resume_jobs(session, at)
         self.gate.came(session, at)
 
@@ -498,18 +491,6 @@ class Turns(ABC):
 
     def _cost(self, session: Session) -> float:
         return session.counted * self.config.turn
-
-    def _tell(self, session: Session, at: float) -> None:
-        since = session.shared_since
-        if since is None or session.shared_told or at - since < self.config.tell_shared:
-            return
-        session.shared_told = True
-        whole = (at - since) * (session.counted or 1.0)
-        fraction = min(1.0, (session.device_time - session.shared_used) / whole)
-        self._emit(Slow(session.id, self._others(session), fraction))
-
-    def _others(self, session: Session) -> int:
-        return len(self._users) - (session.user.id in self._users)
 
 
 def _at_work(session: Session) -> list[Job]:

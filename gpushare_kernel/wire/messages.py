@@ -31,7 +31,7 @@ from gpushare_kernel.wire.handshake import (
     Welcome,
 )
 from gpushare_kernel.wire.handshake import Message as _Message
-from gpushare_kernel.wire.realtime import RealtimeTask
+from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
@@ -254,7 +254,7 @@ class Granted(_Message, frozen=True):
     """The job may run. `slot` is its word in the session's page; times in seconds, sizes in bytes.
 
     `persistent` and `ephemeral` are what it was admitted with (the split of a single size included); `learned` says from
-    how many runs they were learned, 0 where they were not.
+    how many runs they were learned, 0 where they were not. `placement` is where a real-time job runs.
     """
 
     job: JobId
@@ -264,6 +264,7 @@ class Granted(_Message, frozen=True):
     persistent: int
     ephemeral: int
     learned: int = 0
+    placement: RealtimePlacement | None = None
 
 
 class DryRun(_Message, frozen=True):

@@ -23,3 +23,15 @@ class RealtimeTask(Struct, frozen=True, omit_defaults=True):
     layers: tuple[RealtimeLayer, ...]
     weight: float = 1.0
     jitter: float = 0.0
+
+
+class RealtimePlacement(Struct, frozen=True, omit_defaults=True):
+    """Where an admitted real-time job runs: node types in pipeline order, its stages (node, first layer, layer after the last), what was proven.
+
+    `bound` is how long after a release it is done at the latest; `absorbs` how long others' work may take to stop with that.
+    """
+
+    configuration: tuple[str, ...]
+    stages: tuple[tuple[int, ...], ...]
+    bound: float
+    absorbs: float
