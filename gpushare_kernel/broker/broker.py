@@ -148,8 +148,6 @@ class Broker(Processes):
 
     def hang_up(self) -> None:
         """End every line; what was said still goes out."""
-        for promises in self.promises.values():
-            promises.close()
         for desk in [*self.observers, *(line for kernel in self.registry for line in kernel.lines)]:
             desk.hang_up()
         for kernel in self.registry:

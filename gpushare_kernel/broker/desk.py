@@ -155,6 +155,8 @@ class Desk:
             problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
             raise BadDeclaration(problem)
         check_weight(body.weight)
+        if body.realtime is not None:
+            check_task(body.realtime)
         job = job_of(kernel.id, body.job)
         engine = self._broker.engine_of(kernel.id)
         if job in engine.scheduler.jobs:
@@ -169,7 +171,6 @@ class Desk:
         if body.realtime is None:
             self._queue(job, kernel, asked.submit, None)
         else:
-            check_task(body.realtime)
             self._broker.prove(job, body.realtime, lambda proven: self._proven(job, kernel, proven))
 
     def _proven(self, job: JobId, kernel: Kernel, proven: Proven) -> None:

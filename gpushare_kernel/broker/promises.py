@@ -60,7 +60,7 @@ class Promises:
         self._stages: dict[str, Any] = {}
         self._configuration: list[str] = []
         self._lock = asyncio.Lock()
-        self._proofs: set[asyncio.Task[None]] = set()
+        self._proofs: dict[JobId, asyncio.Task[None]] = {}
         #: Where each admitted job runs.
         self.placements: dict[JobId, RealtimePlacement] = {}
 
@@ -70,23 +70,31 @@ class Promises:
         """Prove the deadline of `job`, and call `then` with what came of it."""
 
         async def proof() -> None:
-            then(await self.prove(job, task, drain))
+            try:
+                proven = await self.prove(job, task, drain)
+            finally:
+                self._proofs.pop(job, None)
+            then(proven)
 
-        running = asyncio.get_running_loop().create_task(proof())
-        self._proofs.add(running)
-        running.add_done_callback(self._proofs.discard)
+        self._proofs[job] = asyncio.get_running_loop().create_task(proof())
 
     async def prove(self, job: JobId, task: RealtimeTask, drain: float) -> Proven:
         """Prove the deadline of `job` beside all that are promised, with a drain of others of `drain` seconds."""
         async with self._lock:
             found = await self._ask(job, task, drain)
             if "refused" in found:
-                return Proven(refused=str(found["refused"]))
+                return Proven(refused=self._told(str(found["refused"]), job, task))
             self._tasks[job] = task
             self._stages = dict(found["stages"])
             self._configuration = list(found["configuration"])
             promises = {
-                one: Promise(t.period, t.deadline, found["bounds"][str(one)], found["absorbs"])
+                one: Promise(
+                    period=t.period,
+                    deadline=t.deadline,
+                    bound=found["bounds"][str(one)],
+                    drain=drain,
+                    absorbs=found["absorbs"],
+                )
                 for one, t in self._tasks.items()
             }
             placement = RealtimePlacement(
@@ -98,13 +106,26 @@ class Promises:
             self.placements[job] = placement
             return Proven(promises=promises)
 
-    def close(self) -> None:
+    def _told(self, why: str, job: JobId, task: RealtimeTask) -> str:
+        """Return why a job is refused, as its user may read it: by the name it gave, and nobody else's (I9)."""
+        why = why.replace(f"task {job}", f"task {task.name}").replace(str(job), task.name)
+        for other in self._tasks:
+            why = why.replace(f"task {other}", str(other)).replace(
+                str(other), "another real-time job"
+            )
+        return why
+
+    async def close(self) -> None:
         """Give up what is being proven."""
-        for running in self._proofs:
-            running.cancel()
+        running = [*self._proofs.values()]
+        for proof in running:
+            proof.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     def forget(self, job: JobId) -> None:
-        """`job` is over."""
+        """`job` is over, or given up."""
+        if job in self._proofs:
+            self._proofs[job].cancel()
         self.placements.pop(job, None)
         if self._tasks.pop(job, None) is not None:
             self._stages.pop(str(job), None)

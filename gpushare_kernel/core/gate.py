@@ -48,6 +48,7 @@ class Gate:
             self.shut = False
             return
         users = [session for session in using if not session.realtime]
+        self.windows.drain = max((drains.bound(s) or 0.0 for s in users), default=0.0)
         for one in self.windows.tick(at, self._lead(users)):
             self._emit(Overran(one.job, one.session))
         self.shut = self.windows.open and not free

@@ -105,12 +105,13 @@ class Need:
 class Promise:
     """What was proven of a real-time job: released once in `period` seconds at most, it is done `bound` seconds later.
 
-    `absorbs` is how long (seconds) the work of others may take to drain on the device with its deadline kept.
+    That is where the work of others drains within `drain` seconds; within `absorbs` its deadline is kept all the same.
     """
 
     period: float
     deadline: float
     bound: float
+    drain: float
     absorbs: float
 
 

@@ -42,6 +42,8 @@ class Windows:
 
     def __init__(self) -> None:
         self.standing: dict[JobId, Standing] = {}
+        #: The longest drain on record of those who run beside.
+        self.drain = 0.0
         self._open = 0
 
     @property
@@ -136,7 +138,9 @@ class Windows:
         one.releases += 1
         if one.owes:
             return
-        one.opened, one.release, one.until = at, release, release + one.promise.bound
+        promise = one.promise
+        bound = min(promise.deadline, promise.bound + max(0.0, self.drain - promise.drain))
+        one.opened, one.release, one.until = at, release, release + bound
         self._open += 1
 
     def _close(self, one: Standing) -> None:

@@ -47,13 +47,11 @@ def prove(
     found = _beside(search, new, configuration, placed) if configuration else search.pruned()
     if found is None or not found.admitted:
         return _refusal(search, found, new, anew=bool(configuration))
-    absorbs = _absorbs(search, found)
-    late = _late(search, found, absorbs)
     return Proof(
         configuration=tuple(str(node) for node in found.configuration),
         stages=found.placed,
-        bounds={name: (bound or 0) / SECOND for name, bound in late.items()},
-        absorbs=absorbs,
+        bounds={name: (bound or 0) / SECOND for name, bound in found.late.items()},
+        absorbs=_absorbs(search, found),
     )
 
 

@@ -220,6 +220,8 @@ class House:
 
     async def _close(self) -> None:
         validate(self.broker.scheduler)
+        for promises in self.broker.promises.values():
+            await promises.close()
         await self.broker.engine.close()
         self.listener.close()
         await self._serving

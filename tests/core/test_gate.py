@@ -47,7 +47,7 @@ class RealtimeWorld(GpuWorld):
         known: bool = True,
     ) -> Camera:
         session, job = SessionId(name), JobId(f"{name}/job")
-        promise = Promise(period, deadline, deadline, absorbs)
+        promise = Promise(period, deadline, deadline, absorbs, absorbs)
         self.send(ev.SessionOpened(at=self.now, session=session, user=UserId(name)))
         self.kernels[name] = GpuKernel("idle", seen=False)
         self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
