@@ -215,10 +215,8 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
             leaving.callback(broker.recorder.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
-        for engine in broker.engines.values():
-            leaving.push_async_callback(engine.close)
-        for promises in broker.promises.values():
-            leaving.push_async_callback(promises.close)
+        for ending in (*broker.engines.values(), *broker.promises.values()):
+            leaving.push_async_callback(ending.close)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)

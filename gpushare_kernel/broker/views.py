@@ -13,6 +13,7 @@ from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import Holder, JobId, JobState, Presence, SessionId, UserId, Wait
+from gpushare_kernel.core.windows import Standing
 from gpushare_kernel.wire import snapshot as view
 
 if TYPE_CHECKING:
@@ -51,6 +52,26 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
             for user, weight, seconds in broker.accounts()
         ),
         at=now,
+        rt=tuple(
+            _realtime(one)
+            for engine in broker.engines.values()
+            for one in engine.scheduler.turns.gate.windows.standing.values()
+        ),
+    )
+
+
+def _realtime(one: Standing) -> view.RealtimeView:
+    promise = one.promise
+    longest = promise.bound if one.longest is None else one.longest
+    return view.RealtimeView(
+        session=one.session,
+        period=promise.period,
+        deadline=promise.deadline,
+        bound=promise.bound,
+        margin=promise.deadline - longest,
+        releases=one.releases,
+        misses=one.late,
+        job=one.job,
     )
 
 

@@ -33,6 +33,8 @@ class Standing:
     until: float = 0.0
     releases: int = 0
     late: int = 0
+    #: Its longest response so far (seconds), of those that were in time.
+    longest: float | None = None
     #: It overran: no windows until so many jobs were in time.
     owes: int = 0
 
@@ -93,6 +95,8 @@ class Windows:
             one.owes -= 1
         if one.opened is None:
             return 0.0
+        response = max(0.0, at - one.release)
+        one.longest = response if one.longest is None else max(one.longest, response)
         used = max(0.0, at - max(one.opened, one.release))
         self._close(one)
         return used

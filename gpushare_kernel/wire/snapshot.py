@@ -126,6 +126,21 @@ class UserView(Struct, frozen=True):
     device_time: float
 
 
+class RealtimeView(Struct, frozen=True):
+    """An admitted real-time job that runs. Times in seconds: it is done `bound` after a release, as was proven; `margin` is what its
+    longest response so far left of the deadline, its bound where there was none yet; `misses` of `releases` were later than proven.
+    """
+
+    session: str
+    period: float
+    deadline: float
+    bound: float
+    margin: float
+    releases: int
+    misses: int
+    job: str = ""
+
+
 class NeedView(Struct, frozen=True):
     """What is known of one piece of the caller's code: what its last run declared and took, and what the next is taken to need.
 
@@ -162,3 +177,4 @@ class Snapshot(Struct, frozen=True):
     queue: tuple[QueueView, ...] = ()
     users: tuple[UserView, ...] = ()
     at: float | None = None
+    rt: tuple[RealtimeView, ...] = ()

@@ -147,6 +147,27 @@ def test_a_window_holds_others_from_before_the_release_until_it_is_done(house: H
     assert not gate.held
 
 
+def test_snapshots_say_how_deadlines_stand(house: House) -> None:
+    """For the live view: what was promised, what the longest response left, and what was late."""
+    client = house.notebook("cam.ipynb")
+    granted = realtime(client)
+    assert isinstance(granted, msg.Granted)
+    assert granted.placement is not None
+    answer = client.ask(msg.GetSnapshot())
+    assert isinstance(answer, msg.SnapshotReply)
+    (told,) = answer.snapshot.rt
+    assert (told.session, told.period, told.deadline) == (session_of(client), 0.2, 0.15)
+    assert (told.releases, told.misses) == (0, 0)
+    assert told.margin == pytest.approx(0.15 - granted.placement.bound)
+    client.tell(msg.RealtimeReleased(JobId("cam")))
+    client.tell(msg.RealtimeDone(JobId("cam")))
+    answer = client.ask(msg.GetSnapshot())
+    assert isinstance(answer, msg.SnapshotReply)
+    (told,) = answer.snapshot.rt
+    assert (told.releases, told.misses) == (1, 0)
+    assert 0.1 < told.margin < 0.15
+
+
 def test_a_sporadic_release_opens_a_window_and_an_overrun_closes_it(house: House) -> None:
     """W3: It never says that it is done: at its bound the others run again, and its user is told."""
     other, client = house.notebook("hog.ipynb"), house.notebook("cam.ipynb")

@@ -110,7 +110,7 @@ def scene(snapshot: Snapshot, *, now: float, kept: Kept | None = None) -> Scene:
         "shares": _shares(snapshot, [timeline.ran(one) for one in spans.values()]),
         "queue": _queue(snapshot, drawn),
         "sessions": sessions,
-        "rt": _fed(getattr(snapshot, "rt", ()), drawn, _rt),
+        "rt": _fed(snapshot.rt, drawn, _rt),
         "bundles": _fed(getattr(snapshot, "bundles", ()), drawn, _bundle),
     }
     return {"at": now, **{name: told for name, told in sections.items() if told}}
