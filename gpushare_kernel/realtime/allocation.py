@@ -1,0 +1,262 @@
+"""Which node runs which layers: the programme of Eq. (7) of Xiang and Kim (RTSS 2019), reconstructed (docs/realtime.md, section 3).
+
+The published equation could not be read. What is known is its frame: tasks by falling load, and for each the contiguous
+layers for each node by which the largest load of a node becomes least. Ties, which are many, go to the shortest total time,
+then to the fewest stages. RT tasks come first: BE ones take what is left, so no BE task moves an RT task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from gpushare_kernel.realtime.costs import Table, Work
+from gpushare_kernel.realtime.model import NodeType, Stage
+
+Placed = tuple[tuple[int, int, int], ...]
+"""A task's stages: node, first layer, and the layer after the last."""
+_GAIN = 1e-9
+_ROUNDS = 20
+_STAGE = 1e-3
+"""A stage more is a tie-break below every nanosecond."""
+Price = tuple[float, float]
+"""What a nanosecond on a node costs, and what a stage on it costs."""
+
+
+def stages(placed: Placed) -> tuple[Stage, ...]:
+    """Return a placement as others read it."""
+    return tuple(Stage(node, first, after - 1) for node, first, after in placed)
+
+
+class Board:
+    """The nodes of one configuration, and what of their time is taken by those placed so far."""
+
+    def __init__(self, configuration: Sequence[NodeType]) -> None:
+        self.configuration = configuration
+        self.on_gpu = [node.gpus > 0 for node in configuration]
+        self.loads = [0.0] * len(configuration)
+
+    def add(self, work: Work, placed: Placed, sign: int = 1) -> None:
+        """Count the load of a placement, or (`sign` -1) take it away."""
+        for (node, _, _), cost in zip(placed, self.costs(work, placed), strict=True):
+            self.loads[node] = max(0.0, self.loads[node] + sign * cost / work.period)
+
+    def costs(self, work: Work, placed: Placed) -> list[int]:
+        """Return the nanoseconds of each stage: its layers, passing the job on, and bringing the input over."""
+        found, from_gpu = [], False
+        for node, first, after in placed:
+            total = work.on(self.configuration[node]).total
+            crosses = self.on_gpu[node] or from_gpu
+            brought = work.transfer[first] if crosses else 0
+            found.append(total[after] - total[first] + work.queue + brought)
+            from_gpu = self.on_gpu[node]
+        return found
+
+    def place(self, work: Work) -> Placed | None:
+        """Return the best placement beside what is there (not counted yet); None where no order of nodes can run it."""
+        tables = [work.on(node) for node in self.configuration]
+        found = self.quickest(work, max(self.loads), tables)
+        if found is None:
+            level = self.least_level(work, tables)
+            found = None if level == inf else self.quickest(work, level, tables)
+        return found
+
+    def least_level(self, work: Work, tables: Sequence[Table] | None = None) -> float:
+        """Return the smallest possible largest load once `work` is placed: M[L, N]; inf where it cannot be.
+
+        M[l, k] = min over x < l and the node before of max(M[x, before], load[k] + (cost of layers x to l on k) / period).
+        """
+        tables = tables or [work.on(node) for node in self.configuration]
+        size = work.layers + 1
+        from_cpu = [max(self.loads), *[inf] * (size - 1)]
+        from_gpu = [inf] * size
+        for node, table in enumerate(tables):
+            gpu = self.on_gpu[node]
+            near = [inf] * size if gpu else from_cpu
+            far = (
+                [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
+            )
+            own = from_gpu if gpu else from_cpu
+            new = _levels(work, table, self.loads[node], near, far, own)
+            if gpu:
+                from_gpu = new
+            else:
+                from_cpu = new
+        return min(from_cpu[-1], from_gpu[-1])
+
+    def quickest(
+        self,
+        work: Work,
+        level: float,
+        tables: Sequence[Table] | None = None,
+        prices: Sequence[Price] | None = None,
+    ) -> Placed | None:
+        """Return the placement of least total time by which no node of it is loaded above `level`; None where there is none.
+
+        With `prices`, the least total price: what a nanosecond costs on each node, and what a stage there costs.
+        """
+        tables = tables or [work.on(node) for node in self.configuration]
+        none: list[_Way | None] = [None] * work.layers
+        from_cpu: list[_Way | None] = [(0.0, None, -1, 0), *none]
+        from_gpu: list[_Way | None] = [None, *none]
+        for node, table in enumerate(tables):
+            budget = _budget(self.loads[node], work.period, level)
+            if budget <= work.queue:
+                continue
+            price = (1.0, _STAGE) if prices is None else prices[node]
+            if self.on_gpu[node]:
+                both = [_better(a, b) for a, b in zip(from_cpu, from_gpu, strict=True)]
+                from_gpu = _ways(work, table, (node, budget, price), (None, both), from_gpu)
+            else:
+                from_cpu = _ways(work, table, (node, budget, price), (from_cpu, from_gpu), from_cpu)
+        best = _better(from_cpu[-1], from_gpu[-1])
+        return None if best is None else _path(best)
+
+
+_Way = tuple[float, "_Way | None", int, int]  # type: ignore[misc]
+"""The price of the layers so far, the way to the stage before, this stage's node, and the layer after its last."""
+
+
+def _levels(
+    work: Work, table: Table, load: float, near: list[float], far: list[float], own: list[float]
+) -> list[float]:
+    """One node's column of M. `near`: the input is in this node's memory; `far`: it must be brought."""
+    total, start, period, new = table.total, table.start, work.period, own[:]
+    for after in range(1, work.layers + 1):
+        best, end = own[after], total[after] + work.queue
+        for first in range(after - 1, start[after] - 1, -1):
+            cost = end - total[first]
+            level = load + cost / period
+            if level >= best:
+                break
+            if near[first] < best:
+                best = max(near[first], level)
+            if far[first] < best:
+                brought = max(far[first], load + (cost + work.transfer[first]) / period)
+                best = min(best, brought)
+        new[after] = best
+    return new
+
+
+def _ways(
+    work: Work,
+    table: Table,
+    on: tuple[int, int, Price],
+    before: tuple[list[_Way | None] | None, list[_Way | None]],
+    own: list[_Way | None],
+) -> list[_Way | None]:
+    """Extend the ways `before` (input here, input elsewhere) by a stage on this node, of at most its budget.
+
+    Ways are compared by their sum less the node's own sum up to there: where the budget never stops, the least is kept
+    while layers are added, and nothing is looked at twice.
+    """
+    node, budget, (slope, stage) = on
+    total, transfer, start, new = table.total, work.transfer, table.start, own[:]
+    near, far = before
+    here = None if near is None else [_sum(way, -slope * t) for way, t in zip(near, total, strict=True)]
+    there = [_sum(w, slope * (b - t)) for w, b, t in zip(far, [*transfer, 0], total, strict=True)]
+    free = total[-1] + work.queue + max(transfer) <= budget
+    best, found = inf, None
+    for after in range(1, work.layers + 1):
+        end, low = total[after] + work.queue, start[after]
+        if not free or low == after:
+            best, found = inf, None
+        for first in range(after - 1, max(low, after - 1 if free else 0) - 1, -1):
+            cost = end - total[first]
+            if cost > budget:
+                break
+            if here is not None and here[first] < best:
+                best, found = here[first], near[first]  # type: ignore[index]
+            if there[first] < best and cost + transfer[first] <= budget:
+                best, found = there[first], far[first]
+        kept, sum_ = new[after], best + slope * end + stage
+        if found is not None and (kept is None or sum_ < kept[0]):
+            new[after] = (sum_, found, node, after)
+    return new
+
+
+def _sum(way: _Way | None, more: float) -> float:
+    return inf if way is None else way[0] + more
+
+
+def _better(one: _Way | None, other: _Way | None) -> _Way | None:
+    if one is None or other is None:
+        return one or other
+    return one if one[0] <= other[0] else other
+
+
+def _path(way: _Way | None) -> Placed:
+    found = []
+    while way is not None and way[1] is not None:
+        found.append((way[2], way[1][3], way[3]))
+        way = way[1]
+    return tuple(reversed(found))
+
+
+def _budget(load: float, period: int, level: float) -> int:
+    """Return the largest cost that keeps load + cost / period at `level`, as those floats say it."""
+    guess = max(0, int((level - load) * period))
+    while load + (guess + 1) / period <= level:
+        guess += 1
+    while guess >= 0 and load + guess / period > level:
+        guess -= 1
+    return guess
+
+
+def allocate(
+    works: Sequence[Work], board: Board, level: float | None = None
+) -> dict[str, Placed] | None:
+    """Place all tasks, RT by falling load, then BE by falling load; None where one has no place.
+
+    Without a `level`, as Eq. (7) has it: loads are balanced, and each group is moved again until nothing is gained. With one,
+    each RT task goes where it is quickest as long as no node is loaded above `level`.
+    """
+    placed: dict[str, Placed] = {}
+    for realtime in (True, False):
+        group = _by_load([work for work in works if work.realtime is realtime], board)
+        for work in group:
+            found = None if level is None or not realtime else board.quickest(work, level)
+            found = found or board.place(work)
+            if found is None:
+                return None
+            board.add(work, found)
+            placed[work.name] = found
+        if level is None:
+            _place_again(group, board, placed)
+    return placed
+
+
+def _by_load(group: list[Work], board: Board) -> list[Work]:
+    """By the mean load over the nodes, the heaviest first; a layer that a node cannot run adds none there."""
+
+    def load(work: Work) -> float:
+        return sum(work.on(node).total[-1] for node in board.configuration) / work.period
+
+    return sorted(group, key=lambda work: (-load(work), work.name))
+
+
+def _place_again(group: Sequence[Work], board: Board, placed: dict[str, Placed]) -> None:
+    """Take each task up and place it again beside all others, until the largest load and the sum of loads stay."""
+    if len(group) < 2:  # noqa: PLR2004  it was placed beside all others
+        return
+    for _ in range(_ROUNDS):
+        gained = False
+        for work in group:
+            before = (max(board.loads), sum(board.loads))
+            kept, old = board.loads[:], placed[work.name]
+            board.add(work, old, -1)
+            new = board.place(work)
+            if new is not None and new != old:
+                board.add(work, new)
+                if _less((max(board.loads), sum(board.loads)), before):
+                    placed[work.name], gained = new, True
+                    continue
+            board.loads = kept
+        if not gained:
+            return
+
+
+def _less(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    if abs(one[0] - other[0]) > _GAIN:
+        return one[0] < other[0]
+    return one[1] < other[1] - _GAIN
