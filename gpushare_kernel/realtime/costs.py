@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import io
 import os
-import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 
 from gpushare_kernel.realtime import host, payload
 from gpushare_kernel.realtime.chain import Chain
+from gpushare_kernel.realtime.payload import is_array, is_tensor
 from gpushare_kernel.realtime.profile import Profile
 
 _VERSION = 1
@@ -39,15 +40,10 @@ def fingerprint(chain: Chain) -> bytes:
     """Return what tells models of different costs apart: their code and the forms of their weights, not what is in these."""
     import cloudpickle  # noqa: PLC0415  an extra
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  untyped
-        def persistent_id(self, obj: Any) -> Any:
-            """Have weights told by their form."""
-            torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-            weights = () if torch is None else (torch.Tensor,)
-            arrays = () if numpy is None else (numpy.ndarray,)
-            if isinstance(obj, (*weights, *arrays)):
-                return f"{type(obj).__name__} {obj.dtype} {tuple(obj.shape)}"
-            return None
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> str | None:
+            """Have weights told by their form, and code by what it does."""
+            return _told(obj)
 
     digest = hashlib.sha256()
     for piece in chain.pieces:
@@ -56,6 +52,29 @@ def fingerprint(chain: Chain) -> bytes:
             Pickler(buffer).dump(piece.call)
         digest.update(piece.name.encode() + b"\0" + buffer.getvalue())
     return digest.digest()
+
+
+def _told(thing: Any) -> str | None:
+    """Return the words for what a pickle would tell too exactly; None for the rest.
+
+    That is what is in weights, where code was written, and the number that cloudpickle draws for a class of a notebook.
+    """
+    if isinstance(thing, types.CodeType):
+        return _code(thing)
+    if isinstance(thing, type) and thing.__module__ == "__main__":
+        methods = (getattr(value, "__code__", None) or value for value in vars(thing).values())
+        said = [_code(one) if isinstance(one, types.CodeType) else type(one).__name__ for one in methods]  # fmt: skip
+        return (
+            f"class {thing.__qualname__} {[base.__qualname__ for base in thing.__bases__]} {said}"
+        )
+    if is_tensor(thing) or is_array(thing):
+        return f"{type(thing).__name__} {thing.dtype} {tuple(thing.shape)}"
+    return None
+
+
+def _code(code: types.CodeType) -> str:
+    inner = [_code(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    return f"code {code.co_code.hex()} {code.co_names} {code.co_varnames} {inner}"
 
 
 def load(path: Path) -> Profile | None:

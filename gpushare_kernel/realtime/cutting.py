@@ -7,7 +7,9 @@ traced by `torch.fx`; what that cannot follow (control flow that depends on data
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +83,6 @@ class _Tracer(fx.Tracer):
 def _traced(model: torch.nn.Module) -> fx.GraphModule:
     _check_inputs(model)
     tracer = _Tracer()
-    tracer.record_stack_traces = True
     try:
         graph = tracer.trace(_OneInput(model))
         return fx.GraphModule(tracer.root, graph)
@@ -107,8 +108,10 @@ def _where(tracer: fx.Tracer, problem: Exception) -> str:
     why = said[0] if said else type(problem).__name__
     if last is None:
         return f"torch.fx cannot follow it: {why}"
-    lines = [line.strip() for line in (last.stack_trace or "").splitlines() if line.strip()]
-    code = f", `{lines[-1]}`" if lines else ""
+    ours = (str(Path(torch.__file__).parent), __file__)
+    frames = traceback.extract_tb(problem.__traceback__)
+    line = next((one.line for one in reversed(frames) if not one.filename.startswith(ours)), "")
+    code = f", in `{line}`" if line else ""
     return f"torch.fx cannot follow it behind node {last.name} ({last.target}{code}): {why}"
 
 

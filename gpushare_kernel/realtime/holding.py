@@ -62,5 +62,6 @@ class Holding:
     def _placed(self, piece: Callable[[Any], Any]) -> Callable[[Any], Any]:
         torch = sys.modules.get("torch")
         if self.device != "cpu" and torch is not None and isinstance(piece, torch.nn.Module):
-            return piece.to(self.device)
+            placed: Callable[[Any], Any] = piece.to(self.device)
+            return placed
         return piece

@@ -137,7 +137,7 @@ def stop(nodes: Sequence[Node]) -> None:
 def _hello(index: int, kind: NodeType, mode: str) -> orders.Hello:
     return orders.Hello(
         index=index,
-        path=[entry for entry in sys.path if isinstance(entry, str)],
+        path=list(sys.path),
         torch="torch" in sys.modules,
         device="cuda" if kind.gpus else "cpu",
         mode=mode,

@@ -45,18 +45,18 @@ class Form(msgspec.Struct, frozen=True, array_like=True):
 
 def form_of(value: Any) -> Form:
     """Return the form of a value. Of what is pickled, only type and size are known."""
-    if _is_tensor(value):
+    if is_tensor(value):
         return Form(*_likeness(value), value.element_size() * value.numel())
-    if _is_array(value):
+    if is_array(value):
         return Form(*_likeness(value), value.nbytes)
     return Form(*_likeness(value), len(pickle.dumps(value, 5)))
 
 
 def _likeness(value: Any) -> tuple[str, str, tuple[int, ...]]:
     """Return all of a form but its size, which takes a moment to find where a value is pickled."""
-    if _is_tensor(value):
+    if is_tensor(value):
         return "tensor", str(value.dtype).removeprefix("torch."), tuple(value.shape)
-    if _is_array(value):
+    if is_array(value):
         return "array", value.dtype.str, value.shape
     return "pickle", type(value).__name__, ()
 
@@ -79,14 +79,14 @@ def check(value: Any, expected: Form, where: str) -> None:
 
 def write(value: Any, memory: memoryview) -> Form:
     """Put `value` at the beginning of `memory`; return its form."""
-    if _is_tensor(value):
+    if is_tensor(value):
         torch = sys.modules["torch"]
         form = form_of(value)
         if form.size:
             flat = torch.frombuffer(memory, dtype=value.dtype, count=value.numel())
             flat.copy_(value.detach().reshape(-1))
         return form
-    if _is_array(value):
+    if is_array(value):
         numpy = sys.modules["numpy"]
         form = form_of(value)
         if form.size:
@@ -127,7 +127,8 @@ def read(memory: memoryview, form: Form, device: str = "cpu") -> Any:
     return pickle.loads(memory[: form.size])  # noqa: S301  our own nodes wrote it
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Tell whether it is a tensor that lies in memory as it is."""
     torch = sys.modules.get("torch")
     return (
         torch is not None
@@ -137,13 +138,14 @@ def _is_tensor(value: Any) -> bool:
     )
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Tell whether it is an array of numbers."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(value) is numpy.ndarray and value.dtype.kind in "biufc"
 
 
 def copied(value: Any) -> Any:
     """Return a tensor or array that nobody else changes; anything else as it is."""
-    if _is_tensor(value):
+    if is_tensor(value):
         return value.detach().clone()
-    return value.copy() if _is_array(value) else value
+    return value.copy() if is_array(value) else value

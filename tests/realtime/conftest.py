@@ -17,12 +17,12 @@ from tests.procs import eventually
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """P9: processes, threads, descriptors, shared memory. And a cache of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    before, memory = _descriptors(), set(os.listdir("/dev/shm"))
+    before, memory = _descriptors(), set(Path("/dev/shm").iterdir())
     yield
     eventually(lambda: not _nodes())
     eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("gpushare-") and t.name != "gpushare-grid"])  # fmt: skip
     eventually(lambda: _descriptors() <= before)
-    assert set(os.listdir("/dev/shm")) <= memory
+    assert set(Path("/dev/shm").iterdir()) <= memory
 
 
 def _nodes() -> list[int]:
@@ -37,9 +37,9 @@ def _descriptors() -> int:
     """Count those that nodes could leave: sockets, shared memory, processes, events."""
     kinds = ("socket:", "/memfd:gpushare", "anon_inode:[pidfd]", "anon_inode:[eventfd]", "pidfd")
     count = 0
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in Path("/proc/self/fd").iterdir():
         try:
-            name = os.readlink(f"/proc/self/fd/{fd}")
+            name = str(fd.readlink())
         except FileNotFoundError:
             continue
         count += name.startswith(kinds)

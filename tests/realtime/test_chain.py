@@ -107,7 +107,7 @@ def test_what_cannot_be_followed_is_one_piece_and_says_why(x: torch.Tensor) -> N
 def test_asked_to_split_it_is_refused_with_the_node(x: torch.Tensor) -> None:
     """The rule, the node, what to do."""
     with pytest.raises(
-        BadModel, match="model Choosing: it cannot be split: .*behind node gt.*Make that part"
+        BadModel, match=r"model Choosing: it cannot be split: .*behind node gt.*Make that part"
     ):
         chain(Choosing(), x, split=True)  # fmt: skip
     with pytest.raises(BadModel, match="a plain callable cannot be split"):

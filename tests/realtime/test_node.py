@@ -352,9 +352,9 @@ def test_closing_in_haste_cancels(tmp_path: Path) -> None:
     nodes = Nodes(Fixed((ONE,)))
     other = opened(nodes, "other", [abs], class_="BE")
     pipe = opened(nodes, "net", [gate], [gate], class_="BE")
+    future = pipe.submit(X)
+    gate.entered()
     with pytest.raises(KeyboardInterrupt), pipe:
-        future = pipe.submit(X)
-        gate.entered()
         raise KeyboardInterrupt
     with pytest.raises(CancelledError, match="pipeline net was closed"):
         future.result()

@@ -55,7 +55,7 @@ def test_another_form_is_refused_with_both() -> None:
     expected = payload.form_of(torch.zeros(1, 32))
     payload.check(torch.ones(1, 32), expected, "layer 3")
     with pytest.raises(
-        ShapeChanged, match="layer 3 must be tensor 1x32 float32.*not tensor 1x64 float32.*example"
+        ShapeChanged, match=r"layer 3 must be tensor 1x32 float32.*not tensor 1x64 float32.*example"
     ):
         payload.check(torch.ones(1, 64), expected, "layer 3")  # fmt: skip
     with pytest.raises(ShapeChanged, match="float64"):
@@ -67,7 +67,7 @@ def test_a_pickle_may_grow_so_far() -> None:
     form = payload.form_of([0] * 10)
     memory = memoryview(bytearray(form.room))
     assert payload.read(memory, payload.write([1] * 1000, memory)) == [1] * 1000
-    with pytest.raises(ShapeChanged, match="a list of .* bytes must fit the"):
+    with pytest.raises(ShapeChanged, match=r"a list of .* bytes must fit the"):
         payload.write([1] * 10000, memory)
 
 

@@ -107,6 +107,26 @@ def test_code_tells_models_apart() -> None:
     assert costs.fingerprint(one) == costs.fingerprint(chain([one.pieces[0].call]))
 
 
+def test_where_code_was_written_does_not() -> None:
+    """The same cell in another kernel, or some lines further down: a class and a function of a notebook."""
+    cell = """
+class Net:
+    def __init__(self): self.width = {width}
+    def __call__(self, x): return {answer}
+def last(x): return [n for n in x]
+"""
+
+    def found(name: str, **words: Any) -> bytes:
+        made: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(cell.format(**words), name, "exec"), made)
+        return costs.fingerprint(chain([made["Net"](), made["last"]]))
+
+    one = found("<cell 1>", width=3, answer="x + 1")
+    assert found("\n<cell 2>", width=3, answer="x + 1") == one
+    assert found("<cell 1>", width=4, answer="x + 1") != one
+    assert found("<cell 1>", width=3, answer="x + 2") != one
+
+
 def test_a_model_that_changes_its_form_is_refused() -> None:
     """P11: with the layer, what it must be and what it was; the process is gone."""
 
