@@ -44,12 +44,11 @@ def test_by_its_public_name() -> None:
     """Measured, admitted, run, reported: with nothing but a model and an example; the nodes go with the last one."""
     with gpushare.realtime.Pipeline([np.negative, np.abs], X, period="1s", deadline="900ms") as pipe:  # fmt: skip
         np.testing.assert_array_equal(pipe(X - 9), np.abs(X - 9))
-        np.testing.assert_array_equal(pipe.submit(X).result(), X)
         assert nodes_module.shared().types == (NodeType(len(os.sched_getaffinity(0))),)
         assert pipe.task.name.startswith("list-")
     assert nodes_module.shared().types == ()
     report = pipe.report()
-    assert (report.releases, report.done, report.misses, report.delayed) == (2, 2, 0, 0)
+    assert (report.releases, report.done, report.misses, report.delayed) == (1, 1, 0, 0)
     assert report.bound is None
     assert "promises nothing" in str(report)
 
