@@ -83,6 +83,7 @@ def _run(given: dict[str, Any], deadlines: Sequence[Pipeline], others: Sequence[
         "be": counts,
         "delivered": {one.name: one.longest_delivered for one in reports},
         "skipped": sum(one.skipped for one in reports),
+        "disturbed": sum(one.disturbed for one in reports),
         "overruns": {one.name: one.overruns for one in (*reports, *(pipe.report() for pipe in others))},
         "moved": sum(pipe.report().moved for pipe in others),
         "stages": {one.name: list(one.stages) for one in reports},

@@ -412,6 +412,7 @@ class Nodes:
         if isinstance(said, orders.Done):
             record.done(said.at - flight.released, now - flight.released)
             record.moved += _strayed(tenant, said.path)
+            record.waited(said.waited)
         else:
             record.failed += 1
         if not tenant.conduct.ended(flight.number):

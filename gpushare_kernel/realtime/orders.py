@@ -79,7 +79,8 @@ class Job(Order, frozen=True):
     kind: Kind
     form: Form
     path: list[Span] = []
-    asides: int = 0
+    waited: float = 0.0
+    """Seconds that its layers had no core, because somebody else was on it."""
     rehearsal: bool = False
     """Its times count for nothing, and it stays where it is."""
 
@@ -126,7 +127,7 @@ class Done(Order, frozen=True):
     form: Form
     at: float
     path: list[Span]
-    asides: int
+    waited: float
 
 
 class Failed(Order, frozen=True):

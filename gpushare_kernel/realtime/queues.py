@@ -35,7 +35,7 @@ class Work:
     weight: float
     form: Any
     path: list[Span] = field(default_factory=list)
-    asides: int = 0
+    waited: float = 0.0
     rehearsal: bool = False
     value: Any = None
     held: bool = False

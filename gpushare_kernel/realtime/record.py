@@ -11,6 +11,8 @@ from gpushare_kernel.realtime.conduct import Event
 MOST = 1_000_000
 """Responses that are kept, 8 bytes each. The longest is known of all, also of those that are not kept."""
 _EVENTS = 100
+DISTURBED = 0.001
+"""Seconds without a core from which on a job counts as disturbed."""
 
 
 class Responses:
@@ -44,7 +46,8 @@ class Record:
         self.responses = Responses()
         self.delivered = Responses()
         self.releases = self.failed = self.misses = self.delayed = self.skipped = self.moved = 0
-        self.latest_release = 0.0
+        self.latest_release = self.longest_wait = 0.0
+        self.disturbed = 0
         self.events: deque[Event] = deque(maxlen=_EVENTS)
 
     def done(self, response: float, delivered: float) -> None:
@@ -53,6 +56,11 @@ class Record:
         self.delivered.add(delivered)
         if self.deadline is not None and response > self.deadline:
             self.misses += 1
+
+    def waited(self, seconds: float) -> None:
+        """A job's layers had no core for so long, because somebody else was on it."""
+        self.longest_wait = max(self.longest_wait, seconds)
+        self.disturbed += seconds > DISTURBED
 
     def skip(self, ticks: int) -> None:
         """So many ticks passed without a release."""

@@ -26,6 +26,9 @@ class PipelineReport:
         Releases that came earlier than a period after the last one, and were held back until then.
     skipped
         Ticks of `every_period` on which nothing was released, because the source or the reader was behind.
+    disturbed, longest_wait
+        Jobs whose layers had no core for over a millisecond, because somebody else was on it; the longest of these waits.
+        No bound holds where nodes do not have their cores.
     latest_release
         How long after its tick a release came at most: by the source, or by an interpreter that was busy.
     """
@@ -44,6 +47,8 @@ class PipelineReport:
     skipped: int
     moved: int
     overruns: int
+    disturbed: int
+    longest_wait: float
     demoted: bool
     latest_release: float
     longest: float
@@ -104,6 +109,8 @@ class PipelineReport:
             (self.moved, "ran on other nodes than planned"),
             (self.overruns, "had a layer that took longer than measured"),
         )
+        if self.disturbed:
+            notes.append(f"{self.disturbed} had to wait for a core that somebody else was on, {milliseconds(self.longest_wait)} ms at most.")  # fmt: skip
         notes += [f"{count} {what}." for count, what in counts if count]
         if self.demoted:
             notes.append("It has lost its deadline until it behaves again.")
@@ -130,6 +137,8 @@ def report_of(tenant: Tenant, nodes: Sequence[object]) -> PipelineReport:
         skipped=record.skipped,
         moved=record.moved,
         overruns=tenant.conduct.overruns,
+        disturbed=record.disturbed,
+        longest_wait=record.longest_wait,
         demoted=tenant.conduct.demoted,
         latest_release=record.latest_release,
         longest=record.responses.longest,

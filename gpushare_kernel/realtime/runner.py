@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpushare_kernel.realtime import orders, payload
+from gpushare_kernel.realtime.core_wait import CoreWait
 from gpushare_kernel.realtime.holding import Holding
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.measuring import measured
@@ -53,7 +54,8 @@ class Runner:
         self._page, self._kernel = ends.page, ends.kernel
         self._loading: deque[tuple[int, Iterator[None]]] = deque()
         self._measuring: deque[orders.Measure] = deque()
-        self._dog = Watchdog(self._late)
+        self._core = CoreWait()
+        self._dog = Watchdog(self._late, self._core)
         self._stopped = False
         self._poll = select.epoll()
         for fd in (ends.control.fileno(), ends.inbox.fileno(), ends.kernel):
@@ -140,9 +142,11 @@ class Runner:
     def timed(self, held: Holding, work: Work) -> float:
         """Run the layer that is next; return its seconds. One that overruns loses its job's class at once."""
         layer, worst = work.layer, held.load.worst[work.layer]
-        started = time.monotonic()
+        waited, started = self._core.seconds(), time.monotonic()
+        watched = None
         if worst is not None and not work.rehearsal:
-            self._dog.now = Watched(work.task, work.number, layer, started, worst)
+            watched = Watched(work.task, work.number, layer, started, worst, waited)
+        self._dog.now = watched
         try:
             work.value = held.pieces[layer](work.value)
             if self.device != "cpu":
@@ -150,8 +154,10 @@ class Runner:
         finally:
             took = time.monotonic() - started
             self._dog.now = None
-        if worst is not None and took > worst and not work.rehearsal:
-            self._overran(Watched(work.task, work.number, layer, started, worst), took, running=False)  # fmt: skip
+        stolen = self._core.seconds() - waited
+        work.waited += stolen
+        if watched is not None and took - stolen > watched.worst:
+            self._overran(watched, took - stolen, running=False)
             work.kind = Kind.BE
         return took
 
@@ -170,7 +176,6 @@ class Runner:
         if goes is not None:
             self._forward(held, work, goes)
             return
-        work.asides += 1
         self._leave(work)
         self.queues.put_back(work)
 
@@ -219,7 +224,7 @@ class Runner:
             kind=work.kind,
             form=form,
             path=work.path,
-            asides=work.asides,
+            waited=work.waited,
             rehearsal=work.rehearsal,
         )
         with contextlib.suppress(BrokenPipeError):  # it died: the kernel sees that too, and ends us
@@ -235,7 +240,7 @@ class Runner:
                 form=form,
                 at=time.monotonic(),
                 path=work.path,
-                asides=work.asides,
+                waited=work.waited,
             )
         )
 
@@ -268,7 +273,7 @@ class Runner:
                 weight=held.load.weight,
                 form=job.form,
                 path=list(job.path),
-                asides=job.asides,
+                waited=job.waited,
                 rehearsal=job.rehearsal,
             )
         )

@@ -10,26 +10,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpushare_kernel.realtime.core_wait import CoreWait
+
 PACE = 0.01
 """Seconds between two looks: a layer that hangs is told of so much late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A layer that runs since `started` and should be done after `worst` seconds."""
+    """A layer that runs since `started` and should be done after `worst` seconds; `waited` is what its thread had waited by then."""
 
     task: int
     number: int
     layer: int
     started: float
     worst: float
+    waited: float
 
 
 class Watchdog:
     """One thread. `late` is called in it, once for each layer that overruns."""
 
-    def __init__(self, late: Callable[[Watched, float], None]) -> None:
-        self._late = late
+    def __init__(self, late: Callable[[Watched, float], None], core: CoreWait) -> None:
+        self._late, self._core = late, core
         self._busy = threading.Event()
         self._pace = threading.Event()
         self.now: Watched | None = None
@@ -50,8 +53,10 @@ class Watchdog:
             self._busy.wait()
             seen = self.now
             if seen is not None and seen is not told:
-                took = time.monotonic() - seen.started
-                if took > seen.worst:
+                stolen = self._core.seconds() - seen.waited
+                took = time.monotonic() - seen.started - stolen
+                # A wait that still lasts is not counted yet: one look more than it should take, and it is told.
+                if took > seen.worst + PACE:
                     told = seen
                     self._late(seen, took)
             self._pace.wait(PACE)

@@ -51,7 +51,9 @@ class Gate:
 
     def pass_all(self, count: int) -> threading.Thread:
         """Let so many pass, in a thread."""
-        thread = threading.Thread(target=lambda: [self.pass_one() for _ in range(count)], daemon=True)
+        thread = threading.Thread(
+            target=lambda: [self.pass_one() for _ in range(count)], daemon=True
+        )
         thread.start()
         return thread
 

@@ -25,6 +25,7 @@ from gpushare_kernel.realtime.payload import ShapeChanged
 from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
 from gpushare_kernel.realtime.record import Responses
+from tests.procs import Program
 from tests.realtime.pieces import ONE, Gate, profile_of, stages
 
 X = np.arange(4.0)
@@ -272,6 +273,31 @@ def test_the_others_go_before_one_that_overran(tmp_path: Path) -> None:
         one.result()
         two.result()
     assert order == ["light", "heavy"]
+
+
+def test_who_has_no_core_has_not_overrun() -> None:
+    """P6: a layer is late by a stranger on its core: that is counted and said, and nobody is punished."""
+    core = min(os.sched_getaffinity(0))
+
+    def layer(x: Any) -> Any:
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+        return x
+
+    told: list[str] = []
+    layers = [layer]
+    profile = profile_of(layers, X, [X], worst=0.12)
+    nodes = Nodes(Fixed((ONE,)))
+    rival = f"os.sched_setaffinity(0, [{core}]); say('there')\nwhile True: pass"
+    with plain(layers, nodes=nodes, profile=profile, tell=told.append) as pipe, Program(rival) as other:  # fmt: skip
+        assert other.said() == ["there"]
+        assert nodes.row[0].cores == [core]
+        nodes.release(pipe._tenant, X, time.monotonic()).result()
+    report = pipe.report()
+    assert report.longest > 0.15
+    assert (report.overruns, report.disturbed, told) == (0, 1, [])
+    assert "1 had to wait for a core that somebody else was on" in str(report)
 
 
 def test_a_report_says_what_became_of_it() -> None:
