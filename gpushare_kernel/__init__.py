@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpushare_kernel import realtime
     from gpushare_kernel.client.api import current_lane, lane, reports, step
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.core.errors import (
@@ -43,10 +44,12 @@ __all__ = [
     "__version__",
     "current_lane",
     "lane",
+    "realtime",
     "reports",
     "step",
 ]
 
+_ROOMS = ("realtime",)
 _HOMES = {
     "lane": "gpushare_kernel.client.api",
     "reports": "gpushare_kernel.client.api",
@@ -57,6 +60,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

@@ -28,7 +28,6 @@ from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.overdraft import Over
-from gpushare_kernel.broker.promises import Promises
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable, GpushareError
@@ -216,9 +215,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
             leaving.callback(broker.recorder.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
-        endings: list[Engine | Promises] = [*broker.engines.values(), *broker.promises.values()]
-        for ending in endings:
-            leaving.push_async_callback(ending.close)
+        leaving.push_async_callback(broker.finish)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Numbers as people write them: sizes (`512MiB`, `2G`, `1.5 GB`, `25%`), times (`90s`, `1h30m`) and weights."""
+"""Numbers as people write them: sizes (`512MiB`, `2G`, `1.5 GB`, `25%`), times (`90s`, `1h30m`, `33ms`) and weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _UNITS: dict[str, int] = {
 _SECONDS: dict[str, float] = {
     u: seconds
     for seconds, us in (
+        (0.001, "ms msec msecs millisecond milliseconds"),
         (1.0, "s sec secs second seconds"),
         (60.0, "m min mins minute minutes"),
         (3600.0, "h hour hours"),
@@ -87,7 +88,7 @@ def pasteable_size(size: int) -> str:
 
 
 def parse_time(given: float | str) -> float:
-    """Return the seconds that `given` means: a number of seconds, or a text (`90s`, `5min`, `1h30m`, `2h`, `300`).
+    """Return the seconds that `given` means: a number of seconds, or a text (`90s`, `5min`, `1h30m`, `2h`, `33ms`, `300`).
 
     Raises
     ------

@@ -220,9 +220,7 @@ class House:
 
     async def _close(self) -> None:
         validate(self.broker.scheduler)
-        for promises in self.broker.promises.values():
-            await promises.close()
-        await self.broker.engine.close()
+        await self.broker.finish()
         self.listener.close()
         await self._serving
         self.broker.hang_up()

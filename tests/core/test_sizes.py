@@ -143,6 +143,8 @@ def test_what_can_be_pasted_is_enough_and_not_much_more(size: int) -> None:
         ("1h 30min 5s", 5405.0),
         ("1.5H", 5400.0),
         ("1d", 86400.0),
+        ("33ms", 0.033),
+        ("1s 500 ms", 1.5),
     ],
 )
 def test_times_that_can_be_read(given: float | str, seconds: float) -> None:

@@ -1,0 +1,134 @@
+"""(d): the same taskset as pipelines on nodes, with a decision after each layer."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.realtime_cpu.models import Net, nets
+from gpushare_kernel.realtime.measurement import measure
+from gpushare_kernel.realtime.model import NodeType, Stage
+from gpushare_kernel.realtime.nodes import Nodes
+from gpushare_kernel.realtime.pipeline import Pipeline
+from gpushare_kernel.realtime.placement import Fixed
+from gpushare_kernel.realtime.profile import Profile
+
+READY = 2
+"""Jobs that each best-effort model has on its way: one always waits."""
+
+
+def run(given: dict[str, Any]) -> dict[str, Any]:
+    """Run all for so many seconds."""
+    types = [NodeType.parse(name) for name in given["nodes"]]
+    rt, be = nets(given["device"])
+    built = {net.name: net.built("cpu") for net in (*rt, *be)}
+    profiles = {name: measure(model, x, list(dict.fromkeys(types)), name=name) for name, (model, x) in built.items()}  # fmt: skip
+    nodes = Nodes(Fixed(types, placed(rt, be, profiles, types, given["periods"])))
+    with contextlib.ExitStack() as stack:
+
+        def opened(net: Net, **more: Any) -> Pipeline:
+            model, x = built[net.name]
+            pipe = Pipeline(model, x, name=net.name, nodes=nodes, profile=profiles[net.name], tell=lambda _: None, **more)  # fmt: skip
+            return stack.enter_context(pipe)
+
+        deadlines = [
+            opened(net, period=given["periods"][net.name], deadline=given["periods"][net.name], weight=len(rt) - place)
+            for place, net in enumerate(rt)
+        ]  # fmt: skip
+        others = [opened(net, class_="BE") for net in be]
+        return _run(given, deadlines, others, {name: x for name, (_, x) in built.items()})
+
+
+def _run(given: dict[str, Any], deadlines: Sequence[Pipeline], others: Sequence[Pipeline], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:  # fmt: skip
+    end = time.monotonic() + given["seconds"]
+    counts = dict.fromkeys((pipe.task.name for pipe in others), 0)
+
+    def again(pipe: Pipeline) -> None:
+        """Whenever a job is done, the next one is there."""
+
+        def done(_: Any) -> None:
+            if time.monotonic() < end:
+                counts[pipe.task.name] += 1
+                submit()
+
+        def submit() -> None:
+            pipe.submit(inputs[pipe.task.name]).add_done_callback(done)
+
+        for _ in range(READY):
+            submit()
+
+    def source(pipe: Pipeline) -> Any:
+        while time.monotonic() < end:
+            yield inputs[pipe.task.name]
+
+    def read(pipe: Pipeline) -> None:
+        for _ in pipe.every_period(source(pipe)):
+            pass
+
+    for pipe in others:
+        again(pipe)
+    readers = [threading.Thread(target=read, args=(pipe,)) for pipe in deadlines]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    reports = [pipe.report() for pipe in deadlines]
+    return {
+        "rt": {one.name: list(one.responses) for one in reports},
+        "be": counts,
+        "delivered": {one.name: one.longest_delivered for one in reports},
+        "skipped": sum(one.skipped for one in reports),
+        "disturbed": sum(one.disturbed for one in reports),
+        "overruns": {one.name: one.overruns for one in (*reports, *(pipe.report() for pipe in others))},
+        "moved": sum(pipe.report().moved for pipe in others),
+        "stages": {one.name: list(one.stages) for one in reports},
+    }  # fmt: skip
+
+
+def placed(
+    rt: Sequence[Net],
+    be: Sequence[Net],
+    profiles: dict[str, Profile],
+    types: Sequence[NodeType],
+    periods: dict[str, float],
+) -> dict[str, tuple[Stage, ...]]:
+    """Place each model, the largest load first, where the fullest node stays least full. By hand, for two nodes at most.
+
+    Best effort is not cut: it goes to the node that has the least of it, and moves by itself.
+    """
+    load = [0.0] * len(types)
+    stages = {}
+    for net in sorted(rt, key=lambda net: -sum(_seconds(profiles[net.name], types[0])) / periods[net.name]):  # fmt: skip
+        stages[net.name] = _cut(net, profiles[net.name], types, periods[net.name], load)
+    beside = [0.0] * len(types)
+    for net in sorted(be, key=lambda net: -sum(_seconds(profiles[net.name], types[0]))):
+        node = min(range(len(types)), key=lambda k: beside[k] + sum(_seconds(profiles[net.name], types[k])))  # fmt: skip
+        beside[node] += sum(_seconds(profiles[net.name], types[node]))
+        stages[net.name] = (Stage(node, 0, net.depth - 1),)
+    return stages
+
+
+def _cut(net: Net, profile: Profile, types: Sequence[NodeType], period: float, load: list[float]) -> tuple[Stage, ...]:  # fmt: skip
+    first, last = types[0], types[-1]
+    best: tuple[float, int] = (float("inf"), 0)
+    for cut in range(net.depth + 1):
+        here, there = sum(_seconds(profile, first)[:cut]), sum(_seconds(profile, last)[cut:])
+        crossed = 0.1 * period if 0 < cut < net.depth else 0.0  # one stage is better than two
+        fullest = max(load[0] + here / period, load[-1] + there / period) + crossed / period
+        best = min(best, (fullest, cut))
+    cut = best[1]
+    load[0] += sum(_seconds(profile, first)[:cut]) / period
+    load[-1] += sum(_seconds(profile, last)[cut:]) / period
+    stages = (Stage(0, 0, cut - 1), Stage(len(types) - 1, cut, net.depth - 1))
+    return tuple(stage for stage in stages if stage.last >= stage.first)
+
+
+def _seconds(profile: Profile, kind: NodeType) -> list[float]:
+    """Return what layers usually take: between the shortest and the longest run."""
+    costs = profile.costs[str(kind)]
+    return [(2 * best + worst) / 3 for best, worst in zip(costs.best, costs.worst, strict=True)]

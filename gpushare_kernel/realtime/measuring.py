@@ -1,0 +1,98 @@
+"""How long each layer takes on this node: run as a job runs, look for orders between layers and all, again and again."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from gpushare_kernel.realtime import orders, payload
+from gpushare_kernel.realtime.holding import Holding
+from gpushare_kernel.realtime.model import Kind
+from gpushare_kernel.realtime.queues import Work
+
+if TYPE_CHECKING:
+    from gpushare_kernel.realtime.runner import Runner
+
+_FEWEST = 10
+"""Runs at least, however long they take."""
+
+
+class Meter:
+    """The longest and the shortest of each layer."""
+
+    def __init__(self, layers: int) -> None:
+        self.worst = [0.0] * layers
+        self.best = [float("inf")] * layers
+        self.moves = [0.0] * layers
+
+    def note(self, layer: int, took: float, moved: float) -> None:
+        """One more run of a layer; `moved` is what bringing its input in took."""
+        self.worst[layer] = max(self.worst[layer], took)
+        self.best[layer] = min(self.best[layer], took)
+        self.moves[layer] = max(self.moves[layer], moved)
+
+
+def measured(runner: Runner, held: Holding, order: orders.Measure) -> orders.Measured:
+    """Measure; an error of the model is told instead."""
+    try:
+        return _Measurement(runner, held, order).made()
+    except BaseException as problem:  # noqa: BLE001  whatever a layer raises belongs to who asked
+        from gpushare_kernel.realtime.runner import pickled  # noqa: PLC0415  each needs the other
+
+        return orders.Measured(order.task, [], [], [], [], 0, pickled(problem))
+
+
+class _Measurement:
+    """Runs of one model, each from the same input."""
+
+    def __init__(self, runner: Runner, held: Holding, order: orders.Measure) -> None:
+        self._runner, self._held, self._order = runner, held, order
+        self._layers = range(held.last + 1)
+        self._forms = self._seen()
+        self._slot = memoryview(bytearray(max(form.room for form in self._forms)))
+
+    def made(self) -> orders.Measured:
+        """Warm up, and measure."""
+        order = self._order
+        for _ in range(order.warm):
+            self._run(Meter(len(self._layers)))
+        meter, done, end = Meter(len(self._layers)), 0, time.monotonic() + order.seconds
+        while done < order.repeats and (done < _FEWEST or time.monotonic() < end):
+            self._run(meter)
+            done += 1
+        return orders.Measured(order.task, meter.worst, meter.best, meter.moves, self._forms, done)
+
+    def _run(self, meter: Meter) -> None:
+        work, held = self._work(), self._held
+        for layer in self._layers:
+            moved = self._moved(work.value)
+            work.layer = layer
+            started = time.monotonic()
+            self._runner.timed(held, work)
+            payload.check(work.value, self._forms[layer + 1], held.where(layer))
+            self._runner.hear()
+            meter.note(layer, time.monotonic() - started, moved)
+
+    def _seen(self) -> list[payload.Form]:
+        """Run it once, to see what comes between its layers."""
+        work, forms = self._work(), [self._order.form]
+        for layer in self._layers:
+            work.layer = layer
+            self._runner.timed(self._held, work)
+            forms.append(payload.form_of(work.value))
+        return forms
+
+    def _work(self) -> Work:
+        order = self._order
+        value = payload.read(self._held.slot(0), order.form, self._runner.device)
+        return Work(order.task, 0, 0, 0, Kind.BE, 1.0, order.form, rehearsal=True, value=value, held=True)  # fmt: skip
+
+    def _moved(self, value: Any) -> float:
+        """Return the seconds that it takes to put a value into a slot and to take it out again."""
+        started, device = time.monotonic(), self._runner.device
+        payload.read(self._slot, payload.write(value, self._slot), device)
+        if device != "cpu":
+            import torch  # noqa: PLC0415  there where the device is
+
+            torch.cuda.synchronize()
+        return time.monotonic() - started

@@ -1,0 +1,476 @@
+"""The nodes of this kernel: one row of processes, started with the first pipeline and ended with the last.
+
+One lock holds everything here. One thread reads what the nodes say; it never waits for them, so they never wait for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from math import inf
+from typing import Any, TypeVar
+
+from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.realtime import node, orders, payload
+from gpushare_kernel.realtime.chain import BadModel, Chain
+from gpushare_kernel.realtime.conduct import Event
+from gpushare_kernel.realtime.load_page import LoadPage
+from gpushare_kernel.realtime.model import Kind, NodeType, Task
+from gpushare_kernel.realtime.node import Node, NodeDied
+from gpushare_kernel.realtime.placement import Admission, OneNode, Placement, cores_of
+from gpushare_kernel.realtime.queues import Mode
+from gpushare_kernel.realtime.tenant import Flight, Tenant
+
+_START = 120.0
+"""Seconds in which a node must be up and a model loaded: importing torch from a cold disk takes its time."""
+REHEARSALS = 3
+"""Runs of a new pipeline's layers on each node before it is open: the first ones take longer and count for nothing."""
+
+
+Seen = TypeVar("Seen")
+
+
+class Nodes:
+    """A row of nodes and the tasks on them."""
+
+    def __init__(self, admission: Admission | None = None, mode: Mode = Mode.LAYER) -> None:
+        self.admission: Admission = OneNode() if admission is None else admission
+        self.mode = mode
+        self.row: list[Node] = []
+        self.tenants: dict[int, Tenant] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._clock = threading.Condition(self._lock)
+        self._opening = threading.RLock()
+        self._up: set[int] = set()
+        self._held = False
+        self._broken: Exception | None = None
+        self._page: LoadPage | None = None
+        self._threads: list[threading.Thread] = []
+        self._pid = os.getpid()
+        self._wake = -1
+        self._next = 0
+        self._tells: dict[int, Callable[[str], None]] = {}
+
+    @property
+    def types(self) -> tuple[NodeType, ...]:
+        """The types of the nodes that run now, in pipeline order."""
+        return tuple(one.type for one in self.row)
+
+    # --- tasks ------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        task: Task,
+        chain: Chain,
+        forms: list[payload.Form],
+        example: Any,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> Tenant:
+        """Admit a task, have the nodes load it and run it in.
+
+        Raises
+        ------
+        Refused
+            Where it is not admitted, with the numbers.
+        BadModel
+            Where its model cannot be loaded.
+        NodeDied
+            Where a node ends meanwhile.
+        """
+        with self._opening:
+            others = list(self.tenants.values())
+            if any(one.task.name == task.name for one in others):
+                msg = f"task {task.name}: a pipeline of that name is open. Give this one another name."
+                raise UserError(msg)
+            placement = self.admission.admit(task, [one.task for one in others])
+            tenant = Tenant(self._next, task, chain, forms, example)
+            self._next += 1
+            try:
+                self._arrange(placement, others)
+                self._tells[tenant.number] = tell
+                self._settle(tenant, placement)
+            except BaseException:
+                self._forget(tenant)
+                raise
+            return tenant
+
+    def close(self, tenant: Tenant, *, wait: bool = True) -> None:
+        """Let a task go; with `wait` when its jobs are done, else they are cancelled. The last one ends the nodes."""
+        wait = wait and threading.current_thread() not in self._threads  # a callback of a result
+        with self._lock:
+            tenant.closed = True
+            while wait and self._broken is None and (tenant.flights or tenant.waiting):
+                self._changed.wait()
+        with self._opening:
+            self._forget(tenant)
+
+    def shut(self) -> None:
+        """End everything at once. A forked child's is not ours to end."""
+        if os.getpid() != self._pid:
+            return
+        with self._opening:
+            for tenant in list(self.tenants.values()):
+                self._forget(tenant)
+            self._stop_row()
+
+    def promised(self) -> list[str]:
+        """Return the names of the tasks with deadlines."""
+        with self._lock:
+            return sorted(
+                one.task.name for one in self.tenants.values() if one.task.kind is Kind.RT
+            )
+
+    def looked_at(self, look: Callable[[], Seen]) -> Seen:
+        """Return what `look` returns while nothing changes."""
+        with self._lock:
+            return look()
+
+    # --- jobs -------------------------------------------------------------------------------------------
+
+    def release(self, tenant: Tenant, value: Any, at: float) -> Future[Any]:
+        """Release a job of `tenant`; its response counts from `at`.
+
+        Raises
+        ------
+        ShapeChanged
+            Where `value` is not of the form of the example.
+        NodeDied, UserError
+            Where there are no nodes any more, or the pipeline is closed.
+        """
+        payload.check(value, tenant.forms[0], f"the input of {tenant.task.name}")
+        with self._lock:
+            return self._release(tenant, value, at).future
+
+    def _release(self, tenant: Tenant, value: Any, at: float) -> Flight:
+        if self._broken is not None:
+            raise self._broken
+        if tenant.closed:
+            msg = f"pipeline {tenant.task.name} is closed. Open it again."
+            raise UserError(msg)
+        flight = Flight(tenant.released, value, at, Future())
+        tenant.released += 1
+        tenant.record.releases += 1
+        at_once = not self._held and not tenant.waiting and at <= time.monotonic()
+        if not (at_once and self._launch(tenant, flight)):
+            flight.value = payload.copied(value)  # the user may fill the same array again meanwhile
+            tenant.waiting.append(flight)
+            self._clock.notify()
+        return flight
+
+    def _launch(self, tenant: Tenant, flight: Flight, first: int | None = None) -> bool:
+        """Send a job to its first node; tell whether there was a slot for it."""
+        slot = tenant.take_slot()
+        if slot is None:
+            return False
+        flight.slot = slot
+        if not flight.rehearsal and not flight.future.set_running_or_notify_cancel():
+            tenant.give_slot(slot)
+            return True
+        tenant.flights[flight.number] = flight
+        form = payload.write(flight.value, tenant.slot(slot))
+        flight.value = None
+        job = orders.Job(
+            task=tenant.number,
+            number=flight.number,
+            slot=slot,
+            layer=0,
+            kind=Kind.BE if flight.rehearsal else tenant.conduct.runs_as,
+            form=form,
+            rehearsal=flight.rehearsal,
+        )
+        goes = tenant.stages[0].node if first is None else first
+        with contextlib.suppress(NodeDied):  # the reader sees it too, and tells everybody
+            self.row[goes].tell(job)
+        return True
+
+    def _launch_waiting(self, tenant: Tenant) -> None:
+        while not self._held and tenant.due <= time.monotonic():
+            if not self._launch(tenant, tenant.waiting[0]):
+                return
+            tenant.waiting.popleft()
+
+    def _keep_time(self, row: list[Node]) -> None:
+        """Launch at their time the jobs that were released for later."""
+        with self._lock:
+            while self.row is row:
+                for tenant in self.tenants.values():
+                    self._launch_waiting(tenant)
+                due = min((one.due for one in self.tenants.values() if one.has_slot), default=inf)
+                ahead = max(0.0, due - time.monotonic())
+                self._clock.wait(None if due == inf or self._held else ahead)
+
+    # --- coming and going -------------------------------------------------------------------------------
+
+    def _arrange(self, placement: Placement, others: list[Tenant]) -> None:
+        """Have the nodes that `placement` says, with the tasks that are there already. Where they change, jobs are let end first."""
+        moved = any(placement.stages[one.task.name] != one.stages for one in others)
+        if self.row and self._broken is None and placement.nodes == self.types and not moved:
+            for one in others:
+                one.bound = placement.bounds.get(one.task.name)
+            return
+        with self._lock:
+            self._held = True
+            while self._broken is None and any(one.flights for one in others):
+                self._changed.wait()
+            if self._broken is not None and others:
+                raise self._broken
+        try:
+            self._stop_row()
+            self._start_row(placement.nodes)
+            for one in others:
+                self._settle(one, placement)
+        except BaseException as problem:
+            self._break(NodeDied(f"the nodes could not be set up anew: {problem}"))
+            raise
+        finally:
+            with self._lock:
+                self._held = False
+                for one in others:
+                    self._launch_waiting(one)
+
+    def _settle(self, tenant: Tenant, placement: Placement) -> None:
+        """Load a task where it belongs, and run it in."""
+        with self._lock:
+            tenant.stages = placement.stages[tenant.task.name]
+            tenant.bound = placement.bounds.get(tenant.task.name)
+            tenant.loaded.clear()
+            self.tenants[tenant.number] = tenant
+        homes = tenant.homes(self.types)
+        for home in homes:
+            order, blob = tenant.load(self.types[home.node], home, homes)
+            try:
+                self.row[home.node].tell(order, (tenant.fd, blob))
+            finally:
+                os.close(blob)
+        self._await(lambda: len(tenant.loaded) == len(homes), f"loading {tenant.task.name}")
+        problems = sorted(filter(None, tenant.loaded.values()))
+        if problems:
+            msg = f"model {tenant.task.name} cannot be loaded in a node's process: {problems[0]}. What it imports must be installed for this Python."
+            raise BadModel(msg)
+        self._rehearse(tenant, homes)
+
+    def _rehearse(self, tenant: Tenant, homes: list[orders.Span]) -> None:
+        """Run its layers on every node that has them."""
+        starts = [home.node for home in homes if home.first == 0]
+        for start in starts * REHEARSALS:
+            with self._lock:
+                flight = Flight(tenant.released, tenant.example, time.monotonic(), Future(), rehearsal=True)  # fmt: skip
+                tenant.released += 1
+                self._launch(tenant, flight, start)
+            flight.future.result()
+
+    def _forget(self, tenant: Tenant) -> None:
+        with self._lock:
+            known = self.tenants.pop(tenant.number, None)
+            self._tells.pop(tenant.number, None)
+            flights = [*tenant.flights.values(), *tenant.waiting]
+            tenant.flights.clear()
+            tenant.waiting.clear()
+            tenant.closed = True
+            last = not self.tenants
+        for flight in flights:
+            _cancel(flight.future, tenant.task.name)
+        if known is not None:
+            for one in self.row:
+                with contextlib.suppress(NodeDied):
+                    one.tell(orders.Forget(tenant.number))
+        if last:
+            self._stop_row()
+        tenant.close()
+
+    # --- processes --------------------------------------------------------------------------------------
+
+    def _start_row(self, types: tuple[NodeType, ...]) -> None:
+        cores = cores_of(types)
+        self._page = LoadPage.create(len(types))
+        self._broken = None
+        self._up.clear()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self.row = node.start(types, cores, self._page, self.mode)
+        self._threads = [
+            threading.Thread(target=self._read, args=(self.row, self._wake), name="gpushare-nodes", daemon=True),
+            threading.Thread(target=self._keep_time, args=(self.row,), name="gpushare-clock", daemon=True),
+        ]  # fmt: skip
+        for thread in self._threads:
+            thread.start()
+        self._await(lambda: len(self._up) == len(types), "starting the nodes")
+
+    def _stop_row(self) -> None:
+        threads = self._threads
+        if threading.current_thread() in threads:  # a callback of a result closed the last pipeline
+            threading.Thread(target=self._stop_row, name="gpushare-end").start()
+            return
+        with self._lock:
+            row, self.row, self._threads = self.row, [], []
+            self._clock.notify_all()
+        if threads:
+            os.eventfd_write(self._wake, 1)
+            for thread in threads:
+                thread.join()
+            os.close(self._wake)
+        node.stop(row)
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        with self._lock:
+            end = time.monotonic() + _START
+            while not condition():
+                if self._broken is not None:
+                    raise self._broken
+                if not self._changed.wait(end - time.monotonic()):
+                    msg = f"{what} takes over {_START:g} s. Is the machine overloaded? Close the pipelines and try again."
+                    raise NodeDied(msg)
+
+    def _break(self, problem: Exception) -> None:
+        """Nobody works any more: everybody who waits is told."""
+        with self._lock:
+            self._broken = problem
+            tenants = list(self.tenants.values())
+            flights = [one for tenant in tenants for one in (*tenant.flights.values(), *tenant.waiting)]  # fmt: skip
+            for tenant in tenants:
+                tenant.flights.clear()
+                tenant.waiting.clear()
+            self._changed.notify_all()
+        for flight in flights:
+            _fail(flight.future, problem)
+
+    # --- what nodes say ---------------------------------------------------------------------------------
+
+    def _read(self, row: list[Node], wake: int) -> None:
+        """Read until told to stop, or until a node is dead: then all of them are ended, and whoever waits hears of it."""
+        with selectors.DefaultSelector() as selector:
+            for one in row:
+                selector.register(one.control, selectors.EVENT_READ, one)
+                selector.register(one.pidfd, selectors.EVENT_READ, one)
+            selector.register(wake, selectors.EVENT_READ, None)
+            while True:
+                for key, _ in selector.select():
+                    if key.data is None:
+                        return
+                    ended = key.fd == key.data.pidfd
+                    said = None if ended else orders.from_node(key.data.control)
+                    if said is None:
+                        self._break(NodeDied(key.data.obituary()))
+                        return
+                    self._hear(key.data, said)
+
+    def _hear(self, one: Node, said: orders.FromNode) -> None:
+        finish: Callable[[], None] | None = None
+        with self._lock:
+            if isinstance(said, orders.Up):
+                self._up.add(one.index)
+            elif isinstance(said, orders.Loaded):
+                if said.task in self.tenants:
+                    self.tenants[said.task].loaded[one.index] = said.problem
+            elif isinstance(said, orders.Overran):
+                finish = self._overran(said)
+            elif isinstance(said, orders.Done | orders.Failed):
+                finish = self._ended(said)
+            self._changed.notify_all()
+        if finish is not None:
+            finish()
+
+    def _ended(self, said: orders.Done | orders.Failed) -> Callable[[], None] | None:
+        tenant = self.tenants.get(said.task)
+        flight = None if tenant is None else tenant.flights.pop(said.number, None)
+        if tenant is None or flight is None:
+            return None  # it was cancelled meanwhile
+        value = error = None
+        if isinstance(said, orders.Done):
+            value = payload.read(tenant.slot(flight.slot), said.form)
+            flight.path = said.path
+        else:
+            error = pickle.loads(said.error)  # noqa: S301  our own node wrote it
+        tenant.give_slot(flight.slot)
+        told = None if flight.rehearsal else self._account(tenant, flight, said)
+        self._launch_waiting(tenant)
+        future, tell = flight.future, self._tells.get(tenant.number)
+
+        def finish() -> None:
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+            if told is not None and tell is not None:
+                tell(told)
+
+        return finish
+
+    def _account(self, tenant: Tenant, flight: Flight, said: orders.Done | orders.Failed) -> str | None:  # fmt: skip
+        """Count a job that is over; return what its user is told."""
+        record, now = tenant.record, time.monotonic()
+        if isinstance(said, orders.Done):
+            record.done(said.at - flight.released, now - flight.released)
+            record.moved += _strayed(tenant, said.path)
+            record.waited(said.waited)
+        else:
+            record.failed += 1
+        if not tenant.conduct.ended(flight.number):
+            return None
+        self._reclass(tenant, Kind.RT)
+        return _note(tenant, f"pipeline {tenant.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
+
+    def _overran(self, said: orders.Overran) -> Callable[[], None] | None:
+        tenant = self.tenants.get(said.task)
+        if tenant is None:
+            return None
+        lost = tenant.conduct.overran(said.number)
+        where = f"layer {said.layer} ({tenant.chain.pieces[said.layer].name}) of {tenant.task.name}"
+        longer = "is still running after" if said.running else "took"
+        text = f"{where} {longer} {said.took * 1000:.4g} ms on node {said.node}, at most {said.worst * 1000:.4g} when it was measured."
+        if not lost:
+            _note(tenant, text)
+            return None
+        self._reclass(tenant, Kind.BE)
+        told = _note(tenant, f"{text} Its deadline is not promised until it behaves again.")
+        tell = self._tells.get(tenant.number)
+        return None if tell is None else lambda: tell(told)
+
+    def _reclass(self, tenant: Tenant, kind: Kind) -> None:
+        for span in tenant.homes(self.types):
+            with contextlib.suppress(NodeDied):
+                self.row[span.node].tell(orders.Reclass(tenant.number, kind))
+
+
+def _note(tenant: Tenant, text: str) -> str:
+    tenant.record.events.append(Event(time.monotonic(), text))
+    return text
+
+
+def _strayed(tenant: Tenant, path: list[orders.Span]) -> bool:
+    """Tell whether a job ran elsewhere than planned."""
+    planned = {layer: stage.node for stage in tenant.stages for layer in range(stage.first, stage.last + 1)}  # fmt: skip
+    return any(planned[layer] != span.node for span in path for layer in range(span.first, span.last + 1))  # fmt: skip
+
+
+def _fail(future: Future[Any], problem: Exception) -> None:
+    with contextlib.suppress(Exception):  # cancelled by its user meanwhile: nobody waits
+        future.set_exception(problem)
+
+
+def _cancel(future: Future[Any], name: str) -> None:
+    if not future.cancel():
+        _fail(future, CancelledError(f"pipeline {name} was closed before this job was done"))
+
+
+_shared: list[Nodes] = []
+_shared_lock = threading.Lock()
+
+
+def shared() -> Nodes:
+    """Return this kernel's nodes."""
+    with _shared_lock:
+        if not _shared:
+            _shared.append(Nodes())
+            atexit.register(_shared[0].shut)
+        return _shared[0]

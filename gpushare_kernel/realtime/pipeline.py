@@ -1,0 +1,192 @@
+"""A model with a deadline: `Pipeline(model, example, period=0.033, deadline=0.03)`.
+
+    with gpushare.realtime.Pipeline(model, frame, period="33ms", deadline="30ms") as pipe:
+        for boxes in pipe.every_period(camera.read):
+            ...
+    pipe.report()
+
+Its layers run in the node processes, so in this one nothing has to hurry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.core.sizes import parse_time
+from gpushare_kernel.realtime import host
+from gpushare_kernel.realtime.chain import BadModel, chain
+from gpushare_kernel.realtime.grid import Grid
+from gpushare_kernel.realtime.measurement import measure
+from gpushare_kernel.realtime.model import Kind, Task
+from gpushare_kernel.realtime.nodes import Nodes, shared
+from gpushare_kernel.realtime.profile import Profile
+from gpushare_kernel.realtime.report import PipelineReport, report_of
+
+_numbers = itertools.count(1)
+
+
+class Pipeline:
+    """A model whose layers run on this kernel's nodes, with a deadline or without.
+
+    Parameters
+    ----------
+    model
+        A torch module in eval mode, or callables, one for each layer.
+    example
+        An input: all inputs must have its form.
+    period, deadline
+        Seconds, or texts such as `33ms`. A job is released at most once a period, and done `deadline` after its release.
+    weight
+        Among deadlines the larger comes first; equals in the order of their arrival.
+    class_
+        `RT`, or `BE`: best effort, without period and deadline, in whatever time the others leave.
+    profile
+        What `measure` returned; measured where none is given, which takes some seconds once.
+    nodes
+        Nodes of one's own; those of this kernel where none are given.
+    tell
+        Called with one line where the user should know something; printed to stderr where none is given.
+
+    Raises
+    ------
+    Refused
+        Where the deadline would not be certain, with the numbers.
+    BadModel, BadDeclaration
+        Where the model cannot be a pipeline, or what is asked for contradicts itself.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        example: Any,
+        *,
+        period: float | str = 0.033,
+        deadline: float | str = 0.03,
+        weight: float = 1.0,
+        name: str | None = None,
+        class_: str = "RT",
+        profile: Profile | None = None,
+        nodes: Nodes | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.nodes = shared() if nodes is None else nodes
+        kind = _kind_of(class_)
+        links = chain(model, example, name=name or "")
+        types = self.nodes.admission.types(host.cores(), host.gpus())
+        if profile is None:
+            profile = measure(links, example, types, beside=self.nodes.promised())
+        if profile.layers != [piece.name for piece in links.pieces]:
+            msg = f"model {links.name}: the profile must be of its {len(links)} layers, and is of {profile.model} with {len(profile.layers)}. Measure this model."
+            raise BadModel(msg)
+        self.profile = profile
+        task = profile.task(
+            name or f"{links.name}-{next(_numbers)}",
+            kind,
+            [one for one in types if one in profile.types],
+            period=parse_time(period) if kind is Kind.RT else None,
+            deadline=parse_time(deadline) if kind is Kind.RT else None,
+            weight=weight,
+        )
+        task.check()
+        self.task: Task = task
+        self._earliest = 0.0
+        self._on_grid = False
+        self._lock = threading.Lock()
+        self._last_report: PipelineReport | None = None
+        self._tenant = self.nodes.open(task, links, profile.forms, example, tell or _print)
+
+    def submit(self, x: Any) -> Future[Any]:
+        """Release a job now; return the future of its result.
+
+        With a deadline, a release that comes earlier than a period after the last one is held back until then, and counted.
+
+        Raises
+        ------
+        ShapeChanged
+            Where `x` is not of the form of the example.
+        NodeDied, UserError
+            Where a node's process has ended, or the pipeline is closed.
+        """
+        with self._lock:
+            if self._on_grid:
+                msg = f"pipeline {self.task.name}: every_period releases its jobs now. End that loop first, or open another pipeline."
+                raise UserError(msg)
+            now = time.monotonic()
+            at = max(now, self._earliest)
+            future = self.nodes.release(self._tenant, x, at)
+            if self.task.period is not None:
+                self._tenant.record.delayed += at > now
+                self._earliest = at + self.task.period
+        return future
+
+    def __call__(self, x: Any) -> Any:
+        """Release a job and wait for its result."""
+        return self.submit(x).result()
+
+    def every_period(self, source: Iterable[Any] | Callable[[], Any]) -> Iterator[Any]:
+        """Release a job each period, on a grid that nothing shifts, and give the results in order.
+
+        `source` is an iterable, or a callable that returns the next input; it is asked at each tick, in a thread of its own.
+        Responses count from the tick. A reader that is behind delays nothing: its results wait for it.
+        """
+        if self.task.period is None:
+            msg = f"pipeline {self.task.name}: best effort has no period. Use submit, or open it with class_='RT'."
+            raise BadDeclaration(msg)
+        record = self._tenant.record
+        grid = Grid(self.task.period, source, self._release, record.late, record.skip)
+        return self._results(grid)
+
+    def report(self) -> PipelineReport:
+        """Return what became of its releases so far, beside what was promised; also when it is closed."""
+        if self._last_report is not None:
+            return self._last_report
+        return self.nodes.looked_at(lambda: report_of(self._tenant, self.nodes.types))
+
+    def close(self, *, wait: bool = True) -> None:
+        """Let it go: with `wait` when its jobs are done, else they are cancelled. The last one ends the node processes."""
+        if self._last_report is None:
+            types = self.nodes.types
+            self.nodes.close(self._tenant, wait=wait)
+            self._last_report = self.nodes.looked_at(lambda: report_of(self._tenant, types))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.close(wait=kind is None)
+
+    def _results(self, grid: Grid) -> Iterator[Any]:
+        with self._lock:
+            if self._on_grid:
+                msg = f"pipeline {self.task.name}: every_period is in use. End that loop first."
+                raise UserError(msg)
+            self._on_grid = True
+        try:
+            yield from grid.results()
+        finally:
+            self._on_grid = False
+
+    def _release(self, value: Any, at: float) -> Future[Any]:
+        return self.nodes.release(self._tenant, value, at)
+
+
+def _kind_of(class_: str) -> Kind:
+    try:
+        return Kind(class_.upper())
+    except ValueError:
+        msg = f"class must be RT (with a deadline) or BE (best effort), not {class_!r}."
+        raise BadDeclaration(msg) from None
+
+
+def _print(text: str) -> None:
+    print(f"gpushare: {text}", file=sys.stderr, flush=True)  # noqa: T201  what the user is told

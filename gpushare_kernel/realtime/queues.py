@@ -1,0 +1,112 @@
+"""The two queues of a node: real-time jobs by weight (equals in the order of their arrival), best-effort jobs in that order.
+
+Pure: what runs next is decided here, and tested without a process. A job that is put aside keeps its place in the order.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import count
+from typing import Any
+
+from gpushare_kernel.realtime.model import Kind
+from gpushare_kernel.realtime.orders import Span
+
+
+class Mode(StrEnum):
+    """Where a real-time job makes room for a weightier one. A best-effort job does at every layer's end, in both."""
+
+    LAYER = "layer"
+    STAGE = "stage"
+
+
+@dataclass(slots=True)
+class Work:
+    """A job on this node. `value` is what its next layer works on, where it is not in its slot any more."""
+
+    task: int
+    number: int
+    slot: int
+    layer: int
+    kind: Kind
+    weight: float
+    form: Any
+    path: list[Span] = field(default_factory=list)
+    waited: float = 0.0
+    rehearsal: bool = False
+    value: Any = None
+    held: bool = False
+    """Its value is here, and no more in its slot."""
+    started: int = 0
+    """The layer at which this node began it."""
+    arrival: int = 0
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """What real-time jobs are sorted by."""
+        return (-self.weight, self.arrival)
+
+
+class Queues:
+    """What waits on a node, and the rule who is next."""
+
+    def __init__(self, mode: Mode = Mode.LAYER) -> None:
+        self.mode = mode
+        self.rt: list[Work] = []
+        self.be: list[Work] = []
+        self._arrivals = count()
+
+    def __len__(self) -> int:
+        return len(self.rt) + len(self.be)
+
+    def add(self, work: Work) -> None:
+        """A job arrives."""
+        work.arrival = next(self._arrivals)
+        self.put_back(work)
+
+    def put_back(self, work: Work) -> None:
+        """A job is put aside: its place among its equals is where it was."""
+        if work.kind is Kind.RT:
+            insort(self.rt, work, key=lambda one: one.rank)
+        else:
+            insort(self.be, work, key=lambda one: one.arrival)
+
+    def take(self) -> Work | None:
+        """Return the job that runs now; best effort only where no real-time job waits."""
+        if self.rt:
+            return self.rt.pop(0)
+        return self.be.pop(0) if self.be else None
+
+    def before(self, running: Work) -> bool:
+        """Tell whether somebody who waits goes before `running` at the end of a layer within its stage."""
+        if not self.rt:
+            return False
+        if running.kind is not Kind.RT:
+            return True
+        return self.mode is Mode.LAYER and self.rt[0].rank < running.rank
+
+    def reclass(self, task: int, kind: Kind) -> None:
+        """A task's waiting jobs are of another kind now."""
+        changed = [one for one in (*self.rt, *self.be) if one.task == task]
+        self._keep(lambda one: one.task != task)
+        for work in changed:
+            work.kind = kind
+            self.put_back(work)
+
+    def forget(self, task: int) -> None:
+        """A task's waiting jobs are gone."""
+        self._keep(lambda one: one.task != task)
+
+    def give_away(self, may: Callable[[Work], bool]) -> Work | None:
+        """Take out the best-effort job that has waited longest of those that `may` go elsewhere."""
+        found = next((one for one in self.be if may(one)), None)
+        if found is not None:
+            self.be.remove(found)
+        return found
+
+    def _keep(self, wanted: Callable[[Work], bool]) -> None:
+        self.rt = [one for one in self.rt if wanted(one)]
+        self.be = [one for one in self.be if wanted(one)]

@@ -1,0 +1,175 @@
+"""A task as the kernel has it on the nodes: its slots, its jobs on their way, and what became of those that are over."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from gpushare_kernel.realtime import orders
+from gpushare_kernel.realtime.chain import BadModel, Chain
+from gpushare_kernel.realtime.conduct import Conduct
+from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
+from gpushare_kernel.realtime.orders import Span
+from gpushare_kernel.realtime.payload import Form
+from gpushare_kernel.realtime.record import Record
+
+SLOTS = 8
+"""Jobs of one pipeline that are on the nodes at once. More wait in the kernel; so no socket between nodes ever fills."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """A job between its release and its end. `released` is the moment that its response counts from."""
+
+    number: int
+    value: Any
+    released: float
+    future: Future[Any]
+    slot: int = -1
+    rehearsal: bool = False
+    path: Sequence[Span] = ()
+
+
+class Tenant:
+    """One task on the nodes. Whoever changes it holds the nodes' lock."""
+
+    def __init__(
+        self, number: int, task: Task, chain: Chain, forms: Sequence[Form], example: Any
+    ) -> None:
+        self.number, self.task, self.chain, self.forms = number, task, chain, forms
+        self.example = example
+        self.stages: tuple[Stage, ...] = ()
+        self.bound: float | None = None
+        self.conduct = Conduct(task.kind)
+        self.record = Record(task.deadline)
+        self.flights: dict[int, Flight] = {}
+        self.waiting: deque[Flight] = deque()
+        #: Nodes that answered a `Load`, each with what was amiss.
+        self.loaded: dict[int, str] = {}
+        self.released = 0
+        self.closed = False
+        self.slot_size = max(form.room for form in forms)
+        self.fd = os.memfd_create("gpushare-slots", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.slot_size * SLOTS)
+        self._memory = mmap.mmap(self.fd, self.slot_size * SLOTS)
+        self._free = list(range(SLOTS))
+
+    def slot(self, number: int) -> memoryview:
+        """Return a slot's memory."""
+        return memoryview(self._memory)[number * self.slot_size : (number + 1) * self.slot_size]
+
+    @property
+    def due(self) -> float:
+        """The moment at which the next job that waits may be launched; infinite where none waits."""
+        return self.waiting[0].released if self.waiting else inf
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether one more job may be on the nodes."""
+        return bool(self._free)
+
+    def take_slot(self) -> int | None:
+        """Return a slot that nobody uses; None where there is none."""
+        return self._free.pop() if self._free else None
+
+    def give_slot(self, number: int) -> None:
+        """A slot is free again."""
+        if number >= 0:
+            self._free.append(number)
+
+    def homes(self, nodes: Sequence[NodeType]) -> list[Span]:
+        """Return which layers each node gets: those of its stage, and of best effort all where all can run there."""
+        last = len(self.chain) - 1
+        if self.task.kind is Kind.RT:
+            return [Span(stage.node, stage.first, stage.last) for stage in self.stages]
+        planned = {stage.node: Span(stage.node, stage.first, stage.last) for stage in self.stages}
+        for node, kind in enumerate(nodes):
+            if all(kind in layer.worst for layer in self.task.layers):
+                planned[node] = Span(node, 0, last)
+        return [planned[node] for node in sorted(planned)]
+
+    def load(self, kind: NodeType, home: Span, homes: list[Span]) -> tuple[orders.Load, int]:
+        """Return the order for one node, and a descriptor of its pieces that the caller closes."""
+        blobs = list(self._pickled(home))
+        order = orders.Load(
+            task=self.number,
+            name=self.task.name,
+            kind=self.conduct.runs_as,
+            weight=self.task.weight,
+            slot_size=self.slot_size,
+            first=home.first,
+            blobs=[len(blob) for blob in blobs],
+            names=[piece.name for piece in self.chain.pieces],
+            stages=[Span(stage.node, stage.first, stage.last) for stage in self.stages],
+            homes=homes,
+            worst=[layer.worst.get(kind) for layer in self.task.layers],
+            forms=list(self.forms),
+        )
+        return order, _in_memory(blobs)
+
+    def close(self) -> None:
+        """Let go of its memory; nodes that still map it keep it until they forget the task."""
+        if self.fd < 0:
+            return
+        with contextlib.suppress(
+            BufferError
+        ):  # an error's frames may still look at it; it goes with them
+            self._memory.close()
+        os.close(self.fd)
+        self.fd = -1
+
+    def _pickled(self, home: Span) -> Iterator[bytes]:
+        for place in range(home.first, home.last + 1):
+            yield pickled_piece(self.chain, place)
+
+
+def pickled_piece(chain: Chain, place: int) -> bytes:
+    """Return a piece as bytes for another process; what is on a GPU goes by way of the CPU.
+
+    Raises
+    ------
+    BadModel
+        Where it cannot be sent.
+    """
+    import cloudpickle  # noqa: PLC0415  an extra
+
+    piece = chain.pieces[place]
+    try:
+        return bytes(cloudpickle.dumps(_on_cpu(piece.call)))
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as problem:
+        msg = (
+            f"model {chain.name}: layer {place} ({piece.name}) must run in a process of its own, and cannot be sent there: "
+            f"{problem}. Have it hold no files, locks or connections."
+        )
+        raise BadModel(msg) from problem
+
+
+def _on_cpu(call: Any) -> Any:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(call, torch.nn.Module):
+        return call
+    if not any(one.is_cuda for one in (*call.parameters(), *call.buffers())):
+        return call
+    from copy import deepcopy  # noqa: PLC0415
+
+    return deepcopy(call).cpu()
+
+
+def _in_memory(blobs: Sequence[bytes]) -> int:
+    fd = os.memfd_create("gpushare-model", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            file.writelines(blobs)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

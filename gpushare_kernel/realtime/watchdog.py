@@ -1,0 +1,62 @@
+"""Looks at the layer that runs, and tells when it takes longer than it ever did while it was measured.
+
+The layer itself is in a library and tells nobody: this is a thread beside it, awake while there is work only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpushare_kernel.realtime.core_wait import CoreWait
+
+PACE = 0.01
+"""Seconds between two looks: a layer that hangs is told of so much late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A layer that runs since `started` and should be done after `worst` seconds; `waited` is what its thread had waited by then."""
+
+    task: int
+    number: int
+    layer: int
+    started: float
+    worst: float
+    waited: float
+
+
+class Watchdog:
+    """One thread. `late` is called in it, once for each layer that overruns."""
+
+    def __init__(self, late: Callable[[Watched, float], None], core: CoreWait) -> None:
+        self._late, self._core = late, core
+        self._busy = threading.Event()
+        self._pace = threading.Event()
+        self.now: Watched | None = None
+        threading.Thread(target=self._run, name="gpushare-watchdog", daemon=True).start()
+
+    def wake(self) -> None:
+        """There is work."""
+        self._busy.set()
+
+    def rest(self) -> None:
+        """There is none."""
+        self.now = None
+        self._busy.clear()
+
+    def _run(self) -> None:
+        told: Watched | None = None
+        while True:
+            self._busy.wait()
+            seen = self.now
+            if seen is not None and seen is not told:
+                stolen = self._core.seconds() - seen.waited
+                took = time.monotonic() - seen.started - stolen
+                # A wait that still lasts is not counted yet: one look more than it should take, and it is told.
+                if took > seen.worst + PACE:
+                    told = seen
+                    self._late(seen, took)
+            self._pace.wait(PACE)

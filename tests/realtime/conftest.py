@@ -1,0 +1,46 @@
+"""Nodes are real processes on the cores that there are; after each test none is left, nor a descriptor or a thread of ours."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel import procfs
+from tests.procs import eventually
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """P9: processes, threads, descriptors, shared memory. And a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before, memory = _descriptors(), set(Path("/dev/shm").iterdir())
+    yield
+    eventually(lambda: not _nodes())
+    eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("gpushare-") and t.name != "gpushare-grid"])  # fmt: skip
+    eventually(lambda: _descriptors() <= before)
+    assert set(Path("/dev/shm").iterdir()) <= memory
+
+
+def _nodes() -> list[int]:
+    return [
+        pid
+        for pid in procfs.children(os.getpid())
+        if b"gpushare_kernel.realtime." in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def _descriptors() -> int:
+    """Count those that nodes could leave: sockets, shared memory, processes, events."""
+    kinds = ("socket:", "/memfd:gpushare", "anon_inode:[pidfd]", "anon_inode:[eventfd]", "pidfd")
+    count = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            name = str(fd.readlink())
+        except FileNotFoundError:
+            continue
+        count += name.startswith(kinds)
+    return count
