@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker import controls
 from gpushare_kernel.broker.answers import dry_run, release
-from gpushare_kernel.broker.jobs import client_id, job_of
+from gpushare_kernel.broker.ids import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
 from gpushare_kernel.broker.placement import named
 from gpushare_kernel.broker.promises import Proven, check_task

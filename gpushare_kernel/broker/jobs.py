@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.aliases import Aliases
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.ids import client_id, job_of, session_of
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
 from gpushare_kernel.broker.needs import Asked, Needs
@@ -358,21 +359,6 @@ class JobAnswers:
 
     def _later(self, seconds: float, then: Callable[[], object]) -> None:
         self._loop.call_later(seconds, then)
-
-
-def job_of(session: SessionId, client: str) -> JobId:
-    """Return the broker's id of a job that its client calls `client`: `<session>/<client>`."""
-    return JobId(f"{session}/{client}")
-
-
-def session_of(job: JobId) -> SessionId:
-    """Return the session in a broker's id of a job."""
-    return SessionId(job.split("/", 1)[0])
-
-
-def client_id(job: JobId) -> JobId:
-    """Return what its client calls the job that is `job` to the broker."""
-    return JobId(job.split("/", 1)[1])
 
 
 def _differ(limit: int | None, told: int | None, least: int) -> bool:

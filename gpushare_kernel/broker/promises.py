@@ -18,6 +18,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
+from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.values import JobId, Promise
 from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
@@ -27,6 +28,10 @@ LIMIT = 60.0
 MAX_NODES = 4
 OVERHEAD = {"layer": 0.0002, "job": 0.0005}
 """Seconds that starting a layer, and passing a job to a node, take at most (docs/pipelines.md)."""
+_ELSEWHERE = (
+    "its deadline cannot be promised: the real-time jobs of another notebook have divided this machine's cores into nodes of their own. "
+    "Begin this one before them, or put its model into that notebook."
+)
 _MOST_LAYERS, _MOST_COSTS = 500, 10_000
 _PROOF = (sys.executable, "-m", "gpushare_kernel.realtime.proof")
 _logger = logging.getLogger(__name__)
@@ -81,7 +86,11 @@ class Promises:
     async def prove(self, job: JobId, task: RealtimeTask, drain: float) -> Proven:
         """Prove the deadline of `job` beside all that are promised, with a drain of others of `drain` seconds."""
         async with self._lock:
-            found = await self._ask(job, task, drain)
+            several = {session_of(one) for one in (*self._tasks, job)}
+            alone = len(several) == 1
+            if not alone and len(self._configuration) > 1:
+                return Proven(refused=_ELSEWHERE)
+            found = await self._ask(job, task, drain, MAX_NODES if alone else 1)
             if "refused" in found:
                 return Proven(refused=self._told(str(found["refused"]), job, task))
             self._tasks[job] = task
@@ -94,6 +103,7 @@ class Promises:
                     bound=found["bounds"][str(one)],
                     drain=drain,
                     absorbs=found["absorbs"],
+                    weight=t.weight,
                 )
                 for one, t in self._tasks.items()
             }
@@ -132,13 +142,15 @@ class Promises:
         if not self._tasks:
             self._configuration = []
 
-    async def _ask(self, job: JobId, task: RealtimeTask, drain: float) -> dict[str, Any]:
+    async def _ask(
+        self, job: JobId, task: RealtimeTask, drain: float, nodes: int
+    ) -> dict[str, Any]:
         tasks = {**self._tasks, job: task}
         question = {
             "taskset": {
                 "cpus": len(os.sched_getaffinity(0)),
                 "gpus": self._gpus,
-                "max_nodes": MAX_NODES,
+                "max_nodes": max(nodes, self._gpus),
                 "mode": "layer",
                 "overhead": OVERHEAD,
                 "drain": {"gpu": drain, "cpu": drain},

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
-from gpushare_kernel.broker.jobs import session_of
+from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session

@@ -14,7 +14,7 @@ from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.instructions import Alarm, Barred, Instruction, Overran, Pause, Resume
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import PauseReason, PauseStatus, SessionId
-from gpushare_kernel.core.windows import Windows
+from gpushare_kernel.core.windows import Standing, Windows
 
 _UNKNOWN_LEAD = 0.002
 """Seconds before a release at which those are paused of whom no drain was seen yet."""
@@ -47,6 +47,7 @@ class Gate:
             self._ring(None, at)
             self.shut = False
             return
+        using = [*using]
         users = [session for session in using if not session.realtime]
         self.windows.drain = max((drains.bound(s) or 0.0 for s in users), default=0.0)
         for one in self.windows.tick(at, self._lead(users)):
@@ -54,15 +55,16 @@ class Gate:
         self.shut = self.windows.open and not free
         if self.shut or free or not self.promises:
             self._early.clear()
-        for session in users:
-            if not free and (self.shut or self._is_barred(session)):
+        owner = self.windows.owner(at)
+        for session in using:
+            if not free and self._stands(session, owner, at):
                 self._hold(session, at)
         for session in [*self.held.values()]:
-            if free or not (self.shut or session.id in self._early or self._is_barred(session)):
+            if free or not (session.id in self._early or self._stands(session, owner, at)):
                 self._let_go(session, at)
         if not self.promises:
             self._told.clear()
-        self._ring(self.windows.next_alarm(self._lead(users)), at)
+        self._ring(self.windows.next_alarm(self._lead(users), at), at)
 
     def owns(self, session: Session, ticket: int) -> bool:
         """Whether a pause with this ticket was ours."""
@@ -116,6 +118,13 @@ class Gate:
 
     # --- one session ---------------------------------------------------------------------------------
 
+    def _stands(self, session: Session, owner: Standing | None, at: float) -> bool:
+        """Whether `session` is to stand still now: all but real-time ones in a window, and of those all that are at work but the owner."""
+        if session.realtime:
+            other = owner is not None and owner.session != session.id
+            return other and self.windows.at_work(session.id, at)
+        return self.shut or self._is_barred(session)
+
     def _is_barred(self, session: Session) -> bool:
         """Whether its work takes too long to stop; where nothing was recorded yet, the limit of a trial counts (I7)."""
         if not self.promises:
@@ -129,6 +138,8 @@ class Gate:
         self.held[session.id] = session
         session.stopped_at = at
         self._pause(session)
+        if session.realtime:
+            return
         if self._is_barred(session) and session.id not in self._told:
             self._told.add(session.id)
             self._emit(Barred(session.id, drains.bound(session), self.windows.absorbs))

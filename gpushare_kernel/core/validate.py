@@ -143,8 +143,9 @@ def _promises(scheduler: Scheduler) -> Iterator[str]:
     for name, session in gate.held.items():
         if name not in scheduler.sessions:
             yield f"I3: session {name} is held and gone"
-        if session.realtime:
-            yield f"I7: session {name} is real-time and held"
+        owner = gate.windows.owner(scheduler.at)
+        if session.realtime and (owner is None or owner.session == name):
+            yield f"I7: session {name} is real-time, comes first and is held"
         if not gate.promises:
             yield f"I3: session {name} is held for nobody"
     for one in gate.windows.standing.values():

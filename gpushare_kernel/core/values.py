@@ -106,6 +106,7 @@ class Promise:
     """What was proven of a real-time job: released once in `period` seconds at most, it is done `bound` seconds later.
 
     That is where the work of others drains within `drain` seconds; within `absorbs` its deadline is kept all the same.
+    Of several that are released the one of the largest `weight` has the device; equals in the order of their releases.
     """
 
     period: float
@@ -113,6 +114,7 @@ class Promise:
     bound: float
     drain: float
     absorbs: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,16 @@ class Windows:
         """Whether the device belongs to a real-time job now."""
         return self._open > 0
 
+    def owner(self, at: float) -> Standing | None:
+        """Return who has the device of those that are released: the largest weight, of equals the first."""
+        released = (o for o in self.standing.values() if o.opened is not None and o.release <= at)
+        return min(released, key=lambda one: (-one.promise.weight, one.release), default=None)
+
+    def at_work(self, session: SessionId, at: float) -> bool:
+        """Whether a job of `session` is released and not done."""
+        mine = (one for one in self.standing.values() if one.session == session)
+        return any(one.opened is not None and one.release <= at for one in mine)
+
     @property
     def absorbs(self) -> float:
         """The longest drain (seconds) of others with which every deadline is proven; inf where there is none."""
@@ -121,9 +131,9 @@ class Windows:
                 self._release(one, release, at)
         return over
 
-    def next_alarm(self, lead: float) -> float | None:
-        """When the next window opens or ends; None where nobody knows of one."""
-        return min(self._alarms(lead), default=None)
+    def next_alarm(self, lead: float, at: float) -> float | None:
+        """When the next window opens or ends, or its job is released; None where nobody knows of one."""
+        return min(self._alarms(lead, at), default=None)
 
     def next_release(self) -> float | None:
         """When the next release is that is known and has no window yet; None where there is none."""
@@ -131,10 +141,10 @@ class Windows:
         known = (one.next for one in standing if one.next is not None and not one.owes)
         return min(known, default=None)
 
-    def _alarms(self, lead: float) -> Iterator[float]:
+    def _alarms(self, lead: float, at: float) -> Iterator[float]:
         for one in self.standing.values():
             if one.opened is not None:
-                yield one.until
+                yield one.until if one.release <= at else one.release
             elif one.next is not None:
                 yield one.next - lead
 

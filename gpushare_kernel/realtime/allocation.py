@@ -73,9 +73,7 @@ class Board:
         for node, table in enumerate(tables):
             gpu = self.on_gpu[node]
             near = [inf] * size if gpu else from_cpu
-            far = (
-                [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
-            )
+            far = [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
             own = from_gpu if gpu else from_cpu
             new = _levels(work, table, self.loads[node], near, far, own)
             if gpu:
@@ -153,7 +151,11 @@ def _ways(
     node, budget, (slope, stage) = on
     total, transfer, start, new = table.total, work.transfer, table.start, own[:]
     near, far = before
-    here = None if near is None else [_sum(way, -slope * t) for way, t in zip(near, total, strict=True)]
+    here = (
+        None
+        if near is None
+        else [_sum(way, -slope * t) for way, t in zip(near, total, strict=True)]
+    )
     there = [_sum(w, slope * (b - t)) for w, b, t in zip(far, [*transfer, 0], total, strict=True)]
     free = total[-1] + work.queue + max(transfer) <= budget
     best, found = inf, None

@@ -67,11 +67,12 @@ class _Measurement:
         for layer in self._layers:
             moved = self._moved(work.value)
             work.layer = layer
-            started = time.monotonic()
+            started, waited = time.monotonic(), work.waited
             self._runner.timed(held, work)
             payload.check(work.value, self._forms[layer + 1], held.where(layer))
             self._runner.hear()
-            meter.note(layer, time.monotonic() - started, moved)
+            stolen = work.waited - waited  # what strangers took is not the layer's, here as later
+            meter.note(layer, time.monotonic() - started - stolen, moved)
 
     def _seen(self) -> list[payload.Form]:
         """Run it once, to see what comes between its layers."""

@@ -120,9 +120,7 @@ class Pipeline:
         """
         found = 0
         for work in self._best_effort:
-            reach = max(
-                (after for at, _, after in self.placed[work.name] if at <= node), default=0
-            )
+            reach = max((after for at, _, after in self.placed[work.name] if at <= node), default=0)
             longest = work.on(self.board.configuration[node]).peak[reach]
             if longest:
                 found = max(found, longest + work.queue)

@@ -247,9 +247,7 @@ def _costs(
 
 
 def _seconds(where: str, found: object, keys: Sequence[str]) -> dict[str, float]:
-    return {
-        key: _number(where, key, value) for key, value in _object(where, found, keys).items()
-    }
+    return {key: _number(where, key, value) for key, value in _object(where, found, keys).items()}
 
 
 def _object(where: str, found: object, known: Sequence[str]) -> Mapping[str, Any]:

@@ -45,9 +45,10 @@ class RealtimeWorld(GpuWorld):
         absorbs: float = 0.012,
         work: float = 0.002,
         known: bool = True,
+        weight: float = 1.0,
     ) -> Camera:
         session, job = SessionId(name), JobId(f"{name}/job")
-        promise = Promise(period, deadline, deadline, absorbs, absorbs)
+        promise = Promise(period, deadline, deadline, absorbs, absorbs, weight)
         self.send(ev.SessionOpened(at=self.now, session=session, user=UserId(name)))
         self.kernels[name] = GpuKernel("idle", seen=False)
         self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
@@ -67,6 +68,7 @@ class RealtimeWorld(GpuWorld):
         self.end(camera.job)
 
     def end(self, job: str, persistent: int = 0) -> None:
+        self.kernels[self.core.jobs[JobId(job)].session].running.discard(job)
         self.send(ev.JobEnded(at=self.now, job=JobId(job), persistent=persistent))
 
     def _let_work(self, seconds: float) -> None:
@@ -76,14 +78,16 @@ class RealtimeWorld(GpuWorld):
             if n not in self.cameras
         )
         super()._let_work(seconds)
-        end = self.now + seconds
-        for camera in self.cameras.values():
-            if camera.left is not None:
-                camera.left -= seconds / (2.0 if others else 1.0)
-                if camera.left <= 1e-9:
-                    camera.responses.append(end - camera.released)
-                    camera.left = None
-        self.ends = end
+        at_work = [
+            camera
+            for name, camera in self.cameras.items()
+            if camera.left is not None and not self.kernels[name].paused
+        ]
+        for camera in at_work:
+            camera.left = (camera.left or 0.0) - seconds / (others + len(at_work))
+            if camera.left <= 1e-9:
+                camera.responses.append(self.now + seconds - camera.released)
+                camera.left = None
 
     def finish_drains(self) -> None:
         for camera in self.cameras.values():
@@ -256,6 +260,29 @@ def test_pauses_say_that_they_are_for_real_time() -> None:
     world.camera("cam")
     world.run(0.2)
     assert {i.reason for i in world.log if isinstance(i, do.Pause)} == {PauseReason.REALTIME}
+
+
+def test_of_two_real_time_sessions_the_larger_weight_has_the_device() -> None:
+    """W9: Across kernels: who comes first waits for the other's drain at most, the other for its work each time."""
+    world = hogs("heavy")
+    low = world.camera("low", period=0.05, deadline=0.045, absorbs=0.02, work=0.01)
+    high = world.camera("high", period=0.02, deadline=0.018, absorbs=0.008, work=0.004, weight=2)
+    world.run(1)
+    for camera in (low, high):
+        camera.responses.clear()
+    world.run(4)
+    assert len(high.responses) >= 199
+    assert max(high.responses) <= 0.004 + 0.001 + 2 * world.step, max(high.responses)
+    assert max(low.responses) <= 0.01 + 2 * (0.004 + 0.002), max(low.responses)
+    held = [i for i in world.log if isinstance(i, do.Pause) and i.session == "low"]
+    assert held
+    assert {i.reason for i in held} == {PauseReason.REALTIME}
+    assert not [i for i in world.log if isinstance(i, do.Overran)]
+    world.leave("high")
+    world.run(1)
+    low.responses.clear()
+    world.run(1)
+    assert max(low.responses) <= 0.01 + 2 * world.step
 
 
 @pytest.mark.parametrize("seed", range(6))
