@@ -6,6 +6,7 @@ the time it stood still. What is recorded of drains decides when windows open, a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from math import inf
 
@@ -20,6 +21,10 @@ _UNKNOWN_LEAD = 0.002
 """Seconds before a release at which those are paused of whom no drain was seen yet."""
 
 
+FIRST_BAR, LONGEST_BAR = 30.0, 600.0
+"""Seconds after which who takes too long to stop has a trial again: at first, and at most; twice as long each time."""
+
+
 class Gate:
     """Holds sessions from outside, apart from their turns. Instructions go to `emit`."""
 
@@ -31,8 +36,9 @@ class Gate:
         #: Who came to its turn so shortly before a release that it would not stop in time: it begins after that.
         self._early: set[SessionId] = set()
         self._tickets: dict[SessionId, int] = {}
-        #: Who was told that it is held until the real-time jobs have gone.
-        self._told: set[SessionId] = set()
+        #: Whose work takes too long to stop: when it may be tried anew, and how often it was.
+        self._barred: dict[SessionId, float] = {}
+        self._tries: Counter[SessionId] = Counter()
         self._alarm: float | None = None
         self._config, self._emit = config, emit
 
@@ -55,6 +61,9 @@ class Gate:
         self.shut = self.windows.open and not free
         if self.shut or free or not self.promises:
             self._early.clear()
+        for session in users:
+            if self._is_barred(session):
+                self._bar(session, at)
         owner = self.windows.owner(at)
         for session in using:
             if not free and self._stands(session, owner, at):
@@ -63,8 +72,10 @@ class Gate:
             if free or not (session.id in self._early or self._stands(session, owner, at)):
                 self._let_go(session, at)
         if not self.promises:
-            self._told.clear()
-        self._ring(self.windows.next_alarm(self._lead(users), at), at)
+            self._barred.clear()
+            self._tries.clear()
+        due = [self.windows.next_alarm(self._lead(users), at), *self._barred.values()]
+        self._ring(min((one for one in due if one is not None and one > at), default=None), at)
 
     def owns(self, session: Session, ticket: int) -> bool:
         """Whether a pause with this ticket was ours."""
@@ -110,7 +121,8 @@ class Gate:
     def forget(self, session: Session) -> None:
         """`session` is gone, or its kernel starts anew."""
         self._tickets.pop(session.id, None)
-        self._told.discard(session.id)
+        self._barred.pop(session.id, None)
+        self._tries.pop(session.id, None)
         self._early.discard(session.id)
         session.drains.clear()
         if self.held.pop(session.id, None) is not None:
@@ -138,11 +150,19 @@ class Gate:
         self.held[session.id] = session
         session.stopped_at = at
         self._pause(session)
-        if session.realtime:
-            return
-        if self._is_barred(session) and session.id not in self._told:
-            self._told.add(session.id)
-            self._emit(Barred(session.id, drains.bound(session), self.windows.absorbs))
+
+    def _bar(self, session: Session, at: float) -> None:
+        """`session` stands until the promises are gone; what was recorded of it is doubted after a while, rarer and rarer."""
+        until = self._barred.get(session.id)
+        if until is None:
+            tries = self._tries[session.id]
+            self._barred[session.id] = at + min(LONGEST_BAR, FIRST_BAR * 2.0**tries)
+            if not tries:
+                self._emit(Barred(session.id, drains.bound(session), self.windows.absorbs))
+        elif at >= until and session.drains and self._config.trial_drain <= self.windows.absorbs:
+            del self._barred[session.id]
+            self._tries[session.id] += 1
+            session.drains.clear()
 
     def _pause(self, session: Session) -> None:
         session.ticket += 1
@@ -153,15 +173,14 @@ class Gate:
     def _let_go(self, session: Session, at: float) -> None:
         del self.held[session.id]
         if session.id in self._tickets:
-            drains.note(
-                session, at - session.stopped_at
-            )  # that long at least: it has not stopped yet
+            # That long at least: it has not stopped yet.
+            drains.note(session, at - session.stopped_at)
         if session.stopped is None:  # else the turns, or its owner, stopped it meanwhile
             self._emit(Resume(session.id))
 
     def _lead(self, users: Iterable[Session]) -> float:
         """How long before a release those who run now are to be paused."""
-        known = [drains.bound(s) for s in users if s.pausable and s.id not in self.held]
+        known = [drains.usual(s) for s in users if s.pausable and s.id not in self.held]
         longest = max((_UNKNOWN_LEAD if d is None else d for d in known), default=0.0)
         least = min((one.promise.period for one in self.windows.standing.values()), default=inf)
         return min(longest + self._config.timer_slack, least / 2) if known else 0.0

@@ -41,11 +41,11 @@ def here() -> Admission:
 
 
 def node_types(cores: int, gpus: int) -> Sequence[NodeType]:
-    """Return the types worth measuring: powers of two of the cores, and all of them, with and without a GPU."""
-    counts = sorted({1 << n for n in range(cores.bit_length())} | {cores})
-    plain = [NodeType(count) for count in counts if count <= cores - (1 if gpus else 0)]
-    with_gpu = [NodeType(count, 1) for count in counts if gpus]
-    return (*plain, *with_gpu)
+    """Return the few types worth measuring, each takes seconds: all cores, half of them, one; with the GPU, all and half."""
+    half = max(1, cores // 2)
+    if gpus:
+        return tuple(sorted({NodeType(cores, 1), NodeType(half, 1), NodeType(half)}))
+    return tuple(sorted({NodeType(cores), NodeType(half), NodeType(1)}))
 
 
 class Own(Alone):

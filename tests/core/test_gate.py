@@ -188,6 +188,26 @@ def test_it_is_told_once_that_it_is_held() -> None:
     assert told[0].drain > told[0].absorbs
 
 
+def test_what_was_recorded_is_doubted_after_a_while() -> None:
+    """W5: Its long kernels are over: half a minute later it has a trial, and runs beside the promise from then on."""
+    world = RealtimeWorld()
+    camera = world.camera("cam")
+    world.start("late", "conv", seen=False)
+    world.run(2)
+    assert rates(world, 1)["late"] == 0.0
+    world.kernels["late"].kind = "heavy"
+    world.run(30)
+    camera.responses.clear()
+    assert rates(world, 3)["late"] > 0.5
+    assert max(camera.responses) <= camera.promise.deadline
+    world.kernels[
+        "late"
+    ].kind = "conv"  # and once more: one miss, told no second time, held for twice as long
+    world.run(2)
+    assert rates(world, 30)["late"] == 0.0
+    assert len([i for i in world.log if isinstance(i, do.Barred)]) == 1
+
+
 def test_where_the_slack_absorbs_no_trial_newcomers_are_held_at_their_first_use() -> None:
     """I7: Nothing is recorded of it, and the deadline leaves less than a trial may take."""
     world = RealtimeWorld()
