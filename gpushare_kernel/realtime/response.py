@@ -155,20 +155,27 @@ class Pipeline:
         )
         return sum(parts)
 
+    def loads(self, node: int, jitter: Mapping[str, int]) -> list[tuple[Work, Load]]:
+        """Return what each RT task that is on a node asks of it, coming as late as `jitter` says."""
+        return [
+            (work, self.load(work, stage, node, jitter[work.name])) for work, stage in self._on[node]
+        ]
+
+    def held(self, node: int, work: Work, loads: Sequence[tuple[Work, Load]]) -> int:
+        """Return the blocking B of a task on a node: one piece of a lesser one, and the drain of others."""
+        lesser = (load.longest for other, load in loads if other.weight < work.weight)
+        return max(self.blocking(node), *lesser, 0) + self._drain[node]
+
     def _pass(self, node: int, late: dict[str, int | None], early: dict[str, int]) -> None:
         """Let all jobs pass a node: how late, and how early, they can leave it."""
-        here = [
-            (work, self.load(work, stage, node, (late[work.name] or 0) - early[work.name]))
-            for work, stage in self._on[node]
-        ]
-        outside, drain = self.blocking(node) if here else 0, self._drain[node]
         arrived = dict(late)
-        for work, me in here:
-            came, found = arrived[work.name], None
-            higher = [(o, h) for o, h in here if o is not work and o.weight >= work.weight]
-            lower = max((h.longest for o, h in here if o.weight < work.weight), default=0)
-            if came is not None and all(arrived[other.name] is not None for other, _ in higher):
-                held, most = max(lower, outside) + drain, BEYOND * work.deadline - came
+        jitter = {name: (come or 0) - early[name] for name, come in arrived.items()}
+        loads = self.loads(node, jitter)
+        for work, me in loads:
+            come, found = arrived[work.name], None
+            higher = [(o, h) for o, h in loads if o is not work and o.weight >= work.weight]
+            if come is not None and all(arrived[other.name] is not None for other, _ in higher):
+                held, most = self.held(node, work, loads), BEYOND * work.deadline - come
                 found = delay(me, [load for _, load in higher], held, most)
-            late[work.name] = None if came is None or found is None else came + found
+            late[work.name] = None if come is None or found is None else come + found
             early[work.name] += me.least

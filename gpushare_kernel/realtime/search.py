@@ -73,15 +73,15 @@ class Search:
         t = self.taskset
         for configuration in configurations(t.cpus, t.gpus, t.max_nodes):
             self.tried[configuration] = self.refined(configuration)
-        return self._best(1)[0] if self._best(1) else None
+        return next(iter(self.best(1)), None)
 
     def pruned(self) -> Candidate | None:
         """Return the best of few configurations; of all where none of those few will do and there are not many."""
         t = self.taskset
         self._look(islice(coarse(t.cpus, t.gpus, t.max_nodes), FEW))
-        for front in self._best(FRONTS):
+        for front in self.best(FRONTS):
             self._climb(front)
-        best = next(iter(self._best(1)), None)
+        best = next(iter(self.best(1)), None)
         if best is not None and best.admitted:
             return best
         return self.exact() if count(t.cpus, t.gpus, t.max_nodes) <= SMALL else best
@@ -100,7 +100,7 @@ class Search:
                 return
             front = better
 
-    def _best(self, number: int) -> list[Candidate]:
+    def best(self, number: int) -> list[Candidate]:
         """The best candidates so far."""
         return sorted((one for one in self.tried.values() if one is not None), key=_rank)[:number]
 
