@@ -98,4 +98,3 @@ def scatter(chance: Random, taskset: Taskset, nodes: int) -> dict[str, tuple[Sta
             Stage(node, cuts[n], cuts[n + 1] - 1) for n, node in enumerate(where)
         )
     return found
-

@@ -74,11 +74,9 @@ class Board:
         for node, table in enumerate(tables):
             gpu = self.on_gpu[node]
             near = [inf] * size if gpu else from_cpu
-            far = (
-                [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
-            )
+            far = [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
             own = from_gpu if gpu else from_cpu
-            new = _levels(work, table, self.loads[node], near, far, own)
+            new = _levels(work, table, self.loads[node], (near, far), own)
             if gpu:
                 from_gpu = new
             else:
@@ -104,7 +102,9 @@ class Board:
             budget = _budget(self.loads[node], work.period, level)
             if budget <= work.queue:
                 continue
-            step = _Step(work, table, node, budget, (1.0, _STAGE) if prices is None else prices[node])
+            step = _Step(
+                work, table, node, budget, (1.0, _STAGE) if prices is None else prices[node]
+            )
             if self.on_gpu[node]:
                 from_gpu = step.extend(None, _nearest(from_cpu, from_gpu), from_gpu)
             else:
@@ -120,10 +120,11 @@ _Front = tuple[list[float], list["_Way | None"]]
 
 
 def _levels(
-    work: Work, table: Table, load: float, near: list[float], far: list[float], own: list[float]
+    work: Work, table: Table, load: float, before: tuple[list[float], list[float]], own: list[float]
 ) -> list[float]:
     """One node's column of M. `near`: the input is in this node's memory; `far`: it must be brought."""
     total, start, period, new = table.total, table.start, work.period, own[:]
+    near, far = before
     for after in range(1, work.layers + 1):
         best, end = own[after], total[after] + work.queue
         for first in range(after - 1, start[after] - 1, -1):

@@ -78,7 +78,9 @@ def works(taskset: Taskset) -> list[Work]:
 
 def _work(task: Task, taskset: Taskset, nominal: float) -> Work:
     """A BE task without a period is taken to come as often as the slowest that has one."""
-    has_gpus = taskset.gpus > 0  # one memory for all cores: without a GPU nothing is brought anywhere
+    has_gpus = (
+        taskset.gpus > 0
+    )  # one memory for all cores: without a GPU nothing is brought anywhere
     transfer = [up(layer.transfer) if has_gpus else 0 for layer in task.layers]
     kinds = {kind for layer in task.layers for kind in layer.worst}
     start = up(taskset.overhead.layer)

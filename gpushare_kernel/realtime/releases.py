@@ -47,9 +47,7 @@ def plan(
     return Episode(releases, chance.choice((_worst, _worst, _mixed, _extreme)))
 
 
-def _time_to(
-    work: Work, route: Sequence[int], configuration: Sequence[NodeType], node: int
-) -> int:
+def _time_to(work: Work, route: Sequence[int], configuration: Sequence[NodeType], node: int) -> int:
     """What its layers before `node` take, undisturbed and at worst."""
     found = 0
     for layer, at in enumerate(route):

@@ -120,9 +120,7 @@ class Pipeline:
         """
         found = 0
         for work in self._best_effort:
-            reach = max(
-                (after for at, _, after in self.placed[work.name] if at <= node), default=0
-            )
+            reach = max((after for at, _, after in self.placed[work.name] if at <= node), default=0)
             longest = work.on(self.board.configuration[node]).peak[reach]
             if longest:
                 found = max(found, longest + work.queue)
@@ -158,7 +156,8 @@ class Pipeline:
     def loads(self, node: int, jitter: Mapping[str, int]) -> list[tuple[Work, Load]]:
         """Return what each RT task that is on a node asks of it, coming as late as `jitter` says."""
         return [
-            (work, self.load(work, stage, node, jitter[work.name])) for work, stage in self._on[node]
+            (work, self.load(work, stage, node, jitter[work.name]))
+            for work, stage in self._on[node]
         ]
 
     def held(self, node: int, work: Work, loads: Sequence[tuple[Work, Load]]) -> int:

@@ -64,7 +64,8 @@ class Search:
         self.taskset = taskset
         self.works = works(taskset)
         self.realtime = sorted(
-            (work for work in self.works if work.realtime), key=lambda work: (-work.weight, work.name)
+            (work for work in self.works if work.realtime),
+            key=lambda work: (-work.weight, work.name),
         )
         self.tried: dict[Configuration, Candidate | None] = {}
 
@@ -194,7 +195,9 @@ class Search:
                 else:
                     longest = max(other.on(board.configuration[node]).worst[first:after])
                     pieces[node] = max(pieces[node], longest)
-        return [(slope, wait + piece) for slope, wait, piece in zip(slopes, waits, pieces, strict=True)]
+        return [
+            (slope, wait + piece) for slope, wait, piece in zip(slopes, waits, pieces, strict=True)
+        ]
 
 
 def _rank(one: Candidate) -> tuple[tuple[float, float], int, Sequence[object]]:
