@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 
 from gpushare_kernel.realtime.allocation import Board
 from gpushare_kernel.realtime.costs import SECOND, Work
@@ -15,8 +15,8 @@ from gpushare_kernel.realtime.search import Candidate, Search
 
 NEAREST = 8
 """In so many of the best configurations it is tried what would fit."""
-SLOWEST = 64.0
-_STEPS = 16
+SLOWEST = 6400
+"""Hundredths: periods and deadlines 64 times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,25 +144,24 @@ def _without_one(search: Search, failing: Work) -> str | None:
 
 
 def _slower(search: Search) -> float | None:
-    """The least factor, to a hundredth, by which RT periods and deadlines are longer and all hold: placements as they are."""
+    """The least factor, in hundredths, by which RT periods and deadlines are longer and all hold: placements as they are."""
     nearest = search.best(NEAREST)
-    low, high = 1.0, SLOWEST
+    low, high = 100, SLOWEST
     if not _holds(search, nearest, high):
         return None
-    for _ in range(_STEPS):
-        middle = (low * high) ** 0.5
+    while high - low > 1:
+        middle = (low + high) // 2
         if _holds(search, nearest, middle):
             high = middle
         else:
             low = middle
-    rounded = ceil(high * 100) / 100
-    return rounded if _holds(search, nearest, rounded) else None
+    return high / 100
 
 
-def _holds(search: Search, candidates: Sequence[Candidate], factor: float) -> bool:
+def _holds(search: Search, candidates: Sequence[Candidate], hundredths: int) -> bool:
     works = [
         dataclasses.replace(
-            work, period=int(work.period * factor), deadline=int(work.deadline * factor)
+            work, period=work.period * hundredths // 100, deadline=work.deadline * hundredths // 100
         )
         for work in search.works
     ]

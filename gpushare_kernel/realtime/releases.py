@@ -11,7 +11,7 @@ from gpushare_kernel.realtime.model import NodeType
 
 JOBS = 6
 """Jobs of a task in one episode, at most."""
-_SLACK = 0.25
+_SLACK, _HALF = 0.25, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ def plan(
     releases = []
     for work in tasks:
         way = _time_to(work, routes[work.name], configuration, node)
+        if work.weight < victim.weight and chance.random() < _HALF:
+            way += _into(chance, work, routes[work.name], configuration[node], node)
         first = meet - way + round(chance.uniform(-scatter, scatter) * work.period)
         if work is not victim and chance.random() < _SLACK:
             first -= work.period * chance.randint(0, 1)  # the one before is still under way
@@ -55,6 +57,12 @@ def _time_to(work: Work, route: Sequence[int], configuration: Sequence[NodeType]
             break
         found += work.on(configuration[at]).worst[layer]
     return found
+
+
+def _into(chance: Random, work: Work, route: Sequence[int], kind: NodeType, node: int) -> int:
+    """What its layers on `node` take before one of them, and a nanosecond of that: the victim comes when it has just begun."""
+    here = [work.on(kind).worst[layer] for layer, at in enumerate(route) if at == node]
+    return sum(here[: chance.randrange(len(here))]) + 1 if here else 0
 
 
 def _step(chance: Random, period: int) -> int:
