@@ -36,6 +36,14 @@ class Board:
         self.configuration = configuration
         self.on_gpu = [node.gpus > 0 for node in configuration]
         self.loads = [0.0] * len(configuration)
+        self._tables: dict[str, list[Table]] = {}
+
+    def tables(self, work: Work) -> list[Table]:
+        """Return a task's costs, node by node."""
+        found = self._tables.get(work.name)
+        if found is None:
+            found = self._tables[work.name] = [work.on(node) for node in self.configuration]
+        return found
 
     def add(self, work: Work, placed: Placed, sign: int = 1) -> None:
         """Count the load of a placement, or (`sign` -1) take it away."""
@@ -44,9 +52,9 @@ class Board:
 
     def costs(self, work: Work, placed: Placed) -> list[int]:
         """Return the nanoseconds of each stage: its layers, passing the job on, and bringing the input over."""
-        found, from_gpu = [], False
+        found, from_gpu, tables = [], False, self.tables(work)
         for node, first, after in placed:
-            total = work.on(self.configuration[node]).total
+            total = tables[node].total
             crosses = self.on_gpu[node] or from_gpu
             brought = work.transfer[first] if crosses else 0
             found.append(total[after] - total[first] + work.queue + brought)
@@ -55,23 +63,21 @@ class Board:
 
     def place(self, work: Work) -> Placed | None:
         """Return the best placement beside what is there (not counted yet); None where no order of nodes can run it."""
-        tables = [work.on(node) for node in self.configuration]
-        found = self.quickest(work, max(self.loads), tables)
+        found = self.quickest(work, max(self.loads))
         if found is None:
-            level = self.least_level(work, tables)
-            found = None if level == inf else self.quickest(work, level, tables)
+            level = self.least_level(work)
+            found = None if level == inf else self.quickest(work, level)
         return found
 
-    def least_level(self, work: Work, tables: Sequence[Table] | None = None) -> float:
+    def least_level(self, work: Work) -> float:
         """Return the smallest possible largest load once `work` is placed: M[L, N]; inf where it cannot be.
 
         M[l, k] = min over x < l and the node before of max(M[x, before], load[k] + (cost of layers x to l on k) / period).
         """
-        tables = tables or [work.on(node) for node in self.configuration]
         size = work.layers + 1
         from_cpu = [max(self.loads), *[inf] * (size - 1)]
         from_gpu = [inf] * size
-        for node, table in enumerate(tables):
+        for node, table in enumerate(self.tables(work)):
             gpu = self.on_gpu[node]
             near = [inf] * size if gpu else from_cpu
             far = [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
@@ -87,18 +93,16 @@ class Board:
         self,
         work: Work,
         level: float,
-        tables: Sequence[Table] | None = None,
         prices: Sequence[Price] | None = None,
     ) -> Placed | None:
         """Return the placement of least total time by which no node of it is loaded above `level`; None where there is none.
 
         With `prices`, the least total price: what a nanosecond costs on each node, and what a stage there costs.
         """
-        tables = tables or [work.on(node) for node in self.configuration]
         never, nowhere = [inf] * work.layers, [None] * work.layers
         from_cpu: _Front = ([0.0, *never], [(None, -1, 0), *nowhere])
         from_gpu: _Front = ([inf, *never], [None, *nowhere])
-        for node, table in enumerate(tables):
+        for node, table in enumerate(self.tables(work)):
             budget = _budget(self.loads[node], work.period, level)
             if budget <= work.queue:
                 continue
@@ -259,7 +263,7 @@ def _by_load(group: list[Work], board: Board) -> list[Work]:
     """By the mean load over the nodes, the heaviest first; a layer that a node cannot run adds none there."""
 
     def load(work: Work) -> float:
-        return sum(work.on(node).total[-1] for node in board.configuration) / work.period
+        return sum(table.total[-1] for table in board.tables(work)) / work.period
 
     return sorted(group, key=lambda work: (-load(work), work.name))
 

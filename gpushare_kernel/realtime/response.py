@@ -121,7 +121,7 @@ class Pipeline:
         found = 0
         for work in self._best_effort:
             reach = max((after for at, _, after in self.placed[work.name] if at <= node), default=0)
-            longest = work.on(self.board.configuration[node]).peak[reach]
+            longest = self.board.tables(work)[node].peak[reach]
             if longest:
                 found = max(found, longest + work.queue)
         return found
@@ -129,7 +129,7 @@ class Pipeline:
     def load(self, work: Work, stage: _OnNode, node: int, jitter: int) -> Load:
         """Return what one stage asks of its node."""
         first, after, cost = stage
-        table = work.on(self.board.configuration[node])
+        table = self.board.tables(work)[node]
         least = table.total_least[after] - table.total_least[first]
         if self.whole:
             return Load(cost, work.period, jitter, cost, cost, least)

@@ -91,7 +91,7 @@ def test_prices_are_met_at_the_least(seed: int) -> None:
         )
 
     tried = [price(one) for one in placements(work.layers, len(board.loads)) if allowed(one)]
-    found = board.quickest(work, level, None, prices)
+    found = board.quickest(work, level, prices)
     if not tried:
         assert found is None
     else:

@@ -230,23 +230,24 @@ def test_a_higher_cost_lowers_no_bound(seed: int, mode: Mode) -> None:
         dataclasses.replace(old, best={}),
     ):
         layers = (*victim.layers[:layer], new, *victim.layers[layer + 1 :])
-        _check(taskset, place, dataclasses.replace(victim, layers=layers), nodes, placed, before)
+        other = _with(taskset, place, dataclasses.replace(victim, layers=layers))
+        assert _not_lower(bounds(other, nodes, placed), before)
     late = dataclasses.replace(victim, jitter=victim.jitter + 0.001)
-    _check(taskset, place, late, nodes, placed, before)
+    assert _not_lower(bounds(_with(taskset, place, late), nodes, placed), before)
     for more in ({"overhead": Overhead(40e-6, 90e-6)}, {"drain": Drain(gpu=0.001, cpu=0.0001)}):
         assert _not_lower(bounds(dataclasses.replace(taskset, **more), nodes, placed), before)
 
 
-def _check(taskset: Taskset, place: int, new: Task, nodes, placed, before) -> None:
+def _with(taskset: Taskset, place: int, new: Task) -> Taskset:
     tasks = (*taskset.tasks[:place], new, *taskset.tasks[place + 1 :])
-    assert _not_lower(bounds(dataclasses.replace(taskset, tasks=tasks), nodes, placed), before)
+    return dataclasses.replace(taskset, tasks=tasks)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_letting_go_after_each_layer_helps_those_in_front(seed: int) -> None:
     """The heaviest task's bound is no higher in mode `layer` than in mode `stage`."""
     taskset, nodes, placed = _placed(seed, Mode.STAGE)
-    heaviest = max((t.weight for t in taskset.tasks if t.kind is Kind.RT))
+    heaviest = max(t.weight for t in taskset.tasks if t.kind is Kind.RT)
     stage = bounds(taskset, nodes, placed)
     layer = bounds(dataclasses.replace(taskset, mode=Mode.LAYER), nodes, placed)
     for one in taskset.tasks:
