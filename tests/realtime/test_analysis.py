@@ -77,6 +77,7 @@ def test_an_answer_keeps_its_promises(seed: int, mode: Mode) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_order_of_tasks_changes_nothing(seed: int) -> None:
+    """R9."""
     taskset = small(seed)
     tasks = list(taskset.tasks)
     Random(seed).shuffle(tasks)

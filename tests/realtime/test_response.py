@@ -204,6 +204,7 @@ def _not_lower(new: dict[str, float | None], old: dict[str, float | None]) -> bo
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("seed", range(40))
 def test_a_task_more_lowers_no_bound(seed: int, mode: Mode) -> None:
+    """R10; RT or BE."""
     taskset, nodes, placed = _placed(seed, mode)
     whole = bounds(taskset, nodes, placed)
     for gone in taskset.tasks:
@@ -216,7 +217,7 @@ def test_a_task_more_lowers_no_bound(seed: int, mode: Mode) -> None:
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("seed", range(40))
 def test_a_higher_cost_lowers_no_bound(seed: int, mode: Mode) -> None:
-    """Of a layer, a transfer, an overhead, a drain, a jitter; and a lower least cost neither."""
+    """R10: of a layer, a transfer, an overhead, a drain, a jitter; and a lower least cost neither."""
     taskset, nodes, placed = _placed(seed, mode)
     before, chance = bounds(taskset, nodes, placed), Random(seed)
     place = chance.randrange(len(taskset.tasks))
