@@ -16,11 +16,11 @@ from benchmarks.realtime_sets import draw, scatter
 from gpushare_kernel.realtime.allocation import Board
 from gpushare_kernel.realtime.analysis import analyse, bounds
 from gpushare_kernel.realtime.configurations import configurations
-from gpushare_kernel.realtime.costs import SECOND, works
 from gpushare_kernel.realtime.model import NodeType, Stage
 from gpushare_kernel.realtime.response import Pipeline, delay
 from gpushare_kernel.realtime.simulation import simulate
 from gpushare_kernel.realtime.taskset import Mode, Taskset
+from gpushare_kernel.realtime.work import SECOND, works
 
 QUESTION = "Adversarial simulations of random task sets: is a bound ever exceeded, and how much does it overstate?"
 SETS, SECONDS = 1000, 5.0

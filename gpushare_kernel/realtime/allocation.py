@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from gpushare_kernel.realtime.costs import Table, Work
 from gpushare_kernel.realtime.model import NodeType, Stage
+from gpushare_kernel.realtime.work import Table, Work
 
 Placed = tuple[tuple[int, int, int], ...]
 """A task's stages: node, first layer, and the layer after the last."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from gpushare_kernel.realtime.allocation import Board, Placed, stages
 from gpushare_kernel.realtime.configurations import Configuration, count
-from gpushare_kernel.realtime.costs import SECOND, works
 from gpushare_kernel.realtime.model import BadTaskset, NodeType, Stage
 from gpushare_kernel.realtime.refusal import Refusal, refusal
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.search import Candidate, Search
 from gpushare_kernel.realtime.taskset import Taskset
+from gpushare_kernel.realtime.work import SECOND, works
 
 MOST_EXACT = 100_000
 """More configurations are not all tried: at 10 to 40 ms each that is an hour."""

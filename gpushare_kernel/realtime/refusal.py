@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from math import inf
 
 from gpushare_kernel.realtime.allocation import Board
-from gpushare_kernel.realtime.costs import SECOND, Work
 from gpushare_kernel.realtime.model import Kind, Task
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.search import Candidate, Search
+from gpushare_kernel.realtime.work import SECOND, Work
 
 NEAREST = 8
 """In so many of the best configurations it is tried what would fit."""

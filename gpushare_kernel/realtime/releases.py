@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from gpushare_kernel.realtime.costs import Work
 from gpushare_kernel.realtime.model import NodeType
+from gpushare_kernel.realtime.work import Work
 
 JOBS = 6
 """Jobs of a task in one episode, at most."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpushare_kernel.realtime.allocation import Board, Placed
-from gpushare_kernel.realtime.costs import Work, up
 from gpushare_kernel.realtime.taskset import Mode, Taskset
+from gpushare_kernel.realtime.work import Work, up
 
 FAR = 100
 """Busy for so many periods of a task, a node counts as overloaded: no bound is looked for beyond."""

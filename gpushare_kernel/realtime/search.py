@@ -20,9 +20,9 @@ from gpushare_kernel.realtime.configurations import (
     count,
     neighbours,
 )
-from gpushare_kernel.realtime.costs import Work, works
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.taskset import Taskset
+from gpushare_kernel.realtime.work import Work, works
 
 FULL = 0.95
 """How much of a node's time RT tasks may take where each goes where it is best for itself, or for the objective."""

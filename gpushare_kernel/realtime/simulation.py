@@ -14,10 +14,10 @@ from heapq import heappop, heappush
 from random import Random
 
 from gpushare_kernel.realtime.allocation import Placed
-from gpushare_kernel.realtime.costs import SECOND, Work, up, works
 from gpushare_kernel.realtime.model import NodeType, Stage
 from gpushare_kernel.realtime.releases import Episode, plan
 from gpushare_kernel.realtime.taskset import Mode, Taskset
+from gpushare_kernel.realtime.work import SECOND, Work, up, works
 
 IN_FLIGHT = 2
 """Jobs that each BE task has under way at all times."""

@@ -12,9 +12,9 @@ import pytest
 from benchmarks.realtime_sets import draw
 from gpushare_kernel.realtime.allocation import Board, Placed, allocate
 from gpushare_kernel.realtime.configurations import configurations
-from gpushare_kernel.realtime.costs import Work, works
 from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Task
 from gpushare_kernel.realtime.taskset import Overhead, Taskset
+from gpushare_kernel.realtime.work import Work, works
 
 CPU, GPU = NodeType(2), NodeType(2, 1)
 

@@ -10,10 +10,10 @@ import pytest
 from benchmarks.realtime_sets import draw, scatter
 from gpushare_kernel.realtime.analysis import analyse, bounds
 from gpushare_kernel.realtime.configurations import configurations
-from gpushare_kernel.realtime.costs import SECOND
 from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Stage, Task
 from gpushare_kernel.realtime.simulation import Simulation, simulate
 from gpushare_kernel.realtime.taskset import Drain, Mode, Overhead, Taskset
+from gpushare_kernel.realtime.work import SECOND
 
 C1, C2, G2 = NodeType(1), NodeType(2), NodeType(2, 1)
 
