@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Task
+from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Stage, Task
 from gpushare_kernel.realtime.taskset import Drain, Mode, Overhead, Taskset
 
 
@@ -84,3 +84,17 @@ def draw(
         overhead=Overhead(20e-6, 50e-6) if costs else Overhead(),
         drain=Drain(gpu=chance.uniform(0, 0.0005)) if costs else Drain(),
     )
+
+
+def scatter(chance: Random, taskset: Taskset, nodes: int) -> dict[str, tuple[Stage, ...]]:
+    """Place tasks at random: each on some of the nodes, cut anywhere. Every layer must run on every node."""
+    found = {}
+    for task in taskset.tasks:
+        size = len(task.layers)
+        parts = chance.randint(1, min(nodes, size))
+        where = sorted(chance.sample(range(nodes), parts))
+        cuts = [0, *sorted(chance.sample(range(1, size), parts - 1)), size]
+        found[task.name] = tuple(
+            Stage(node, cuts[n], cuts[n + 1] - 1) for n, node in enumerate(where)
+        )
+    return found

@@ -7,11 +7,12 @@ then to the fewest stages. RT tasks come first: BE ones take what is left, so no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
 
-from gpushare_kernel.realtime.costs import Table, Work
 from gpushare_kernel.realtime.model import NodeType, Stage
+from gpushare_kernel.realtime.work import Table, Work
 
 Placed = tuple[tuple[int, int, int], ...]
 """A task's stages: node, first layer, and the layer after the last."""
@@ -35,6 +36,14 @@ class Board:
         self.configuration = configuration
         self.on_gpu = [node.gpus > 0 for node in configuration]
         self.loads = [0.0] * len(configuration)
+        self._tables: dict[str, list[Table]] = {}
+
+    def tables(self, work: Work) -> list[Table]:
+        """Return a task's costs, node by node."""
+        found = self._tables.get(work.name)
+        if found is None:
+            found = self._tables[work.name] = [work.on(node) for node in self.configuration]
+        return found
 
     def add(self, work: Work, placed: Placed, sign: int = 1) -> None:
         """Count the load of a placement, or (`sign` -1) take it away."""
@@ -43,9 +52,9 @@ class Board:
 
     def costs(self, work: Work, placed: Placed) -> list[int]:
         """Return the nanoseconds of each stage: its layers, passing the job on, and bringing the input over."""
-        found, from_gpu = [], False
+        found, from_gpu, tables = [], False, self.tables(work)
         for node, first, after in placed:
-            total = work.on(self.configuration[node]).total
+            total = tables[node].total
             crosses = self.on_gpu[node] or from_gpu
             brought = work.transfer[first] if crosses else 0
             found.append(total[after] - total[first] + work.queue + brought)
@@ -54,28 +63,26 @@ class Board:
 
     def place(self, work: Work) -> Placed | None:
         """Return the best placement beside what is there (not counted yet); None where no order of nodes can run it."""
-        tables = [work.on(node) for node in self.configuration]
-        found = self.quickest(work, max(self.loads), tables)
+        found = self.quickest(work, max(self.loads))
         if found is None:
-            level = self.least_level(work, tables)
-            found = None if level == inf else self.quickest(work, level, tables)
+            level = self.least_level(work)
+            found = None if level == inf else self.quickest(work, level)
         return found
 
-    def least_level(self, work: Work, tables: Sequence[Table] | None = None) -> float:
+    def least_level(self, work: Work) -> float:
         """Return the smallest possible largest load once `work` is placed: M[L, N]; inf where it cannot be.
 
         M[l, k] = min over x < l and the node before of max(M[x, before], load[k] + (cost of layers x to l on k) / period).
         """
-        tables = tables or [work.on(node) for node in self.configuration]
         size = work.layers + 1
         from_cpu = [max(self.loads), *[inf] * (size - 1)]
         from_gpu = [inf] * size
-        for node, table in enumerate(tables):
+        for node, table in enumerate(self.tables(work)):
             gpu = self.on_gpu[node]
             near = [inf] * size if gpu else from_cpu
             far = [min(pair) for pair in zip(from_cpu, from_gpu, strict=True)] if gpu else from_gpu
             own = from_gpu if gpu else from_cpu
-            new = _levels(work, table, self.loads[node], near, far, own)
+            new = _levels(work, table, self.loads[node], (near, far), own)
             if gpu:
                 from_gpu = new
             else:
@@ -86,40 +93,42 @@ class Board:
         self,
         work: Work,
         level: float,
-        tables: Sequence[Table] | None = None,
         prices: Sequence[Price] | None = None,
     ) -> Placed | None:
         """Return the placement of least total time by which no node of it is loaded above `level`; None where there is none.
 
         With `prices`, the least total price: what a nanosecond costs on each node, and what a stage there costs.
         """
-        tables = tables or [work.on(node) for node in self.configuration]
-        none: list[_Way | None] = [None] * work.layers
-        from_cpu: list[_Way | None] = [(0.0, None, -1, 0), *none]
-        from_gpu: list[_Way | None] = [None, *none]
-        for node, table in enumerate(tables):
+        never, nowhere = [inf] * work.layers, [None] * work.layers
+        from_cpu: _Front = ([0.0, *never], [(None, -1, 0), *nowhere])
+        from_gpu: _Front = ([inf, *never], [None, *nowhere])
+        for node, table in enumerate(self.tables(work)):
             budget = _budget(self.loads[node], work.period, level)
             if budget <= work.queue:
                 continue
-            price = (1.0, _STAGE) if prices is None else prices[node]
+            step = _Step(
+                work, table, node, budget, (1.0, _STAGE) if prices is None else prices[node]
+            )
             if self.on_gpu[node]:
-                both = [_better(a, b) for a, b in zip(from_cpu, from_gpu, strict=True)]
-                from_gpu = _ways(work, table, (node, budget, price), (None, both), from_gpu)
+                from_gpu = step.extend(None, _nearest(from_cpu, from_gpu), from_gpu)
             else:
-                from_cpu = _ways(work, table, (node, budget, price), (from_cpu, from_gpu), from_cpu)
-        best = _better(from_cpu[-1], from_gpu[-1])
-        return None if best is None else _path(best)
+                from_cpu = step.extend(from_cpu, from_gpu, from_cpu)
+        sums, ways = _nearest(from_cpu, from_gpu)
+        return None if sums[-1] == inf else _path(ways[-1])
 
 
-_Way = tuple[float, "_Way | None", int, int]  # type: ignore[misc]
-"""The price of the layers so far, the way to the stage before, this stage's node, and the layer after its last."""
+_Way = tuple["_Way | None", int, int]
+"""The way to the stage before, this stage's node, and the layer after its last."""
+_Front = tuple[list[float], list["_Way | None"]]
+"""For each number of layers that are done: the least price, and the way that has it."""
 
 
 def _levels(
-    work: Work, table: Table, load: float, near: list[float], far: list[float], own: list[float]
+    work: Work, table: Table, load: float, before: tuple[list[float], list[float]], own: list[float]
 ) -> list[float]:
     """One node's column of M. `near`: the input is in this node's memory; `far`: it must be brought."""
     total, start, period, new = table.total, table.start, work.period, own[:]
+    near, far = before
     for after in range(1, work.layers + 1):
         best, end = own[after], total[after] + work.queue
         for first in range(after - 1, start[after] - 1, -1):
@@ -136,62 +145,84 @@ def _levels(
     return new
 
 
-def _ways(
-    work: Work,
-    table: Table,
-    on: tuple[int, int, Price],
-    before: tuple[list[_Way | None] | None, list[_Way | None]],
-    own: list[_Way | None],
-) -> list[_Way | None]:
-    """Extend the ways `before` (input here, input elsewhere) by a stage on this node, of at most its budget.
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A stage of `work` on one node, which may take `budget` at most."""
 
-    Ways are compared by their sum less the node's own sum up to there: where the budget never stops, the least is kept
-    while layers are added, and nothing is looked at twice.
-    """
-    node, budget, (slope, stage) = on
-    total, transfer, start, new = table.total, work.transfer, table.start, own[:]
-    near, far = before
-    here = (
-        None
-        if near is None
-        else [_sum(way, -slope * t) for way, t in zip(near, total, strict=True)]
-    )
-    there = [_sum(w, slope * (b - t)) for w, b, t in zip(far, [*transfer, 0], total, strict=True)]
-    free = total[-1] + work.queue + max(transfer) <= budget
-    best, found = inf, None
-    for after in range(1, work.layers + 1):
-        end, low = total[after] + work.queue, start[after]
-        if not free or low == after:
-            best, found = inf, None
-        for first in range(after - 1, max(low, after - 1 if free else 0) - 1, -1):
-            cost = end - total[first]
-            if cost > budget:
-                break
-            if here is not None and here[first] < best:
-                best, found = here[first], near[first]  # type: ignore[index]
-            if there[first] < best and cost + transfer[first] <= budget:
-                best, found = there[first], far[first]
-        kept, sum_ = new[after], best + slope * end + stage
-        if found is not None and (kept is None or sum_ < kept[0]):
-            new[after] = (sum_, found, node, after)
-    return new
+    work: Work
+    table: Table
+    node: int
+    budget: int
+    price: Price
+
+    def extend(self, near: _Front | None, far: _Front, own: _Front) -> _Front:
+        """Extend ways by a stage here (`near`: the input is in this node's memory; `far`: it is brought); keep what `own` has better.
+
+        Ways are compared by their price less what the layers so far would cost here, so that one number says which is best
+        to go on from. Where the budget never stops that is kept while layers are added, and nothing is looked at twice.
+        """
+        work, total, transfer = self.work, self.table.total, self.work.transfer
+        slope, stage = self.price
+        there = [p + slope * (b - t) for p, b, t in zip(far[0], [*transfer, 0], total, strict=True)]
+        here = None
+        if near is not None and near[0][0] < inf:
+            here = [p - slope * t for p, t in zip(near[0], total, strict=True)]
+        free = total[-1] + work.queue + work.most_transfer <= self.budget
+        fronts = self._free(here, there) if free else self._tight(here, there)
+        sums, ways = own[0][:], own[1][:]
+        for after, (best, first, is_far) in enumerate(fronts, 1):
+            price = best + slope * (total[after] + work.queue) + stage
+            if price < sums[after]:
+                before = far if is_far or near is None else near
+                sums[after], ways[after] = price, (before[1][first], self.node, after)
+        return sums, ways
+
+    def _free(self, here: list[float] | None, there: list[float]) -> Iterator[_From]:
+        start, best = self.table.start, _NOWHERE
+        for first, far in enumerate(there[:-1]):
+            if start[first + 1] > first:
+                best = _NOWHERE
+                yield best
+                continue
+            if here is not None and here[first] < best[0]:
+                best = (here[first], first, False)
+            if far < best[0]:
+                best = (far, first, True)
+            yield best
+
+    def _tight(self, here: list[float] | None, there: list[float]) -> Iterator[_From]:
+        total, transfer, start = self.table.total, self.work.transfer, self.table.start
+        for after in range(1, len(total)):
+            best, end = _NOWHERE, total[after] + self.work.queue
+            for first in range(after - 1, start[after] - 1, -1):
+                cost = end - total[first]
+                if cost > self.budget:
+                    break
+                if here is not None and here[first] < best[0]:
+                    best = (here[first], first, False)
+                if there[first] < best[0] and cost + transfer[first] <= self.budget:
+                    best = (there[first], first, True)
+            yield best
 
 
-def _sum(way: _Way | None, more: float) -> float:
-    return inf if way is None else way[0] + more
+_From = tuple[float, int, bool]
+"""From which number of layers a stage begins best, and whether their output is to be brought."""
+_NOWHERE: _From = (inf, 0, False)
 
 
-def _better(one: _Way | None, other: _Way | None) -> _Way | None:
-    if one is None or other is None:
-        return one or other
-    return one if one[0] <= other[0] else other
+def _nearest(one: _Front, other: _Front) -> _Front:
+    if other[0][-1] == inf and min(other[0]) == inf:
+        return one
+    picks = [a <= b for a, b in zip(one[0], other[0], strict=True)]
+    sums = [a if pick else b for pick, a, b in zip(picks, one[0], other[0], strict=True)]
+    return sums, [a if pick else b for pick, a, b in zip(picks, one[1], other[1], strict=True)]
 
 
 def _path(way: _Way | None) -> Placed:
     found = []
-    while way is not None and way[1] is not None:
-        found.append((way[2], way[1][3], way[3]))
-        way = way[1]
+    while way is not None and way[0] is not None:
+        found.append((way[1], way[0][2], way[2]))
+        way = way[0]
     return tuple(reversed(found))
 
 
@@ -232,7 +263,7 @@ def _by_load(group: list[Work], board: Board) -> list[Work]:
     """By the mean load over the nodes, the heaviest first; a layer that a node cannot run adds none there."""
 
     def load(work: Work) -> float:
-        return sum(work.on(node).total[-1] for node in board.configuration) / work.period
+        return sum(table.total[-1] for table in board.tables(work)) / work.period
 
     return sorted(group, key=lambda work: (-load(work), work.name))
 

@@ -16,11 +16,11 @@ from math import inf
 from typing import Any
 
 from gpushare_kernel.realtime.allocation import Board, Placed
-from gpushare_kernel.realtime.costs import SECOND
 from gpushare_kernel.realtime.model import BadTaskset, NodeType
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.search import FULL, Candidate, Search
 from gpushare_kernel.realtime.taskset import Drain, Taskset, taskset_from
+from gpushare_kernel.realtime.work import SECOND
 
 _STEPS = 24
 """Halvings in which the longest drain is found: to a microsecond for a deadline of ten seconds."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpushare_kernel.realtime.allocation import Board, Placed
-from gpushare_kernel.realtime.costs import Work, up
 from gpushare_kernel.realtime.taskset import Mode, Taskset
+from gpushare_kernel.realtime.work import Work, up
 
 FAR = 100
 """Busy for so many periods of a task, a node counts as overloaded: no bound is looked for beyond."""
@@ -121,7 +121,7 @@ class Pipeline:
         found = 0
         for work in self._best_effort:
             reach = max((after for at, _, after in self.placed[work.name] if at <= node), default=0)
-            longest = work.on(self.board.configuration[node]).peak[reach]
+            longest = self.board.tables(work)[node].peak[reach]
             if longest:
                 found = max(found, longest + work.queue)
         return found
@@ -129,7 +129,7 @@ class Pipeline:
     def load(self, work: Work, stage: _OnNode, node: int, jitter: int) -> Load:
         """Return what one stage asks of its node."""
         first, after, cost = stage
-        table = work.on(self.board.configuration[node])
+        table = self.board.tables(work)[node]
         least = table.total_least[after] - table.total_least[first]
         if self.whole:
             return Load(cost, work.period, jitter, cost, cost, least)
@@ -153,20 +153,28 @@ class Pipeline:
         )
         return sum(parts)
 
-    def _pass(self, node: int, late: dict[str, int | None], early: dict[str, int]) -> None:
-        """Let all jobs pass a node: how late, and how early, they can leave it."""
-        here = [
-            (work, self.load(work, stage, node, (late[work.name] or 0) - early[work.name]))
+    def loads(self, node: int, jitter: Mapping[str, int]) -> list[tuple[Work, Load]]:
+        """Return what each RT task that is on a node asks of it, coming as late as `jitter` says."""
+        return [
+            (work, self.load(work, stage, node, jitter[work.name]))
             for work, stage in self._on[node]
         ]
-        outside, drain = self.blocking(node) if here else 0, self._drain[node]
+
+    def held(self, node: int, work: Work, loads: Sequence[tuple[Work, Load]]) -> int:
+        """Return the blocking B of a task on a node: one piece of a lesser one, and the drain of others."""
+        lesser = (load.longest for other, load in loads if other.weight < work.weight)
+        return max(self.blocking(node), *lesser, 0) + self._drain[node]
+
+    def _pass(self, node: int, late: dict[str, int | None], early: dict[str, int]) -> None:
+        """Let all jobs pass a node: how late, and how early, they can leave it."""
         arrived = dict(late)
-        for work, me in here:
-            came, found = arrived[work.name], None
-            higher = [(o, h) for o, h in here if o is not work and o.weight >= work.weight]
-            lower = max((h.longest for o, h in here if o.weight < work.weight), default=0)
-            if came is not None and all(arrived[other.name] is not None for other, _ in higher):
-                held, most = max(lower, outside) + drain, BEYOND * work.deadline - came
+        jitter = {name: (come or 0) - early[name] for name, come in arrived.items()}
+        loads = self.loads(node, jitter)
+        for work, me in loads:
+            come, found = arrived[work.name], None
+            higher = [(o, h) for o, h in loads if o is not work and o.weight >= work.weight]
+            if come is not None and all(arrived[other.name] is not None for other, _ in higher):
+                held, most = self.held(node, work, loads), BEYOND * work.deadline - come
                 found = delay(me, [load for _, load in higher], held, most)
-            late[work.name] = None if came is None or found is None else came + found
+            late[work.name] = None if come is None or found is None else come + found
             early[work.name] += me.least

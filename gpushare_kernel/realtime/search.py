@@ -20,20 +20,23 @@ from gpushare_kernel.realtime.configurations import (
     count,
     neighbours,
 )
-from gpushare_kernel.realtime.costs import Work, works
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.taskset import Taskset
+from gpushare_kernel.realtime.work import Work, works
 
 FULL = 0.95
 """How much of a node's time RT tasks may take where each goes where it is best for itself, or for the objective."""
-FEW, MOST, FRONTS = 64, 110, 3
-"""Of a pruned search: how many configurations it begins with, how many it looks at in all, and from how many it climbs."""
+FEW, MOST, FRONTS, REFINED = 64, 120, 3, 4
+"""Of a pruned search: how many configurations it begins with, how many it looks at in all, from how many it climbs, and how many it
+refines."""
 SMALL = 600
 """So few configurations are all tried before a set is refused."""
 
 
 Placements = dict[str, Placed]
 """Task -> where its stages are."""
+Way = Callable[[Board], Placements | None]
+"""How all tasks are placed on a board at first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +77,44 @@ class Search:
         t = self.taskset
         for configuration in configurations(t.cpus, t.gpus, t.max_nodes):
             self.tried[configuration] = self.refined(configuration)
-        return self._best(1)[0] if self._best(1) else None
+        return next(iter(self.best(1)), None)
 
     def pruned(self) -> Candidate | None:
         """Return the best of few configurations; of all where none of those few will do and there are not many."""
         t = self.taskset
-        self._look(islice(coarse(t.cpus, t.gpus, t.max_nodes), FEW))
-        for front in self._best(FRONTS):
+        self._look(islice(coarse(t.cpus, t.gpus, t.max_nodes), FEW), (self._quickest,))
+        for front in self._fronts():
             self._climb(front)
-        best = next(iter(self._best(1)), None)
+        for one in self.best(REFINED):
+            self.tried[one.configuration] = self.refined(one.configuration)
+        best = next(iter(self.best(1)), None)
         if best is not None and best.admitted:
             return best
         return self.exact() if count(t.cpus, t.gpus, t.max_nodes) <= SMALL else best
 
-    def _look(self, candidates: Iterable[Configuration]) -> list[Candidate]:
+    def _look(self, candidates: Iterable[Configuration], ways: Sequence[Way]) -> list[Candidate]:
         new = [one for one in candidates if one not in self.tried]
-        self.tried.update((one, self.quick(one)) for one in new)
+        self.tried.update((one, self._best_of(one, ways)) for one in new)
         return [found for one in new if (found := self.tried[one]) is not None]
 
-    def _climb(self, front: Candidate) -> None:
-        """Go to the best neighbour as long as that is better."""
-        while len(self.tried) < MOST:
-            found = self._look(neighbours(front.configuration))
-            better = min([front, *found], key=_rank)
-            if better is front:
-                return
-            front = better
+    def _fronts(self) -> list[Configuration]:
+        """The best so far, and the best of each number of nodes: they lead to different places."""
+        everybody = self.best(len(self.tried))
+        lengths = {len(one.configuration): one.configuration for one in reversed(everybody)}
+        best = (one.configuration for one in everybody[:FRONTS])
+        return list(dict.fromkeys((*best, *lengths.values())))
 
-    def _best(self, number: int) -> list[Candidate]:
+    def _climb(self, front: Configuration) -> None:
+        """Go to the best neighbour as long as that is better."""
+        best = self.tried[front] = self.quick(front)
+        while best is not None and len(self.tried) < MOST:
+            found = self._look(neighbours(best.configuration), (self._quickest, self._cheapest))
+            better = min([best, *found], key=_rank)
+            if better is best:
+                return
+            best = better
+
+    def best(self, number: int) -> list[Candidate]:
         """The best candidates so far."""
         return sorted((one for one in self.tried.values() if one is not None), key=_rank)[:number]
 
@@ -114,9 +127,7 @@ class Search:
         ways = (self._quickest, self._cheapest, self._balanced)
         return self._best_of(configuration, ways)
 
-    def _best_of(
-        self, configuration: Configuration, ways: Iterable[Callable[[Board], Placements | None]]
-    ) -> Candidate | None:
+    def _best_of(self, configuration: Configuration, ways: Iterable[Way]) -> Candidate | None:
         found = []
         for way in ways:
             board = Board(configuration)
@@ -138,7 +149,7 @@ class Search:
             found = None
             if work.realtime:
                 prices = self._prices(work, board, placed)
-                found = board.quickest(work, FULL, None, prices)
+                found = board.quickest(work, FULL, prices)
             found = found or board.place(work)
             if found is None:
                 return None
@@ -168,7 +179,7 @@ class Search:
                 old = best.placed[work.name]
                 board.add(work, old, -1)
                 prices = self._prices(work, board, best.placed)
-                new = board.quickest(work, FULL, None, prices) or old
+                new = board.quickest(work, FULL, prices) or old
                 if new != old:
                     one = self.judged(board, {**best.placed, work.name: new})
                     if one.score < best.score:
@@ -193,7 +204,7 @@ class Search:
                 if other.weight >= work.weight:
                     waits[node] += cost
                 else:
-                    longest = max(other.on(board.configuration[node]).worst[first:after])
+                    longest = max(board.tables(other)[node].worst[first:after])
                     pieces[node] = max(pieces[node], longest)
         return [
             (slope, wait + piece) for slope, wait, piece in zip(slopes, waits, pieces, strict=True)

@@ -278,15 +278,15 @@ def _whole(key: str, value: object) -> int:
 
 def _word(where: str, value: object, words: type[_Word]) -> _Word:
     known = [str(word) for word in words]
-    if isinstance(value, str) and value in known:
-        return words(value)
-    near = difflib.get_close_matches(str(value).upper(), [word.upper() for word in known], 1)
-    fix = next((word for word in known if near and word.upper() == near[0]), None)
-    _refuse(
-        where,
-        f"must be {' or '.join(known)}, not {value!r}",
-        f"Did you mean {fix}?" if fix else f"Write {known[0]}",
-    )
+    if not isinstance(value, str) or value not in known:
+        near = difflib.get_close_matches(str(value).upper(), [one.upper() for one in known], 1)
+        fix = next((one for one in known if near and one.upper() == near[0]), None)
+        _refuse(
+            where,
+            f"must be {' or '.join(known)}, not {value!r}",
+            f"Did you mean {fix}?" if fix else f"Write {known[0]}",
+        )
+    return words(value)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

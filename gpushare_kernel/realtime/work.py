@@ -55,7 +55,7 @@ class Work:
     jitter: int
     queue: int
     transfer: list[int]
-    moves: bool
+    most_transfer: int
     tables: dict[NodeType, Table]
     nowhere: Table
 
@@ -93,7 +93,7 @@ def _work(task: Task, taskset: Taskset, nominal: float) -> Work:
         jitter=up(task.jitter),
         queue=up(taskset.overhead.job),
         transfer=transfer,
-        moves=any(transfer),
+        most_transfer=max(transfer),
         tables={kind: _table(task, kind, start, transfer) for kind in sorted(kinds)},
         nowhere=_table(task, None, start, transfer),
     )
