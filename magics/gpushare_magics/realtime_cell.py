@@ -12,7 +12,6 @@ from IPython.core.error import UsageError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gpushare_kernel.realtime.pipeline import Declared
     from gpushare_magics.args import Declaration
     from gpushare_magics.lines import Output
 
@@ -62,7 +61,8 @@ class RealTimeCell:
     def __init__(self, declaration: Declaration, shell: InteractiveShell, output: Output) -> None:
         self._declaration, self._shell, self._output = declaration, shell, output
         self._stack = contextlib.ExitStack()
-        self._declared: Declared | None = None
+        #: What the line says, and what the cell opened under it.
+        self._declared: Any = None
 
     def enter(self) -> None:
         """Open the pipeline, or have the one that the cell opens be what the line says."""
