@@ -73,7 +73,7 @@ ARROWS: dict[str, set[str]] = {
     # The analysis of deadlines is pure; what runs them is a room of its own in the same folder.
     "realtime": LOWEST,
     "pipelines": LOWEST | {"realtime", "sizes", "client", "wire"},
-    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets"},
+    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines"},
     "widgets": {"client", "package"},
     "package": LOWEST | {"client", "pipelines"},
     "app": ALL,
@@ -81,7 +81,7 @@ ARROWS: dict[str, set[str]] = {
 """Room -> the rooms it may import. Everything may import its own room. `package` is gpushare_kernel/__init__.py:
 the version, and names that are loaded when somebody asks for them."""
 
-LAZY = {("magics", "widgets")}
+LAZY = {("magics", "widgets"), ("magics", "pipelines")}
 """Arrows for imports inside functions only: every kernel start imports the room they come from."""
 
 IMPURE = frozenset(

@@ -67,12 +67,13 @@ class _Measurement:
         for layer in self._layers:
             moved = self._moved(work.value)
             work.layer = layer
-            started, waited = time.monotonic(), work.waited
+            began = self._runner.core.mark()
             self._runner.timed(held, work)
             payload.check(work.value, self._forms[layer + 1], held.where(layer))
             self._runner.hear()
-            stolen = work.waited - waited  # what strangers took is not the layer's, here as later
-            meter.note(layer, time.monotonic() - started - stolen, moved)
+            # What strangers took is not the layer's, here as later.
+            stolen = self._runner.core.lost(began)
+            meter.note(layer, time.monotonic() - began.wall - stolen, moved)
 
     def _seen(self) -> list[payload.Form]:
         """Run it once, to see what comes between its layers."""

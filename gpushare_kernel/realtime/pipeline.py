@@ -10,12 +10,14 @@ Its layers run in the node processes, so in this one nothing has to hurry.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,6 +35,50 @@ from gpushare_kernel.realtime.report import PipelineReport, report_of
 _numbers = itertools.count(1)
 
 
+@dataclass(slots=True, eq=False)
+class Declared:
+    """What a cell says that a pipeline in it does not, and the pipelines that it opened."""
+
+    period: float
+    deadline: float
+    weight: float
+    name: str | None = None
+    opened: list[Pipeline] = field(default_factory=list)
+
+    def check(self, period: float | str | None, deadline: float | str | None) -> None:
+        """Refuse a second pipeline in a cell with a deadline, and one that says something else than its line.
+
+        Raises
+        ------
+        BadDeclaration
+            With both values.
+        """
+        if self.opened:
+            msg = f"a cell with --class RT has one pipeline, and {self.opened[0].task.name} is open. Open the other one in another cell."
+            raise BadDeclaration(msg)
+        if self is USUAL:
+            return
+        for what, given, mine in (("period", period, self.period), ("deadline", deadline, self.deadline)):  # fmt: skip
+            if given is not None and parse_time(given) != mine:
+                msg = f"the cell's line says --{what} {mine:g}, and its pipeline {what}={given}. Say it in one place."
+                raise BadDeclaration(msg)
+
+
+USUAL = Declared(0.033, 0.03, 1.0)
+_cells: list[Declared] = []
+
+
+@contextlib.contextmanager
+def declared(period: float, deadline: float, weight: float, name: str | None) -> Iterator[Declared]:
+    """Have pipelines with a deadline that are opened meanwhile be as a cell's line says."""
+    cell = Declared(period, deadline, weight, name)
+    _cells.append(cell)
+    try:
+        yield cell
+    finally:
+        _cells.remove(cell)
+
+
 class Pipeline:
     """A model whose layers run on this kernel's nodes, with a deadline or without.
 
@@ -43,7 +89,8 @@ class Pipeline:
     example
         An input: all inputs must have its form.
     period, deadline
-        Seconds, or texts such as `33ms`. A job is released at most once a period, and done `deadline` after its release.
+        Seconds, or texts such as `33ms`; those of the running `%%gpulane --class RT`, else 33 and 30 ms, where none are
+        given. A job is released at most once a period, and done `deadline` after its release.
     weight
         Among deadlines the larger comes first; equals in the order of their arrival.
     class_
@@ -68,9 +115,9 @@ class Pipeline:
         model: Any,
         example: Any,
         *,
-        period: float | str = 0.033,
-        deadline: float | str = 0.03,
-        weight: float = 1.0,
+        period: float | str | None = None,
+        deadline: float | str | None = None,
+        weight: float | None = None,
         name: str | None = None,
         class_: str = "RT",
         profile: Profile | None = None,
@@ -79,6 +126,9 @@ class Pipeline:
     ) -> None:
         self.nodes = shared() if nodes is None else nodes
         kind = _kind_of(class_)
+        cell = _cells[-1] if _cells and kind is Kind.RT else USUAL
+        cell.check(period, deadline)
+        name = name or cell.name
         links = chain(model, example, name=name or "")
         types = self.nodes.admission.types(host.cores(), host.gpus())
         if profile is None:
@@ -91,9 +141,13 @@ class Pipeline:
             name or f"{links.name}-{next(_numbers)}",
             kind,
             [one for one in types if one in profile.types],
-            period=parse_time(period) if kind is Kind.RT else None,
-            deadline=parse_time(deadline) if kind is Kind.RT else None,
-            weight=weight,
+            period=parse_time(cell.period if period is None else period)
+            if kind is Kind.RT
+            else None,
+            deadline=parse_time(cell.deadline if deadline is None else deadline)
+            if kind is Kind.RT
+            else None,
+            weight=cell.weight if weight is None else weight,
         )
         task.check()
         self.task: Task = task
@@ -102,6 +156,8 @@ class Pipeline:
         self._lock = threading.Lock()
         self._last_report: PipelineReport | None = None
         self._tenant = self.nodes.open(task, links, profile.forms, example, tell or _print)
+        if cell is not USUAL:
+            cell.opened.append(self)
 
     def submit(self, x: Any) -> Future[Any]:
         """Release a job now; return the future of its result.

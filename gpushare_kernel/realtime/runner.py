@@ -54,8 +54,8 @@ class Runner:
         self._page, self._kernel = ends.page, ends.kernel
         self._loading: deque[tuple[int, Iterator[None]]] = deque()
         self._measuring: deque[orders.Measure] = deque()
-        self._core = CoreWait()
-        self._dog = Watchdog(self._late, self._core)
+        self.core = CoreWait()
+        self._dog = Watchdog(self._late, self.core)
         self._stopped = False
         self._poll = select.epoll()
         for fd in (ends.control.fileno(), ends.inbox.fileno(), ends.kernel):
@@ -142,19 +142,18 @@ class Runner:
     def timed(self, held: Holding, work: Work) -> float:
         """Run the layer that is next; return its seconds. One that overruns loses its job's class at once."""
         layer, worst = work.layer, held.load.worst[work.layer]
-        waited, started = self._core.seconds(), time.monotonic()
-        watched = None
+        began, watched = self.core.mark(), None
         if worst is not None and not work.rehearsal:
-            watched = Watched(work.task, work.number, layer, started, worst, waited)
+            watched = Watched(work.task, work.number, layer, began.wall, worst, began.waited)
         self._dog.now = watched
         try:
             work.value = held.pieces[layer](work.value)
             if self.device != "cpu":
                 sys.modules["torch"].cuda.synchronize()
         finally:
-            took = time.monotonic() - started
             self._dog.now = None
-        stolen = self._core.seconds() - waited
+        stolen = self.core.lost(began)
+        took = time.monotonic() - began.wall
         work.waited += stolen
         if watched is not None and took - stolen > watched.worst:
             self._overran(watched, took - stolen, running=False)

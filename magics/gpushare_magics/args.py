@@ -16,7 +16,18 @@ from gpushare_kernel.core.sizes import parse_size, parse_time
 from gpushare_kernel.wire import need_texts
 from gpushare_magics.completion import OPTIONS
 
+_REALTIME = ("period", "deadline", "model", "input")
 _NEGATIVE_SIZE = re.compile(r"-[0-9.]+\s*[A-Za-z%].*")
+
+
+@dataclass(frozen=True, slots=True)
+class RealTime:
+    """What `--class RT` promises and asks for. Times are seconds; `model` and `input` name variables of the notebook."""
+
+    period: float
+    deadline: float
+    model: str | None = None
+    input: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,7 @@ class Declaration:
     wait: float | None = None
     time: str | None = None
     dry_run: bool = False
+    realtime: RealTime | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +67,9 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--time")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--class", dest="kind", default="BE", type=str.upper)
+    for option in _REALTIME:
+        parser.add_argument(f"--{option}")
     return parser
 
 
@@ -92,13 +107,36 @@ def parse(text: str) -> Declaration:
         wait=seen.wait,
         time=seen.time,
         dry_run=seen.dry_run,
+        realtime=_realtime(seen),
     )
+
+
+def _realtime(seen: argparse.Namespace) -> RealTime | None:
+    """Return what a real-time cell declares; None for any other."""
+    if seen.kind not in ("RT", "BE"):
+        msg = f"--class is RT (with a deadline) or BE (best effort, the usual), not {seen.kind}."
+        raise BadDeclaration(msg)
+    given = [name for name in _REALTIME if getattr(seen, name) is not None]
+    if seen.kind == "BE":
+        if given:
+            msg = f"--{given[0]} is for cells with a deadline. Write %%gpulane --class RT --period 33ms --deadline 30ms."
+            raise BadDeclaration(msg)
+        return None
+    missing = [name for name in ("period", "deadline") if name not in given]
+    if missing:
+        msg = f"--class RT needs --{missing[0]}. Write for example --class RT --period 33ms --deadline 30ms."
+        raise BadDeclaration(msg)
+    if (seen.model is None) != (seen.input is None):
+        msg = "--model and --input go together: the names of a model and of an example of its input. Name both, or open a Pipeline in the cell."
+        raise BadDeclaration(msg)
+    return RealTime(parse_time(seen.period), parse_time(seen.deadline), seen.model, seen.input)
 
 
 def next_line(declaration: Declaration, report: Report) -> str:
     """Return the magic to paste over the cell next time: by what was used, with the options it had."""
     parts = declaration.persistent is not None or declaration.ephemeral is not None
     words = ["%%gpulane", need_texts.next_sizes(report, parts=parts)]
+    words += _realtime_words(declaration.realtime)
     if declaration.weight != 1.0:
         words.append(f"--weight {declaration.weight:g}")
     if declaration.time is not None:
@@ -108,6 +146,16 @@ def next_line(declaration: Declaration, report: Report) -> str:
     if declaration.wait is not None:
         words.append(f"--wait {declaration.wait:g}")
     return " ".join(words)
+
+
+def _realtime_words(declared: RealTime | None) -> list[str]:
+    if declared is None:
+        return []
+    times = [f"--period {declared.period * 1000:g}ms", f"--deadline {declared.deadline * 1000:g}ms"]
+    if declared.model is None or declared.input is None:
+        return ["--class RT", *times]
+    names = [f"--model {declared.model}", f"--input {declared.input}"]
+    return ["--class RT", *times, *names]
 
 
 def _words(text: str) -> list[str]:

@@ -20,7 +20,10 @@ WORDS = {
     "debug": ("on", "off"),
 }
 """What may follow a command."""
-OPTIONS = ("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run")
+OPTIONS = (
+    *("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run"),
+    *("--class", "--period", "--deadline", "--model", "--input"),
+)
 
 
 def candidates(line: str, token: str) -> list[str]:

@@ -78,6 +78,8 @@ class Extension:
         from gpushare_magics.args import parse  # noqa: PLC0415
 
         declaration = parse(arguments)
+        if declaration.realtime is not None:
+            self._check_realtime(declaration)
         cooperative = self._meets_boundaries()
         row = Row(self.output)
         lane = api.make_lane(
@@ -85,7 +87,8 @@ class Extension:
             persistent=declaration.persistent,
             ephemeral=declaration.ephemeral,
             name=declaration.name,
-            weight=declaration.weight,
+            # Among deadlines a weight is who goes first, not a share.
+            weight=1.0 if declaration.realtime else declaration.weight,
             wait=declaration.wait,
             time=declaration.time,
             cooperative=cooperative,
@@ -99,6 +102,8 @@ class Extension:
         try:
             lane.__enter__()
             row.run(lane, self.session)
+            if declaration.realtime is not None:
+                self._enter_realtime(declaration)
         except BaseException:
             try:
                 lane.close(failed=True)
@@ -106,6 +111,19 @@ class Extension:
                 row.end(None)
             raise
         return entered
+
+    def _check_realtime(self, declaration: Declaration) -> None:
+        from gpushare_magics import realtime_cell  # noqa: PLC0415 - hardly ever
+
+        realtime_cell.check(declaration, self.shell.user_ns, transform.body_of(self.cells.source()))
+
+    def _enter_realtime(self, declaration: Declaration) -> None:
+        """Give the cell its deadline; it ends before the lane does."""
+        from gpushare_magics.realtime_cell import RealTimeCell  # noqa: PLC0415 - hardly ever
+
+        cell = RealTimeCell(declaration, self.shell, self.output)
+        self.cells.at_end(lambda: cell.leave(failed=threading.get_ident() in self._fell))
+        cell.enter()
 
     def _code(self) -> str:
         """Return the hash of the running cell, and remember its first line: the broker knows the hash only."""

@@ -47,6 +47,11 @@ class GpuShareMagics(Magics):
         --wait SECONDS         wait that long at most; the cell has then not run
         --dry-run              say what would happen now, and run nothing
 
+        --class RT --period 33ms --deadline 30ms [--model NAME --input NAME]
+                               a model with a deadline: NAMEs are variables of the notebook, and the cell
+                               has `pipe`, whose --weight says who goes first; without them the cell opens
+                               one gpushare.realtime.Pipeline(model, example) itself
+
         `gpushare.current_lane()` is the lane inside the cell.
         """
         from gpushare_magics.extension import plain_errors  # noqa: PLC0415

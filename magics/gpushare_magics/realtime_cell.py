@@ -1,0 +1,92 @@
+"""A cell with a deadline: `%%gpulane --class RT --period 33ms --deadline 30ms --model net --input frame`."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from gpushare_magics.args import Declaration
+    from gpushare_magics.lines import Output
+
+NAME = "pipe"
+"""What the cell calls its pipeline, where it names model and input."""
+
+
+def check(declaration: Declaration, variables: Mapping[str, Any], body: str) -> None:
+    """Refuse a cell that cannot have its deadline, before anything waits.
+
+    Raises
+    ------
+    UsageError
+        Where a name is no variable, or the cell does not open exactly one pipeline itself.
+    """
+    given = declaration.realtime
+    assert given is not None  # noqa: S101 - for the type checker
+    if given.model is None:
+        found = _opened(body)
+        if found != 1:
+            msg = (
+                f"%%gpulane --class RT: the cell must open exactly one gpushare.realtime.Pipeline, and opens {found}. "
+                "Or name your model and an example of its input: --model net --input frame."
+            )
+            raise UsageError(msg)
+        return
+    for option, name in (("--model", given.model), ("--input", given.input)):
+        if name not in variables:
+            msg = f"%%gpulane {option} {name}: there is no variable of that name. Run the cell that makes it first."
+            raise UsageError(msg)
+
+
+def _opened(body: str) -> int:
+    """Count the calls of `Pipeline`; a text that is no Python yet is IPython's to complain of."""
+    try:
+        tree = ast.parse(body)
+    except SyntaxError:
+        return body.count("Pipeline(")
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    names = (call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls)  # fmt: skip
+    return sum(name == "Pipeline" for name in names)
+
+
+class RealTimeCell:
+    """One running cell with a deadline."""
+
+    def __init__(self, declaration: Declaration, shell: InteractiveShell, output: Output) -> None:
+        self._declaration, self._shell, self._output = declaration, shell, output
+        self._stack = contextlib.ExitStack()
+        #: What the line says, and what the cell opened under it.
+        self._declared: Any = None
+
+    def enter(self) -> None:
+        """Open the pipeline, or have the one that the cell opens be what the line says."""
+        from gpushare_kernel.realtime.pipeline import Pipeline, declared  # noqa: PLC0415
+
+        declaration, given = self._declaration, self._declaration.realtime
+        assert given is not None  # noqa: S101 - for the type checker
+        names = self._shell.user_ns
+        self._declared = self._stack.enter_context(
+            declared(given.period, given.deadline, declaration.weight, declaration.name)
+        )
+        if given.model is not None and given.input is not None:
+            names[NAME] = Pipeline(names[given.model], names[given.input])
+
+    def leave(self, *, failed: bool) -> None:
+        """Close what was opened, and show what became of it."""
+        mine, self._declared = self._declared, None
+        if mine is None:
+            return
+        self._stack.close()
+        for pipe in mine.opened:
+            pipe.close(wait=not failed)
+            if self._shell.user_ns.get(NAME) is pipe:
+                del self._shell.user_ns[NAME]
+            if not self._output.quiet:
+                table = pipe.report().table()
+                self._output.table(table.text(), table.html())
