@@ -31,9 +31,12 @@ ROOMS = {
         for name in (
             "model",
             "taskset",
-            "costs",
+            "work",
             "search",
             "proof",
+            "answers",
+            "refusal",
+            "releases",
             "configurations",
             "allocation",
             "response",

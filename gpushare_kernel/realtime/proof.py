@@ -17,11 +17,13 @@ from typing import Any
 
 from gpushare_kernel.realtime.allocation import Board, Placed
 from gpushare_kernel.realtime.model import BadTaskset, NodeType
+from gpushare_kernel.realtime.refusal import refusal
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.search import FULL, Candidate, Search
 from gpushare_kernel.realtime.taskset import Drain, Taskset, taskset_from
 from gpushare_kernel.realtime.work import SECOND
 
+_CANNOT = "its deadline cannot be promised"
 _STEPS = 24
 """Halvings in which the longest drain is found: to a microsecond for a deadline of ten seconds."""
 
@@ -46,7 +48,7 @@ def prove(
     search = Search(taskset)
     found = _beside(search, new, configuration, placed) if configuration else search.pruned()
     if found is None or not found.admitted:
-        return _refusal(search, found, new, anew=bool(configuration))
+        return _refusal(search, found, anew=bool(configuration))
     return Proof(
         configuration=tuple(str(node) for node in found.configuration),
         stages=found.placed,
@@ -86,58 +88,15 @@ def _absorbs(search: Search, found: Candidate) -> float:
     return low
 
 
-def _refusal(search: Search, found: Candidate | None, new: str, *, anew: bool) -> str:
+def _refusal(search: Search, found: Candidate | None, *, anew: bool) -> str:
+    """Return why nothing is promised, and what would do."""
     drain = max(search.taskset.drain.gpu, search.taskset.drain.cpu)
-    if found is None:
-        why = f"no node of this machine can run all layers of {new}"
-    else:
-        name, bound, deadline = _worst(search, found)
-        said = (
-            "has no bound: its node is overloaded"
-            if bound is None
-            else (
-                f"is done {1000 * bound / SECOND:.4g} ms after its release at the latest, and its deadline is {1000 * deadline / SECOND:.4g} ms"
-            )
-        )
-        why = f"with it, {name} {said}"
-    waits = f", {1000 * drain:.3g} ms of that to let others' work stop" if drain else ""
-    fits = _what_fits(search, new, anew=anew)
-    return f"its deadline cannot be promised: {why}{waits}. {fits}"
-
-
-def _worst(search: Search, found: Candidate) -> tuple[str, int | None, int]:
-    ratios = {
-        work.name: inf
-        if found.late[work.name] is None
-        else (found.late[work.name] or 0) / work.deadline
-        for work in search.realtime
-    }
-    name = max(ratios, key=lambda one: (ratios[one], one))
-    deadline = next(work.deadline for work in search.realtime if work.name == name)
-    return name, found.late[name], deadline
-
-
-def _what_fits(search: Search, new: str, *, anew: bool) -> str:
-    """Say what would do: placing all anew, or a longer period and deadline."""
     if anew:
-        fresh = search.pruned()
-        if fresh is not None and fresh.admitted:
-            return "Placed anew, all would fit: end the other real-time jobs and begin them again after this one."
-    for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
-        tasks = tuple(
-            replace(
-                task,
-                period=None if task.period is None else factor * task.period,
-                deadline=None if task.deadline is None else factor * task.deadline,
-            )
-            if task.name == new
-            else task
-            for task in search.taskset.tasks
-        )
-        slower = Search(replace(search.taskset, tasks=tasks)).pruned()
-        if slower is not None and slower.admitted:
-            return f"With {factor:g} times its period and deadline it would fit."
-    return "Make the model smaller, or end other real-time jobs first."
+        found = search.pruned()
+        if found is not None and found.admitted:
+            return f"{_CANNOT}: those that run have divided the cores in another way. Placed anew all would fit: end the other real-time jobs, and begin them after this one."
+    stops = f" {1000 * drain:.3g} ms of that are for others' work to stop." if drain else ""
+    return f"{_CANNOT}: {refusal(search, found).message}{stops}"
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +109,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
         }
         found = prove(taskset, question["new"], question["configuration"], placed)
     except BadTaskset as problem:
-        found = f"its deadline cannot be promised: {problem}"
+        found = f"{_CANNOT}: {problem}"
     if isinstance(found, str):
         return {"refused": found}
     return {
