@@ -64,6 +64,31 @@ def test_a_deadline_that_cannot_be_promised_is_one_line_with_the_numbers(host: H
     assert len(host.snapshot().rt) == 1
 
 
+CELL = """%%gpulane 50MiB --class RT --period 200ms --deadline 180ms --model net --input frame
+out = [float(y[0]) for y, _ in zip(pipe.every_period(lambda: frame), range(3))]
+print(out, len(str(pipe.report())) > 0)
+"""
+
+
+def test_a_cell_says_its_deadline_and_reads_what_became_of_it(host: Host) -> None:
+    """W10: the line's names are the notebook's; afterwards releases, misses and the bound; nothing is promised any more."""
+    host.start("--capacity", "1GiB")
+    camera = host.notebook("camera.ipynb")
+    camera.run(
+        "import numpy as np\nnet = [lambda x: x + 1, lambda x: 2 * x]\nframe = np.ones(4, np.float32)"
+    )
+    said = camera.run(CELL)
+    assert "[4.0, 4.0, 4.0] True" in said, said
+    text = "\n".join(said)
+    assert "camera" in text or "net" in text
+    assert all(word in text for word in ("releases", "missed", "bound", "deadline")), text
+    assert host.snapshot().rt == ()
+    said = camera.run(CELL.replace("--model net", "--model nothing"))
+    assert [line for line in said if line] == [
+        line for line in said if "there is no variable" in line
+    ], said
+
+
 def test_a_kernel_that_dies_takes_its_promises_along(host: Host) -> None:
     """W7: its nodes end with it, others run, and the next one is promised the same."""
     host.start("--capacity", "1GiB")
