@@ -11,7 +11,14 @@ from msgspec.structs import replace
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gpushare_kernel.core.values import GiB, Holder, MiB
-from gpushare_kernel.wire.snapshot import BrokerView, LaneView, QueueView, Snapshot, UserView
+from gpushare_kernel.wire.snapshot import (
+    BrokerView,
+    LaneView,
+    QueueView,
+    RealtimeView,
+    Snapshot,
+    UserView,
+)
 from tests.widgets.snapshots import (
     FULL,
     GPU,
@@ -134,8 +141,8 @@ def deadlines() -> Snapshot:
         )
     )
     rt = (
-        _Fed(session="s1", period=0.033, deadline=0.03, margin=0.004, misses=0),
-        _Fed(session="s2", period=0.5, deadline=0.5, margin=None, misses=2),
+        RealtimeView("s1", 0.033, 0.03, 0.028, 0.004, 900, 0),
+        RealtimeView("s2", 0.5, 0.5, 0.4, 0.1, 60, 2),
     )
     bundles = (
         _Fed(name="eyes", session="s1", pages=640, shared=512, size=5 * GiB),

@@ -31,6 +31,9 @@ ROOMS = {
         for name in (
             "model",
             "taskset",
+            "costs",
+            "search",
+            "proof",
             "configurations",
             "allocation",
             "response",
@@ -69,7 +72,7 @@ ARROWS: dict[str, set[str]] = {
     "replay": LOWEST | {"sizes", "core", "wire"},
     # The analysis of deadlines is pure; what runs them is a room of its own in the same folder.
     "realtime": LOWEST,
-    "pipelines": LOWEST | {"realtime", "sizes"},
+    "pipelines": LOWEST | {"realtime", "sizes", "client", "wire"},
     "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines"},
     "widgets": {"client", "package"},
     "package": LOWEST | {"client", "pipelines"},

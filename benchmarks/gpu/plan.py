@@ -44,6 +44,7 @@ ROWS = (
     Row("gpu_arrival", 90),
     Row("gpu_pack", 300, quick=60),
     Row("gpu_live_policies", 270, quick=60),
+    Row("gpu_realtime", 260, quick=120),
 )
 """All rows, in the order of the figures table."""
 

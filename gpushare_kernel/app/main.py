@@ -51,6 +51,10 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.replay.ReplayApp",
             "replay a trace or a recording under other policies",
         ),
+        "realtime": (
+            "gpushare_kernel.app.realtime.RealtimeApp",
+            "prove the deadlines of a set of tasks, or see them simulated",
+        ),
         "demo": (
             "gpushare_kernel.app.demo.command.DemoApp",
             "run three notebooks that share this machine",

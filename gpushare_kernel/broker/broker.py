@@ -146,6 +146,13 @@ class Broker(Processes):
         for desk in [*self.observers, *(line for kernel in self.registry for line in kernel.lines)]:
             desk.notify(notice)
 
+    async def finish(self) -> None:
+        """Give up what is being proven, and let everybody run again."""
+        for promises in self.promises.values():
+            await promises.close()
+        for engine in self.engines.values():
+            await engine.close()
+
     def hang_up(self) -> None:
         """End every line; what was said still goes out."""
         for desk in [*self.observers, *(line for kernel in self.registry for line in kernel.lines)]:

@@ -215,8 +215,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
             leaving.callback(broker.recorder.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
-        for engine in broker.engines.values():
-            leaving.push_async_callback(engine.close)
+        leaving.push_async_callback(broker.finish)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)

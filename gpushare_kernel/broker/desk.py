@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.broker import controls
 from gpushare_kernel.broker.answers import dry_run, release
-from gpushare_kernel.broker.jobs import client_id, job_of
+from gpushare_kernel.broker.ids import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
 from gpushare_kernel.broker.placement import named
+from gpushare_kernel.broker.promises import Proven, check_task
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import policy_named
@@ -70,6 +72,9 @@ class Desk:
             msg.Stop: self._stop,
             msg.CellStarted: self._cell_started,
             msg.CellEnded: self._cell_ended,
+            msg.RealtimeGrid: self._realtime_grid,
+            msg.RealtimeReleased: self._realtime_released,
+            msg.RealtimeDone: self._realtime_done,
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -150,6 +155,8 @@ class Desk:
             problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
             raise BadDeclaration(problem)
         check_weight(body.weight)
+        if body.realtime is not None:
+            check_task(body.realtime)
         job = job_of(kernel.id, body.job)
         engine = self._broker.engine_of(kernel.id)
         if job in engine.scheduler.jobs:
@@ -161,7 +168,24 @@ class Desk:
         self._broker.jobs[job] = self
         self._broker.job_names[job] = clean_name(body.name)
         asked = self._broker.asked[job] = self._broker.ask(kernel, body)
-        body = asked.submit
+        if body.realtime is None:
+            self._queue(job, kernel, asked.submit, None)
+        else:
+            self._broker.prove(job, body.realtime, lambda proven: self._proven(job, kernel, proven))
+
+    def _proven(self, job: JobId, kernel: Kernel, proven: Proven) -> None:
+        """What came of the proof of a real-time job that nobody has given up meanwhile."""
+        asked = self._broker.asked.get(job)
+        if asked is None or self._broker.jobs.get(job) is not self:
+            self._broker.promises_of(job).forget(job)
+        elif proven.refused:
+            self.refused(job, msg.Failure("Refused", proven.refused))
+        else:
+            self._queue(job, kernel, asked.submit, proven)
+
+    def _queue(self, job: JobId, kernel: Kernel, body: msg.Submit, proven: Proven | None) -> None:
+        engine = self._broker.engine_of(kernel.id)
+        promises = {} if proven is None else proven.promises
         taken = engine.feed(
             ev.JobSubmitted(
                 at=engine.now,
@@ -176,6 +200,9 @@ class Desk:
                 usage=None if engine.scheduler.config.divisible else engine.usage(kernel),
                 time=body.time,
                 held=body.held,
+                realtime=proven is not None,
+                promise=promises.get(job),
+                promises={one: promise for one, promise in promises.items() if one != job},
             )
         )
         if not taken:
@@ -185,6 +212,8 @@ class Desk:
         job = self.jobs.get(body.job)
         if job is not None:
             engine = self._engine()
+            if job in self._waiting and job not in engine.scheduler.jobs:
+                self.dropped(job)  # its deadline is being proven
             engine.feed(ev.JobCancelled(at=engine.now, job=job))
         self._reply(number, msg.Ok())
 
@@ -309,6 +338,23 @@ class Desk:
             return  # the session is not idle
         engine = self._engine()
         engine.feed(ev.CellEnded(at=engine.now, session=kernel.id, persistent=body.persistent))
+
+    # --- real-time jobs ------------------------------------------------------------------------------------------------
+
+    def _realtime_grid(self, _number: int, body: msg.RealtimeGrid) -> None:
+        job, engine = self._mine(body.job), self._engine()
+        if body.first is not None and not isfinite(body.first):
+            problem = f"a grid must begin at a time in seconds, and {body.first} is none."
+            raise BadFrame(problem)
+        engine.feed(ev.RealtimeGrid(at=engine.now, job=job, first=body.first))
+
+    def _realtime_released(self, _number: int, body: msg.RealtimeReleased) -> None:
+        engine = self._engine()
+        engine.feed(ev.RealtimeReleased(at=engine.now, job=self._mine(body.job)))
+
+    def _realtime_done(self, _number: int, body: msg.RealtimeDone) -> None:
+        engine = self._engine()
+        engine.feed(ev.RealtimeDone(at=engine.now, job=self._mine(body.job)))
 
     # --- everything else ---------------------------------------------------------------------------------------------
 

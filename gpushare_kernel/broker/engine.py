@@ -18,7 +18,8 @@ from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage
 from gpushare_kernel.devices.base import Device, Target
 from gpushare_kernel.transport.words import LANE, TURN
-from gpushare_kernel.wire.messages import Slowed, Soon
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import Announce, Slowed, Soon
 
 RESUME_AGAIN = 0.01
 """A resume that could not be done is tried again after this long (seconds), then less and less often."""
@@ -64,6 +65,7 @@ class Engine:
         self._events: deque[ev.Event] = deque()
         self._draining = False
         self._wake: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._does: dict[type[do.Instruction], Callable[..., None]] = {
             do.Grant: self._grant,
@@ -75,6 +77,9 @@ class Engine:
             do.Resume: self._resume,
             do.Slow: self._slow,
             do.Wake: self._set_wake,
+            do.Alarm: self._set_alarm,
+            do.Overran: lambda i: self._say(i.session, texts.OVERRAN),
+            do.Barred: lambda i: self._say(i.session, texts.barred_text(i.drain, i.absorbs)),
         }
 
     @property
@@ -175,8 +180,9 @@ class Engine:
 
     async def close(self) -> None:
         """Let everybody run again and stop deciding."""
-        if self._wake is not None:
-            self._wake.cancel()
+        for timer in (self._wake, self._alarm):
+            if timer is not None:
+                timer.cancel()
         self._events.clear()
         self._draining = True  # nothing is decided from here on
         for task in self._tasks:
@@ -218,6 +224,20 @@ class Engine:
         if self._wake is not None:
             self._wake.cancel()
         self._wake = None if wake.at is None else self._loop.call_at(wake.at, self.sample)
+
+    def _set_alarm(self, alarm: do.Alarm) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        at = alarm.at
+        self._alarm = None if at is None else self._loop.call_at(at, self._ring, at)
+
+    def _ring(self, due: float) -> None:
+        self.feed(ev.Rung(at=max(due, self.now)))  # a loop's clock is coarse: never before its time
+
+    def _say(self, session: SessionId, text: str) -> None:
+        kernel = self._registry.get(session)
+        if kernel is not None:
+            kernel.notify(Announce(text))
 
     def _pause(self, pause: do.Pause) -> None:
         kernel = self._registry.get(pause.session)

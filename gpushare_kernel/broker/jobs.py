@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.aliases import Aliases
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.ids import client_id, job_of, session_of
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.ledger import Ledger, SessionRow
 from gpushare_kernel.broker.needs import Asked, Needs
 from gpushare_kernel.broker.overdraft import IdleHolders
+from gpushare_kernel.broker.promises import Promises, Proven
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -31,6 +33,7 @@ from gpushare_kernel.core.values import (
 )
 from gpushare_kernel.devices.base import Device
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.realtime import RealtimeTask
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.desk import Desk
@@ -56,6 +59,11 @@ class JobAnswers:
         self.engines = {
             device.inventory.id: Engine(Scheduler(config), device, self.registry, self)
             for config, device in devices
+        }
+        #: What real-time jobs were promised, device by device.
+        self.promises = {
+            name: Promises(0 if engine.scheduler.config.divisible else 1)
+            for name, engine in self.engines.items()
         }
         self._placed: dict[SessionId, Engine] = {}
         self.jobs: dict[JobId, Desk] = {}
@@ -171,10 +179,11 @@ class JobAnswers:
         lane, need = job.lane or LaneId(0), job.need
         asked = self.asked.get(job.id)
         runs = 0 if asked is None else asked.runs
+        placement = self.promises_of(job.id).placements.get(job.id)
         desk.granted(
             job.id,
             lambda slot: msg.Granted(
-                name, lane, slot, waited, need.persistent, need.ephemeral, runs
+                name, lane, slot, waited, need.persistent, need.ephemeral, runs, placement
             ),
         )
 
@@ -216,8 +225,18 @@ class JobAnswers:
             kernel.told_budget = limit
             kernel.notify(msg.Budget(limit))
 
+    def promises_of(self, job: JobId) -> Promises:
+        """Return what is promised on the device of `job`."""
+        return self.promises[self.engine_of(session_of(job)).device.inventory.id]
+
+    def prove(self, job: JobId, task: RealtimeTask, then: Callable[[Proven], None]) -> None:
+        """Prove that a real-time job keeps its deadline, whatever runs beside it, and call `then` with what came of it."""
+        core = self.engine_of(session_of(job)).scheduler
+        self.promises_of(job).begin(job, task, core.longest_drain(), then)
+
     def forget(self, job: JobId) -> None:
         """Nobody waits for `job` any more."""
+        self.promises_of(job).forget(job)
         self.jobs.pop(job, None)
         self.job_names.pop(job, None)
         self.boundaries.pop(job, None)
@@ -340,21 +359,6 @@ class JobAnswers:
 
     def _later(self, seconds: float, then: Callable[[], object]) -> None:
         self._loop.call_later(seconds, then)
-
-
-def job_of(session: SessionId, client: str) -> JobId:
-    """Return the broker's id of a job that its client calls `client`: `<session>/<client>`."""
-    return JobId(f"{session}/{client}")
-
-
-def session_of(job: JobId) -> SessionId:
-    """Return the session in a broker's id of a job."""
-    return SessionId(job.split("/", 1)[0])
-
-
-def client_id(job: JobId) -> JobId:
-    """Return what its client calls the job that is `job` to the broker."""
-    return JobId(job.split("/", 1)[1])
 
 
 def _differ(limit: int | None, told: int | None, least: int) -> bool:

@@ -7,12 +7,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
-from gpushare_kernel.broker.jobs import session_of
+from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import Holder, JobId, JobState, Presence, SessionId, UserId, Wait
+from gpushare_kernel.core.values import (
+    Holder,
+    JobId,
+    JobState,
+    PauseReason,
+    Presence,
+    SessionId,
+    UserId,
+    Wait,
+)
+from gpushare_kernel.core.windows import Standing
 from gpushare_kernel.wire import snapshot as view
 
 if TYPE_CHECKING:
@@ -51,6 +61,26 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
             for user, weight, seconds in broker.accounts()
         ),
         at=now,
+        rt=tuple(
+            _realtime(one)
+            for engine in broker.engines.values()
+            for one in engine.scheduler.turns.gate.windows.standing.values()
+        ),
+    )
+
+
+def _realtime(one: Standing) -> view.RealtimeView:
+    promise = one.promise
+    longest = promise.bound if one.longest is None else one.longest
+    return view.RealtimeView(
+        session=one.session,
+        period=promise.period,
+        deadline=promise.deadline,
+        bound=promise.bound,
+        margin=promise.deadline - longest,
+        releases=one.releases,
+        misses=one.late,
+        job=one.job,
     )
 
 
@@ -103,12 +133,13 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
     kernel = broker.registry.get(session.id)
     open_ = kernel is not None and broker.may_see(uid, kernel)
     mode = core_mode(broker, session)
+    barred = broker.engine_of(session.id).scheduler.turns.gate.bars(session)
     return view.SessionView(
         id=session.id,
         user=_user(broker, session.user.id, uid),
         name=kernel.name if kernel is not None and open_ else None,
         pid=kernel.key.pid if kernel is not None and open_ and kernel.key else None,
-        state=session_state(session, broker.now),
+        state=session_state(session, broker.now, barred=barred),
         mode=mode,
         p=session.charged if open_ else None,
         device_time=session.device_time,
@@ -118,7 +149,11 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         demand=session.demand,
         turns=session.turns,
         doing=tuple(filter(None, map(broker.job_names.get, session.jobs))) if open_ else (),
-        why_paused=None if session.suspended_until is None else session.suspended_for,
+        why_paused=session.suspended_for
+        if session.suspended_until is not None
+        else PauseReason.REALTIME
+        if barred
+        else None,
         spare=_spare(broker, kernel, session) if kernel is not None and open_ else None,
     )
 
@@ -129,10 +164,11 @@ def _spare(broker: Broker, kernel: Kernel, session: Session) -> int:
     return session.charged if pools else session.charged - session.measured
 
 
-def session_state(session: Session, now: float) -> str:
+def session_state(session: Session, now: float, *, barred: bool = False) -> str:
     """Return the one word people read: presence where it is not settled, else activity; `bare` while idle.
 
-    `paused` only where it lasts: within turns a session stands still ten times a second, suspended it does for long.
+    `paused` only where it lasts: within turns a session stands still ten times a second, suspended it does for long; so
+    does who is `barred` by real-time jobs.
     """
     if session.presence in {Presence.OPENED, Presence.ORPHANED}:
         return session.presence
@@ -141,7 +177,7 @@ def session_state(session: Session, now: float) -> str:
     lasts = session.suspended_until is not None or now - session.stopped_at > LASTING_PAUSE
     if session.stopped is not None and lasts:
         return "paused"
-    return session.activity
+    return "paused" if barred else session.activity
 
 
 def core_mode(broker: Broker, session: Session) -> str | None:

@@ -12,6 +12,8 @@ import gc
 import threading
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from gpushare_kernel.client.adapters import Adapters
 from gpushare_kernel.client.adapters.base import Adapter
 from gpushare_kernel.client.device_memory import DeviceMemory
@@ -22,7 +24,7 @@ from gpushare_kernel.wire import texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
-    from gpushare_kernel.wire.messages import Attached, Budget
+    from gpushare_kernel.wire.messages import Attached, Budget, Submit
 
 
 class Gpu:
@@ -142,6 +144,16 @@ class Gpu:
         gc.collect()  # models live in circles
         self.memory.trim()
         return max(0, before - self.memory.now())
+
+    def fit(self, submit: Submit) -> Submit:
+        """Return `submit` with what is held. What is kept unused goes back first, where else the notebook would hold more already than the job may."""
+        if submit.plain:
+            return submit
+        held = self.memory.now()
+        if submit.size is not None and held > submit.size:
+            self.give_back()
+            held = self.memory.now()
+        return replace(submit, held=held)
 
     def apply_due(self) -> None:
         """Apply a budget that nobody has applied yet."""

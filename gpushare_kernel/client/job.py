@@ -61,6 +61,7 @@ class Job:
         "loops",
         "name",
         "persistent",
+        "placement",
         "plain",
         "read",
         "slot",
@@ -82,6 +83,8 @@ class Job:
         self.persistent = granted.persistent
         self.ephemeral = granted.ephemeral
         self.learned = granted.learned
+        #: Where a real-time job runs.
+        self.placement = granted.placement
         self.waited = waited
         self.boundaries = 0
         #: The loops that run, the outermost first.

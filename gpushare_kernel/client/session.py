@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from msgspec.structs import replace
-
 from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
@@ -227,7 +225,8 @@ class Session(Questions):
         from gpushare_kernel.client.queueing import queue  # noqa: PLC0415 - not at kernel start
 
         began = time.monotonic()
-        submit = self._make_fit(submit)
+        if self.gpu is not None:
+            submit = self.gpu.fit(submit)
         granted = queue(self, submit, wait=wait, on_wait=on_wait, say=say)
         job = Job(self, submit.name, granted, time.monotonic() - began, plain=submit.plain)
         try:
@@ -242,16 +241,6 @@ class Session(Questions):
             job.leave(failed=True)
             raise
         return job
-
-    def _make_fit(self, submit: Submit) -> Submit:
-        """What is kept unused goes back first, where else the notebook would hold more already than the job may."""
-        if self.gpu is None or submit.plain:
-            return submit
-        held = self.gpu.memory.now()
-        if submit.size is not None and held > submit.size:
-            self.gpu.give_back()
-            held = self.gpu.memory.now()
-        return replace(submit, held=held)
 
     def cooperate(self, *, on: bool) -> None:
         """Meet boundaries, or run past them: a job that does is paused from outside instead."""
@@ -295,7 +284,7 @@ class Session(Questions):
     def cell_started(self, cell: int) -> None:
         """Say that a plain cell begins. Never waits, never fails."""
         self._cells[cell] = threading.get_ident()
-        self._notice(CellStarted(cell))
+        self.note(CellStarted(cell))
 
     @property
     def is_program(self) -> bool:
@@ -314,7 +303,7 @@ class Session(Questions):
             self.gpu.plain.cell_ended(cell)
             self.gpu.cell_event()
         if self.up:
-            self._notice(CellEnded(cell, self.memory.recent()))
+            self.note(CellEnded(cell, self.memory.recent()))
 
     def give_back(self) -> int | None:
         """Give back what the frameworks of a GPU keep unused, on the caller's thread; returns how many bytes."""
@@ -398,7 +387,7 @@ class Session(Questions):
             if job not in self._jobs:
                 self.post(End(job, self.memory.known(), 0, 0))
         for cell in list(self._cells):
-            self._notice(CellStarted(cell))
+            self.note(CellStarted(cell))
 
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
@@ -452,8 +441,10 @@ class Session(Questions):
         for job in self._jobs.values():
             job.watch(self._view if self.cooperates else None, count)
 
-    def _notice(self, body: ClientNotice) -> None:
-        self._send_quietly(Kind.NOTICE, 0, body)
+    def note(self, body: ClientNotice) -> None:
+        """Tell the broker something. Never waits, never fails; a broker that is too old for it is not told."""
+        if since(body) <= self._version:
+            self._send_quietly(Kind.NOTICE, 0, body)
 
     def _send_quietly(self, kind: Kind, number: int, body: Request | ClientNotice) -> None:
         link = self._link

@@ -1,4 +1,4 @@
-"""A pause whose target is not done within its limit: when it is tried again, with which limit, and when it is given up."""
+"""Drains: how long the work of a session takes to stop, as recorded; and a pause whose target is not done within its limit: when it is tried again, with which limit, and when it is given up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 BUSY_TRIES, BUSY_SECONDS = 8, 20.0
 """Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
+USUAL = 0.9
+"""What part of the last drains is within the usual one: who is paused ahead is paused by that. A longer one is in the bound."""
+MARGIN, LEAST = 1.25, 0.0005
+"""A recorded bound is so many times the longest drain of late, and so many seconds."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two tries, at first and at most."""
 
@@ -22,3 +26,23 @@ def busy_again(session: Session, usual: float, at: float) -> float | None:
         session.busy_tries, session.pause_limit = 0, 0.0
         return None
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**session.busy_tries)
+
+
+def note(session: Session, drain: float) -> None:
+    """A pause of `session` was carried out: its work took `drain` seconds to stop."""
+    session.drains.append(drain)
+
+
+def bound(session: Session) -> float | None:
+    """Return how long the work of `session` takes to stop, by the longest of its last drains; None where none was seen."""
+    if not session.drains:
+        return None
+    return MARGIN * max(session.drains) + LEAST
+
+
+def usual(session: Session) -> float | None:
+    """Return how long the work of `session` usually takes to stop; None where no drain was seen."""
+    if not session.drains:
+        return None
+    drains = sorted(session.drains)
+    return drains[min(len(drains) - 1, int(USUAL * len(drains)))] + LEAST

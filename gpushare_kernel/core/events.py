@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gpushare_kernel.core.values import JobId, PauseReason, PauseStatus, SessionId, Usage, UserId
+from gpushare_kernel.core.values import (
+    JobId,
+    PauseReason,
+    PauseStatus,
+    Promise,
+    SessionId,
+    Usage,
+    UserId,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +81,9 @@ class JobSubmitted(Event):
     time: float | None = None
     #: It ranks above all that are not.
     realtime: bool = False
+    #: What was proven of it; and, with it there, of those that were there before.
+    promise: Promise | None = None
+    promises: Mapping[JobId, Promise] = field(default_factory=dict)
     held: int | None = None
 
 
@@ -87,6 +98,33 @@ class JobConfirmed(Event):
     group: int
     running: bool
     plain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealtimeGrid(Event):
+    """A real-time job is released at `first` and every period from then on; None: nobody knows any more when."""
+
+    job: JobId
+    first: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealtimeReleased(Event):
+    """A real-time job is released now (a sporadic one: those on a grid are known)."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealtimeDone(Event):
+    """A real-time job has done the work of its release."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung(Event):
+    """The answer to `Alarm`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,7 +185,7 @@ class Frames(Turns):
         return room
 
     def _count(self, session: Session) -> None:
-        if not session.pausable and not self._cooperates(session):
+        if session.realtime or (not session.pausable and not self._cooperates(session)):
             counted = 0.0
         elif session.demand is None:
             counted = self.compute

@@ -107,3 +107,27 @@ class Wake(Instruction):
     """At `at`, sample `Scheduler.watched()` and answer with `Sampled`. The latest Wake counts; None: no need."""
 
     at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm(Instruction):
+    """At `at`, as exactly as can be, answer with `Rung`: a real-time window begins or ends. The latest Alarm counts; None: no need."""
+
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overran(Instruction):
+    """Tell the session's user that its real-time job was not done when it was proven to be, and has no windows until it is in time again."""
+
+    job: JobId
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Barred(Instruction):
+    """Tell the session's user that it is held while real-time jobs run: its work takes `drain` seconds to stop (None: not known yet), and they absorb `absorbs`."""
+
+    session: SessionId
+    drain: float | None
+    absorbs: float

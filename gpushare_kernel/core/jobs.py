@@ -76,15 +76,17 @@ class Jobs:
             cooperative=event.cooperative,
             time=event.time,
             realtime=event.realtime,
+            promise=event.promise,
             promoted=any(mate.lane is not None for mate in session.jobs.values()),
             part=self.book.part(session, need),
         )
-        refusal = self.book.never_fits(session, need, event.size)
+        refusal = self.book.never_fits(session, need, event.size) or self._unproven(event)
         if refusal is not None:
             job.become(JobState.REFUSED)
             self._emit(do.Refuse(job.id, session.id, refusal))
             return
         weight = check_weight(event.weight)
+        self._promised(event)
         former = session.plain_job
         self._enlist(session, job)
         if former is not None:
@@ -227,6 +229,7 @@ class Jobs:
     def _enlist(self, session: Session, job: Job) -> None:
         self.probe.forget(session)
         session.begun = True
+        session.realtime = session.realtime or job.promise is not None
         self.jobs[job.id] = session.jobs[job.id] = job
 
     def _over(self, session: Session, job: Job, state: JobState) -> None:
@@ -234,6 +237,7 @@ class Jobs:
         job.become(state)
         self._let_in.discard(job.id)
         del self.jobs[job.id], session.jobs[job.id]
+        self._last_line(job, session)
         lane = self._lane(job)
         if lane is not None and lane.occupant is job:
             lane.give_up(session.user, self.at)
@@ -247,6 +251,19 @@ class Jobs:
             if len(self.book.queue) and session.declared > session.measured:
                 # It was declared and never used, and somebody waits for it.
                 self.book.charge(session, declared=0)
+
+    def _unproven(self, event: ev.JobSubmitted) -> str | None:  # noqa: ARG002
+        """Why a deadline that was proven does not hold on this device now; None where it does, or none was asked for."""
+        return None
+
+    def _promised(self, event: ev.JobSubmitted) -> None:
+        """A job is taken in: what was promised to others may have changed by it."""
+
+    def _first_line(self, job: Job) -> None:
+        """`job` is granted for the first time."""
+
+    def _last_line(self, job: Job, session: Session) -> None:
+        """`job` is over."""
 
     # --- memory and lanes ---------------------------------------------------------------------------------
 
@@ -418,6 +435,7 @@ class Jobs:
                 if job.granted is None:
                     job.granted, job.device_time_before = at, session.device_time
                     job.served_before = session.served(at)
+                    self._first_line(job)
                 self._emit(do.Grant(job.id, session.id, job.lane or LaneId(0), job.need))
                 lane = self._lane(job)
                 if lane is not None:
@@ -428,7 +446,7 @@ class Jobs:
     def _take(self, session: Session, usage: Usage, at: float) -> Seen:
         """Put what a sample says on the accounts."""
         seen = self.probe.sample(session, usage, at)
-        self.turns.sampled(session)
+        self.turns.watch.sampled(session)
         self.turns.account(session, usage, seen, at)
         if usage.memory is not None:
             self._see(session, usage.memory, at if usage.memory_at is None else usage.memory_at)

@@ -80,6 +80,8 @@ class Pace:
     measured_at: float = 0.0
     #: Its demand is to be measured although one is known: its work has changed.
     stale: bool = False
+    #: It was taken for idle, and was seen at work: what others did meanwhile they may have done beside it.
+    woke: bool = False
     #: When its work began, and when its last work ended.
     began_at: float = -1e9
     worked_at: float = -1e9

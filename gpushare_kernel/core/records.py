@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from gpushare_kernel.core.states import JOB, PRESENCE, Phase, checked
@@ -13,10 +14,13 @@ from gpushare_kernel.core.values import (
     Need,
     PauseReason,
     Presence,
+    Promise,
     SessionId,
     UserId,
 )
 
+DRAINS = 32
+"""How many drains of a session are remembered."""
 Key = tuple[float, int]
 """What somebody is ranked by: smaller comes first; the second part, an order of arrival, tells ties apart."""
 
@@ -52,6 +56,8 @@ class Job:
     time: float | None = None
     #: It ranks above all that are not.
     realtime: bool = False
+    #: What was proven of its deadline, if anything.
+    promise: Promise | None = None
     #: Nobody who came later goes before it: it has waited long for memory, or is inside another job of its session.
     promoted: bool = False
     #: The part of the device's memory that it needs in all, contexts included.
@@ -134,6 +140,10 @@ class Session:
     #: How long its drains were seen to need, where that is more than the usual limit.
     pause_limit: float = 0.0
     pausable: bool = True
+    #: Its last drains (seconds), where it was paused.
+    drains: deque[float] = field(default_factory=lambda: deque(maxlen=DRAINS))
+    #: A job of it has a proven deadline: it is never paused, and in nobody's way.
+    realtime: bool = False
     #: How often in a row, and since when, it could not be paused because its work did not end.
     busy_tries: int = 0
     busy_since: float = 0.0

@@ -16,9 +16,9 @@ from typing import Any
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.lanes import Lane
+from gpushare_kernel.core.realtime import Realtime
 from gpushare_kernel.core.records import Job, Key, Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.suspension import Suspensions
 from gpushare_kernel.core.values import JobId, JobState, Need, Presence, SessionId
 
 MOST = 4
@@ -29,7 +29,7 @@ AMORTISED = 20.0
 """Times what displacing it costs that a session has its memory at least before: so parking takes a twentieth of the time at most."""
 
 
-class Room(Suspensions):
+class Room(Realtime):
     """Who moves for whom."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -41,6 +41,10 @@ class Scheduler(Room):
             ev.Sampled: self._sampled,
             ev.Continued: self._continued,
             ev.Paused: self._paused,
+            ev.RealtimeGrid: self._on_grid,
+            ev.RealtimeReleased: self._is_released,
+            ev.RealtimeDone: self._is_done,
+            ev.Rung: lambda _: None,
             ev.Exempted: self._exempted,
             ev.Suspended: self._suspended,
             ev.SuspensionEnded: self._suspension_ended,
@@ -75,7 +79,7 @@ class Scheduler(Room):
 
     def watched(self, at: float) -> set[SessionId]:
         """The sessions whose use a `Sampled` at `at` should tell: who runs, who was just paused, whose cell is looked at."""
-        return {*self.turns.watched(), *self.probe.due(at)}
+        return {*self.turns.watch, *self.probe.due(at)}
 
     # --- sessions ---------------------------------------------------------------------------------------
 
@@ -149,7 +153,9 @@ class Scheduler(Room):
         session = self.sessions.get(event.session)
         if session is None:
             return
-        if session.suspended_until is not None:
+        if self.turns.gate.owns(session, event.ticket):
+            self.turns.gate.paused(session, event.status, event.drain)
+        elif session.suspended_until is not None:
             self._stood(session, event)
         else:
             self.turns.paused(session, event.ticket, event.status, event.at, event.drain)

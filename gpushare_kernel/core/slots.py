@@ -31,7 +31,7 @@ from gpushare_kernel.core.gauge import (
 from gpushare_kernel.core.pace import ENOUGH_TIME, Pace
 from gpushare_kernel.core.policies import Together
 from gpushare_kernel.core.probe import Seen
-from gpushare_kernel.core.records import Session
+from gpushare_kernel.core.records import Session, User
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.steering import REMEASURE, Steering, shares
 from gpushare_kernel.core.turns import Turns
@@ -100,8 +100,11 @@ class Slots(Turns):
 
     def _doubt_paces(self, newcomer: Session) -> None:
         """Who was found at work has worked for a while: what others made meanwhile was made beside it."""
-        if any(not job.background for job in newcomer.jobs.values()):
-            return
+        if all(job.background for job in newcomer.jobs.values()):
+            self._forget_paces()
+
+    def _forget_paces(self) -> None:
+        """Somebody nobody knew of was at work too: it is to be seen anew how fast each goes on."""
         for session in self.wanting.values():
             self.pace(session).solo.forget()
             self.pace(session).beside.forget()
@@ -142,6 +145,8 @@ class Slots(Turns):
         return is_light(session, self.pace(session))
 
     def _is_to_be_measured(self, session: Session, at: float) -> bool:
+        if self.gate.promises:
+            return False
         pace = self.pace(session)
         if pace.seen and not pace.stale:
             # Its boundaries tell its pace: how busy it keeps the device can wait.
@@ -151,7 +156,7 @@ class Slots(Turns):
     def _count(self, session: Session) -> None:
         idle = is_idle(session)
         stays = not session.pausable and not self._cooperates(session)
-        counted = 0.0 if idle or stays else self.compute
+        counted = 0.0 if idle or stays or session.realtime else self.compute
         self.load += counted - session.counted
         session.counted = counted
 
@@ -183,8 +188,8 @@ class Slots(Turns):
         self._steering.owe(self._rivals(), self.using, at, alone=alone, steers=self._steers())
         if self.slot is Slot.ALONE and not self._leaving:
             self._end_once_timed(at)
-        if utilization is None:
-            return
+        if utilization is None or self.gate.promises:
+            return  # real-time jobs are in it
         self._suspect(utilization, at)
         if self._leaving or since < self._since:
             return
@@ -250,6 +255,9 @@ class Slots(Turns):
         before, pace = session.demand, self.pace(session)
         pace.stale, pace.measured_at = False, at
         session.demand = settled(before, utilization)
+        if pace.woke and not is_idle(session):
+            self._forget_paces()
+        pace.woke = False
         if before is None or abs(before - session.demand) > MISSING / 2:
             self._gauge.anew()  # what was expected so far was expected of something else
         if session.id in self.wanting:
@@ -258,20 +266,21 @@ class Slots(Turns):
     def _measure_anew(self, session: Session) -> None:
         self.pace(session).stale = True
         if is_idle(session):
+            self.pace(session).woke = True
             session.demand = None
             self._recount(session)
 
     def _bill(self, at: float) -> None:
         """Charge the time since the last bill to those who had the device, by their shares."""
         passed, self._billed = at - self._billed, at
-        if passed <= 0 or not self.using:
+        users = [s for s in self.using.values() if not s.realtime]
+        if passed <= 0 or not users or self._shut_since is not None:
             return
-        charged = self.frame_end is not None and not self._steering.at_once
+        charged = self.frame_end is not None and not self._steers()
         charged = charged or self.accounts.contended
-        self._gauge.had((s.demand for s in self.using.values()), passed)
+        self._gauge.had((s.demand for s in users), passed)
         # Who cannot be paused pays like the others; who does next to nothing pays only where nobody else is there.
-        payers = [s for s in self.using.values() if s.counted > 0 or not s.pausable]
-        payers = payers or [*self.using.values()]
+        payers = [s for s in users if s.counted > 0 or not s.pausable] or users
         for session, share in shares(payers):
             used = passed * share * taken(session)
             session.device_time += used
@@ -282,7 +291,8 @@ class Slots(Turns):
 
     def _steers(self) -> bool:
         """Whether all run at once and whoever falls behind gets a slot alone."""
-        return self._steering.at_once and self.frame_end is not None
+        at_once = self._steering.at_once and not self.gate.promises
+        return at_once and self.frame_end is not None
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
@@ -309,9 +319,10 @@ class Slots(Turns):
         if patient is not None:
             return Slot.ALONE, [patient], turn
         policy = self.accounts.policy
-        if policy.co_runs and self._steering.wants_trial(rivals, at):
+        co_runs = policy.co_runs and not self.gate.promises  # beside these nothing can be measured
+        if co_runs and self._steering.wants_trial(rivals, at):
             return Slot.ALL, self._waiting(rivals), measuring
-        if policy.co_runs and self._steering.judge(rivals, at):
+        if co_runs and self._steering.judge(rivals, at):
             steers = policy.shares
             alone = self._steering.alone_next(rivals, at, measuring) if steers else None
             if alone is not None:
@@ -339,11 +350,22 @@ class Slots(Turns):
         ):
             return Slot.ALONE, first, max(turn, self._window)
         if any(self._is_light(s) for s in first):
-            return Slot.LIGHT, [s for s in self._waiting(rivals) if self._is_light(s)], turn
+            return Slot.LIGHT, self._riders(rivals), turn
         return Slot.ALONE, first, turn
+
+    def _riders(self, rivals: list[Session]) -> list[Session]:
+        """Those who share a slot: all that are light, of users whose best ranked is. A user's next turn is not used up by riding along."""
+        best: dict[User, Session] = {}
+        for session in self.accounts.ranked(self._cost):
+            if session in rivals:
+                best.setdefault(session.user, session)
+        waiting = [s for s in self._waiting(rivals) if self._is_light(s)]
+        return [s for s in waiting if self._is_light(best.get(s.user, s))]
 
     def _is_to_be_timed(self, session: Session) -> bool:
         """Whether its boundaries are seen and its pace alone is not: then a slot alone tells."""
+        if self.gate.promises:
+            return False
         pace = self.pace(session)
         return pace.met > 0 and not pace.solo.known and pace.solo.seconds < 4 * self._window
 
@@ -400,7 +422,7 @@ class Slots(Turns):
     def _timed(self, session: Session, at: float) -> None:
         """Note to which kind of time the next counts of `session` belong."""
         pace = self.pace(session)
-        alone = len(self._rivals()) < 2  # noqa: PLR2004
+        alone = len(self.using) == 1 or (session.counted > 0 and len(self._rivals()) < 2)  # noqa: PLR2004
         if self.slot is Slot.ALONE and sum(s.counted > 0 for s in self.using.values()) > 1:
             pace.rate = None  # somebody who may not be paused now runs on beside it
         elif alone or (self.slot is Slot.ALONE and self.frame_end is not None):
@@ -409,6 +431,14 @@ class Slots(Turns):
             pace.rate = pace.beside
         else:
             pace.rate = None
+
+    def _stood(self, seconds: float, at: float) -> None:
+        if seconds:
+            self._billed = at
+            self._since += seconds
+        else:
+            self._bill(at)
+        super()._stood(seconds, at)
 
     def _unuse(self, session: Session, at: float) -> None:
         self._bill(at)

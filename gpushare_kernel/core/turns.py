@@ -8,19 +8,19 @@ outside). Who is chosen next, and for how long, is for the two kinds of device: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable
 from math import inf
 
+from gpushare_kernel.core import drains
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.drains import busy_again
-from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume, Slow
+from gpushare_kernel.core.gate import Gate
+from gpushare_kernel.core.instructions import Ask, Instruction, Pause, Resume
 from gpushare_kernel.core.policies import Policy, Together, policy_named
 from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.telling import Telling
 from gpushare_kernel.core.values import (
     JobState,
     Mode,
@@ -28,18 +28,13 @@ from gpushare_kernel.core.values import (
     PauseStatus,
     SessionId,
     Usage,
-    UserId,
 )
+from gpushare_kernel.core.watch import Watch
 
 SLACK = 0.1
 """Cores by which a full device may be overbooked: light sessions always fit."""
 PATIENT_GRACE = 1.0
 """Seconds in which a boundary must come where nothing but asking is possible."""
-LOOKS = 1
-"""How many of those who stand still are looked at with each sample, one after the other: a bound on work, which is taken from those who run."""
-IDLE_LOOKS = 16
-"""How many of those who run and do next to nothing on the device are."""
-
 _LEFT = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
 
@@ -62,16 +57,15 @@ class Turns(ABC):
         self.using: dict[SessionId, Session] = {}
         self.joining: dict[SessionId, Session] = {}
         self.wanting: dict[SessionId, Session] = {}
-        self._users: Counter[UserId] = Counter()  # of those that want it
+        self._telling = Telling(config, emit)
         self.load = 0.0
         self.busy = 0.0
         self.frame_end: float | None = None
         #: No pauses before this time (broker restart), or while the device is lost.
         self.free_until = 0.0
         self.lost = False
-        #: Who gave its turn back since it was last sampled, and who was sampled since and still stands still.
-        self._left_now: dict[SessionId, Session] = {}
-        self._standing: dict[SessionId, Session] = {}
+        #: Whom samples are asked of.
+        self.watch = Watch(self.using)
         self._leaving = 0
         #: The policy has changed: whom it would have chosen is to be seen.
         self._anew = False
@@ -82,6 +76,11 @@ class Turns(ABC):
         self._exempt_ends = inf
         #: Told of every session whose phase changes, of who is kept paused or parked, and when. It decides nothing.
         self.noted: Callable[[Session, float], None] = lambda _session, _at: None
+        #: Who stands still for real-time jobs, and since when all do (None: they do not).
+        self.gate = Gate(config, emit)
+        self._shut_since: float | None = None
+        #: Who is not to be paused, as soon as real-time jobs allow it, and until when.
+        self._exempt_later: dict[SessionId, tuple[Session, float]] = {}
         self._emit, self._timer = emit, timer
         self._resume_jobs, self._crowded = resume_jobs, crowded
 
@@ -132,10 +131,10 @@ class Turns(ABC):
             return
         self.wanting[session.id] = session
         self._came += 1
-        self._users[session.user.id] += 1
+        self._telling.joined(session)
         self._count(session)
         session.waiting_since = at
-        if _at_work(session):
+        if _at_work(session) or session.realtime:
             self.accounts.join(session)
             self.accounts.leave(session)
             self._use(session, at)
@@ -143,28 +142,24 @@ class Turns(ABC):
             self._become(session, Phase.WAITING, at)
             self.accounts.join(session)
             # What it used of a turn that it gave back with its last job may not be on its accounts yet.
-            self.sampled(session)
+            self.watch.sampled(session)
 
     def unwant(self, session: Session, at: float) -> None:
         """`session` has no work left: nothing of it stays paused."""
         if self.wanting.pop(session.id, None) is None:
             return
-        self._users[session.user.id] -= 1
-        if not self._users[session.user.id]:
-            del self._users[session.user.id]
+        self._telling.left(session)
         self.accounts.leave(session)
         self.joining.pop(session.id, None)
         if session.id in self.using:
             self._unuse(session, at)
-        self._left_now.pop(session.id, None)
-        self._standing.pop(session.id, None)
+        self.watch.forget(session)
         self.load -= session.counted
         session.counted = 0.0
         self._become(session, Phase.OFF, at)
         session.pausable = (
             self.config.can_pause
         )  # a profiler, a kernel without end: gone with that work
-        session.shared_since, session.shared_told = None, False
         self.free(session)
 
     def free(self, session: Session) -> None:
@@ -174,23 +169,8 @@ class Turns(ABC):
             for job in session.jobs.values():
                 if job.state is JobState.PAUSED:
                     job.become(JobState.RUNNING)
-            self._emit(Resume(session.id))
-
-    def watched(self) -> Iterator[SessionId]:
-        """Who is to be sampled next: who runs, who just gave its turn back, and some of those who stand still."""
-        work = (name for name, session in self.using.items() if session.counted > 0)
-        idle = (name for name, session in self.using.items() if session.counted <= 0)
-        return chain(work, islice(idle, IDLE_LOOKS), self._left_now, islice(self._standing, LOOKS))
-
-    def sampled(self, session: Session) -> None:
-        """`session` was sampled: if it stands still, the others that do come before it again."""
-        self._standing.pop(session.id, None)
-        self._left_now.pop(session.id, None)
-        if session.counted <= 0 and session.id in self.using:
-            self.using[session.id] = self.using.pop(session.id)
-        still = session.stopped is not None or session.held > 0
-        if still and session.phase is Phase.WAITING:
-            self._standing[session.id] = session
+            if not self.gate.keeps(session):
+                self._emit(Resume(session.id))
 
     def measure(self, session: Session, demand: float) -> None:
         """`session` was seen to use (or to be ready to use) `demand` cores."""
@@ -201,6 +181,8 @@ class Turns(ABC):
     def forget(self, session: Session) -> None:
         """`session` is gone, or its kernel starts anew."""
         self._exempt.pop(session.id, None)
+        self._exempt_later.pop(session.id, None)
+        self.gate.forget(session)
 
     def follow(self, policy: Policy, users: Iterable[User], sessions: Iterable[Session]) -> None:
         """Rank everybody by another policy, and choose by it now."""
@@ -225,16 +207,41 @@ class Turns(ABC):
 
     def settle(self, at: float) -> None:
         """Bring phases in line with what is wanted. Called once after every event."""
+        self._stand_aside(at)
+        if self.gate.shut:
+            return
         if not self.crowded(at):
             self._everybody(at)
         elif self.frame_end is None:
             for session in self.wanting.values():
-                session.shared_since, session.shared_used = at, session.device_time
+                self._telling.shares(session, at)
             self._frame(at)
         elif self._is_over(self.frame_end, at):
             self._frame(at)
         else:
             self._fill(at)
+
+        self._stand_aside(at)  # for whom came to its turn just now
+
+    def _stand_aside(self, at: float) -> None:
+        """Hold and let go whom real-time jobs say. Slots are as much longer as all stood still."""
+        self.gate.settle(self.using.values(), at, free=self.lost or at < self.free_until)
+        since = self._shut_since
+        if self.gate.shut and since is None:
+            self._stood(0.0, at)
+            self._shut_since = at
+        elif not self.gate.shut and since is not None:
+            self._shut_since = None
+            self._stood(at - since, at)
+            later, self._exempt_later = self._exempt_later, {}
+            for session, until in later.values():
+                if at < until:
+                    self.exempt(session, until, at)
+
+    def _stood(self, seconds: float, at: float) -> None:  # noqa: ARG002
+        """All begin to stand still for real-time jobs (0), or have done so for `seconds`."""
+        if self.frame_end is not None:
+            self.frame_end += seconds
 
     def _is_over(self, frame_end: float, at: float) -> bool:
         """Whether others are to be chosen now: the turn has ended, or somebody better has come."""
@@ -263,6 +270,8 @@ class Turns(ABC):
         if status is not PauseStatus.BUSY:
             session.busy_tries = 0
         if status in _LEFT:
+            if status is PauseStatus.PAUSED:
+                drains.note(session, drain)
             if drain < self.config.pause_limit:
                 session.pause_limit = 0.0
             # Also where there was nothing to pause (no context, stopped by its own user): should it use
@@ -272,7 +281,7 @@ class Turns(ABC):
             self._left(session, at)
         elif status is PauseStatus.BUSY:
             # Its submitted work is longer than the limit: the lock can only succeed if it waits longer.
-            pause = busy_again(session, self.config.pause_limit, at)
+            pause = drains.busy_again(session, self.config.pause_limit, at)
             if pause is None:
                 self._runs_beside(session, at)
             else:
@@ -314,7 +323,13 @@ class Turns(ABC):
             self._emit(Pause(session.id, PauseReason.RESTOPPED, limit, session.ticket))
 
     def exempt(self, session: Session, until: float, at: float) -> None:
-        """Resume `session` and do not pause it before `until`, or longer where that was said before; its use is charged."""
+        """Resume `session` and do not pause it before `until`, or longer where that was said before; its use is charged.
+
+        While real-time jobs have the device that waits for them.
+        """
+        if self.gate.shut and not session.realtime:
+            self._exempt_later[session.id] = (session, until)
+            return
         session.exempt_until = max(session.exempt_until, until)
         self._exempt[session.id] = session
         self._exempt_ends = min(self._exempt_ends, session.exempt_until)
@@ -369,7 +384,7 @@ class Turns(ABC):
         for session in held:
             if session.id in taken:
                 del taken[session.id]
-                self._tell(session, at)
+                self._telling.goes_on(session, at)
             else:
                 self.accounts.leave(session)
                 self._leave(session, at)
@@ -390,14 +405,13 @@ class Turns(ABC):
         self.using[session.id] = session
         self.busy += session.counted
         waited = at - session.waiting_since
+        self.gate.comes(session, at)
         self.free(session)
         if session.shared_since is None and self.frame_end is not None:
-            session.shared_since, session.shared_used = at, session.device_time
-        if waited >= self.config.tell_paused and session.turns > 1:
-            session.shared_told = True  # a speed would be the same news again, in worse words
-            self._emit(Slow(session.id, self._others(session), 0.0, waited))
-        self._tell(session, at)
+            self._telling.shares(session, at)
+        self._telling.came(session, waited, at)
         self._resume_jobs(session, at)
+        self.gate.came(session, at)
 
     def _leave(self, session: Session, at: float) -> None:
         """The turn is over. `session` is out of the accounts until it has left."""
@@ -444,13 +458,15 @@ class Turns(ABC):
         if session.phase is Phase.LEAVING:
             self._leaving -= 1
         del self.using[session.id]
-        self._left_now[session.id] = session
+        self.watch.left(session)
         self.busy -= session.counted
         session.held += at - session.on_since
         session.served_before, session.served_since = session.served(at), None
 
     def _may_pause(self, session: Session, at: float) -> bool:
-        return (session.pausable or self._is_asked(session)) and at >= session.exempt_until
+        if session.realtime or at < session.exempt_until:
+            return False
+        return session.pausable or self._is_asked(session)
 
     def _is_asked(self, session: Session) -> bool:
         """Whether `session` is asked for its turn at a boundary, rather than paused from outside."""
@@ -475,18 +491,6 @@ class Turns(ABC):
 
     def _cost(self, session: Session) -> float:
         return session.counted * self.config.turn
-
-    def _tell(self, session: Session, at: float) -> None:
-        since = session.shared_since
-        if since is None or session.shared_told or at - since < self.config.tell_shared:
-            return
-        session.shared_told = True
-        whole = (at - since) * (session.counted or 1.0)
-        fraction = min(1.0, (session.device_time - session.shared_used) / whole)
-        self._emit(Slow(session.id, self._others(session), fraction))
-
-    def _others(self, session: Session) -> int:
-        return len(self._users) - (session.user.id in self._users)
 
 
 def _at_work(session: Session) -> list[Job]:

@@ -26,6 +26,7 @@ def validate(scheduler: Scheduler) -> None:
         *_turns(scheduler),
         *_pauses(scheduler),
         *_work(scheduler),
+        *_promises(scheduler),
     ]
     if broken:
         raise InvariantBroken("; ".join(broken))
@@ -127,3 +128,28 @@ def _work(scheduler: Scheduler) -> Iterator[str]:
             lane = scheduler.book.table.lanes[job.lane]
             if lane.occupant is job:
                 yield f"jobs: {job.id} waits although its session has the turn and it the lane"
+
+
+def _promises(scheduler: Scheduler) -> Iterator[str]:
+    """I7: a device belongs to its real-time jobs while a window is open, and only then; their bounds are within what they absorb."""
+    gate = scheduler.turns.gate
+    free = scheduler.lost or scheduler.at < scheduler.turns.free_until
+    if gate.shut != (gate.windows.open and not free):
+        yield f"I7: the device is {'shut' if gate.shut else 'open'} and a window is {gate.windows.open}"
+    for session in scheduler.turns.using.values():
+        stands = session.id in gate.held or session.stopped is not None
+        if gate.shut and session.pausable and not session.realtime and not stands:
+            yield f"I7: session {session.id} runs in a window"
+    for name, session in gate.held.items():
+        if name not in scheduler.sessions:
+            yield f"I3: session {name} is held and gone"
+        owner = gate.windows.owner(scheduler.at)
+        if session.realtime and (owner is None or owner.session == name):
+            yield f"I7: session {name} is real-time, comes first and is held"
+        if not gate.promises:
+            yield f"I3: session {name} is held for nobody"
+    for one in gate.windows.standing.values():
+        if one.promise.bound > one.promise.deadline or one.promise.deadline > one.promise.period:
+            yield f"I7: job {one.job} has a bound of {one.promise.bound}, a deadline of {one.promise.deadline} and a period of {one.promise.period}"
+        if one.opened is not None and scheduler.at > one.until + scheduler.config.timer_slack:
+            yield f"I3: the window of job {one.job} is open {scheduler.at - one.until} s too long"

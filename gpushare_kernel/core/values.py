@@ -77,6 +77,7 @@ class PauseReason(StrEnum):
     RESTOPPED = "continued-by-somebody-else"
     OVER_GRANT = "over-its-grant"
     OWNER = "by-its-owner"
+    REALTIME = "real-time"
 
 
 class PauseStatus(StrEnum):
@@ -98,6 +99,22 @@ class Need:
 
     persistent: int
     ephemeral: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What was proven of a real-time job: released once in `period` seconds at most, it is done `bound` seconds later.
+
+    That is where the work of others drains within `drain` seconds; within `absorbs` its deadline is kept all the same.
+    Of several that are released the one of the largest `weight` has the device; equals in the order of their releases.
+    """
+
+    period: float
+    deadline: float
+    bound: float
+    drain: float
+    absorbs: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

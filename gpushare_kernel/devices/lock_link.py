@@ -95,6 +95,12 @@ class LockLink:
         """Tell whether the worker is gone (and reap it)."""
         return self._process.poll() is not None
 
+    def check(self) -> None:
+        """Raise `WorkerLost` where the worker is gone."""
+        if self.ended():
+            msg = f"it ended with {self._process.returncode}"
+            raise WorkerLost(msg)
+
     @property
     def undone(self) -> bool:
         """Whether it ended by itself, with nobody left locked of those it was asked about."""

@@ -161,8 +161,7 @@ class Locker:
                 if self._link is None:
                     self._link = self._crew.take(self.key)
                 await self._link.ready()
-                if self._link.ended():  # before it was asked: no lock of its can come through
-                    raise WorkerLost("it ended")
+                self._link.check()  # one that ended before it was asked leaves no lock that comes late
                 asked = monotonic()
                 if request == "lock":
                     late = max(self._late, asked + limit)

@@ -29,6 +29,8 @@ class Grid:
         Called with how many seconds after its tick a release came.
     skipped
         Called with how many ticks passed without a release.
+    first
+        The first tick (monotonic clock); none given: as soon as the results are asked for.
     """
 
     def __init__(
@@ -38,7 +40,10 @@ class Grid:
         release: Callable[[Any, float], Future[Any]],
         late: Callable[[float], None],
         skipped: Callable[[int], None],
+        *,
+        first: float | None = None,
     ) -> None:
+        self._first = first
         self._period, self._release, self._late, self._skipped = period, release, late, skipped
         self._take = source if callable(source) else iter(source).__next__
         self._ended = threading.Event()
@@ -57,7 +62,7 @@ class Grid:
             self._ended.set()
 
     def _run(self) -> None:
-        start, tick = time.monotonic(), 0
+        start, tick = time.monotonic() if self._first is None else self._first, 0
         try:
             while not self._ended.wait(max(0.0, start + tick * self._period - time.monotonic())):
                 due = start + tick * self._period

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpushare_kernel.core.errors import UserError
-from gpushare_kernel.realtime import costs, host, node, orders, payload, traffic
+from gpushare_kernel.realtime import cache, host, node, orders, payload, traffic
 from gpushare_kernel.realtime.chain import BadModel, Chain, chain
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Stage, Task
@@ -62,8 +62,8 @@ def measure(
     """
     links = chain(model, example, name=name)
     wanted = node_types(host.cores(), host.gpus()) if types is None else tuple(types)
-    place = costs.place_of(links, example)
-    known = None if again else costs.load(place)
+    place = cache.place_of(links, example)
+    known = None if again else cache.load(place)
     missing = [kind for kind in wanted if known is None or str(kind) not in known.costs]
     if not missing and known is not None:
         return known
@@ -72,7 +72,7 @@ def measure(
         msg = f"model {links.name}: measuring it on {listed} would take cores from the deadlines of {', '.join(beside)}. Close those, call gpushare.realtime.measure(model, example), and open them all."
         raise UserError(msg)
     found = joined(known, _measured(links, example, missing, repeats, seconds))
-    costs.save(place, found)
+    cache.save(place, found)
     return found
 
 

@@ -24,7 +24,7 @@ from gpushare_kernel.realtime.conduct import Event
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, NodeType, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
-from gpushare_kernel.realtime.placement import Admission, OneNode, Placement, cores_of
+from gpushare_kernel.realtime.placement import Admission, Placement, cores_of
 from gpushare_kernel.realtime.queues import Mode
 from gpushare_kernel.realtime.tenant import Flight, Tenant
 
@@ -41,7 +41,7 @@ class Nodes:
     """A row of nodes and the tasks on them."""
 
     def __init__(self, admission: Admission | None = None, mode: Mode = Mode.LAYER) -> None:
-        self.admission: Admission = OneNode() if admission is None else admission
+        self._admission = admission
         self.mode = mode
         self.row: list[Node] = []
         self.tenants: dict[int, Tenant] = {}
@@ -58,6 +58,15 @@ class Nodes:
         self._wake = -1
         self._next = 0
         self._tells: dict[int, Callable[[str], None]] = {}
+
+    @property
+    def admission(self) -> Admission:
+        """Who decides whether a task comes in: whoever was given, else the broker where there is one."""
+        if self._admission is None:
+            from gpushare_kernel.realtime.admissions import here  # noqa: PLC0415 - asks for the broker
+
+            self._admission = here()
+        return self._admission
 
     @property
     def types(self) -> tuple[NodeType, ...]:
@@ -91,7 +100,11 @@ class Nodes:
                 msg = f"task {task.name}: a pipeline of that name is open. Give this one another name."
                 raise UserError(msg)
             placement = self.admission.admit(task, [one.task for one in others])
-            tenant = Tenant(self._next, task, chain, forms, example)
+            try:
+                tenant = Tenant(self._next, task, chain, forms, example)
+            except BaseException:
+                self.admission.leaves(task)
+                raise
             self._next += 1
             try:
                 self._arrange(placement, others)
@@ -175,6 +188,8 @@ class Nodes:
             tenant.give_slot(slot)
             return True
         tenant.flights[flight.number] = flight
+        if tenant.task.kind is Kind.RT and not flight.rehearsal:
+            self.admission.released(tenant.task)
         form = payload.write(flight.value, tenant.slot(slot))
         flight.value = None
         job = orders.Job(
@@ -285,6 +300,7 @@ class Nodes:
         if last:
             self._stop_row()
         tenant.close()
+        self.admission.leaves(tenant.task)
 
     # --- processes --------------------------------------------------------------------------------------
 
@@ -396,7 +412,11 @@ class Nodes:
         self._launch_waiting(tenant)
         future, tell = flight.future, self._tells.get(tenant.number)
 
+        tells = tenant.task.kind is Kind.RT and not flight.rehearsal and not tenant.flights
+
         def finish() -> None:
+            if tells:
+                self.admission.done(tenant.task)
             if error is None:
                 future.set_result(value)
             else:

@@ -196,9 +196,7 @@ class Pipeline:
         if self.task.period is None:
             msg = f"pipeline {self.task.name}: best effort has no period. Use submit, or open it with class_='RT'."
             raise BadDeclaration(msg)
-        record = self._tenant.record
-        grid = Grid(self.task.period, source, self._release, record.late, record.skip)
-        return self._results(grid)
+        return self._results(self.task.period, source)
 
     def report(self) -> PipelineReport:
         """Return what became of its releases so far, beside what was promised; also when it is closed."""
@@ -221,16 +219,21 @@ class Pipeline:
     ) -> None:
         self.close(wait=kind is None)
 
-    def _results(self, grid: Grid) -> Iterator[Any]:
+    def _results(self, period: float, source: Iterable[Any] | Callable[[], Any]) -> Iterator[Any]:
         with self._lock:
             if self._on_grid:
                 msg = f"pipeline {self.task.name}: every_period is in use. End that loop first."
                 raise UserError(msg)
             self._on_grid = True
+        record, admission = self._tenant.record, self.nodes.admission
+        first = time.monotonic() + period  # so that others stand aside for the first as well
+        grid = Grid(period, source, self._release, record.late, record.skip, first=first)
+        admission.grid(self.task, first)
         try:
             yield from grid.results()
         finally:
             self._on_grid = False
+            admission.grid(self.task, None)
 
     def _release(self, value: Any, at: float) -> Future[Any]:
         return self.nodes.release(self._tenant, value, at)

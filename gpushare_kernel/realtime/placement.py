@@ -36,11 +36,38 @@ class Admission(Protocol):
             Where a deadline would not be certain, with the numbers.
         """
 
+    def leaves(self, task: Task) -> None:
+        """Take back what was promised to `task`, if anything was."""
 
-class OneNode:
+    def grid(self, task: Task, first: float | None) -> None:
+        """Take in when the jobs of `task` are released: at `first` (monotonic clock) and every period from then on; None: nobody knows."""
+
+    def released(self, task: Task) -> None:
+        """Take in that a job of `task` is released now."""
+
+    def done(self, task: Task) -> None:
+        """Take in that it is done."""
+
+
+class Alone:
+    """Tells nobody: nobody stands aside for these nodes."""
+
+    def leaves(self, task: Task) -> None:
+        """Nothing was promised elsewhere."""
+
+    def grid(self, task: Task, first: float | None) -> None:
+        """Nobody stands aside."""
+
+    def released(self, task: Task) -> None:
+        """Nobody stands aside."""
+
+    def done(self, task: Task) -> None:
+        """Nobody stands aside."""
+
+
+class OneNode(Alone):
     """All layers on one node of all cores: what needs no analysis, and promises nothing.
 
-    It stands in until the search over node configurations is wired in, and where somebody wants no pipeline of nodes.
     A job of several best-effort layers gives way at each layer all the same.
     """
 
@@ -60,7 +87,7 @@ class OneNode:
         )
 
 
-class Fixed:
+class Fixed(Alone):
     """Nodes and stages by hand: for experiments, and for tasks whose analysis was done elsewhere.
 
     `stages` are by task name; a task that is not named has all its layers on the last node.

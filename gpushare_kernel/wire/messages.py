@@ -13,7 +13,45 @@ from enum import IntEnum
 from msgspec import Struct, field
 
 from gpushare_kernel.core.values import JobId, SessionId, Wait
+from gpushare_kernel.wire.handshake import (
+    Attach,
+    Attached,
+    Bind,
+    Close,
+    Exempt,
+    Failure,
+    HeldJob,
+    Hello,
+    Observe,
+    OfStarter,
+    Ok,
+    Open,
+    Opened,
+    Restart,
+    Welcome,
+)
+from gpushare_kernel.wire.handshake import Message as _Message
+from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
+
+__all__ = [
+    "Attach",
+    "Attached",
+    "Bind",
+    "Close",
+    "Exempt",
+    "Failure",
+    "HeldJob",
+    "Hello",
+    "Observe",
+    "OfStarter",
+    "Ok",
+    "Open",
+    "Opened",
+    "Restart",
+    "Welcome",
+]
+"""Those of the handshake; whatever is defined here besides."""
 
 VERSION = 2
 SPOKEN = (2, 1)
@@ -34,144 +72,6 @@ class Kind(IntEnum):
     NOTICE = 2
 
 
-class _Message(Struct, frozen=True, tag=True, omit_defaults=True):
-    """Base: a tagged, immutable message."""
-
-
-# --- The handshake: the first frame of a connection, and its answer --------------------------------
-
-
-class Open(_Message, frozen=True):
-    """A provisioner is about to start a kernel. Reply: `Opened`, with the session's page as fd.
-
-    `device` is a device's id, or its number in the broker's list; empty lets the broker choose. `needs` are the bytes
-    it is known to need, 0 where nothing is known. A `background` session yields to every other.
-    """
-
-    name: str
-    kernel_id: str = ""
-    language: str = "python"
-    weight: float = 1.0
-    device: str = ""
-    needs: int = 0
-    background: bool = False
-
-
-class Restart(_Message, frozen=True):
-    """The kernel of `session` starts anew: its jobs end, its memory is free, the token changes. Reply: `Opened` + page fd."""
-
-    session: SessionId
-    token: str
-
-
-class Bind(_Message, frozen=True):
-    """The kernel's process, as a pidfd beside the frame. No pid is believed from a message. Reply: `Ok`."""
-
-    session: SessionId
-    token: str
-
-
-class Close(_Message, frozen=True):
-    """The kernel is gone for good (or was never launched). Idempotent. Reply: `Ok`."""
-
-    session: SessionId
-    token: str
-
-
-class Exempt(_Message, frozen=True):
-    """Resume the session now and do not pause it for `seconds`: a signal or a shutdown is coming. Reply: `Ok` once resumed."""
-
-    session: SessionId
-    token: str
-    seconds: float
-
-
-class HeldJob(Struct, frozen=True):
-    """A job that ran on while its broker was gone."""
-
-    job: JobId
-    name: str
-    persistent: int
-    ephemeral: int
-    lane: int
-    slot: int
-    running: bool
-    plain: bool = False
-
-
-class Attach(_Message, frozen=True):
-    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd + tally fd. The connection stays."""
-
-    token: str
-    held: tuple[HeldJob, ...] = ()
-    persistent: int = 0
-
-
-class Observe(_Message, frozen=True):
-    """A command line or a view: reads snapshots, acts for its uid. Reply: `Ok`. The connection stays."""
-
-
-OfStarter = Open | Restart | Bind | Close | Exempt
-"""What whoever starts a kernel says: one a connection."""
-
-
-class Hello(Struct, frozen=True):
-    """The first frame of every connection."""
-
-    versions: tuple[int, ...]
-    agent: str
-    body: OfStarter | Attach | Observe
-
-
-class Opened(_Message, frozen=True):
-    """A session exists on `device`. `token` and `environment` go to the kernel's environment.
-
-    `needs` is what it is known to need (bytes): its starter gives it back where a broker has forgotten the session.
-    """
-
-    session: SessionId
-    token: str
-    device: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    needs: int = 0
-
-
-class Attached(_Message, frozen=True):
-    """The client is known. Sizes in bytes; `device` is a device id, `kind` its kind (host, cuda, model).
-
-    `reserve` is what one context takes of the device; `limit` as in `Budget`.
-    """
-
-    session: SessionId
-    device: str
-    kind: str
-    device_name: str
-    capacity: int
-    plain_grace: float
-    reserve: int = 0
-    limit: int | None = None
-
-
-class Ok(_Message, frozen=True):
-    """Done."""
-
-
-class Failure(_Message, frozen=True):
-    """Not done. `code` names a class of `core/errors.py`; `message` has the rule, the value and the next step."""
-
-    code: str
-    message: str
-
-
-class Welcome(Struct, frozen=True):
-    """The answer to `Hello`. `version` is the one to speak from here on."""
-
-    version: int
-    broker_pid: int
-    broker_version: str
-    body: Opened | Attached | Ok | Failure
-
-
 # --- Requests of an attached client ------------------------------------------------------------------
 
 
@@ -189,6 +89,8 @@ class Submit(_Message, frozen=True):
     are those loaded by now, with versions (`torch 2.9.0`).
 
     `held` is what the frameworks of a GPU hold now, in bytes; None where the client does not say.
+
+    `realtime` is what it is to do by when: it is admitted where that can be proven, and ranks above all that is not.
     """
 
     job: JobId
@@ -204,6 +106,7 @@ class Submit(_Message, frozen=True):
     code: str = ""
     frameworks: tuple[str, ...] = ()
     held: int | None = None
+    realtime: RealtimeTask | None = None
 
 
 class Cancel(_Message, frozen=True):
@@ -325,6 +228,25 @@ class CellEnded(_Message, frozen=True):
     persistent: int
 
 
+class RealtimeGrid(_Message, frozen=True):
+    """A real-time job of mine is released at `first` (CLOCK_MONOTONIC, seconds) and every period from then on; None: nobody knows when."""
+
+    job: JobId
+    first: float | None = None
+
+
+class RealtimeReleased(_Message, frozen=True):
+    """A real-time job of mine, whose releases nobody knows before, is released now."""
+
+    job: JobId
+
+
+class RealtimeDone(_Message, frozen=True):
+    """A real-time job of mine has done the work of its release."""
+
+    job: JobId
+
+
 # --- Replies ------------------------------------------------------------------------------------------
 
 
@@ -332,7 +254,7 @@ class Granted(_Message, frozen=True):
     """The job may run. `slot` is its word in the session's page; times in seconds, sizes in bytes.
 
     `persistent` and `ephemeral` are what it was admitted with (the split of a single size included); `learned` says from
-    how many runs they were learned, 0 where they were not.
+    how many runs they were learned, 0 where they were not. `placement` is where a real-time job runs.
     """
 
     job: JobId
@@ -342,6 +264,7 @@ class Granted(_Message, frozen=True):
     persistent: int
     ephemeral: int
     learned: int = 0
+    placement: RealtimePlacement | None = None
 
 
 class DryRun(_Message, frozen=True):
@@ -487,7 +410,7 @@ Request = (
     | SetPolicy
     | Stop
 )
-ClientNotice = CellStarted | CellEnded
+ClientNotice = CellStarted | CellEnded | RealtimeGrid | RealtimeReleased | RealtimeDone
 Reply = (
     Ok
     | Failure
@@ -520,9 +443,20 @@ class FromBroker(Struct, frozen=True, array_like=True):
     body: Reply | BrokerNotice = field(default_factory=Ok)
 
 
-def since(message: Request | BrokerNotice) -> int:
+def since(message: Request | ClientNotice | BrokerNotice) -> int:
     """Return the first version that knows `message`: the other side would take it for a broken frame, and hang up."""
     return 2 if isinstance(message, _SINCE_2) else 1
 
 
-_SINCE_2 = SetNeeds | GetNeeds | PauseNotebook | ResumeNotebook | AskHolder | Budget | Trim
+_SINCE_2 = (
+    SetNeeds
+    | GetNeeds
+    | PauseNotebook
+    | ResumeNotebook
+    | AskHolder
+    | RealtimeGrid
+    | RealtimeReleased
+    | RealtimeDone
+    | Budget
+    | Trim
+)

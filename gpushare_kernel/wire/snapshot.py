@@ -77,7 +77,7 @@ class DeviceView(Struct, frozen=True):
 
 
 class SessionView(Struct, frozen=True):
-    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows)."""
+    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`, `real-time`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows)."""
 
     id: str
     user: str
@@ -126,6 +126,21 @@ class UserView(Struct, frozen=True):
     device_time: float
 
 
+class RealtimeView(Struct, frozen=True):
+    """An admitted real-time job that runs. Times in seconds: it is done `bound` after a release, as was proven; `margin` is what its
+    longest response so far left of the deadline, its bound where there was none yet; `misses` of `releases` were later than proven.
+    """
+
+    session: str
+    period: float
+    deadline: float
+    bound: float
+    margin: float
+    releases: int
+    misses: int
+    job: str = ""
+
+
 class NeedView(Struct, frozen=True):
     """What is known of one piece of the caller's code: what its last run declared and took, and what the next is taken to need.
 
@@ -162,3 +177,4 @@ class Snapshot(Struct, frozen=True):
     queue: tuple[QueueView, ...] = ()
     users: tuple[UserView, ...] = ()
     at: float | None = None
+    rt: tuple[RealtimeView, ...] = ()

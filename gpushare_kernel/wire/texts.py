@@ -42,6 +42,7 @@ LEFT_FIRST_USE = "Left the queue. The cell ended at its first use of the GPU."
 RESTART_DEFAULT = "From its next restart on this notebook starts like any other."
 FRAMES_KEPT = "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."
 FRAMES_CLEARED = "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."
+OVERRAN = "Was not done when it was proven to be: until three in a row are in time again, nobody stands aside for this real-time job."
 BROKEN_SESSION = "This notebook's GPU session is broken (others are fine): restart the kernel."
 _FOR_COMMAND = (
     ("this notebook", "this command"),
@@ -321,6 +322,14 @@ def foreign_text(size: int, noun: str = "GPU memory") -> str:
     return f"Programs outside gpushare use {format_size(size)} of {noun}; they take no turns."
 
 
+def barred_text(drain: float | None, absorbs: float) -> str:
+    """Return what a notebook reads that stands still until the real-time jobs on its device have ended (I7)."""
+    leaves = f"their deadlines leave {1000 * absorbs:.3g} ms"
+    if drain is None:
+        return f"Stands still until the real-time work on this GPU ends: nobody knows yet how long what this notebook submits takes to stop, and {leaves}."
+    return f"Stands still until the real-time work on this GPU ends: what this notebook submits takes {1000 * drain:.3g} ms to stop, and {leaves}. Shorter kernels, or a sync more often, help."
+
+
 def _over(limit: int | None, needed: int, noun: str) -> str:
     if limit is None:
         return f"{noun}: this notebook needed about {format_size(needed)}, and there is no room for that now."
@@ -429,6 +438,8 @@ def _pause_reason(reason: str) -> str:
         return "somebody had continued it out of turn"
     if reason == PauseReason.OWNER:
         return "by hand, with pause"
+    if reason == PauseReason.REALTIME:
+        return "real-time work has the GPU"
     if reason == PauseReason.OVER_GRANT:
         return "it held more than it may, and others waited for that"
     return reason.rstrip(".")

@@ -220,7 +220,7 @@ class House:
 
     async def _close(self) -> None:
         validate(self.broker.scheduler)
-        await self.broker.engine.close()
+        await self.broker.finish()
         self.listener.close()
         await self._serving
         self.broker.hang_up()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
-from tests_gpu_world import FREE, KINDS, GpuWorld  # type: ignore[import-not-found]
+from tests_gpu_world import FREE, KINDS, LIGHT_ALONE, GpuWorld  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -159,6 +162,57 @@ def test_plain_cells_that_begin_together_have_their_shares_two_seconds_later(
         assert min(rates.values()) >= 0.85 / len(mix), rates
         for name in names:
             world.end_cell(name)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("kind", ["heavy", "conv", "light"])
+def test_who_did_next_to_nothing_before_and_now_works_has_its_share(kind: str, seen: bool) -> None:
+    """T6: What three kernels of one user and one of another do at once is nobody's pace alone, whatever they did a moment ago."""
+    world = GpuWorld()
+    users = {"a0": "ann", "a1": "ann", "a2": "ann", "b": "bob"}
+    for name, user in users.items():
+        world.resident(name, "idle", seen=True, user=user)
+        world.begin_cell(name)
+    world.run(1.5)
+    for name in users:
+        world.end_cell(name)
+    world.run(3)
+    for name in users:
+        world.kernels[name].kind, world.kernels[name].seen = kind, seen
+        world.begin_cell(name)
+    world.run(4)
+    rates = progress(world, 10)
+    if kind == "light":
+        assert min(rates.values()) >= 0.95 * LIGHT_ALONE[4], rates
+    else:
+        assert abs(rates["b"] / sum(rates.values()) - 0.5) < 0.03, rates
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_comes_together_nobody_starves_and_little_is_wasted(seed: int) -> None:
+    """T1, I6: Any kernels of up to three people, after any work: six seconds later each has most of its share, and the GPU is at work."""
+    draw = random.Random(seed)
+    world = GpuWorld(enforce=draw.random() < 0.5)
+    owners = {f"s{n}": f"u{draw.randint(0, 2)}" for n in range(draw.randint(2, 5))}
+    for name, owner in owners.items():
+        before = draw.choice(["idle", "light", "heavy"])
+        world.resident(name, before, seen=draw.random() < 0.6, user=owner)
+        if draw.random() < 0.7:
+            world.begin_cell(name)
+    world.run(draw.choice([0.3, 1.5, 4]))
+    for name in owners:
+        if world.kernels[name].plain:
+            world.end_cell(name)
+    world.run(draw.choice([0.1, 1, 3]))
+    for name in owners:
+        world.kernels[name].kind = draw.choice(["heavy", "conv", "light", "products"])
+        world.begin_cell(name)
+        world.run(draw.choice([0, 0, 0.1, 1.0]))
+    world.run(6)
+    rates, people = progress(world, 10), Counter(owners.values())
+    for name, owner in owners.items():
+        assert rates[name] >= 0.6 / len(people) / people[owner], (owners, rates)
+    assert sum(rates.values()) >= 0.85, rates
 
 
 def test_whose_progress_nobody_sees_is_taken_to_make_what_its_demand_leaves_room_for() -> None:

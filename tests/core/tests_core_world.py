@@ -43,6 +43,7 @@ class World:
         self.kernels: dict[str, Kernel] = {}
         self.now = 0.0
         self.wake: float | None = None
+        self.alarm: float | None = None
         self.log: list[do.Instruction] = []
         self.refused: dict[str, str] = {}
         self.dropped: set[str] = set()
@@ -90,6 +91,8 @@ class World:
                 self.moves.append((done, ev.Restored(at=done, session=session, ticket=ticket)))
             case do.Wake(at):
                 self.wake = at
+            case do.Alarm(at):
+                self.alarm = at
 
     def finish_moves(self) -> None:
         due = [m for m in self.moves if m[0] <= self.now]
@@ -145,13 +148,17 @@ class World:
                     *(m[0] for m in self.moves if m[0] > self.now),
                 ]
             )
-            if self.wake is not None and self.now < self.wake < until:
-                until = self.wake
+            for due in (self.wake, self.alarm):
+                if due is not None and self.now < due < until:
+                    until = due
             self._let_work(until - self.now)
             self.now = until
             self.finish_drains()
             self.finish_moves()
             self.meet_boundaries()
+            if self.alarm is not None and self.alarm <= self.now:
+                self.alarm = None
+                self.send(ev.Rung(at=self.now))
             if self.wake is not None and self.wake <= self.now:
                 self.wake = None
                 self.sample()

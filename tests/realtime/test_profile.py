@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gpushare_kernel.core.errors import UserError
-from gpushare_kernel.realtime import costs, measurement, node
+from gpushare_kernel.realtime import cache, measurement, node
 from gpushare_kernel.realtime.chain import chain
 from gpushare_kernel.realtime.measurement import measure, node_types
 from gpushare_kernel.realtime.model import Kind, NodeType
@@ -88,23 +88,23 @@ def test_a_damaged_file_is_none(content: bytes, tmp_path: Path) -> None:
     """It is measured again, and written anew."""
     place = tmp_path / "a" / "b.json"
     profile = profile_of([abs], X)
-    costs.save(place, profile)
-    assert costs.load(place) == profile
+    cache.save(place, profile)
+    assert cache.load(place) == profile
     place.write_bytes(content)
-    assert costs.load(place) is None
+    assert cache.load(place) is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     """A file stands where the folder should be."""
     (tmp_path / "file").write_text("x")
-    costs.save(tmp_path / "file" / "b.json", profile_of([abs], X))
+    cache.save(tmp_path / "file" / "b.json", profile_of([abs], X))
 
 
 def test_code_tells_models_apart() -> None:
     """What a callable does, and what its layers are called."""
     one, two = chain([lambda x: x + 1]), chain([lambda x: x * 1])
-    assert costs.fingerprint(one) != costs.fingerprint(two)
-    assert costs.fingerprint(one) == costs.fingerprint(chain([one.pieces[0].call]))
+    assert cache.fingerprint(one) != cache.fingerprint(two)
+    assert cache.fingerprint(one) == cache.fingerprint(chain([one.pieces[0].call]))
 
 
 def test_where_code_was_written_does_not() -> None:
@@ -119,7 +119,7 @@ def last(x): return [n for n in x]
     def found(name: str, **words: Any) -> bytes:
         made: dict[str, Any] = {"__name__": "__main__"}
         exec(compile(cell.format(**words), name, "exec"), made)
-        return costs.fingerprint(chain([made["Net"](), made["last"]]))
+        return cache.fingerprint(chain([made["Net"](), made["last"]]))
 
     one = found("<cell 1>", width=3, answer="x + 1")
     assert found("\n<cell 2>", width=3, answer="x + 1") == one

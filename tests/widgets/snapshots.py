@@ -13,6 +13,7 @@ from gpushare_kernel.wire.snapshot import (
     DeviceView,
     LaneView,
     QueueView,
+    RealtimeView,
     SessionView,
     Snapshot,
     UserView,
@@ -52,7 +53,6 @@ class NewerSession(SessionView, frozen=True):
 
 
 class NewerSnapshot(Snapshot, frozen=True):
-    rt: tuple[Any, ...] = ()
     bundles: tuple[Any, ...] = ()
     weather: str = "fine"
 
@@ -106,7 +106,7 @@ FULL = NewerSnapshot(
         QueueView("j9", "s4", "occupancy", 0, None, 0, 12.0),
     ),
     (UserView("ann", 1.0, 900.0), UserView("bl", 1.0, 600.0), UserView("cd", 2.0, 0.0)),
-    rt=(SimpleNamespace(session="s1", period=0.033, deadline=0.03, margin=0.004, misses=0),),
+    rt=(RealtimeView("s1", 0.033, 0.03, 0.028, 0.004, 900, 0),),
     bundles=(SimpleNamespace(name="eyes", session="s1", pages=640, shared=512, size=5 * GiB),),
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import tracemalloc
@@ -529,6 +530,20 @@ def test_a_scene_that_cannot_be_drawn_is_said() -> None:
     assert [one["gone"] for one in screen.take() if "gone" in one] == [["notice"]]
 
 
+def test_a_look_that_comes_late_does_not_put_off_the_next() -> None:
+    """A kernel that is paused now and then still shows as much a second; two looks are never at once."""
+    steps = Steps()
+    watched(steps)
+    assert steps.go(2)
+    (usual,) = {round(steps._pace(), 3)}
+    steps.time = steps._from + usual  # on time
+    assert steps._turn() == pytest.approx(usual)
+    steps.time += usual + 0.1  # it stood still for a tenth
+    assert steps._turn() == pytest.approx(usual - 0.1)
+    steps.time += 10  # and for long
+    assert steps._turn() == pytest.approx(0.4 * usual)
+
+
 def test_ten_thousand_updates_do_not_grow() -> None:
     """What is kept after the last is what was kept after the hundredth."""
     steps = Steps()
@@ -543,6 +558,7 @@ def test_ten_thousand_updates_do_not_grow() -> None:
             assert steps.go(0.3)
             assert len(screen.take()) == 1
             if n in (100, 9_999):
+                gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()

@@ -26,6 +26,8 @@ from gpushare_widgets.running import Running
 
 EVERY, SELDOM = 0.25, 0.3
 """Seconds between two looks while a cell runs; the second where looks are dear."""
+LATE = 0.6
+"""Part of the pace by which the look after a late one comes sooner, at most."""
 PART = 0.006
 """What looking may take of a core before it looks less often."""
 NEWS = 1.5
@@ -129,6 +131,8 @@ class Feed:
         #: When to look next, at the latest. None: as the pace says, from the last look.
         self._at: float | None = None
         self._looked = float("-inf")
+        #: From when the pace counts: a look that came late (the kernel was paused) does not put off the next.
+        self._from = float("-inf")
 
     # --- any thread -----------------------------------------------------------------------------------------
 
@@ -235,12 +239,12 @@ class Feed:
 
     def _due(self) -> float:
         at = math.inf if self._at is None else self._at
-        if not self._running:
-            return at
-        pace = min(max(EVERY, self._cost / PART), SELDOM)
+        return min(self._from + self._pace(), at) if self._running else at
+
+    def _pace(self) -> float:
         if self._failures:
-            pace = _PAUSES[min(self._failures, len(_PAUSES)) - 1]
-        return min(self._looked + pace, at)
+            return _PAUSES[min(self._failures, len(_PAUSES)) - 1]
+        return min(max(EVERY, self._cost / PART), SELDOM)
 
     def _until_gone(self) -> float:
         with self._lock:
@@ -260,7 +264,9 @@ class Feed:
 
     def _look(self) -> None:
         """Ask, and tell every view what is new to it."""
+        pace = self._pace()
         self._looked, began = self._clock(), time.thread_time()
+        self._from = max(self._from + pace, self._looked - LATE * pace)
         if self._at is not None and self._looked >= self._at:
             self._at = None
         beat = (
@@ -400,10 +406,9 @@ def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _can(action: str, entry: Mapping[str, Any], kinds: Mapping[str, str]) -> bool:
     """Whether a control can be carried out. On a CPU a pause would stop this process, and nobody here could resume it."""
-    stops_us = (
-        entry["id"] == os.environ.get("GPUSHARE_SESSION") and kinds.get(entry["device"]) == "host"
-    )
-    return action in _DOES and not (action == "pause" and stops_us)
+    if action == "pause" and kinds.get(entry["device"]) == "host":
+        return bool(entry["id"] != os.environ.get("GPUSHARE_SESSION"))
+    return action in _DOES
 
 
 def _sentence(problem: GpushareError) -> str:

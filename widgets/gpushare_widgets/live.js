@@ -438,7 +438,7 @@ class LiveView {
     attr(node, "data-device", device.id);
     put(head.children[0], device.name);
     const whole = device.total || device.capacity;
-    const part = device.capacity ? ` (${percent(device.free / device.capacity)})` : "";
+    const part = device.capacity ? ` (${Math.floor((100 * device.free) / device.capacity)} %)` : "";
     put(head.children[1], `${size(device.free)} of ${size(device.capacity)} free${part}`);
     const segments = device.segments || [];
     const on = segments.filter((s) => s.kind !== "parked");

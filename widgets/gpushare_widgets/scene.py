@@ -26,7 +26,11 @@ from gpushare_widgets.parties import CROWD, NOBODY, Party, clean, longest, parti
 
 Scene = dict[str, Any]
 _MODES = {"co-run": "shared", "exclusive": "in turns"}
-_PAUSES = {str(PauseReason.OWNER): "by hand", str(PauseReason.OVER_GRANT): "over its grant"}
+_PAUSES = {
+    str(PauseReason.OWNER): "by hand",
+    str(PauseReason.OVER_GRANT): "over its grant",
+    str(PauseReason.REALTIME): "for real-time work",
+}
 _REASONS = frozenset(WaitReason)
 _AT_WORK = ("busy", "paused", "restoring")
 _MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED = 30, 12, 16, 20
@@ -110,7 +114,7 @@ def scene(snapshot: Snapshot, *, now: float, kept: Kept | None = None) -> Scene:
         "shares": _shares(snapshot, [timeline.ran(one) for one in spans.values()]),
         "queue": _queue(snapshot, drawn),
         "sessions": sessions,
-        "rt": _fed(getattr(snapshot, "rt", ()), drawn, _rt),
+        "rt": _fed(snapshot.rt, drawn, _rt),
         "bundles": _fed(getattr(snapshot, "bundles", ()), drawn, _bundle),
     }
     return {"at": now, **{name: told for name, told in sections.items() if told}}

@@ -1,0 +1,163 @@
+"""When a device belongs to its real-time jobs: each has a window from a little before its release until it is done.
+
+A job's releases are known where it works on a grid (`every_period`); then the window opens as much earlier as those who
+run beside it take to drain, so that the device is free when it starts. A sporadic release opens it at once, and the
+drain is part of the proven bound (blocking). A window ends with the job's word that it is done, and when it was
+proven to be at the latest: who overruns has no windows until it has been in time again for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import floor, inf
+
+from gpushare_kernel.core.values import JobId, Promise, SessionId
+
+BEHAVES = 3
+"""Jobs in a row that must be in time before one that overran has its windows again."""
+
+
+@dataclass(slots=True, eq=False)
+class Standing:
+    """One real-time job that runs: what it was promised, and where it stands."""
+
+    job: JobId
+    session: SessionId
+    promise: Promise
+    #: Its next release, where that is known.
+    next: float | None = None
+    #: Since when its window is open (None: it is not), for which release, and until when at most.
+    opened: float | None = None
+    release: float = 0.0
+    until: float = 0.0
+    releases: int = 0
+    late: int = 0
+    #: Its longest response so far (seconds), of those that were in time.
+    longest: float | None = None
+    #: It overran: no windows until so many jobs were in time.
+    owes: int = 0
+
+
+class Windows:
+    """The windows of one device."""
+
+    def __init__(self) -> None:
+        self.standing: dict[JobId, Standing] = {}
+        #: The longest drain on record of those who run beside.
+        self.drain = 0.0
+        self._open = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether the device belongs to a real-time job now."""
+        return self._open > 0
+
+    def owner(self, at: float) -> Standing | None:
+        """Return who has the device of those that are released: the largest weight, of equals the first."""
+        released = (o for o in self.standing.values() if o.opened is not None and o.release <= at)
+        return min(released, key=lambda one: (-one.promise.weight, one.release), default=None)
+
+    def at_work(self, session: SessionId, at: float) -> bool:
+        """Whether a job of `session` is released and not done."""
+        mine = (one for one in self.standing.values() if one.session == session)
+        return any(one.opened is not None and one.release <= at for one in mine)
+
+    @property
+    def absorbs(self) -> float:
+        """The longest drain (seconds) of others with which every deadline is proven; inf where there is none."""
+        return min((one.promise.absorbs for one in self.standing.values()), default=inf)
+
+    def begin(self, job: JobId, session: SessionId, promise: Promise) -> None:
+        """`job` runs from now on."""
+        self.standing[job] = Standing(job, session, promise)
+
+    def end(self, job: JobId) -> None:
+        """`job` is over."""
+        one = self.standing.pop(job, None)
+        if one is not None:
+            self._close(one)
+
+    def grid(self, job: JobId, first: float) -> None:
+        """`job` is released at `first` and every period from then on."""
+        one = self.standing.get(job)
+        if one is not None:
+            one.next = first
+
+    def sporadic(self, job: JobId) -> None:
+        """When `job` is released next is not known any more."""
+        one = self.standing.get(job)
+        if one is not None:
+            one.next = None
+
+    def released(self, job: JobId, at: float) -> None:
+        """`job`, whose releases nobody knows before, is released now."""
+        one = self.standing.get(job)
+        if one is not None and one.opened is None and one.next is None:
+            self._release(one, at, at)
+
+    def done(self, job: JobId, at: float) -> float:
+        """`job` has done its release; return for how long the device was its own since then (seconds)."""
+        one = self.standing.get(job)
+        if one is None:
+            return 0.0
+        if one.owes:
+            one.owes -= 1
+        if one.opened is None:
+            return 0.0
+        response = max(0.0, at - one.release)
+        one.longest = response if one.longest is None else max(one.longest, response)
+        used = max(0.0, at - max(one.opened, one.release))
+        self._close(one)
+        return used
+
+    def tick(self, at: float, lead: float) -> list[Standing]:
+        """Open the windows that are due, `lead` seconds before their release; close and return those that are over."""
+        over = []
+        for one in self.standing.values():
+            if one.opened is not None and at >= one.until:
+                self._close(one)
+                one.late, one.owes = one.late + 1, BEHAVES
+                over.append(one)
+            if one.next is None or one.opened is not None:
+                continue
+            # Releases whose time has passed unnoticed (the machine slept) are nobody's any more.
+            behind = at - one.next - one.promise.bound
+            if behind >= 0:
+                one.next += one.promise.period * (floor(behind / one.promise.period) + 1)
+            if at >= one.next - lead:
+                release = one.next
+                one.next += one.promise.period
+                self._release(one, release, at)
+        return over
+
+    def next_alarm(self, lead: float, at: float) -> float | None:
+        """When the next window opens or ends, or its job is released; None where nobody knows of one."""
+        return min(self._alarms(lead, at), default=None)
+
+    def next_release(self) -> float | None:
+        """When the next release is that is known and has no window yet; None where there is none."""
+        standing = self.standing.values()
+        known = (one.next for one in standing if one.next is not None and not one.owes)
+        return min(known, default=None)
+
+    def _alarms(self, lead: float, at: float) -> Iterator[float]:
+        for one in self.standing.values():
+            if one.opened is not None:
+                yield one.until if one.release <= at else one.release
+            elif one.next is not None:
+                yield one.next - lead
+
+    def _release(self, one: Standing, release: float, at: float) -> None:
+        one.releases += 1
+        if one.owes:
+            return
+        promise = one.promise
+        bound = min(promise.deadline, promise.bound + max(0.0, self.drain - promise.drain))
+        one.opened, one.release, one.until = at, release, release + bound
+        self._open += 1
+
+    def _close(self, one: Standing) -> None:
+        if one.opened is not None:
+            one.opened = None
+            self._open -= 1

@@ -1,0 +1,209 @@
+"""Who decides on deadlines: the broker, for all kernels of a machine; without one, this process for its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.client.api import get_session
+from gpushare_kernel.core.errors import BrokerUnavailable, Refused
+from gpushare_kernel.core.values import JobId
+from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
+from gpushare_kernel.realtime.placement import Admission, Alone, Placement
+from gpushare_kernel.realtime.proof import Proof, prove
+from gpushare_kernel.realtime.taskset import Overhead, Taskset
+from gpushare_kernel.wire.messages import RealtimeDone, RealtimeGrid, RealtimeReleased, Submit
+from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimePlacement, RealtimeTask
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.job import Job
+    from gpushare_kernel.client.session import Session
+
+OVERHEAD = Overhead(layer=0.0002, job=0.0005)
+"""Seconds that starting a layer, and passing a job to a node, take at most (docs/pipelines.md)."""
+MAX_NODES = 4
+_numbers = itertools.count(1)
+
+
+def here() -> Admission:
+    """Return who decides in this process: its session's broker where there is one."""
+    session = get_session()
+    if session is None:
+        return Own()
+    try:
+        session.wait_attached()
+    except BrokerUnavailable:
+        return Own()
+    return AtBroker(session)
+
+
+def node_types(cores: int, gpus: int) -> Sequence[NodeType]:
+    """Return the few types worth measuring, each takes seconds: all cores, half of them, one; with the GPU, all and half."""
+    half = max(1, cores // 2)
+    if gpus:
+        return tuple(sorted({NodeType(cores, 1), NodeType(half, 1), NodeType(half)}))
+    return tuple(sorted({NodeType(cores), NodeType(half), NodeType(1)}))
+
+
+class Own(Alone):
+    """Proves by itself: deadlines hold as far as nobody else works on these cores. Nobody stands aside for them."""
+
+    def types(self, cores: int, gpus: int) -> Sequence[NodeType]:
+        """Return the node types that may be used on such a machine."""
+        return node_types(cores, gpus)
+
+    def admit(self, task: Task, others: Sequence[Task]) -> Placement:
+        """Return where all run, placed anew; Refused where a deadline would not be certain, with the numbers."""
+        tasks = (*others, task)
+        if not any(one.kind is Kind.RT for one in tasks):
+            return _whole_machine(tasks)
+        found = prove(_taskset(tasks), task.name, (), {})
+        if isinstance(found, str):
+            msg = f"pipeline {task.name}: {found}"
+            raise Refused(msg)
+        return _placement(found)
+
+
+class AtBroker:
+    """Asks the broker, which proves, and has everybody else stand aside while a job is released and not done."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._jobs: dict[str, Job] = {}
+        self._grids: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._placements: dict[str, RealtimePlacement] = {}
+
+    def types(self, cores: int, gpus: int) -> Sequence[NodeType]:
+        """Return the node types that may be used on such a machine; a GPU is the session's own only."""
+        attached = self._session.attached
+        return node_types(cores, gpus if attached is not None and attached.kind == "cuda" else 0)
+
+    def admit(self, task: Task, others: Sequence[Task]) -> Placement:
+        """Return where all run: those before keep their nodes. Best effort goes wherever its layers run.
+
+        Raises
+        ------
+        Refused
+            Where a deadline would not be certain, with the numbers.
+        """
+        if task.kind is Kind.RT:
+            self._promise(task)
+        return self._placed((*others, task))
+
+    def leaves(self, task: Task) -> None:
+        """Its deadline is promised no more."""
+        with self._lock:
+            job = self._jobs.pop(task.name, None)
+            self._placements.pop(task.name, None)
+            self._grids.pop(task.name, None)
+        if job is not None:
+            job.leave()
+
+    def grid(self, task: Task, first: float | None) -> None:
+        """Its jobs are released at `first` and every period from then on (None: nobody knows when)."""
+        job = self._jobs.get(task.name)
+        if job is not None:
+            self._session.note(RealtimeGrid(job.id, first))
+
+    def released(self, task: Task) -> None:
+        """A job is released now."""
+        job = self._jobs.get(task.name)
+        if job is not None:
+            self._session.note(RealtimeReleased(job.id))
+
+    def done(self, task: Task) -> None:
+        """That job is done."""
+        job = self._jobs.get(task.name)
+        if job is not None:
+            self._session.note(RealtimeDone(job.id))
+
+    def _promise(self, task: Task) -> None:
+        submit = Submit(
+            JobId(f"rt-{os.getpid()}-{next(_numbers)}"),
+            task.name,
+            persistent=0,
+            ephemeral=0,
+            realtime=_told(task),
+        )
+        job = self._session.submit(submit)
+        placement = job.placement
+        if placement is None:
+            job.leave(failed=True)
+            msg = f"pipeline {task.name}: the broker is of a version that promises no deadlines. Update it, or end it: jupyter gpushare stop."
+            raise Refused(msg)
+        with self._lock:
+            self._jobs[task.name] = job
+            self._placements[task.name] = placement
+
+    def _placed(self, tasks: Iterable[Task]) -> Placement:
+        with self._lock:
+            known = dict(self._placements)
+        tasks = tuple(tasks)
+        if not known:
+            return _whole_machine(tasks)
+        nodes = tuple(NodeType.parse(one) for one in next(iter(known.values())).configuration)
+        last = len(nodes) - 1
+        stages = {
+            task.name: _stages(known[task.name].stages)
+            if task.name in known
+            else (Stage(last, 0, len(task.layers) - 1),)
+            for task in tasks
+        }
+        return Placement(nodes, stages, {name: one.bound for name, one in known.items()})
+
+
+def _taskset(tasks: Sequence[Task]) -> Taskset:
+    from gpushare_kernel.realtime import host  # noqa: PLC0415 - where torch is asked
+
+    return Taskset(
+        cpus=host.cores(),
+        gpus=min(1, host.gpus()),
+        max_nodes=MAX_NODES,
+        tasks=tuple(tasks),
+        overhead=OVERHEAD,
+    )
+
+
+def _placement(found: Proof) -> Placement:
+    nodes = tuple(NodeType.parse(one) for one in found.configuration)
+    stages = {name: _stages(placed) for name, placed in found.stages.items()}
+    return Placement(nodes, stages, found.bounds)
+
+
+def _stages(placed: Iterable[Sequence[int]]) -> tuple[Stage, ...]:
+    return tuple(Stage(node, first, after - 1) for node, first, after in placed)
+
+
+def _whole_machine(tasks: Sequence[Task]) -> Placement:
+    """Return one node that can run all layers of all: the largest that was measured."""
+    kinds = set.intersection(*(set(layer.worst) for task in tasks for layer in task.layers))
+    if not kinds:
+        msg = "there is no node type on which all layers were measured. Measure them again."
+        raise Refused(msg)
+    kind = max(kinds, key=lambda one: (one.gpus, one.cpus))
+    return Placement((kind,), {one.name: (Stage(0, 0, len(one.layers) - 1),) for one in tasks})
+
+
+def _told(task: Task) -> RealtimeTask:
+    """Return a task as the broker reads it."""
+    layers = tuple(
+        RealtimeLayer(
+            worst={str(kind): seconds for kind, seconds in layer.worst.items()},
+            best={str(kind): seconds for kind, seconds in layer.best.items()},
+            transfer=layer.transfer,
+            name=layer.name,
+        )
+        for layer in task.layers
+    )
+    return RealtimeTask(
+        name=task.name,
+        period=task.period or 0.0,
+        deadline=task.deadline or 0.0,
+        layers=layers,
+        weight=task.weight,
+        jitter=task.jitter,
+    )

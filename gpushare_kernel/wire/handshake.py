@@ -1,0 +1,142 @@
+"""The handshake: the first frame of a connection, and its answer. Sent on the raw socket: file descriptors travel with them."""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from gpushare_kernel.core.values import JobId, SessionId
+
+
+class Message(Struct, frozen=True, tag=True, omit_defaults=True):
+    """Base: a tagged, immutable message."""
+
+
+class Open(Message, frozen=True):
+    """A provisioner is about to start a kernel. Reply: `Opened`, with the session's page as fd.
+
+    `device` is a device's id, or its number in the broker's list; empty lets the broker choose. `needs` are the bytes
+    it is known to need, 0 where nothing is known. A `background` session yields to every other.
+    """
+
+    name: str
+    kernel_id: str = ""
+    language: str = "python"
+    weight: float = 1.0
+    device: str = ""
+    needs: int = 0
+    background: bool = False
+
+
+class Restart(Message, frozen=True):
+    """The kernel of `session` starts anew: its jobs end, its memory is free, the token changes. Reply: `Opened` + page fd."""
+
+    session: SessionId
+    token: str
+
+
+class Bind(Message, frozen=True):
+    """The kernel's process, as a pidfd beside the frame. No pid is believed from a message. Reply: `Ok`."""
+
+    session: SessionId
+    token: str
+
+
+class Close(Message, frozen=True):
+    """The kernel is gone for good (or was never launched). Idempotent. Reply: `Ok`."""
+
+    session: SessionId
+    token: str
+
+
+class Exempt(Message, frozen=True):
+    """Resume the session now and do not pause it for `seconds`: a signal or a shutdown is coming. Reply: `Ok` once resumed."""
+
+    session: SessionId
+    token: str
+    seconds: float
+
+
+class HeldJob(Struct, frozen=True):
+    """A job that ran on while its broker was gone."""
+
+    job: JobId
+    name: str
+    persistent: int
+    ephemeral: int
+    lane: int
+    slot: int
+    running: bool
+    plain: bool = False
+
+
+class Attach(Message, frozen=True):
+    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd + tally fd. The connection stays."""
+
+    token: str
+    held: tuple[HeldJob, ...] = ()
+    persistent: int = 0
+
+
+class Observe(Message, frozen=True):
+    """A command line or a view: reads snapshots, acts for its uid. Reply: `Ok`. The connection stays."""
+
+
+OfStarter = Open | Restart | Bind | Close | Exempt
+"""What whoever starts a kernel says: one a connection."""
+
+
+class Hello(Struct, frozen=True):
+    """The first frame of every connection."""
+
+    versions: tuple[int, ...]
+    agent: str
+    body: OfStarter | Attach | Observe
+
+
+class Opened(Message, frozen=True):
+    """A session exists on `device`. `token` and `environment` go to the kernel's environment.
+
+    `needs` is what it is known to need (bytes): its starter gives it back where a broker has forgotten the session.
+    """
+
+    session: SessionId
+    token: str
+    device: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    needs: int = 0
+
+
+class Attached(Message, frozen=True):
+    """The client is known. Sizes in bytes; `device` is a device id, `kind` its kind (host, cuda, model).
+
+    `reserve` is what one context takes of the device; `limit` as in `Budget`.
+    """
+
+    session: SessionId
+    device: str
+    kind: str
+    device_name: str
+    capacity: int
+    plain_grace: float
+    reserve: int = 0
+    limit: int | None = None
+
+
+class Ok(Message, frozen=True):
+    """Done."""
+
+
+class Failure(Message, frozen=True):
+    """Not done. `code` names a class of `core/errors.py`; `message` has the rule, the value and the next step."""
+
+    code: str
+    message: str
+
+
+class Welcome(Struct, frozen=True):
+    """The answer to `Hello`. `version` is the one to speak from here on."""
+
+    version: int
+    broker_pid: int
+    broker_version: str
+    body: Opened | Attached | Ok | Failure

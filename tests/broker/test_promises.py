@@ -1,0 +1,219 @@
+"""Real-time jobs at the broker: proven before they are queued, and their windows carried out on the device (W1 to W10)."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+from gpushare_kernel.broker import promises
+from gpushare_kernel.core.values import GiB, JobId, PauseStatus
+from gpushare_kernel.devices.base import PauseOutcome
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
+from gpushare_kernel.wire.texts import barred_text
+from tests.broker.house import Caller, House
+from tests.broker.test_desk import end, job_of, refused, session_of, submit
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def camera(
+    period: float = 0.2, deadline: float = 0.15, work: float = 0.004, layers: int = 3, **more: Any
+) -> RealtimeTask:
+    layer = RealtimeLayer({f"c{n}": work for n in range(1, CORES + 1)})
+    return RealtimeTask("camera", period, deadline, (layer,) * layers, **more)
+
+
+def realtime(client: Caller, name: str = "cam", **task: Any) -> msg.Reply:
+    return client.ask(
+        msg.Submit(JobId(name), "cell", persistent=0, ephemeral=0, realtime=camera(**task))
+    )
+
+
+def standing(house: House, job: JobId) -> Any:
+    return house.do(lambda: house.broker.scheduler.turns.gate.windows.standing.get(job))
+
+
+def test_a_job_with_a_deadline_is_granted_where_it_runs_and_what_was_proven(house: House) -> None:
+    """W10: Its nodes and stages, a bound within its deadline, and what may drain beside it; forgotten at its end."""
+    client = house.notebook()
+    granted = realtime(client)
+    assert isinstance(granted, msg.Granted)
+    placement = granted.placement
+    assert placement is not None
+    assert placement.configuration
+    assert placement.stages[0][1] == 0
+    assert placement.stages[-1][2] == 3
+    assert 0.012 < placement.bound <= 0.15
+    assert 0.01 <= placement.absorbs < 0.15
+    one = standing(house, job_of(client, "cam"))
+    assert (one.promise.period, one.promise.bound) == (0.2, placement.bound)
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    assert standing(house, job_of(client, "cam")) is None
+    assert house.do(lambda: next(iter(house.broker.promises.values())).placements) == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"deadline": 0.25}, ["deadline 0.25 s is later than its period 0.2 s"]),
+        ({"work": 0.06}, ["its layers take 0.18 s", "more than its deadline of 0.15 s"]),
+        ({"work": 0.047}, ["is done", "and its deadline is 150 ms", "10 ms of that to let others' work stop", "1.5 times"]),
+        ({"work": float("nan")}, ["must be above 0 seconds, not nan"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_promised_is_refused_with_the_numbers(
+    house: House, task: dict[str, float], words: list[str]
+) -> None:
+    """I7: the rule, the value, the next step; nothing is left of it, and its name is free again."""
+    client = house.notebook()
+    said = refused(realtime(client, **task), "Refused")
+    assert all(word in said for word in words), said
+    assert isinstance(realtime(client), msg.Granted)
+
+
+@pytest.mark.parametrize(
+    "task", [{"layers": 0}, {"layers": 501}, {"period": -1.0}, {"weight": 0.0}]
+)
+def test_what_is_no_task_is_not_even_tried(house: House, task: dict[str, Any]) -> None:
+    """A client's numbers are not believed: limits before any proof."""
+    client = house.notebook()
+    refused(realtime(client, **task), "BadDeclaration")
+    assert isinstance(realtime(client), msg.Granted)
+
+
+def test_those_who_run_keep_their_nodes(house: House) -> None:
+    """W10: A second job is placed beside the first; a third that does not fit is refused, and says what would do."""
+    one, two = house.notebook("a.ipynb"), house.notebook("b.ipynb")
+    first = realtime(one)
+    second = realtime(two, work=0.006)
+    assert isinstance(first, msg.Granted)
+    assert isinstance(second, msg.Granted)
+    assert first.placement is not None
+    assert second.placement is not None
+    assert second.placement.configuration == first.placement.configuration
+    promise = standing(house, job_of(one, "cam")).promise
+    assert promise.absorbs == pytest.approx(second.placement.absorbs)
+    said = refused(realtime(two, name="more", period=0.05, deadline=0.05, work=0.012), "Refused")
+    assert "with it, camera is done" in said
+    assert "it would fit" in said
+    assert isinstance(two.ask(end("cam")), msg.Report)
+
+
+def test_giving_up_while_it_is_proven(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W10: Interrupt leaves at once, and nothing of the job stays; so does a client that is gone."""
+    monkeypatch.setattr(promises, "_PROOF", ("sleep", "30"))
+    client = house.notebook()
+    number = client.send(
+        msg.Submit(JobId("cam"), "cell", persistent=0, ephemeral=0, realtime=camera())
+    )
+    assert isinstance(client.ask(msg.Cancel(JobId("cam"))), msg.Ok)
+    refused(client.reply(number), "Cancelled")
+    assert house.broker.jobs == {}
+    assert job_of(client, "cam") not in house.broker.scheduler.jobs
+
+
+def test_a_proof_that_fails_or_takes_too_long_is_said(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No proof, no promise."""
+    client = house.notebook()
+    monkeypatch.setattr(promises, "_PROOF", ("false",))
+    assert "the proof failed" in refused(realtime(client), "Refused")
+    monkeypatch.setattr(promises, "_PROOF", ("sleep", "30"))
+    monkeypatch.setattr(promises, "LIMIT", 0.05)
+    assert "takes longer than 0.05 s" in refused(realtime(client), "Refused")
+
+
+def test_a_window_holds_others_from_before_the_release_until_it_is_done(house: House) -> None:
+    """W1, W2: On a grid; what the device is asked for is a pause before each release and a resume after each end."""
+    other, client = house.notebook("hog.ipynb"), house.notebook("cam.ipynb")
+    assert isinstance(other.ask(submit("train", size=GiB)), msg.Granted)
+    assert isinstance(realtime(client), msg.Granted)
+    house.device.calls.clear()
+    first = time.monotonic() + 0.1
+    client.tell(msg.RealtimeGrid(JobId("cam"), first))
+    gate = house.broker.scheduler.turns.gate
+    house.saw(lambda: gate.shut and not gate._tickets)
+    assert time.monotonic() < first + 0.1
+    assert [what for what, _ in house.device.calls] == ["pause"]
+    assert gate.held.keys() == {session_of(other)}
+    client.tell(msg.RealtimeDone(JobId("cam")))
+    house.saw(lambda: [what for what, _ in house.device.calls] == ["pause", "resume"])
+    house.saw(lambda: len(house.device.calls) == 3)  # the next release
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    house.saw(lambda: [what for what, _ in house.device.calls][-1] == "resume")
+    assert not gate.held
+
+
+def test_snapshots_say_how_deadlines_stand(house: House) -> None:
+    """For the live view: what was promised, what the longest response left, and what was late."""
+    client = house.notebook("cam.ipynb")
+    granted = realtime(client)
+    assert isinstance(granted, msg.Granted)
+    assert granted.placement is not None
+    answer = client.ask(msg.GetSnapshot())
+    assert isinstance(answer, msg.SnapshotReply)
+    (told,) = answer.snapshot.rt
+    assert (told.session, told.period, told.deadline) == (session_of(client), 0.2, 0.15)
+    assert (told.releases, told.misses) == (0, 0)
+    assert told.margin == pytest.approx(0.15 - granted.placement.bound)
+    client.tell(msg.RealtimeReleased(JobId("cam")))
+    client.tell(msg.RealtimeDone(JobId("cam")))
+    answer = client.ask(msg.GetSnapshot())
+    assert isinstance(answer, msg.SnapshotReply)
+    (told,) = answer.snapshot.rt
+    assert (told.releases, told.misses) == (1, 0)
+    assert 0.1 < told.margin < 0.15
+
+
+def test_a_sporadic_release_opens_a_window_and_an_overrun_closes_it(house: House) -> None:
+    """W3: It never says that it is done: at its bound the others run again, and its user is told."""
+    other, client = house.notebook("hog.ipynb"), house.notebook("cam.ipynb")
+    assert isinstance(other.ask(submit("train", size=GiB)), msg.Granted)
+    assert isinstance(realtime(client), msg.Granted)
+    house.device.calls.clear()
+    client.tell(msg.RealtimeReleased(JobId("cam")))
+    house.saw(lambda: [what for what, _ in house.device.calls] == ["pause", "resume"])
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    said = [one.text for one in client.notices if isinstance(one, msg.Announce)]
+    assert any("three in a row are in time again" in text for text in said), said
+
+
+def test_who_takes_too_long_to_stop_is_shown_as_paused_for_it(house: House) -> None:
+    """W5: the others and its own user see why it stands still; once the promise is over it does not."""
+    other, client = house.notebook("hog.ipynb"), house.notebook("cam.ipynb")
+    assert isinstance(realtime(client), msg.Granted)
+    house.device.answers["pause"].append(PauseOutcome(PauseStatus.PAUSED, 0.3))
+    assert isinstance(other.ask(submit("train", size=GiB)), msg.Granted)
+    client.tell(msg.RealtimeReleased(JobId("cam")))
+    client.tell(msg.RealtimeDone(JobId("cam")))
+    gate = house.broker.scheduler.turns.gate
+    house.saw(lambda: gate.bars(house.broker.scheduler.sessions[session_of(other)]))
+    answer = client.ask(msg.GetSnapshot())
+    assert isinstance(answer, msg.SnapshotReply)
+    seen = {one.name: (one.state, one.why_paused) for one in answer.snapshot.sessions}
+    assert seen == {"hog.ipynb": ("paused", "real-time"), "cam.ipynb": ("busy", None)}
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    other.ask(msg.GetSnapshot())
+    said = [one.text for one in other.notices if isinstance(one, msg.Announce)]
+    assert said == [barred_text(1.25 * 0.3 + 0.0005, one_absorbs(said[0]))]
+    house.saw(lambda: not gate.held)
+
+
+def one_absorbs(text: str) -> float:
+    """Return the seconds that a text says deadlines leave."""
+    return float(text.split("deadlines leave ")[1].split(" ms", maxsplit=1)[0]) / 1000
+
+
+def test_nobody_moves_the_windows_of_another(house: House) -> None:
+    """I9: a job is of who submitted it; a grid that is no time ends the line."""
+    client, stranger = house.notebook("a.ipynb"), house.notebook("b.ipynb")
+    assert isinstance(realtime(client), msg.Granted)
+    stranger.tell(msg.RealtimeGrid(JobId("cam"), time.monotonic()))
+    with pytest.raises(Exception, match=r"closed|gone|ended|reset"):
+        stranger.ask(msg.GetSnapshot())
+    assert standing(house, job_of(client, "cam")).next is None

@@ -1,0 +1,76 @@
+"""A notebook with a deadline beside others: real kernels, a real broker, windows that hold real processes (W1 to W10)."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.faults.host import Host, session_of, stopped
+from tests.procs import eventually
+
+PIPE = """
+import numpy as np
+from gpushare_kernel.realtime import Pipeline
+def work(x):
+    for n in range(WORK):
+        x = x + 1
+    return x
+pipe = Pipeline([work, work], np.zeros(4, np.float32), period="200ms", deadline="180ms", name="camera")
+"""
+LOOP = """
+left = iter(range(ROUNDS))
+out = [float(y[0]) for y in pipe.every_period(lambda: np.full(4, next(left), np.float32))]
+report = pipe.report()
+print(out == [n + 2 * WORK for n in range(ROUNDS)], report.releases, report.done)
+"""
+
+
+def test_others_stand_aside_for_a_deadline_and_have_the_rest(host: Host) -> None:
+    """W1, W2, W7: Held while a release is at work, at work in between, and never again once the promise is over."""
+    host.start("--capacity", "1GiB")
+    camera, hog = host.notebook("camera.ipynb"), host.notebook("train.ipynb")
+    camera.run(PIPE.replace("WORK", "3000"))
+    (one,) = host.snapshot().rt
+    assert (one.session, one.period, one.deadline) == (camera.session, 0.2, 0.18)
+    assert 0 < one.bound <= 0.18
+    burning = hog.burn("%%gpulane -p 100MiB -e 10MiB\n")
+    before = session_of(host.snapshot(), hog).device_time
+    loop = camera.start(LOOP.replace("ROUNDS", "40").replace("WORK", "3000"))
+    eventually(lambda: stopped(hog.pid))
+    eventually(lambda: not stopped(hog.pid))
+    eventually(lambda: stopped(hog.pid))
+    assert [line for line in camera.outputs(loop) if "gpushare" not in line] == ["True 40 40"]
+    host.until(lambda seen: session_of(seen, hog).device_time > before)
+    camera.run("pipe.close()")
+    assert host.snapshot().rt == ()
+    host.until(lambda seen: session_of(seen, hog).state == "busy")
+    hog.interrupt()
+    list(burning)
+
+
+def test_a_deadline_that_cannot_be_promised_is_one_line_with_the_numbers(host: Host) -> None:
+    """W4, W10: nothing runs, no frames of ours, and the way out; what can be promised is, right after."""
+    host.start("--capacity", "1GiB")
+    camera = host.notebook("camera.ipynb")
+    said = camera.run(
+        PIPE.replace("WORK", "200000").replace('"180ms"', '"1ms"').replace('"200ms"', '"1ms"')
+    )
+    assert len(said) == 1, said
+    assert "camera" in said[0]
+    assert "deadline" in said[0]
+    assert "Traceback" not in said[0]
+    assert host.snapshot().rt == ()
+    camera.run(PIPE.replace("WORK", "10"))
+    assert len(host.snapshot().rt) == 1
+
+
+def test_a_kernel_that_dies_takes_its_promises_along(host: Host) -> None:
+    """W7: its nodes end with it, others run, and the next one is promised the same."""
+    host.start("--capacity", "1GiB")
+    camera = host.notebook("camera.ipynb")
+    camera.run(PIPE.replace("WORK", "100"))
+    os.kill(camera.pid, signal.SIGKILL)
+    host.until(lambda seen: not seen.rt)
+    again = host.notebook("again.ipynb")
+    again.run(PIPE.replace("WORK", "100"))
+    assert len(host.snapshot().rt) == 1
