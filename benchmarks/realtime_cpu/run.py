@@ -22,7 +22,7 @@ QUESTION = "Deadlines beside best effort: the worst response, and the others' th
 ARM = Path(__file__).with_name("arm.py")
 RT_LOAD = 0.5
 """What the deadlines take of (c), where they take it alone."""
-ARMS = ("process_each", "fifo", "single", "threads", "priority", "ours")
+ARMS = ("process_each", "fifo", "single", "threads", "priority", "priority_single", "ours")
 _SOON = 0.2
 """Seconds after which the processes of (a), which are all there by then, begin together."""
 
@@ -51,7 +51,18 @@ def _figures(found: dict[str, list[dict[str, Any]]], alone: dict[str, float], se
     task = [max(max(d["rt"][name]) / max(c["rt"][name]) for name in c["rt"]) for c, d in zip(theirs, mine, strict=True)]  # fmt: skip
     more = [_jobs(d) / _jobs(c) for c, d in zip(theirs, mine, strict=True)]
     work = [_work(d, alone) / _work(c, alone) for c, d in zip(theirs, mine, strict=True)]
+    single = found["priority_single"]
     figures += [
+        Figure(
+            "worst_response_ours_over_priority_single",
+            "x",
+            [_worst(d) / _worst(c) for c, d in zip(single, mine, strict=True)],
+        ),
+        Figure(
+            "be_jobs_ours_over_priority_single",
+            "x",
+            [_jobs(d) / _jobs(c) for c, d in zip(single, mine, strict=True)],
+        ),
         Figure("worst_response_ours_over_priority", "x", late, at_most=0.5 if targets else None),
         Figure("worst_task_ours_over_priority", "x", task),
         Figure("be_jobs_ours_over_priority", "x", more, at_least=1.15 if targets else None),
@@ -90,7 +101,7 @@ def _missed(one: dict[str, Any], alone: dict[str, float]) -> float:
 
 
 def _jobs(one: dict[str, Any]) -> float:
-    return sum(one["be"].values())
+    return max(1, sum(one["be"].values()))  # so that one that got nothing done can be compared
 
 
 def _work(one: dict[str, Any], alone: dict[str, float]) -> float:
