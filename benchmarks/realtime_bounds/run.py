@@ -23,7 +23,7 @@ from gpushare_kernel.realtime.taskset import Mode, Taskset
 from gpushare_kernel.realtime.work import SECOND, works
 
 QUESTION = "Adversarial simulations of random task sets: is a bound ever exceeded, and how much does it overstate?"
-SETS, SECONDS = 1000, 5.0
+SETS, SECONDS = 500, 5.0
 """Random sets of each mode and kind of placement, and the virtual seconds that each runs."""
 NOISE = 1e-12
 """Both sides are whole nanoseconds, divided: this is less than one."""
