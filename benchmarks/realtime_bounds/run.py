@@ -16,7 +16,7 @@ from benchmarks.realtime_sets import draw, scatter
 from gpushare_kernel.realtime.allocation import Board
 from gpushare_kernel.realtime.analysis import analyse, bounds
 from gpushare_kernel.realtime.configurations import configurations
-from gpushare_kernel.realtime.model import NodeType, Stage
+from gpushare_kernel.realtime.model import BadTaskset, NodeType, Stage
 from gpushare_kernel.realtime.response import Pipeline, delay
 from gpushare_kernel.realtime.simulation import simulate
 from gpushare_kernel.realtime.taskset import Mode, Taskset
@@ -86,7 +86,10 @@ Placed = tuple[Sequence[NodeType], Mapping[str, Sequence[Stage]]]
 
 
 def _analysed(taskset: Taskset) -> Placed | None:
-    found = analyse(taskset)
+    try:
+        found = analyse(taskset)
+    except BadTaskset:  # a deadline that is too short for its task alone
+        return None
     if not found.configuration:
         return None
     return found.configuration, {task.name: task.stages for task in found.tasks}
