@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 
 from gpushare_kernel.realtime.allocation import Board
+from gpushare_kernel.realtime.configurations import count
 from gpushare_kernel.realtime.model import Kind, Task
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.search import Candidate, Search
@@ -53,7 +54,8 @@ def refusal(search: Search, best: Candidate | None) -> Refusal:
         slower=slower,
         without=without,
         message=_message(search, best, failing)
-        + _advice(alone=alone, slower=slower, without=without),
+        + _advice(alone=alone, slower=slower, without=without)
+        + _untried(search),
     )
 
 
@@ -89,6 +91,17 @@ def _advice(*, alone: bool, slower: float | None, without: str | None) -> str:
     if not ways:
         return " Nothing that was tried would fit: measure the layers on more node types, or make the models smaller."
     return f" It fits {', or '.join(ways)}."
+
+
+def _untried(search: Search) -> str:
+    t = search.taskset
+    known = count(t.cpus, t.gpus, t.max_nodes)
+    tried = len(search.tried)
+    return (
+        f" {tried} of {known} configurations were tried: --exact tries all."
+        if tried < known
+        else ""
+    )
 
 
 def _ms(nanoseconds: int) -> str:

@@ -116,15 +116,18 @@ class Pipeline:
     def blocking(self, node: int) -> int:
         """Return the longest piece of best effort that may be on a node.
 
-        BE moves forward only, to any later node that can run its layers: a layer may be on any node from its own on.
+        BE may wait where it is for a node that is busy, or go forward, and runs whatever it can where it stands: each of its
+        layers may be on any node from its first one on.
         """
-        found = 0
-        for work in self._best_effort:
-            reach = max((after for at, _, after in self.placed[work.name] if at <= node), default=0)
-            longest = self.board.tables(work)[node].peak[reach]
-            if longest:
-                found = max(found, longest + work.queue)
-        return found
+        return max(
+            (
+                work.queue + longest
+                for work in self._best_effort
+                if self.placed[work.name][0][0] <= node
+                and (longest := self.board.tables(work)[node].longest)
+            ),
+            default=0,
+        )
 
     def load(self, work: Work, stage: _OnNode, node: int, jitter: int) -> Load:
         """Return what one stage asks of its node."""

@@ -73,7 +73,7 @@ class Search:
         self.tried: dict[Configuration, Candidate | None] = {}
 
     def exact(self) -> Candidate | None:
-        """Return the best of all configurations; None where no task set like this can be placed."""
+        """Return the best of all configurations; None where none can run all tasks."""
         t = self.taskset
         for configuration in configurations(t.cpus, t.gpus, t.max_nodes):
             self.tried[configuration] = self.refined(configuration)

@@ -69,7 +69,7 @@ class Simulation:
         self.routes = {work.name: _route(placed[work.name]) for work in self.works}
         self.observed = {work.name: 0 for work in self.works if work.realtime}
         self.done = dict.fromkeys(self.routes, 0)
-        self.moved = 0
+        self.moved = self.stayed = 0
         self.now = 0
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
@@ -191,28 +191,25 @@ class Simulation:
         self._go_on(place)
 
     def _next_node(self, job: Job) -> int:
-        """RT goes where it is placed. BE never goes back, and may go forward to a node that has no RT."""
+        """RT goes where it is placed. BE never goes back; it may stay instead, or go forward to a node that has no RT."""
         if job.work.realtime:
             return job.route[job.layer]
-        own = max(job.node, job.route[job.layer])
-        while not job.work.on(self.configuration[own]).start[job.layer + 1] <= job.layer:
-            own += 1
-        if self.chance.random() < 0.5:  # noqa: PLR2004
-            return own
-        ahead = [
-            n
-            for n in range(own + 1, len(self.nodes))
-            if not self.nodes[n].realtime and self._can_end(job, n)
-        ]
-        if not ahead:
-            return own
-        self.moved += 1
-        return self.chance.choice(ahead)
+        planned = max(job.node, job.route[job.layer])
+        choices = [planned] if self._can_end(job, planned) else []
+        if self._can_end(job, job.node):
+            choices.append(job.node)
+        ahead = [n for n in range(job.node + 1, len(self.nodes)) if not self.nodes[n].realtime]
+        choices += [n for n in ahead if self._can_end(job, n)]
+        chosen = self.chance.choice(choices)
+        self.moved += chosen > planned
+        self.stayed += chosen < planned
+        return chosen
 
     def _can_end(self, job: Job, node: int) -> bool:
         """Whether it can be done from `node` on, going only where it is placed or later."""
         for layer in range(job.layer, job.work.layers):
-            node = max(node, job.route[layer])
+            if layer > job.layer:
+                node = max(node, job.route[layer])
             if job.work.on(self.configuration[node]).start[layer + 1] > layer:
                 return False
         return True

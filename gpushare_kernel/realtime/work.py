@@ -39,8 +39,8 @@ class Table:
     total_least: list[int]
     #: `start[n]`: the earliest layer from which on all layers before the n-th can run here.
     start: list[int]
-    #: `peak[n]`: the longest of the first n layers, each with the transfer before it.
-    peak: list[int]
+    #: The longest layer that can run here, with the transfer before it; 0 where none can.
+    longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +117,5 @@ def _table(task: Task, kind: NodeType | None, start: int, transfer: list[int]) -
         total=[0, *accumulate(worst)],
         total_least=[0, *accumulate(least)],
         start=starts,
-        peak=[0, *accumulate(longest, max)],
+        longest=max(longest),
     )

@@ -202,6 +202,16 @@ def test_before_a_set_is_refused_all_of_a_small_machine_is_tried() -> None:
     assert found.candidates == len(list(configurations(4, 1, 3)))
 
 
+def test_a_refusal_says_where_not_all_was_tried() -> None:
+    """Two tasks that need the one GPU for longer than either may wait."""
+    layers = (Layer({NodeType(cpus, 1): 0.006 for cpus in range(1, 17)}),)
+    tasks = tuple(Task(name, Kind.RT, layers, 0.02, 0.01) for name in "ab")
+    found = analyse(Taskset(16, tasks, gpus=1))
+    assert found.refusal is not None
+    assert found.candidates < count(16, 1, 4) == 2166
+    assert f"{found.candidates} of 2166 configurations were tried" in found.refusal.message
+
+
 def test_an_exact_search_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_EXACT", 5)
     with pytest.raises(BadTaskset, match=r"16 are more than 5\. Lower max_nodes"):
