@@ -27,13 +27,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     types = [NodeType.parse(name) for name in given["nodes"]]
     rt, be = nets(given["device"])
     built = {net.name: net.built("cpu") for net in (*rt, *be)}
-    profiles = {name: measure(model, x, list(dict.fromkeys(types)), name=name) for name, (model, x) in built.items()}  # fmt: skip
-    nodes = Nodes(Fixed(types, placed(rt, be, profiles, types, given["periods"])))
+    known = profiles(given)
+    nodes = Nodes(Fixed(types, placed(rt, be, known, types, given["periods"])))
     with contextlib.ExitStack() as stack:
 
         def opened(net: Net, **more: Any) -> Pipeline:
             model, x = built[net.name]
-            pipe = Pipeline(model, x, name=net.name, nodes=nodes, profile=profiles[net.name], tell=lambda _: None, **more)  # fmt: skip
+            pipe = Pipeline(model, x, name=net.name, nodes=nodes, profile=known[net.name], tell=lambda _: None, **more)  # fmt: skip
             return stack.enter_context(pipe)
 
         deadlines = [
@@ -42,6 +42,17 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         ]  # fmt: skip
         others = [opened(net, class_="BE") for net in be]
         return _run(given, deadlines, others, {name: x for name, (_, x) in built.items()})
+
+
+def profiles(given: dict[str, Any]) -> dict[str, Profile]:
+    """Return how long each net's layers take on each type of node; measured once."""
+    types = list(dict.fromkeys(NodeType.parse(name) for name in given["nodes"]))
+    found = {}
+    for part in nets(given["device"]):
+        for net in part:
+            model, x = net.built("cpu")
+            found[net.name] = measure(model, x, types, name=net.name)
+    return found
 
 
 def _run(given: dict[str, Any], deadlines: Sequence[Pipeline], others: Sequence[Pipeline], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:  # fmt: skip

@@ -31,14 +31,18 @@ def measure(options: Options) -> Sequence[Figure]:
     """Run the arms one after the other, round by round."""
     rounds, seconds = (1, 6.0) if options.quick else (3, 20.0)
     device, nodes = options.device or "cpu", GIVEN.nodes.split(",")
+    arms = [arm for arm in ARMS if arm in GIVEN.arms]
+    _arm(
+        "profile", {"device": device, "nodes": nodes}
+    )  # first: what is refused is refused before all the rest
     alone = _arm("costs", {"device": device})
     rt, _ = nets(device)
     periods = {net.name: len(rt) * alone[net.name] / RT_LOAD for net in rt}
     progress("alone, ms: " + ", ".join(f"{name} {1000 * took:.2f}" for name, took in alone.items()))
     given = {"device": device, "nodes": nodes, "seconds": seconds, "periods": periods}
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for number in range(rounds):
-        for arm in ARMS:
+        for arm in arms:
             found[arm].append(_each(given) if arm == "process_each" else _arm(arm, given))
             progress(f"round {number + 1}: {_said(arm, found[arm][-1], seconds)}")
     return _figures(found, alone, seconds, targets=device != "cpu")
@@ -68,13 +72,13 @@ def _figures(found: dict[str, list[dict[str, Any]]], alone: dict[str, float], se
         Figure("be_jobs_ours_over_priority", "x", more, at_least=1.15 if targets else None),
         Figure("be_work_ours_over_priority", "x", work),
     ]
-    for arm in ARMS:
+    for arm, ran in found.items():
         figures += [
-            Figure(f"{arm}_worst_response", "ms", [1000 * _worst(one) for one in found[arm]]),
-            Figure(f"{arm}_p99_response", "ms", [1000 * _p99(one) for one in found[arm]]),
-            Figure(f"{arm}_missed", "%", [100 * _missed(one, alone) for one in found[arm]]),
-            Figure(f"{arm}_be_jobs", "1/s", [_jobs(one) / seconds for one in found[arm]]),
-            Figure(f"{arm}_be_work", "s/s", [_work(one, alone) / seconds for one in found[arm]]),
+            Figure(f"{arm}_worst_response", "ms", [1000 * _worst(one) for one in ran]),
+            Figure(f"{arm}_p99_response", "ms", [1000 * _p99(one) for one in ran]),
+            Figure(f"{arm}_missed", "%", [100 * _missed(one, alone) for one in ran]),
+            Figure(f"{arm}_be_jobs", "1/s", [_jobs(one) / seconds for one in ran]),
+            Figure(f"{arm}_be_work", "s/s", [_work(one, alone) / seconds for one in ran]),
         ]
     figures += [
         Figure("ours_until_delivered", "ms", [1000 * max(one["delivered"].values()) for one in mine]),
@@ -141,12 +145,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--nodes", default="c1,c1")
+    parser.add_argument("--arms", type=_arms, default=ARMS)
     given, rest = parser.parse_known_args()
     sys.argv[1:] = rest
     return given
 
 
-GIVEN = argparse.Namespace(device="cpu", nodes="c1,c1")
+def _arms(text: str) -> tuple[str, ...]:
+    """Read which arms run; those that all are compared with do in any case."""
+    return (*text.split(","), "priority", "priority_single", "ours")
+
+
+GIVEN = argparse.Namespace(device="cpu", nodes="c1,c1", arms=ARMS)
 
 if __name__ == "__main__":
     GIVEN = _arguments()
