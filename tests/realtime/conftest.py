@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -26,11 +27,13 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 def _nodes() -> list[int]:
-    return [
-        pid
-        for pid in procfs.children(os.getpid())
-        if b"gpushare_kernel.realtime." in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    found = []
+    for pid in procfs.children(os.getpid()):
+        # It may end between the list and the look.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"gpushare_kernel.realtime." in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def _descriptors() -> int:

@@ -19,7 +19,7 @@ from gpushare_kernel.realtime import nodes as nodes_module
 from gpushare_kernel.realtime.chain import BadModel
 from gpushare_kernel.realtime.conduct import AMENDS
 from gpushare_kernel.realtime.grid import MOST_UNREAD, Grid
-from gpushare_kernel.realtime.model import BadTaskset, NodeType
+from gpushare_kernel.realtime.model import BadTaskset
 from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.payload import ShapeChanged
 from gpushare_kernel.realtime.pipeline import Pipeline
@@ -45,13 +45,15 @@ def test_by_its_public_name() -> None:
     """Measured, admitted, run, reported: with nothing but a model and an example; the nodes go with the last one."""
     with gpushare.realtime.Pipeline([np.negative, np.abs], X, period="1s", deadline="900ms") as pipe:  # fmt: skip
         np.testing.assert_array_equal(pipe(X - 9), np.abs(X - 9))
-        assert nodes_module.shared().types == (NodeType(len(os.sched_getaffinity(0))),)
+        running = nodes_module.shared().types
+        assert 1 <= sum(kind.cpus for kind in running) <= len(os.sched_getaffinity(0))
         assert pipe.task.name.startswith("list-")
     assert nodes_module.shared().types == ()
     report = pipe.report()
     assert (report.releases, report.done, report.misses, report.delayed) == (1, 1, 0, 0)
-    assert report.bound is None
-    assert "promises nothing" in str(report)
+    assert report.bound is not None
+    assert 0 < report.bound <= 0.9
+    assert "promises nothing" not in str(report)
 
 
 def test_a_release_that_comes_too_early_is_held_back() -> None:
