@@ -26,8 +26,6 @@ from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
 LIMIT = 60.0
 """Seconds that a proof may take: then the job is refused."""
 MAX_NODES = 4
-OVERHEAD = {"layer": 0.0002, "job": 0.0005}
-"""Seconds that starting a layer, and passing a job to a node, take at most (docs/pipelines.md)."""
 _ELSEWHERE = (
     "its deadline cannot be promised: the real-time jobs of another notebook have divided this machine's cores into nodes of their own. "
     "Begin this one before them, or put its model into that notebook."
@@ -152,7 +150,6 @@ class Promises:
                 "gpus": self._gpus,
                 "max_nodes": max(nodes, self._gpus),
                 "mode": "layer",
-                "overhead": OVERHEAD,
                 "drain": {"gpu": drain, "cpu": drain},
                 "tasks": [_plain(str(one), each) for one, each in tasks.items()],
             },

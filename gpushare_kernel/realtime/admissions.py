@@ -13,8 +13,8 @@ from gpushare_kernel.core.errors import BrokerUnavailable, Refused
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.placement import Admission, Alone, Placement
-from gpushare_kernel.realtime.proof import Proof, prove
-from gpushare_kernel.realtime.taskset import Overhead, Taskset
+from gpushare_kernel.realtime.proof import OVERHEAD, Proof, prove
+from gpushare_kernel.realtime.taskset import Taskset
 from gpushare_kernel.wire.messages import RealtimeDone, RealtimeGrid, RealtimeReleased, Submit
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimePlacement, RealtimeTask
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from gpushare_kernel.client.job import Job
     from gpushare_kernel.client.session import Session
 
-OVERHEAD = Overhead(layer=0.0002, job=0.0005)
-"""Seconds that starting a layer, and passing a job to a node, take at most (docs/pipelines.md)."""
 MAX_NODES = 4
 _numbers = itertools.count(1)
 

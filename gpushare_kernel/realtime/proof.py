@@ -20,9 +20,11 @@ from gpushare_kernel.realtime.model import BadTaskset, NodeType
 from gpushare_kernel.realtime.refusal import refusal
 from gpushare_kernel.realtime.response import Pipeline
 from gpushare_kernel.realtime.search import FULL, Candidate, Search
-from gpushare_kernel.realtime.taskset import Drain, Taskset, taskset_from
+from gpushare_kernel.realtime.taskset import Drain, Overhead, Taskset, taskset_from
 from gpushare_kernel.realtime.work import SECOND
 
+OVERHEAD = Overhead(layer=0.0002, job=0.001)
+"""Seconds that starting a layer takes at most, and passing up to 1 MiB to a node (`benchmarks/realtime_handover`: p99 0.3 to 1.1 ms)."""
 _CANNOT = "its deadline cannot be promised"
 _STEPS = 24
 """Halvings in which the longest drain is found: to a microsecond for a deadline of ten seconds."""
@@ -102,7 +104,7 @@ def _refusal(search: Search, found: Candidate | None, *, anew: bool) -> str:
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return the answer to a question, both as plain values."""
     try:
-        taskset = taskset_from(question["taskset"])
+        taskset = replace(taskset_from(question["taskset"]), overhead=OVERHEAD)
         placed = {
             name: tuple((int(n), int(first), int(after)) for n, first, after in stages)
             for name, stages in question["stages"].items()
