@@ -74,8 +74,10 @@ class Gate:
         if not self.promises:
             self._barred.clear()
             self._tries.clear()
-        due = [self.windows.next_alarm(self._lead(users), at), *self._barred.values()]
-        self._ring(min((one for one in due if one is not None and one > at), default=None), at)
+        # What is due already is due at once; a trial that does not fit now waits for the next event.
+        due = [one for one in self._barred.values() if one > at]
+        window = self.windows.next_alarm(self._lead(users), at)
+        self._ring(min(due if window is None else [window, *due], default=None), at)
 
     def bars(self, session: Session) -> bool:
         """Whether `session` stands still for as long as there are real-time jobs."""
@@ -183,11 +185,14 @@ class Gate:
             self._emit(Resume(session.id))
 
     def _lead(self, users: Iterable[Session]) -> float:
-        """How long before a release those who run now are to be paused."""
-        known = [drains.usual(s) for s in users if s.pausable and s.id not in self.held]
-        longest = max((_UNKNOWN_LEAD if d is None else d for d in known), default=0.0)
-        least = min((one.promise.period for one in self.windows.standing.values()), default=inf)
-        return min(longest + self._config.timer_slack, least / 2) if known else 0.0
+        """How long before a release the others are to be paused; half of what the jobs leave of their periods at most."""
+        known = [drains.usual(s) for s in users if s.pausable and s.id not in self._barred]
+        if not known:
+            return 0.0
+        longest = max(_UNKNOWN_LEAD if drain is None else drain for drain in known)
+        standing = self.windows.standing.values()
+        left = min((o.promise.period - (o.longest or 0.0) for o in standing), default=inf)
+        return min(longest + self._config.timer_slack, max(0.0, left) / 2)
 
     def _ring(self, at: float | None, now: float) -> None:
         if self._alarm is not None and now >= self._alarm:

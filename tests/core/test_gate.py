@@ -138,6 +138,29 @@ def test_the_rest_of_the_time_is_everybody_elses() -> None:
     assert found["heavy0"] == pytest.approx(found["heavy1"], rel=0.06)
 
 
+def test_a_window_that_ends_within_the_lead_of_the_next_leaves_the_device_shut() -> None:
+    """W1: Nobody is let go for a moment in which it would begin what cannot stop in time."""
+    world = hogs("conv", "conv")
+    world.camera("first", period=0.1, deadline=0.09, absorbs=0.045, work=0.03)
+    world.run(0.035)
+    camera = world.camera("second", period=0.1, deadline=0.09, absorbs=0.045, work=0.005)
+    world.run(1)
+    camera.responses.clear()
+    world.run(3)
+    assert len(camera.responses) >= 29
+    assert max(camera.responses) <= camera.work + 2 * world.step, max(camera.responses)
+
+
+def test_a_job_that_leaves_less_than_a_drain_leaves_the_others_some_of_it() -> None:
+    """W8: Its lead is half of what it leaves at most; the rest of the drain is blocking, and in the bound."""
+    world = hogs("conv", "conv")
+    camera = world.camera("cam", period=0.05, deadline=0.05, absorbs=0.045, work=0.02)
+    world.run(1)
+    found = rates(world, 4)
+    assert min(found["conv0"], found["conv1"]) > 0.05, found
+    assert not [i for i in world.log if isinstance(i, do.Overran)], camera.responses
+
+
 def test_sporadic_releases_wait_for_the_drain_at_most() -> None:
     """I7: Nobody knows when: the pause begins with the release, and the drain is in the bound."""
     world = hogs("heavy")
