@@ -28,7 +28,7 @@ def measure(options: Options) -> Sequence[Figure]:
         for notebook in (camera, hog, late):
             notebook.run(CELLS)
             notebook.run(f"prepare_more({options.device!r})")
-        camera.run(f"pipe, spent = opened({options.device!r}, 0.02, 0.018)", timeout=180)
+        camera.run(f"pipe = opened({options.device!r}, 0.02, 0.018)", timeout=180)
         bound = float(camera.run("1", "pipe.report().bound"))
         alone = _responses(camera, short // 2)
         beside, rest = _beside(floor, camera, hog, "matmul", (short, 0.02))
@@ -38,7 +38,7 @@ def measure(options: Options) -> Sequence[Figure]:
         )
         offences = _offender(floor, camera, late, options)
         camera.run("pipe.close()")
-        camera.run(f"pipe, spent = opened({options.device!r}, 0.1, 0.095)", timeout=180)
+        camera.run(f"pipe = opened({options.device!r}, 0.1, 0.095)", timeout=180)
         alone_deep = _responses(camera, long // 4)
         beside_deep, rest_deep = _beside(floor, camera, hog, "deep", (long, 0.1))
         progress(
@@ -113,10 +113,10 @@ def _refused(floor: Floor, camera: Notebook, hog: Notebook, options: Options) ->
     hog.begin(
         f"done = work('deep', {str(floor.counters.path)!r}, 0, {until}, {str(stop)!r})", "done"
     )
-    camera.run(f"pipe, spent = opened({options.device!r}, 0.1, 0.095)", timeout=180)
+    camera.run(f"pipe = opened({options.device!r}, 0.1, 0.095)", timeout=180)
     _responses(camera, 20)  # its drains are on record then
     camera.run("pipe.close()")
-    _, said = camera.attempt(f"pipe, spent = opened({options.device!r}, 0.02, 0.015)", timeout=180)
+    _, said = camera.attempt(f"pipe = opened({options.device!r}, 0.02, 0.015)", timeout=180)
     stop.touch()
     hog.finish(120)
     progress(f"refused: {said}")
@@ -137,7 +137,7 @@ def _offender(floor: Floor, camera: Notebook, late: Notebook, options: Options) 
     misses = int(camera.run("1", "pipe.report().misses")) - before
     camera.run("pipe.close()")  # it runs on now, and ends
     late.finish(120)
-    camera.run(f"pipe, spent = opened({options.device!r}, 0.02, 0.018)", timeout=180)
+    camera.run(f"pipe = opened({options.device!r}, 0.02, 0.018)", timeout=180)
     progress(f"an offender: {misses} misses")
     return misses
 

@@ -71,7 +71,6 @@ class AtBroker:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._jobs: dict[str, Job] = {}
-        self._grids: dict[str, float] = {}
         self._lock = threading.Lock()
         self._placements: dict[str, RealtimePlacement] = {}
 
@@ -97,7 +96,6 @@ class AtBroker:
         with self._lock:
             job = self._jobs.pop(task.name, None)
             self._placements.pop(task.name, None)
-            self._grids.pop(task.name, None)
         if job is not None:
             job.leave()
 
