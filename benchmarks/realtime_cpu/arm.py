@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import statistics
 import sys
 import threading
 import time
@@ -49,16 +50,15 @@ def jobs(given: Found) -> dict[str, Job]:
 
 
 def costs(given: Found) -> Found:
-    """Return how long each whole model takes alone, with the threads of (c), undisturbed: the shortest of many runs."""
-    found = {}
-    for name, job in jobs(given).items():
-        times = []
-        for _ in range(200):
+    """Return how long each whole model takes in its turn among the others, with the threads of (c): the median of many runs."""
+    found: dict[str, list[float]] = {}
+    models = jobs(given)
+    for _ in range(100):
+        for name, job in models.items():
             started = time.monotonic()
             job()
-            times.append(time.monotonic() - started)
-        found[name] = min(times)
-    return found
+            found.setdefault(name, []).append(time.monotonic() - started)
+    return {name: statistics.median(times) for name, times in found.items()}
 
 
 def queue(given: Found, rank: Callable[[str, float], tuple[float, float]]) -> Found:

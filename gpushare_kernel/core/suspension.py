@@ -52,6 +52,7 @@ class Suspensions(Jobs):
             return
         session.pausing = False
         if event.status in _STANDS:
+            self.turns.watch.left(session)  # what it used until now is not on its accounts yet
             for job in session.jobs.values():
                 if not job.waits:
                     job.become(JobState.PAUSED)

@@ -180,6 +180,7 @@ class Turns(ABC):
 
     def forget(self, session: Session) -> None:
         """`session` is gone, or its kernel starts anew."""
+        self.watch.forget(session)
         self._exempt.pop(session.id, None)
         self._exempt_later.pop(session.id, None)
         self.gate.forget(session)

@@ -29,6 +29,8 @@ class Grid:
         Called with how many seconds after its tick a release came.
     skipped
         Called with how many ticks passed without a release.
+    may_release
+        Asked at each tick whether a job may be released.
     first
         The first tick (monotonic clock); none given: as soon as the results are asked for.
     """
@@ -42,8 +44,9 @@ class Grid:
         skipped: Callable[[int], None],
         *,
         first: float | None = None,
+        may_release: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._first = first
+        self._first, self._may_release = first, may_release
         self._period, self._release, self._late, self._skipped = period, release, late, skipped
         self._take = source if callable(source) else iter(source).__next__
         self._ended = threading.Event()
@@ -66,7 +69,7 @@ class Grid:
         try:
             while not self._ended.wait(max(0.0, start + tick * self._period - time.monotonic())):
                 due = start + tick * self._period
-                if self._futures.qsize() >= MOST_UNREAD:
+                if self._futures.qsize() >= MOST_UNREAD or not self._may_release():
                     self._skipped(1)
                 else:
                     value = self._take()

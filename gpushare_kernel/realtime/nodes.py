@@ -171,7 +171,8 @@ class Nodes:
         flight = Flight(tenant.released, value, at, Future())
         tenant.released += 1
         tenant.record.releases += 1
-        at_once = not self._held and not tenant.waiting and at <= time.monotonic()
+        now = time.monotonic()
+        at_once = not self._held and not tenant.waiting and max(at, tenant.apart) <= now
         if not (at_once and self._launch(tenant, flight)):
             flight.value = payload.copied(value)  # the user may fill the same array again meanwhile
             tenant.waiting.append(flight)
@@ -189,6 +190,7 @@ class Nodes:
             return True
         tenant.flights[flight.number] = flight
         if tenant.task.kind is Kind.RT and not flight.rehearsal:
+            tenant.launched(time.monotonic())
             self.admission.released(tenant.task)
         form = payload.write(flight.value, tenant.slot(slot))
         flight.value = None

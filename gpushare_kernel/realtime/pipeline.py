@@ -227,13 +227,17 @@ class Pipeline:
             self._on_grid = True
         record, admission = self._tenant.record, self.nodes.admission
         first = time.monotonic() + period  # so that others stand aside for the first as well
-        grid = Grid(period, source, self._release, record.late, record.skip, first=first)
+        grid = Grid(period, source, self._release, record.late, record.skip, first=first, may_release=self._may_release)  # fmt: skip
         admission.grid(self.task, first)
         try:
             yield from grid.results()
         finally:
             self._on_grid = False
             admission.grid(self.task, None)
+
+    def _may_release(self) -> bool:
+        """Where its deadline is not promised, jobs come one at a time: best effort is no place to pile them up."""
+        return self.nodes.looked_at(lambda: not self._tenant.piles_up)
 
     def _release(self, value: Any, at: float) -> Future[Any]:
         return self.nodes.release(self._tenant, value, at)

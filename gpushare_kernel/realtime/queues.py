@@ -88,12 +88,12 @@ class Queues:
             return True
         return self.mode is Mode.LAYER and self.rt[0].rank < running.rank
 
-    def reclass(self, task: int, kind: Kind) -> None:
-        """A task's waiting jobs are of another kind now."""
-        changed = [one for one in (*self.rt, *self.be) if one.task == task]
-        self._keep(lambda one: one.task != task)
+    def demote(self, task: int) -> None:
+        """A task has lost its class: so have its waiting jobs."""
+        changed = [one for one in self.rt if one.task == task]
+        self.rt = [one for one in self.rt if one.task != task]
         for work in changed:
-            work.kind = kind
+            work.kind = Kind.BE
             self.put_back(work)
 
     def forget(self, task: int) -> None:

@@ -25,7 +25,8 @@ class PipelineReport:
     delayed
         Releases that came earlier than a period after the last one, and were held back until then.
     skipped
-        Ticks of `every_period` on which nothing was released, because the source or the reader was behind.
+        Ticks of `every_period` on which nothing was released: the source or the reader was behind, or the pipeline had lost
+        its class and the job before was not done.
     disturbed, longest_wait
         Jobs whose layers had no core for over a millisecond, because somebody else was on it; the longest of these waits.
         No bound holds where nodes do not have their cores.
@@ -105,7 +106,7 @@ class PipelineReport:
         counts = (
             (self.failed, "failed"),
             (self.delayed, "came too early and were held back"),
-            (self.skipped, "ticks were skipped, for want of input or of a reader"),
+            (self.skipped, "ticks were skipped, for want of input, of a reader or of its class"),
             (self.moved, "ran on other nodes than planned"),
             (self.overruns, "had a layer that took longer than measured"),
         )

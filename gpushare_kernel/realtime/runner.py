@@ -299,11 +299,14 @@ class Runner:
         self.held.pop(order.task, None)
 
     def _reclass(self, order: orders.Reclass) -> None:
-        self.queues.reclass(order.task, order.kind)
+        """A task has another class from now on. Jobs that lost it do without: all at once, they would be in others' way."""
         if order.task in self.held:
             self.held[order.task].kind = order.kind
+        if order.kind is Kind.RT:
+            return
+        self.queues.demote(order.task)
         if self.running is not None and self.running.task == order.task:
-            self.running.kind = order.kind
+            self.running.kind = Kind.BE
 
     def _measure(self, order: orders.Measure) -> None:
         self._tell(measured(self, self.held[order.task], order))

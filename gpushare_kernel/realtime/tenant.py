@@ -24,6 +24,8 @@ from gpushare_kernel.realtime.record import Record
 
 SLOTS = 8
 """Jobs of one pipeline that are on the nodes at once. More wait in the kernel; so no socket between nodes ever fills."""
+LATE = 0.001
+"""Seconds by which a launch may come after its time without the next one being put off for it."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class Tenant:
         #: Nodes that answered a `Load`, each with what was amiss.
         self.loaded: dict[int, str] = {}
         self.released = 0
+        self.apart = -inf
         self.closed = False
         self.slot_size = max(form.room for form in forms)
         self.fd = os.memfd_create("gpushare-slots", os.MFD_CLOEXEC)
@@ -70,7 +73,21 @@ class Tenant:
     @property
     def due(self) -> float:
         """The moment at which the next job that waits may be launched; infinite where none waits."""
-        return self.waiting[0].released if self.waiting else inf
+        return max(self.waiting[0].released, self.apart) if self.waiting else inf
+
+    def launched(self, at: float) -> None:
+        """A job is launched: with a deadline, the next one is not before (nearly) a period after it, whatever held this one up.
+
+        The bounds of the others count on it. Where launches are a little late there is no waiting, so a grid stays where it is.
+        """
+        period = self.task.period
+        if period is not None and not self.conduct.demoted:
+            self.apart = at + period - min(LATE, period / 4)
+
+    @property
+    def piles_up(self) -> bool:
+        """Whether one more job would wait behind another that has lost its class."""
+        return self.conduct.demoted and bool(self.flights or self.waiting)
 
     @property
     def has_slot(self) -> bool:

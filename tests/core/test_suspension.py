@@ -55,6 +55,21 @@ def test_it_stands_still_though_there_is_room_and_runs_again_when_the_time_is_ov
     assert told.paused == pytest.approx(60.0, abs=0.5)
 
 
+def test_what_it_used_until_it_stood_is_asked_for_once() -> None:
+    """The sample before may have come while it still ran; one that closes is not asked for."""
+    here = world(running=2)
+    suspend(here)
+    assert A in here.core.watched(here.now)
+    here.sample()
+    assert A not in here.core.watched(here.now)
+    suspend(here)
+    here.send(ev.SuspensionEnded(at=here.now, session=A))
+    suspend(here)
+    assert A in here.core.watched(here.now)
+    here.send(ev.SessionClosed(at=here.now, session=A))
+    assert A not in here.core.watched(here.now)
+
+
 def test_it_runs_again_when_the_broker_says_so() -> None:
     """And is nothing to those who are not suspended, or not here."""
     here = world()

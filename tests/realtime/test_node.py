@@ -70,11 +70,11 @@ def test_nodes_work_at_the_same_time(tmp_path: Path) -> None:
     """P4: while one job is on the second node, the next one is on the first."""
     first, second = Gate(tmp_path, "first"), Gate(tmp_path, "second")
     nodes = Nodes(Fixed((ONE, ONE), {"a": stages(0, 1), "b": stages(0, 1)}))
-    with opened(nodes, "a", [first, second], [first, second]) as pipe:
-        one = nodes.release(pipe._tenant, X, 0.0)
+    with opened(nodes, "a", [first, second], [first, second], class_="BE") as pipe:
+        one = pipe.submit(X)
         first.pass_one()
         second.entered()
-        two = nodes.release(pipe._tenant, X, 0.0)
+        two = pipe.submit(X)
         first.entered()  # both are inside a layer now
         first.open()
         second.open()
@@ -373,11 +373,11 @@ def test_new_nodes_take_over_what_is_there(tmp_path: Path) -> None:
 
     gate = Gate(tmp_path, "gate")
     nodes = Nodes(Growing((ONE,)))
-    one = opened(nodes, "one", [gate], [gate])
-    future = nodes.release(one._tenant, X, 0.0)
+    one = opened(nodes, "one", [gate], [gate], class_="BE")
+    future = one.submit(X)
     gate.entered()
     before = nodes.row[0].pid
-    again = gate.pass_all(REHEARSALS)  # of `one` on the new nodes, once the job is let go
+    again = gate.pass_all(2 * REHEARSALS)  # of `one` on the new nodes, once the job is let go
 
     two_opened: list[Pipeline] = []
     opening = threading.Thread(target=lambda: two_opened.append(opened(nodes, "two", [abs])))
@@ -389,7 +389,7 @@ def test_new_nodes_take_over_what_is_there(tmp_path: Path) -> None:
     (two,) = two_opened
     assert len(nodes.row) == 2
     assert nodes.row[0].pid != before
-    late = nodes.release(one._tenant, X, 0.0)
+    late = one.submit(X)
     gate.pass_one()
     np.testing.assert_array_equal(late.result(), X)
     np.testing.assert_array_equal(two(X), X)

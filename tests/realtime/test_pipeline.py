@@ -16,15 +16,17 @@ import pytest
 import gpushare_kernel as gpushare
 from gpushare_kernel.core.errors import BadDeclaration, BadTime, UserError
 from gpushare_kernel.realtime import nodes as nodes_module
-from gpushare_kernel.realtime.chain import BadModel
+from gpushare_kernel.realtime import payload
+from gpushare_kernel.realtime.chain import BadModel, chain
 from gpushare_kernel.realtime.conduct import AMENDS
 from gpushare_kernel.realtime.grid import MOST_UNREAD, Grid
-from gpushare_kernel.realtime.model import BadTaskset
+from gpushare_kernel.realtime.model import BadTaskset, Kind, Task
 from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.payload import ShapeChanged
 from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
 from gpushare_kernel.realtime.record import Responses
+from gpushare_kernel.realtime.tenant import LATE, Flight, Tenant
 from tests.procs import Program
 from tests.realtime.pieces import ONE, Gate, profile_of, stages
 
@@ -230,7 +232,7 @@ def test_who_overruns_loses_its_class_and_has_it_again(tmp_path: Path) -> None:
 
     layers = [layer]
     profile = profile_of(layers, X, [X], worst=0.05)
-    with plain(layers, profile=profile, tell=tell, nodes=Nodes(Fixed((ONE,)))) as pipe:  # fmt: skip
+    with plain(layers, profile=profile, tell=tell, period=0.07, deadline=0.07, nodes=Nodes(Fixed((ONE,)))) as pipe:  # fmt: skip
         release = lambda x: pipe.nodes.release(pipe._tenant, x, 0.0)  # noqa: E731
         release(X).result()
         late = release(np.full(4, 9.0))
@@ -252,6 +254,46 @@ def test_who_overruns_loses_its_class_and_has_it_again(tmp_path: Path) -> None:
     assert not report.demoted
     assert report.overruns == 1
     assert "1 had a layer that took longer than measured." in str(report)
+
+
+def test_without_its_class_jobs_come_one_at_a_time(tmp_path: Path) -> None:
+    """P6: best effort is no place to pile them up; ticks are skipped and counted until the job before is done."""
+    gate, pace = Gate(tmp_path, "gate"), threading.Event()
+    layers = [lambda x: gate(x) if x[0] == 9 else x]
+    inputs = itertools.chain([np.full(4, 9.0)], itertools.repeat(X))
+    profile = profile_of(layers, X, [X], worst=0.03)
+    with plain(layers, profile=profile, tell=lambda _: None, period=0.05, deadline=0.05) as pipe:
+        results = pipe.every_period(inputs)
+        first = threading.Thread(target=next, args=(results,))
+        first.start()
+        gate.entered()
+        while not pipe.report().demoted:
+            pace.wait(0.005)
+        on_their_way = pipe.report().releases
+        while pipe.report().skipped < 5:
+            pace.wait(0.005)
+        assert pipe.report().releases <= on_their_way + 1  # one tick may have asked before
+        gate.open()
+        first.join()
+        while pipe.report().demoted:
+            next(results)
+        results.close()  # type: ignore[attr-defined]
+
+
+def test_after_a_delay_jobs_do_not_come_at_once() -> None:
+    """P12: what held one up holds up the next, so that they are a period apart (but for LATE); a grid that keeps its time is left alone."""
+    tenant = Tenant(0, Task("net", Kind.RT, (), 0.1, 0.1), chain([lambda x: x], X), [payload.form_of(X)] * 2, X)  # fmt: skip
+    released = [Flight(number, X, 5 + number / 10, Future()) for number in range(3)]
+    tenant.waiting.extend(released)
+    launches, now = [], 5.25  # nothing could be launched until then
+    while tenant.waiting:
+        now = max(now, tenant.due)
+        launches.append(now)
+        tenant.waiting.popleft()
+        tenant.launched(now)
+    tenant.close()
+    assert launches == pytest.approx([5.25, 5.25 + 0.1 - LATE, 5.25 + 2 * (0.1 - LATE)])
+    assert tenant.apart == pytest.approx(5.25 + 3 * (0.1 - LATE))
 
 
 def test_the_others_go_before_one_that_overran(tmp_path: Path) -> None:

@@ -64,15 +64,15 @@ def test_a_deadline_makes_room_for_a_weightier_one_by_mode() -> None:
         assert queues.before(running) is yields
 
 
-def test_a_task_that_loses_its_class_waits_behind_deadlines_and_comes_back() -> None:
-    """Those that wait already change too."""
+def test_a_task_that_loses_its_class_waits_behind_deadlines() -> None:
+    """P6: those that wait already lose it too."""
     queues = Queues()
     for task in (0, 1, 0):
         queues.add(work(task, weight=5 - 4 * task))
-    queues.reclass(0, Kind.BE)
+    queues.demote(0)
     assert [one.task for one in queues.rt] == [1]
-    queues.reclass(0, Kind.RT)
-    assert order(queues) == [0, 0, 1]
+    queues.add(work(0, weight=5))  # it has behaved: what is released from now on
+    assert order(queues) == [0, 1, 0, 0]
 
 
 def test_who_is_forgotten_is_gone() -> None:
