@@ -20,6 +20,7 @@ from gpushare_kernel.core.sizes import check_weight, parse_time
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Desk:
             msg.CellStarted: self._cell_started,
             msg.CellEnded: self._cell_ended,
             msg.RealtimeGrid: self._realtime_grid,
+            msg.RealtimeKept: self._realtime_kept,
             msg.RealtimeReleased: self._realtime_released,
             msg.RealtimeDone: self._realtime_done,
         }
@@ -347,6 +349,27 @@ class Desk:
             problem = f"a grid must begin at a time in seconds, and {body.first} is none."
             raise BadFrame(problem)
         engine.feed(ev.RealtimeGrid(at=engine.now, job=job, first=body.first))
+
+    def _realtime_kept(self, number: int, body: msg.RealtimeKept) -> None:
+        """A broker before us promised it: prove it again, where it runs. Until then it takes turns like everybody else."""
+        job, engine = self._mine(body.job), self._engine()
+        check_task(body.task)
+
+        def then(proven: Proven) -> None:
+            if job not in engine.scheduler.jobs:
+                self._broker.promises_of(job).forget(job)
+            elif proven.refused:
+                name = clean_name(body.task.name)
+                self.notify(msg.Announce(texts.not_promised_again_text(name, proven.refused)))
+            else:
+                others = {one: each for one, each in proven.promises.items() if one != job}
+                promise = proven.promises[job]
+                engine.feed(ev.JobPromised(at=engine.now, job=job, promise=promise, promises=others))  # fmt: skip
+                self._realtime_grid(number, msg.RealtimeGrid(body.job, body.first))
+
+        record = engine.scheduler.jobs.get(job)
+        if record is not None and record.promise is None:
+            self._broker.prove(job, body.task, then, body.placement)
 
     def _realtime_released(self, _number: int, body: msg.RealtimeReleased) -> None:
         engine = self._engine()

@@ -33,7 +33,7 @@ from gpushare_kernel.core.values import (
 )
 from gpushare_kernel.devices.base import Device
 from gpushare_kernel.wire import messages as msg
-from gpushare_kernel.wire.realtime import RealtimeTask
+from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.desk import Desk
@@ -229,10 +229,16 @@ class JobAnswers:
         """Return what is promised on the device of `job`."""
         return self.promises[self.engine_of(session_of(job)).device.inventory.id]
 
-    def prove(self, job: JobId, task: RealtimeTask, then: Callable[[Proven], None]) -> None:
+    def prove(
+        self,
+        job: JobId,
+        task: RealtimeTask,
+        then: Callable[[Proven], None],
+        keeps: RealtimePlacement | None = None,
+    ) -> None:
         """Prove that a real-time job keeps its deadline, whatever runs beside it, and call `then` with what came of it."""
         core = self.engine_of(session_of(job)).scheduler
-        self.promises_of(job).begin(job, task, core.longest_drain(), then)
+        self.promises_of(job).begin(job, task, core.longest_drain(), then, keeps)
 
     def forget(self, job: JobId) -> None:
         """Nobody waits for `job` any more."""

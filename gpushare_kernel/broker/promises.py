@@ -68,27 +68,37 @@ class Promises:
         self.placements: dict[JobId, RealtimePlacement] = {}
 
     def begin(
-        self, job: JobId, task: RealtimeTask, drain: float, then: Callable[[Proven], None]
+        self,
+        job: JobId,
+        task: RealtimeTask,
+        drain: float,
+        then: Callable[[Proven], None],
+        keeps: RealtimePlacement | None = None,
     ) -> None:
-        """Prove the deadline of `job`, and call `then` with what came of it."""
+        """Prove the deadline of `job`, where it runs already (`keeps`), and call `then` with what came of it."""
 
         async def proof() -> None:
             try:
-                proven = await self.prove(job, task, drain)
+                proven = await self.prove(job, task, drain, keeps)
             finally:
                 self._proofs.pop(job, None)
             then(proven)
 
         self._proofs[job] = asyncio.get_running_loop().create_task(proof())
 
-    async def prove(self, job: JobId, task: RealtimeTask, drain: float) -> Proven:
+    async def prove(
+        self, job: JobId, task: RealtimeTask, drain: float, keeps: RealtimePlacement | None = None
+    ) -> Proven:
         """Prove the deadline of `job` beside all that are promised, with a drain of others of `drain` seconds."""
         async with self._lock:
             several = {session_of(one) for one in (*self._tasks, job)}
             alone = len(several) == 1
-            if not alone and len(self._configuration) > 1:
+            configuration = [*keeps.configuration] if keeps else self._configuration
+            if self._configuration and configuration != self._configuration:
                 return Proven(refused=_ELSEWHERE)
-            found = await self._ask(job, task, drain, MAX_NODES if alone else 1)
+            if not alone and len(configuration) > 1:
+                return Proven(refused=_ELSEWHERE)
+            found = await self._ask(job, task, drain, MAX_NODES if alone else 1, keeps)
             if "refused" in found:
                 return Proven(refused=self._told(str(found["refused"]), job, task))
             self._tasks[job] = task
@@ -107,7 +117,7 @@ class Promises:
             }
             placement = RealtimePlacement(
                 configuration=tuple(self._configuration),
-                stages=tuple(tuple(stage) for stage in self._stages[str(job)]),
+                stages=tuple((node, first, after) for node, first, after in self._stages[str(job)]),
                 bound=promises[job].bound,
                 absorbs=promises[job].absorbs,
             )
@@ -141,7 +151,12 @@ class Promises:
             self._configuration = []
 
     async def _ask(
-        self, job: JobId, task: RealtimeTask, drain: float, nodes: int
+        self,
+        job: JobId,
+        task: RealtimeTask,
+        drain: float,
+        nodes: int,
+        keeps: RealtimePlacement | None,
     ) -> dict[str, Any]:
         tasks = {**self._tasks, job: task}
         question = {
@@ -154,8 +169,9 @@ class Promises:
                 "tasks": [_plain(str(one), each) for one, each in tasks.items()],
             },
             "new": str(job),
-            "configuration": self._configuration,
+            "configuration": self._configuration if keeps is None else keeps.configuration,
             "stages": self._stages,
+            "keeps": None if keeps is None else keeps.stages,
         }
         try:
             async with asyncio.timeout(LIMIT):

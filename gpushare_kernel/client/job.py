@@ -12,10 +12,11 @@ from gpushare_kernel.client.link import LinkDown
 from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN, WordView
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import End, Granted, HeldJob, Report, Yield
+from gpushare_kernel.wire.messages import End, Granted, HeldJob, RealtimeKept, Report, Yield
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
+    from gpushare_kernel.wire.realtime import RealtimeTask
 
 _WEIGHT = 0.5
 """How much the latest stretch counts in the average interval between boundaries."""
@@ -54,6 +55,7 @@ class Job:
         "boundaries",
         "count",
         "ephemeral",
+        "first",
         "id",
         "interval",
         "lane",
@@ -64,6 +66,7 @@ class Job:
         "placement",
         "plain",
         "read",
+        "realtime",
         "slot",
         "stepped",
         "waited",
@@ -85,6 +88,9 @@ class Job:
         self.learned = granted.learned
         #: Where a real-time job runs.
         self.placement = granted.placement
+        #: What was proven of it, and when its releases began where they are on a grid.
+        self.realtime: RealtimeTask | None = None
+        self.first: float | None = None
         self.waited = waited
         self.boundaries = 0
         #: The loops that run, the outermost first.
@@ -122,6 +128,12 @@ class Job:
             running=True,
             plain=self.plain,
         )
+
+    def kept(self) -> RealtimeKept | None:
+        """Return what a broker that just came back must know of a real-time job; None of any other."""
+        if self.realtime is None or self.placement is None:
+            return None
+        return RealtimeKept(self.id, self.realtime, self.placement, self.first)
 
     def end(self, *, failed: bool = False) -> Report | None:
         """End the job; returns what became of it, or None where the broker is away. `failed`: it did not come to its end."""

@@ -384,8 +384,12 @@ class Session(Questions):
         """Let everybody go on, and say what changed during the handshake."""
         self._set_up(up=True)
         for job in self._confirming:
-            if job not in self._jobs:
+            here = self._jobs.get(job)
+            kept = None if here is None else here.kept()
+            if here is None:
                 self.post(End(job, self.memory.known(), 0, 0))
+            elif kept is not None:
+                self.note(kept)
         for cell in list(self._cells):
             self.note(CellStarted(cell))
 

@@ -101,6 +101,15 @@ class JobConfirmed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobPromised(Event):
+    """The deadline of a job that was confirmed is proven again; and, with it there, those of the others."""
+
+    job: JobId
+    promise: Promise
+    promises: Mapping[JobId, Promise] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RealtimeGrid(Event):
     """A real-time job is released at `first` and every period from then on; None: nobody knows any more when."""
 

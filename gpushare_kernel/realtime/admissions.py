@@ -103,6 +103,7 @@ class AtBroker:
         """Its jobs are released at `first` and every period from then on (None: nobody knows when)."""
         job = self._jobs.get(task.name)
         if job is not None:
+            job.first = first
             self._session.note(RealtimeGrid(job.id, first))
 
     def released(self, task: Task) -> None:
@@ -131,6 +132,7 @@ class AtBroker:
             job.leave(failed=True)
             msg = f"pipeline {task.name}: the broker is of a version that promises no deadlines. Update it, or end it: jupyter gpushare stop."
             raise Refused(msg)
+        job.realtime = submit.realtime
         with self._lock:
             self._jobs[task.name] = job
             self._placements[task.name] = placement

@@ -41,14 +41,18 @@ class Proof:
 
 
 def prove(
-    taskset: Taskset, new: str, configuration: Sequence[str], placed: Mapping[str, Placed]
+    taskset: Taskset,
+    new: str,
+    configuration: Sequence[str],
+    placed: Mapping[str, Placed],
+    keeps: Placed | None = None,
 ) -> Proof | str:
     """Return what is proven of `taskset`, of which all but `new` are placed on `configuration`; or why nothing can be.
 
-    Without a configuration all are free, and the best one is looked for.
+    Without a configuration all are free, and the best one is looked for. With `keeps` the new one is placed too, and stays there.
     """
     search = Search(taskset)
-    found = _beside(search, new, configuration, placed) if configuration else search.pruned()
+    found = _beside(search, new, configuration, placed, keeps) if configuration else search.pruned()
     if found is None or not found.admitted:
         return _refusal(search, found, anew=bool(configuration))
     return Proof(
@@ -60,15 +64,39 @@ def prove(
 
 
 def _beside(
-    search: Search, new: str, configuration: Sequence[str], placed: Mapping[str, Placed]
+    search: Search,
+    new: str,
+    configuration: Sequence[str],
+    placed: Mapping[str, Placed],
+    keeps: Placed | None,
 ) -> Candidate | None:
     """Place `new` beside those that keep their nodes."""
     board = Board([NodeType.parse(name) for name in configuration])
     works = {work.name: work for work in search.works}
     for name, stages in placed.items():
         board.add(works[name], stages)
-    mine = board.quickest(works[new], FULL) or board.place(works[new])
+    mine = keeps or board.quickest(works[new], FULL) or board.place(works[new])
     return None if mine is None else search.judged(board, {**placed, new: mine})
+
+
+def _kept(
+    taskset: Taskset, new: str, configuration: Sequence[str], stages: Sequence[Sequence[int]]
+) -> Placed:
+    """Return where a task says that it runs. It comes from a notebook: it may be no way through the nodes."""
+    task = next(one for one in taskset.tasks if one.name == new)
+    nodes = [NodeType.parse(name) for name in configuration]
+    done, before = 0, -1
+    for node, first, after in stages:
+        if not before < node < len(nodes) or not done == first < after:
+            break
+        if any(nodes[node] not in layer.worst for layer in task.layers[first:after]):
+            break
+        before, done = node, after
+    whole = sum(one.cpus for one in nodes), sum(one.gpus for one in nodes)
+    if done != len(task.layers) or whole != (taskset.cpus, taskset.gpus):
+        msg = f"task {new}: {list(stages)} on {', '.join(configuration)} are no way for {len(task.layers)} layers through nodes of {taskset.cpus} cores and {taskset.gpus} GPUs. Close the pipeline, and open it again."
+        raise BadTaskset(msg)
+    return tuple((node, first, after) for node, first, after in stages)
 
 
 def _late(search: Search, found: Candidate, drain: float) -> dict[str, int | None]:
@@ -109,7 +137,13 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
             name: tuple((int(n), int(first), int(after)) for n, first, after in stages)
             for name, stages in question["stages"].items()
         }
-        found = prove(taskset, question["new"], question["configuration"], placed)
+        keeps = question.get("keeps")
+        kept = (
+            None
+            if keeps is None
+            else _kept(taskset, question["new"], question["configuration"], keeps)
+        )
+        found = prove(taskset, question["new"], question["configuration"], placed, kept)
     except BadTaskset as problem:
         found = f"{_CANNOT}: {problem}"
     if isinstance(found, str):

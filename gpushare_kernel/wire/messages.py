@@ -235,6 +235,18 @@ class RealtimeGrid(_Message, frozen=True):
     first: float | None = None
 
 
+class RealtimeKept(_Message, frozen=True):
+    """A real-time job of mine ran on while the broker was gone, as another one had promised: promise it again.
+
+    `first` is as in `RealtimeGrid`.
+    """
+
+    job: JobId
+    task: RealtimeTask
+    placement: RealtimePlacement
+    first: float | None = None
+
+
 class RealtimeReleased(_Message, frozen=True):
     """A real-time job of mine, whose releases nobody knows before, is released now."""
 
@@ -410,7 +422,9 @@ Request = (
     | SetPolicy
     | Stop
 )
-ClientNotice = CellStarted | CellEnded | RealtimeGrid | RealtimeReleased | RealtimeDone
+ClientNotice = (
+    CellStarted | CellEnded | RealtimeGrid | RealtimeKept | RealtimeReleased | RealtimeDone
+)
 Reply = (
     Ok
     | Failure
@@ -455,6 +469,7 @@ _SINCE_2 = (
     | ResumeNotebook
     | AskHolder
     | RealtimeGrid
+    | RealtimeKept
     | RealtimeReleased
     | RealtimeDone
     | Budget

@@ -32,6 +32,6 @@ class RealtimePlacement(Struct, frozen=True, omit_defaults=True):
     """
 
     configuration: tuple[str, ...]
-    stages: tuple[tuple[int, ...], ...]
+    stages: tuple[tuple[int, int, int], ...]
     bound: float
     absorbs: float

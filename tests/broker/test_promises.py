@@ -12,10 +12,11 @@ from gpushare_kernel.broker import promises
 from gpushare_kernel.core.values import GiB, JobId, PauseStatus
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.wire import messages as msg
-from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
+from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimePlacement, RealtimeTask
 from gpushare_kernel.wire.texts import barred_text
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import end, job_of, refused, session_of, submit
+from tests.procs import eventually
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -127,6 +128,61 @@ def test_a_proof_that_fails_or_takes_too_long_is_said(
     monkeypatch.setattr(promises, "_PROOF", ("sleep", "30"))
     monkeypatch.setattr(promises, "LIMIT", 0.05)
     assert "takes longer than 0.05 s" in refused(realtime(client), "Refused")
+
+
+def returned(house: House, placement: Any, **more: Any) -> Caller:
+    """A notebook whose broker went away while its real-time job ran, and whose client is back."""
+    client = house.notebook("cam.ipynb")
+    held = msg.HeldJob(JobId("cam"), "cell", 0, 0, 1, 1, running=True)
+    again = house.attach(client.opened, held=(held,))  # type: ignore[attr-defined]
+    again.opened = client.opened  # type: ignore[attr-defined]
+    again.tell(msg.RealtimeKept(JobId("cam"), camera(), placement, **more))
+    return again
+
+
+def placement(*stages: tuple[int, int, int], nodes: tuple[str, ...] = (f"c{CORES}",)) -> Any:
+    return RealtimePlacement(nodes, stages, 0.15, 0.05)
+
+
+def test_what_another_broker_promised_is_promised_again(house: House) -> None:
+    """W11: where it runs, proven anew; on its grid; the others stand aside as before."""
+    other = house.notebook("hog.ipynb")
+    assert isinstance(other.ask(submit("train", size=GiB)), msg.Granted)
+    first = time.monotonic() + 0.1
+    client = returned(house, placement((0, 0, 3)), first=first)
+    windows = house.broker.scheduler.turns.gate.windows
+    house.saw(lambda: windows.standing)
+    one = standing(house, job_of(client, "cam"))
+    assert 0.012 < one.promise.bound <= 0.15
+    gate = house.broker.scheduler.turns.gate
+    house.saw(lambda: gate.shut and gate.held.keys() == {session_of(other)})
+    assert house.broker.scheduler.sessions[session_of(client)].realtime
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    house.saw(lambda: not gate.held)
+    assert house.do(lambda: next(iter(house.broker.promises.values())).placements) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        placement((0, 0, 2)),
+        placement((1, 0, 3)),
+        placement((0, 1, 3)),
+        placement((0, 0, 3), nodes=(f"c{CORES + 1}",)),
+        placement((0, 0, 3), nodes=("whatever",)),
+        placement(),
+    ],
+)
+def test_what_cannot_be_promised_again_is_said(house: House, wrong: Any) -> None:
+    """W11: it takes turns like everybody else, and its user reads why and what to do."""
+    client = returned(house, wrong)
+    said = lambda: [one.text for one in client.notices if isinstance(one, msg.Announce)]  # noqa: E731
+    eventually(lambda: client.ask(msg.GetSnapshot()) and said())
+    (text,) = said()
+    assert "takes turns like everybody else since the broker has restarted" in text
+    assert "Close it, and open it again." in text
+    assert standing(house, job_of(client, "cam")) is None
+    assert isinstance(client.ask(end("cam")), msg.Report)
 
 
 def test_a_window_holds_others_from_before_the_release_until_it_is_done(house: House) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from tests.faults.host import Host, session_of, stopped
+from tests.faults.host import Host, kill, session_of, stopped
 from tests.procs import eventually
 
 PIPE = """
@@ -44,6 +44,28 @@ def test_others_stand_aside_for_a_deadline_and_have_the_rest(host: Host) -> None
     camera.run("pipe.close()")
     assert host.snapshot().rt == ()
     host.until(lambda seen: session_of(seen, hog).state == "busy")
+    hog.interrupt()
+    list(burning)
+
+
+def test_a_promise_outlives_its_broker(host: Host) -> None:
+    """W11: the broker is killed in the middle of a loop: no job is lost, and soon others stand aside again."""
+    broker = host.start("--capacity", "1GiB")
+    camera, hog = host.notebook("camera.ipynb"), host.notebook("train.ipynb")
+    camera.run(PIPE.replace("WORK", "3000"))
+    (before,) = host.snapshot().rt
+    burning = hog.burn("%%gpulane -p 100MiB -e 10MiB\n")
+    loop = camera.start(LOOP.replace("ROUNDS", "100").replace("WORK", "3000"))
+    eventually(lambda: stopped(hog.pid))
+    kill(broker)
+    back = host.until(lambda seen: seen.rt)
+    assert host.broker != broker
+    assert (back[0].session, back[0].period) == (camera.session, before.period)
+    eventually(lambda: stopped(hog.pid))
+    host.until(lambda seen: seen.rt and seen.rt[0].releases > 3)
+    assert "True 100 100" in camera.outputs(loop)
+    camera.run("pipe.close()")
+    host.until(lambda seen: not seen.rt)
     hog.interrupt()
     list(burning)
 
