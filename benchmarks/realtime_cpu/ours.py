@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from benchmarks.realtime_cpu.models import Net, nets
+from gpushare_kernel.core.errors import Refused
+from gpushare_kernel.realtime import host
+from gpushare_kernel.realtime.admissions import Own
 from gpushare_kernel.realtime.measurement import measure
-from gpushare_kernel.realtime.model import NodeType, Stage
+from gpushare_kernel.realtime.model import Kind, NodeType, Stage
 from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.pipeline import Pipeline
-from gpushare_kernel.realtime.placement import Fixed
+from gpushare_kernel.realtime.placement import Fixed, Placement
 from gpushare_kernel.realtime.profile import Profile
 
 READY = 2
@@ -23,12 +26,12 @@ READY = 2
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
-    """Run all for so many seconds."""
-    types = [NodeType.parse(name) for name in given["nodes"]]
+    """Run all for so many seconds: those with deadlines as far as they are admitted, or all by the small rule where that is asked for."""
     rt, be = nets(given["device"])
     built = {net.name: net.built("cpu") for net in (*rt, *be)}
     known = profiles(given)
-    nodes = Nodes(Fixed(types, placed(rt, be, known, types, given["periods"])))
+    placement, rt = _placement(given, rt, be, known)
+    nodes = Nodes(Fixed(placement.nodes, placement.stages, placement.bounds))
     with contextlib.ExitStack() as stack:
 
         def opened(net: Net, **more: Any) -> Pipeline:
@@ -37,8 +40,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             return stack.enter_context(pipe)
 
         deadlines = [
-            opened(net, period=given["periods"][net.name], deadline=given["periods"][net.name], weight=len(rt) - place)
-            for place, net in enumerate(rt)
+            opened(net, period=given["periods"][net.name], deadline=given["periods"][net.name], weight=_weight(net, given))
+            for net in rt
         ]  # fmt: skip
         others = [opened(net, class_="BE") for net in be]
         return _run(given, deadlines, others, {name: x for name, (_, x) in built.items()})
@@ -46,13 +49,40 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
 def profiles(given: dict[str, Any]) -> dict[str, Profile]:
     """Return how long each net's layers take on each type of node; measured once."""
-    types = list(dict.fromkeys(NodeType.parse(name) for name in given["nodes"]))
+    types = [*dict.fromkeys([*Own().types(host.cores(), host.gpus()), *_types(given)])]
     found = {}
     for part in nets(given["device"]):
         for net in part:
             model, x = net.built("cpu")
-            found[net.name] = measure(model, x, types, name=net.name)
+            found[net.name] = measure(model, x, types, name=net.name, seconds=given["measure"])
     return found
+
+
+def _types(given: Mapping[str, Any]) -> list[NodeType]:
+    return [NodeType.parse(name) for name in given["nodes"]]
+
+
+def _weight(net: Net, given: Mapping[str, Any]) -> int:
+    rt, _ = nets(given["device"])
+    return len(rt) - rt.index(net)
+
+
+def _placement(
+    given: Mapping[str, Any], rt: Sequence[Net], be: Sequence[Net], known: Mapping[str, Profile]
+) -> tuple[Placement, Sequence[Net]]:
+    """Return where all run and who is in: by the analysis; where that refuses one of them, and a rule is asked for, by that."""
+    types = Own().types(host.cores(), host.gpus())
+    others = [known[net.name].task(net.name, Kind.BE, types) for net in be]
+    placement, tasks, admitted = None, others, []
+    for net in rt:
+        period = given["periods"][net.name]
+        task = known[net.name].task(net.name, Kind.RT, types, period=period, deadline=period, weight=_weight(net, given))  # fmt: skip
+        with contextlib.suppress(Refused):
+            placement = Own().admit(task, tasks)
+            tasks, admitted = [task, *tasks], [*admitted, net]
+    if given["rule"] and len(admitted) < len(rt):
+        return Placement(tuple(_types(given)), placed(rt, be, known, _types(given), given["periods"])), rt  # fmt: skip
+    return placement or Own().admit(others[0], others[1:]), admitted
 
 
 def _run(given: dict[str, Any], deadlines: Sequence[Pipeline], others: Sequence[Pipeline], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:  # fmt: skip
@@ -88,11 +118,15 @@ def _run(given: dict[str, Any], deadlines: Sequence[Pipeline], others: Sequence[
         reader.start()
     for reader in readers:
         reader.join()
+    pace = threading.Event()
+    pace.wait(max(0.0, end - time.monotonic()))  # where nobody has a deadline
     reports = [pipe.report() for pipe in deadlines]
     return {
         "rt": {one.name: list(one.responses) for one in reports},
         "be": counts,
         "delivered": {one.name: one.longest_delivered for one in reports},
+        "bounds": {one.name: one.bound for one in reports},
+        "missed": sum(one.misses for one in reports),
         "skipped": sum(one.skipped for one in reports),
         "disturbed": sum(one.disturbed for one in reports),
         "overruns": {one.name: one.overruns for one in (*reports, *(pipe.report() for pipe in others))},
@@ -104,9 +138,9 @@ def _run(given: dict[str, Any], deadlines: Sequence[Pipeline], others: Sequence[
 def placed(
     rt: Sequence[Net],
     be: Sequence[Net],
-    profiles: dict[str, Profile],
+    profiles: Mapping[str, Profile],
     types: Sequence[NodeType],
-    periods: dict[str, float],
+    periods: Mapping[str, float],
 ) -> dict[str, tuple[Stage, ...]]:
     """Place each model, the largest load first, where the fullest node stays least full. By hand, for two nodes at most.
 
@@ -120,22 +154,22 @@ def placed(
     for net in sorted(be, key=lambda net: -sum(_seconds(profiles[net.name], types[0]))):
         node = min(range(len(types)), key=lambda k: beside[k] + sum(_seconds(profiles[net.name], types[k])))  # fmt: skip
         beside[node] += sum(_seconds(profiles[net.name], types[node]))
-        stages[net.name] = (Stage(node, 0, net.depth - 1),)
+        stages[net.name] = (Stage(node, 0, net.pieces - 1),)
     return stages
 
 
 def _cut(net: Net, profile: Profile, types: Sequence[NodeType], period: float, load: list[float]) -> tuple[Stage, ...]:  # fmt: skip
     first, last = types[0], types[-1]
     best: tuple[float, int] = (float("inf"), 0)
-    for cut in range(net.depth + 1):
+    for cut in range(net.pieces + 1):
         here, there = sum(_seconds(profile, first)[:cut]), sum(_seconds(profile, last)[cut:])
-        crossed = 0.1 * period if 0 < cut < net.depth else 0.0  # one stage is better than two
+        crossed = 0.1 * period if 0 < cut < net.pieces else 0.0  # one stage is better than two
         fullest = max(load[0] + here / period, load[-1] + there / period) + crossed / period
         best = min(best, (fullest, cut))
     cut = best[1]
     load[0] += sum(_seconds(profile, first)[:cut]) / period
     load[-1] += sum(_seconds(profile, last)[cut:]) / period
-    stages = (Stage(0, 0, cut - 1), Stage(len(types) - 1, cut, net.depth - 1))
+    stages = (Stage(0, 0, cut - 1), Stage(len(types) - 1, cut, net.pieces - 1))
     return tuple(stage for stage in stages if stage.last >= stage.first)
 
 
