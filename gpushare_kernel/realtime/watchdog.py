@@ -1,10 +1,12 @@
 """Looks at the layer that runs, and tells when it takes longer than it ever did while it was measured.
 
-The layer itself is in a library and tells nobody: this is a thread beside it, awake while there is work only.
+The layer itself is in a library and tells nobody: this is a thread beside it, awake while there is work only. It also
+sees that the kernel has ended, for whose sake a layer that hangs would hang for ever.
 """
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -29,12 +31,19 @@ class Watched:
 
 
 class Watchdog:
-    """One thread. `late` is called in it, once for each layer that overruns."""
+    """One thread. `late` is called in it, once for each layer that overruns; `alone`, once the process of the pidfd `kernel` has ended."""
 
-    def __init__(self, late: Callable[[Watched, float], None], core: CoreWait) -> None:
-        self._late, self._core = late, core
+    def __init__(
+        self,
+        late: Callable[[Watched, float], None],
+        core: CoreWait,
+        kernel: int,
+        alone: Callable[[], None],
+    ) -> None:
+        self._late, self._core, self._alone = late, core, alone
         self._busy = threading.Event()
-        self._pace = threading.Event()
+        self._kernel = select.poll()
+        self._kernel.register(kernel, select.POLLIN)
         self.now: Watched | None = None
         threading.Thread(target=self._run, name="gpushare-watchdog", daemon=True).start()
 
@@ -59,4 +68,6 @@ class Watchdog:
                 if took > seen.worst + PACE:
                     told = seen
                     self._late(seen, took)
-            self._pace.wait(PACE)
+            if self._kernel.poll(1000 * PACE):
+                self._alone()
+                return

@@ -230,8 +230,9 @@ def test_a_node_that_is_killed_leaves_nobody_waiting(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again(X), X + 1)
 
 
-def test_nodes_end_with_their_kernel() -> None:
-    """P8: also one that is killed, and whose child still holds all it had."""
+def test_nodes_end_with_their_kernel(tmp_path: Path) -> None:
+    """P8: also one that is killed, and whose child still holds all it had; also in the middle of a layer that hangs."""
+    hangs = tmp_path / "hangs"
     code = """
     import numpy as np
     from gpushare_kernel.realtime.nodes import Nodes
@@ -242,8 +243,15 @@ def test_nodes_end_with_their_kernel() -> None:
     from gpushare_kernel.realtime.profile import Costs, Profile
     x = np.zeros(2)
     nodes = Nodes(Fixed((NodeType(1), NodeType(1))))
-    profile = Profile('m', '', ['abs'], [form_of(x)] * 2, {'c1': Costs([60.0], [0.0], [0.0], 1)})
-    pipe = Pipeline([abs], x, name='m', class_='BE', nodes=nodes, profile=profile)
+    profile = Profile('m', '', ['layer'], [form_of(x)] * 2, {'c1': Costs([60.0], [0.0], [0.0], 1)})
+    def layer(x):
+        if x[0]:
+            import pathlib, time
+            pathlib.Path(HANGS).touch()
+            time.sleep(600)
+        return x
+    pipe = Pipeline([layer], x, name='m', class_='BE', nodes=nodes, profile=profile)
+    pipe.submit(x + 1)
     child = os.fork()
     if not child:
         time.sleep(600)
@@ -251,9 +259,10 @@ def test_nodes_end_with_their_kernel() -> None:
     say(child, *(node.pid for node in nodes.row))
     wait()
     """
-    with Program(textwrap.dedent(code), site=True) as kernel:
+    with Program(textwrap.dedent(code.replace("HANGS", repr(str(hangs)))), site=True) as kernel:
         child, *pids = kernel.said_pids()
         keys = [key_of(pid) for pid in pids]
+        eventually(hangs.exists)
         os.kill(kernel.pid, signal.SIGKILL)
         eventually(lambda: not any(map(procfs.alive, keys)))
         os.kill(child, signal.SIGKILL)
