@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from gpushare_kernel.broker import controls
+from gpushare_kernel.broker import controls, realtime
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.ids import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
@@ -20,7 +19,6 @@ from gpushare_kernel.core.sizes import check_weight, parse_time
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
-from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
 
 if TYPE_CHECKING:
@@ -73,6 +71,7 @@ class Desk:
             msg.Stop: self._stop,
             msg.CellStarted: self._cell_started,
             msg.CellEnded: self._cell_ended,
+            msg.RealtimeBeside: self._realtime_beside,
             msg.RealtimeGrid: self._realtime_grid,
             msg.RealtimeKept: self._realtime_kept,
             msg.RealtimeReleased: self._realtime_released,
@@ -343,33 +342,14 @@ class Desk:
 
     # --- real-time jobs ------------------------------------------------------------------------------------------------
 
+    def _realtime_beside(self, number: int, body: msg.RealtimeBeside) -> None:
+        realtime.beside(self._broker, self._own(), body, lambda reply: self._reply(number, reply))
+
     def _realtime_grid(self, _number: int, body: msg.RealtimeGrid) -> None:
-        job, engine = self._mine(body.job), self._engine()
-        if body.first is not None and not isfinite(body.first):
-            problem = f"a grid must begin at a time in seconds, and {body.first} is none."
-            raise BadFrame(problem)
-        engine.feed(ev.RealtimeGrid(at=engine.now, job=job, first=body.first))
+        realtime.grid(self._engine(), self._mine(body.job), body.first)
 
-    def _realtime_kept(self, number: int, body: msg.RealtimeKept) -> None:
-        """A broker before us promised it: prove it again, where it runs. Until then it takes turns like everybody else."""
-        job, engine = self._mine(body.job), self._engine()
-        check_task(body.task)
-
-        def then(proven: Proven) -> None:
-            if job not in engine.scheduler.jobs:
-                self._broker.promises_of(job).forget(job)
-            elif proven.refused:
-                name = clean_name(body.task.name)
-                self.notify(msg.Announce(texts.not_promised_again_text(name, proven.refused)))
-            else:
-                others = {one: each for one, each in proven.promises.items() if one != job}
-                promise = proven.promises[job]
-                engine.feed(ev.JobPromised(at=engine.now, job=job, promise=promise, promises=others))  # fmt: skip
-                self._realtime_grid(number, msg.RealtimeGrid(body.job, body.first))
-
-        record = engine.scheduler.jobs.get(job)
-        if record is not None and record.promise is None:
-            self._broker.prove(job, body.task, then, body.placement)
+    def _realtime_kept(self, _number: int, body: msg.RealtimeKept) -> None:
+        realtime.kept(self._broker, self, self._mine(body.job), body)
 
     def _realtime_released(self, _number: int, body: msg.RealtimeReleased) -> None:
         engine = self._engine()

@@ -11,17 +11,23 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
 from msgspec import to_builtins
 
-from gpushare_kernel.broker.ids import session_of
+from gpushare_kernel.broker.ids import client_id, session_of
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.core.values import JobId, Promise
-from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
+from gpushare_kernel.core.values import JobId, Promise, SessionId
+from gpushare_kernel.wire.realtime import (
+    RealtimeChain,
+    RealtimeLayer,
+    RealtimePlacement,
+    RealtimeTask,
+    Stages,
+)
 
 LIMIT = 60.0
 """Seconds that a proof may take: then the job is refused."""
@@ -30,7 +36,7 @@ _ELSEWHERE = (
     "its deadline cannot be promised: the real-time jobs of another notebook have divided this machine's cores into nodes of their own. "
     "Begin this one before them, or put its model into that notebook."
 )
-_MOST_LAYERS, _MOST_COSTS = 500, 10_000
+_MOST_LAYERS, _MOST_COSTS, _MOST_CHAINS = 500, 10_000, 100
 _PROOF = (sys.executable, "-m", "gpushare_kernel.realtime.proof")
 _logger = logging.getLogger(__name__)
 
@@ -45,13 +51,34 @@ class Proven:
 
 def check_task(task: RealtimeTask) -> None:
     """Raise `BadDeclaration` where what came can be no task: the proof itself says what else is wrong."""
-    costs = sum(len(layer.worst) + len(layer.best) for layer in task.layers)
-    if not 1 <= len(task.layers) <= _MOST_LAYERS or costs > _MOST_COSTS:
-        problem = f"a real-time job has 1 to {_MOST_LAYERS} layers with at most {_MOST_COSTS} costs in all, and {len(task.layers)} with {costs} came."
-        raise BadDeclaration(problem)
+    check_chains(task.layers, *(chain.layers for chain in task.beside))
     if not all(isfinite(one) and one > 0 for one in (task.period, task.deadline, task.weight)):
         problem = f"period, deadline and weight of a real-time job must be above 0, and {task.period}, {task.deadline} and {task.weight} came."
         raise BadDeclaration(problem)
+
+
+def check_chains(*chains: Sequence[RealtimeLayer]) -> None:
+    """Raise `BadDeclaration` where these can be no chains of layers, or too much to be analysed."""
+    for layers in chains:
+        costs = sum(len(layer.worst) + len(layer.best) for layer in layers)
+        if not 1 <= len(layers) <= _MOST_LAYERS or costs > _MOST_COSTS:
+            problem = f"a pipeline has 1 to {_MOST_LAYERS} layers with at most {_MOST_COSTS} costs in all, and {len(layers)} with {costs} came."
+            raise BadDeclaration(problem)
+    if len(chains) > _MOST_CHAINS:
+        problem = (
+            f"a notebook has at most {_MOST_CHAINS} pipelines at once, and {len(chains)} came."
+        )
+        raise BadDeclaration(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """What is to be proven together: real-time tasks, best effort by session, and who runs where already."""
+
+    tasks: Mapping[JobId, RealtimeTask]
+    beside: Mapping[SessionId, tuple[RealtimeChain, ...]]
+    configuration: Sequence[str]
+    stages: Mapping[str, Stages]
 
 
 class Promises:
@@ -59,9 +86,7 @@ class Promises:
 
     def __init__(self, gpus: int) -> None:
         self._gpus = gpus
-        self._tasks: dict[JobId, RealtimeTask] = {}
-        self._stages: dict[str, Any] = {}
-        self._configuration: list[str] = []
+        self._set = _Set({}, {}, (), {})
         self._lock = asyncio.Lock()
         self._proofs: dict[JobId, asyncio.Task[None]] = {}
         #: Where each admitted job runs.
@@ -76,62 +101,112 @@ class Promises:
         keeps: RealtimePlacement | None = None,
     ) -> None:
         """Prove the deadline of `job`, where it runs already (`keeps`), and call `then` with what came of it."""
+        self._begin(job, lambda: self.prove(job, task, drain, keeps), then)
 
+    def begin_beside(
+        self,
+        session: SessionId,
+        chains: tuple[RealtimeChain, ...],
+        drain: float,
+        then: Callable[[Proven], None],
+    ) -> None:
+        """Prove that the deadlines hold with this best effort in `session`, and call `then` with what came of it."""
+        self._begin(JobId(session), lambda: self.prove_beside(session, chains, drain), then)
+
+    def _begin(
+        self, name: JobId, prove: Callable[[], Awaitable[Proven]], then: Callable[[Proven], None]
+    ) -> None:
         async def proof() -> None:
             try:
-                proven = await self.prove(job, task, drain, keeps)
+                proven = await prove()
             finally:
-                self._proofs.pop(job, None)
+                self._proofs.pop(name, None)
             then(proven)
 
-        self._proofs[job] = asyncio.get_running_loop().create_task(proof())
+        self._proofs[name] = asyncio.get_running_loop().create_task(proof())
 
     async def prove(
         self, job: JobId, task: RealtimeTask, drain: float, keeps: RealtimePlacement | None = None
     ) -> Proven:
         """Prove the deadline of `job` beside all that are promised, with a drain of others of `drain` seconds."""
         async with self._lock:
-            several = {session_of(one) for one in (*self._tasks, job)}
-            alone = len(several) == 1
-            configuration = [*keeps.configuration] if keeps else self._configuration
-            if self._configuration and configuration != self._configuration:
-                return Proven(refused=_ELSEWHERE)
-            if not alone and len(configuration) > 1:
-                return Proven(refused=_ELSEWHERE)
-            found = await self._ask(job, task, drain, MAX_NODES if alone else 1, keeps)
-            if "refused" in found:
-                return Proven(refused=self._told(str(found["refused"]), job, task))
-            self._tasks[job] = task
-            self._stages = dict(found["stages"])
-            self._configuration = list(found["configuration"])
-            promises = {
-                one: Promise(
-                    period=t.period,
-                    deadline=t.deadline,
-                    bound=found["bounds"][str(one)],
-                    drain=drain,
-                    absorbs=found["absorbs"],
-                    weight=t.weight,
-                )
-                for one, t in self._tasks.items()
-            }
-            placement = RealtimePlacement(
-                configuration=tuple(self._configuration),
-                stages=tuple((node, first, after) for node, first, after in self._stages[str(job)]),
-                bound=promises[job].bound,
-                absorbs=promises[job].absorbs,
+            session, known = session_of(job), self._set
+            stages, configuration = self._staying(session, task.beside), known.configuration
+            if keeps is not None:
+                if configuration and [*keeps.configuration] != [*configuration]:
+                    return Proven(refused=_ELSEWHERE)
+                configuration = keeps.configuration
+                there = {_beside(session, name): one for name, one in keeps.beside.items()}
+                stages |= {str(job): keeps.stages, **there}
+            asked = _Set(
+                {**known.tasks, job: task},
+                {**known.beside, session: task.beside},
+                configuration,
+                stages,
             )
-            self.placements[job] = placement
-            return Proven(promises=promises)
+            return await self._proven(asked, drain, task.name)
 
-    def _told(self, why: str, job: JobId, task: RealtimeTask) -> str:
-        """Return why a job is refused, as its user may read it: by the name it gave, and nobody else's (I9)."""
-        why = why.replace(f"task {job}", f"task {task.name}").replace(str(job), task.name)
-        for other in self._tasks:
-            why = why.replace(f"task {other}", str(other)).replace(
-                str(other), "another real-time job"
+    async def prove_beside(
+        self, session: SessionId, chains: tuple[RealtimeChain, ...], drain: float
+    ) -> Proven:
+        """Prove that all deadlines hold with this best effort in `session`; where it has none, nothing is to be proven."""
+        async with self._lock:
+            known = self._set
+            if not any(session_of(job) == session for job in known.tasks):
+                return Proven()
+            stages = self._staying(session, chains)
+            asked = replace(known, beside={**known.beside, session: chains}, stages=stages)
+            return await self._proven(asked, drain, chains[-1].name if chains else "")
+
+    def _staying(
+        self, session: SessionId, chains: tuple[RealtimeChain, ...]
+    ) -> dict[str, Stages]:
+        """Return where those run who keep their nodes; of the best effort of `session`, what is as it was."""
+        known = self._set
+        gone = {_beside(session, one.name) for one in known.beside.get(session, ()) if one not in chains}  # fmt: skip
+        return {name: stages for name, stages in known.stages.items() if name not in gone}
+
+    async def _proven(self, asked: _Set, drain: float, name: str) -> Proven:
+        """Prove a set, and keep it where it holds. `name` is what the newcomer is called by its user."""
+        several = len({session_of(job) for job in asked.tasks}) > 1
+        if several and len(asked.configuration) > 1:
+            return Proven(refused=_ELSEWHERE)
+        found = await self._ask(asked, drain, 1 if several else MAX_NODES)
+        if "refused" in found:
+            return Proven(refused=_told(str(found["refused"]), asked, name))
+        stages = {
+            one: tuple((node, first, after) for node, first, after in at)
+            for one, at in found["stages"].items()
+        }
+        self._set = replace(asked, configuration=tuple(found["configuration"]), stages=stages)
+        promises = {
+            job: Promise(
+                period=task.period,
+                deadline=task.deadline,
+                bound=found["bounds"][str(job)],
+                drain=drain,
+                absorbs=found["absorbs"],
+                weight=task.weight,
             )
-        return why
+            for job, task in asked.tasks.items()
+        }
+        self.placements = {job: self._placement(job, promises) for job in promises}
+        return Proven(promises=promises)
+
+    def _placement(self, job: JobId, promises: Mapping[JobId, Promise]) -> RealtimePlacement:
+        known, session, promise = self._set, session_of(job), promises[job]
+        mine = {client_id(one): each for one, each in promises.items() if session_of(one) == session}
+        return RealtimePlacement(
+            configuration=tuple(known.configuration),
+            stages=known.stages[str(job)],
+            bound=promise.bound,
+            absorbs=promise.absorbs,
+            beside={
+                chain.name: known.stages[_beside(session, chain.name)]
+                for chain in known.beside.get(session, ())
+            },
+            bounds={one: each.bound for one, each in mine.items()},
+        )
 
     async def close(self) -> None:
         """Give up what is being proven."""
@@ -145,20 +220,25 @@ class Promises:
         if job in self._proofs:
             self._proofs[job].cancel()
         self.placements.pop(job, None)
-        if self._tasks.pop(job, None) is not None:
-            self._stages.pop(str(job), None)
-        if not self._tasks:
-            self._configuration = []
+        known = self._set
+        tasks = {one: task for one, task in known.tasks.items() if one != job}
+        if not tasks:
+            self._set = _Set({}, {}, (), {})
+            return
+        sessions = {session_of(one) for one in tasks}
+        beside = {one: chains for one, chains in known.beside.items() if one in sessions}
+        left = {str(one) for one in tasks} | {
+            _beside(session, chain.name) for session, chains in beside.items() for chain in chains
+        }
+        stages = {name: at for name, at in known.stages.items() if name in left}
+        self._set = replace(known, tasks=tasks, beside=beside, stages=stages)
 
-    async def _ask(
-        self,
-        job: JobId,
-        task: RealtimeTask,
-        drain: float,
-        nodes: int,
-        keeps: RealtimePlacement | None,
-    ) -> dict[str, Any]:
-        tasks = {**self._tasks, job: task}
+    async def _ask(self, asked: _Set, drain: float, nodes: int) -> dict[str, Any]:
+        best_effort = [
+            _plain(_beside(session, chain.name), chain)
+            for session, chains in asked.beside.items()
+            for chain in chains
+        ]
         question = {
             "taskset": {
                 "cpus": len(os.sched_getaffinity(0)),
@@ -166,13 +246,11 @@ class Promises:
                 "max_nodes": max(nodes, self._gpus),
                 "mode": "layer",
                 "drain": {"gpu": drain, "cpu": drain},
-                "tasks": [_plain(str(one), each) for one, each in tasks.items()],
+                "tasks": [*(_plain(str(job), task) for job, task in asked.tasks.items()), *best_effort],
             },
-            "new": str(job),
-            "configuration": self._configuration if keeps is None else keeps.configuration,
-            "stages": self._stages,
-            "keeps": None if keeps is None else keeps.stages,
-        }
+            "configuration": asked.configuration,
+            "stages": asked.stages,
+        }  # fmt: skip
         try:
             async with asyncio.timeout(LIMIT):
                 return await _run(json.dumps(question).encode())
@@ -182,7 +260,23 @@ class Promises:
             }
 
 
-def _plain(name: str, task: RealtimeTask) -> dict[str, Any]:
+def _beside(session: SessionId, name: str) -> str:
+    """Return what a best-effort chain is called in a proof."""
+    return f"{session}|{name}"
+
+
+def _told(why: str, asked: _Set, name: str) -> str:
+    """Return why something is refused, as its user may read it: by the name it gave, and nobody else's (I9)."""
+    chains = {_beside(session, chain.name): chain.name for session, there in asked.beside.items() for chain in there}  # fmt: skip
+    for one, said in {**{str(job): task.name for job, task in asked.tasks.items()}, **chains}.items():  # fmt: skip
+        mine = said if said == name else "another pipeline"
+        why = why.replace(f"task {one}", mine if said != name else f"task {said}").replace(
+            one, mine
+        )
+    return why
+
+
+def _plain(name: str, task: RealtimeTask | RealtimeChain) -> dict[str, Any]:
     """Return a task as the analysis reads it; names are ours, people's need not be unique."""
     layers = [
         {
@@ -193,6 +287,8 @@ def _plain(name: str, task: RealtimeTask) -> dict[str, Any]:
         }
         for layer in task.layers
     ]
+    if isinstance(task, RealtimeChain):
+        return {"name": name, "class": "BE", "layers": layers}
     told = to_builtins(task)
     times = {key: told[key] for key in ("period", "deadline")}
     return {

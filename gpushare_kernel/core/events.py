@@ -101,12 +101,10 @@ class JobConfirmed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobPromised(Event):
-    """The deadline of a job that was confirmed is proven again; and, with it there, those of the others."""
+class Promised(Event):
+    """Deadlines of jobs that run are proven anew: of those that had a promise, and of those confirmed after a restart."""
 
-    job: JobId
-    promise: Promise
-    promises: Mapping[JobId, Promise] = field(default_factory=dict)
+    promises: Mapping[JobId, Promise]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

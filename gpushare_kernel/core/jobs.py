@@ -256,7 +256,7 @@ class Jobs:
         """Why a deadline that was proven does not hold on this device now; None where it does, or none was asked for."""
         return None
 
-    def _promised(self, event: ev.JobSubmitted | ev.JobPromised) -> None:
+    def _promised(self, event: ev.JobSubmitted | ev.Promised) -> None:
         """A job is taken in: what was promised to others may have changed by it."""
 
     def _first_line(self, job: Job) -> None:

@@ -33,20 +33,21 @@ class Realtime(Suspensions):
                 )
         return None
 
-    def _promised_again(self, event: ev.JobPromised) -> None:
-        """A job that runs has a deadline from now on: its session is in nobody's turn any more."""
-        job = self.jobs.get(event.job)
-        if job is None or job.promise is not None:
-            return
+    def _promised_anew(self, event: ev.Promised) -> None:
+        """Jobs that run have other bounds, or a deadline from now on: then their session is in nobody's turn any more."""
         self._promised(event)
-        session = self.sessions[job.session]
-        self.turns.unwant(session, event.at)
-        job.promise, job.realtime, session.realtime = event.promise, True, True
-        self._first_line(job)
-        self._wants(session, event.at)
+        for name, promise in event.promises.items():
+            job = self.jobs.get(name)
+            if job is None or job.promise is not None:
+                continue
+            session = self.sessions[job.session]
+            self.turns.unwant(session, event.at)
+            job.promise, job.realtime, session.realtime = promise, True, True
+            self._first_line(job)
+            self._wants(session, event.at)
         self._admit(event.at)
 
-    def _promised(self, event: ev.JobSubmitted | ev.JobPromised) -> None:
+    def _promised(self, event: ev.JobSubmitted | ev.Promised) -> None:
         for job, promise in event.promises.items():
             standing = self.turns.gate.windows.standing.get(job)
             if standing is not None:

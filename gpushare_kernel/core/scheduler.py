@@ -41,7 +41,7 @@ class Scheduler(Room):
             ev.Sampled: self._sampled,
             ev.Continued: self._continued,
             ev.Paused: self._paused,
-            ev.JobPromised: self._promised_again,
+            ev.Promised: self._promised_anew,
             ev.RealtimeGrid: self._on_grid,
             ev.RealtimeReleased: self._is_released,
             ev.RealtimeDone: self._is_done,

@@ -15,14 +15,28 @@ from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.placement import Admission, Alone, Placement
 from gpushare_kernel.realtime.proof import OVERHEAD, Proof, prove
 from gpushare_kernel.realtime.taskset import Taskset
-from gpushare_kernel.wire.messages import RealtimeDone, RealtimeGrid, RealtimeReleased, Submit
-from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimePlacement, RealtimeTask
+from gpushare_kernel.wire.messages import (
+    RealtimeBeside,
+    RealtimeDone,
+    RealtimeGrid,
+    RealtimePlaced,
+    RealtimeReleased,
+    Submit,
+)
+from gpushare_kernel.wire.realtime import (
+    RealtimeChain,
+    RealtimeLayer,
+    RealtimePlacement,
+    RealtimeTask,
+)
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.job import Job
     from gpushare_kernel.client.session import Session
 
 MAX_NODES = 4
+PROOF = 90.0
+"""Seconds in which the broker says whether deadlines hold beside one more pipeline: its own limit for a proof, and those before it."""
 _numbers = itertools.count(1)
 
 
@@ -58,7 +72,7 @@ class Own(Alone):
         tasks = (*others, task)
         if not any(one.kind is Kind.RT for one in tasks):
             return _whole_machine(tasks)
-        found = prove(_taskset(tasks), task.name, (), {})
+        found = prove(_taskset(tasks), (), {})
         if isinstance(found, str):
             msg = f"pipeline {task.name}: {found}"
             raise Refused(msg)
@@ -71,6 +85,7 @@ class AtBroker:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._jobs: dict[str, Job] = {}
+        self._tasks: dict[str, Task] = {}
         self._lock = threading.Lock()
         self._placements: dict[str, RealtimePlacement] = {}
 
@@ -87,15 +102,20 @@ class AtBroker:
         Refused
             Where a deadline would not be certain, with the numbers.
         """
+        tasks = (*others, task)
+        chains = tuple(_chain(one) for one in tasks if one.kind is Kind.BE)
         if task.kind is Kind.RT:
-            self._promise(task)
-        return self._placed((*others, task))
+            self._promise(task, chains)
+        elif self._jobs:
+            self._ask_beside(task, chains)
+        return self._placed(tasks)
 
     def leaves(self, task: Task) -> None:
         """Its deadline is promised no more."""
         with self._lock:
             job = self._jobs.pop(task.name, None)
             self._placements.pop(task.name, None)
+            self._tasks.pop(task.name, None)
         if job is not None:
             job.leave()
 
@@ -118,13 +138,26 @@ class AtBroker:
         if job is not None:
             self._session.note(RealtimeDone(job.id))
 
-    def _promise(self, task: Task) -> None:
+    def _ask_beside(self, task: Task, chains: tuple[RealtimeChain, ...]) -> None:
+        """Have the deadlines proven with one more best-effort pipeline."""
+        try:
+            placed = self._session.request(RealtimeBeside(chains), RealtimePlaced, timeout=PROOF)
+        except Refused as problem:
+            msg = f"pipeline {task.name}: beside it {problem}"
+            raise Refused(msg) from None
+        with self._lock:
+            for name, job in self._jobs.items():
+                if job.id in placed.placements:
+                    self._placements[name] = job.placement = placed.placements[job.id]
+                    job.realtime = _told(self._tasks[name], chains)
+
+    def _promise(self, task: Task, chains: tuple[RealtimeChain, ...]) -> None:
         submit = Submit(
             JobId(f"rt-{os.getpid()}-{next(_numbers)}"),
             task.name,
             persistent=0,
             ephemeral=0,
-            realtime=_told(task),
+            realtime=_told(task, chains),
         )
         job = self._session.submit(submit)
         placement = job.placement
@@ -134,24 +167,21 @@ class AtBroker:
             raise Refused(msg)
         job.realtime = submit.realtime
         with self._lock:
-            self._jobs[task.name] = job
+            self._jobs[task.name], self._tasks[task.name] = job, task
             self._placements[task.name] = placement
 
     def _placed(self, tasks: Iterable[Task]) -> Placement:
         with self._lock:
-            known = dict(self._placements)
+            known, jobs = dict(self._placements), dict(self._jobs)
         tasks = tuple(tasks)
         if not known:
             return _whole_machine(tasks)
-        nodes = tuple(NodeType.parse(one) for one in next(iter(known.values())).configuration)
-        last = len(nodes) - 1
-        stages = {
-            task.name: _stages(known[task.name].stages)
-            if task.name in known
-            else (Stage(last, 0, len(task.layers) - 1),)
-            for task in tasks
-        }
-        return Placement(nodes, stages, {name: one.bound for name, one in known.items()})
+        latest = [*known.values()][-1]
+        nodes = tuple(NodeType.parse(one) for one in latest.configuration)
+        stages = {name: _stages(one.stages) for name, one in known.items()}
+        stages |= {name: _stages(one) for name, one in latest.beside.items()}
+        bounds = {name: latest.bounds[job.id] for name, job in jobs.items() if job.id in latest.bounds}  # fmt: skip
+        return Placement(nodes, {task.name: stages[task.name] for task in tasks}, bounds)
 
 
 def _taskset(tasks: Sequence[Task]) -> Taskset:
@@ -186,9 +216,25 @@ def _whole_machine(tasks: Sequence[Task]) -> Placement:
     return Placement((kind,), {one.name: (Stage(0, 0, len(one.layers) - 1),) for one in tasks})
 
 
-def _told(task: Task) -> RealtimeTask:
+def _told(task: Task, chains: tuple[RealtimeChain, ...]) -> RealtimeTask:
     """Return a task as the broker reads it."""
-    layers = tuple(
+    return RealtimeTask(
+        name=task.name,
+        period=task.period or 0.0,
+        deadline=task.deadline or 0.0,
+        layers=_layers(task),
+        weight=task.weight,
+        jitter=task.jitter,
+        beside=chains,
+    )
+
+
+def _chain(task: Task) -> RealtimeChain:
+    return RealtimeChain(task.name, _layers(task))
+
+
+def _layers(task: Task) -> tuple[RealtimeLayer, ...]:
+    return tuple(
         RealtimeLayer(
             worst={str(kind): seconds for kind, seconds in layer.worst.items()},
             best={str(kind): seconds for kind, seconds in layer.best.items()},
@@ -196,12 +242,4 @@ def _told(task: Task) -> RealtimeTask:
             name=layer.name,
         )
         for layer in task.layers
-    )
-    return RealtimeTask(
-        name=task.name,
-        period=task.period or 0.0,
-        deadline=task.deadline or 0.0,
-        layers=layers,
-        weight=task.weight,
-        jitter=task.jitter,
     )

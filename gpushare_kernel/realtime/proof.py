@@ -1,8 +1,8 @@
-"""May this task come to those that are promised already? Asked by the broker, answered by a process of its own.
+"""May these tasks come to those that are promised already? Asked by the broker, answered by a process of its own.
 
     echo QUESTION.json | python -m gpushare_kernel.realtime.proof
 
-Those that run keep their nodes: the new one is placed beside them. The answer has the bound of each, and how long the work of
+Those that run keep their nodes: the new ones are placed beside them. The answer has the bound of each, and how long the work of
 others may take to drain (seconds) with every deadline kept (I7).
 """
 
@@ -41,18 +41,14 @@ class Proof:
 
 
 def prove(
-    taskset: Taskset,
-    new: str,
-    configuration: Sequence[str],
-    placed: Mapping[str, Placed],
-    keeps: Placed | None = None,
+    taskset: Taskset, configuration: Sequence[str], placed: Mapping[str, Placed]
 ) -> Proof | str:
-    """Return what is proven of `taskset`, of which all but `new` are placed on `configuration`; or why nothing can be.
+    """Return what is proven of `taskset`, of which `placed` run on `configuration` already; or why nothing can be.
 
-    Without a configuration all are free, and the best one is looked for. With `keeps` the new one is placed too, and stays there.
+    Without a configuration all are free, and the best one is looked for.
     """
     search = Search(taskset)
-    found = _beside(search, new, configuration, placed, keeps) if configuration else search.pruned()
+    found = _beside(search, configuration, placed) if configuration else search.pruned()
     if found is None or not found.admitted:
         return _refusal(search, found, anew=bool(configuration))
     return Proof(
@@ -64,39 +60,46 @@ def prove(
 
 
 def _beside(
-    search: Search,
-    new: str,
-    configuration: Sequence[str],
-    placed: Mapping[str, Placed],
-    keeps: Placed | None,
+    search: Search, configuration: Sequence[str], placed: Mapping[str, Placed]
 ) -> Candidate | None:
-    """Place `new` beside those that keep their nodes."""
+    """Place those that are new beside those that keep their nodes; best effort comes last, where it makes the least load."""
     board = Board([NodeType.parse(name) for name in configuration])
     works = {work.name: work for work in search.works}
     for name, stages in placed.items():
         board.add(works[name], stages)
-    mine = keeps or board.quickest(works[new], FULL) or board.place(works[new])
-    return None if mine is None else search.judged(board, {**placed, new: mine})
+    all_placed = dict(placed)
+    for work in (*search.realtime, *(one for one in search.works if not one.realtime)):
+        if work.name not in placed:
+            mine = (board.quickest(work, FULL) if work.realtime else None) or board.place(work)
+            if mine is None:
+                return None
+            all_placed[work.name] = mine
+            board.add(work, mine)
+    return search.judged(board, all_placed)
 
 
-def _kept(
-    taskset: Taskset, new: str, configuration: Sequence[str], stages: Sequence[Sequence[int]]
-) -> Placed:
-    """Return where a task says that it runs. It comes from a notebook: it may be no way through the nodes."""
-    task = next(one for one in taskset.tasks if one.name == new)
+def _check_placed(
+    taskset: Taskset, configuration: Sequence[str], placed: Mapping[str, Placed]
+) -> None:
+    """Refuse stages that are no way through the nodes: they may come from a notebook."""
     nodes = [NodeType.parse(name) for name in configuration]
-    done, before = 0, -1
-    for node, first, after in stages:
-        if not before < node < len(nodes) or not done == first < after:
-            break
-        if any(nodes[node] not in layer.worst for layer in task.layers[first:after]):
-            break
-        before, done = node, after
     whole = sum(one.cpus for one in nodes), sum(one.gpus for one in nodes)
-    if done != len(task.layers) or whole != (taskset.cpus, taskset.gpus):
-        msg = f"task {new}: {list(stages)} on {', '.join(configuration)} are no way for {len(task.layers)} layers through nodes of {taskset.cpus} cores and {taskset.gpus} GPUs. Close the pipeline, and open it again."
+    if nodes and whole != (taskset.cpus, taskset.gpus):
+        msg = f"it runs on {', '.join(configuration)}, and there are {taskset.cpus} cores and {taskset.gpus} GPUs"
         raise BadTaskset(msg)
-    return tuple((node, first, after) for node, first, after in stages)
+    tasks = {task.name: task for task in taskset.tasks}
+    for name, stages in placed.items():
+        layers = tasks[name].layers
+        done, before = 0, -1
+        for node, first, after in stages:
+            if not before < node < len(nodes) or not done == first < after:
+                break
+            if any(nodes[node] not in layer.worst for layer in layers[first:after]):
+                break
+            before, done = node, after
+        if done != len(layers):
+            msg = f"task {name}: {list(stages)} is no way for {len(layers)} layers through nodes {', '.join(configuration)}"
+            raise BadTaskset(msg)
 
 
 def _late(search: Search, found: Candidate, drain: float) -> dict[str, int | None]:
@@ -137,13 +140,8 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
             name: tuple((int(n), int(first), int(after)) for n, first, after in stages)
             for name, stages in question["stages"].items()
         }
-        keeps = question.get("keeps")
-        kept = (
-            None
-            if keeps is None
-            else _kept(taskset, question["new"], question["configuration"], keeps)
-        )
-        found = prove(taskset, question["new"], question["configuration"], placed, kept)
+        _check_placed(taskset, question["configuration"], placed)
+        found = prove(taskset, question["configuration"], placed)
     except BadTaskset as problem:
         found = f"{_CANNOT}: {problem}"
     if isinstance(found, str):

@@ -31,7 +31,7 @@ from gpushare_kernel.wire.handshake import (
     Welcome,
 )
 from gpushare_kernel.wire.handshake import Message as _Message
-from gpushare_kernel.wire.realtime import RealtimePlacement, RealtimeTask
+from gpushare_kernel.wire.realtime import RealtimeChain, RealtimePlacement, RealtimeTask
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
@@ -235,6 +235,12 @@ class RealtimeGrid(_Message, frozen=True):
     first: float | None = None
 
 
+class RealtimeBeside(_Message, frozen=True):
+    """All best effort that my notebook has now, one more than before: may it run beside its deadlines? Answered by `RealtimePlaced`."""
+
+    chains: tuple[RealtimeChain, ...]
+
+
 class RealtimeKept(_Message, frozen=True):
     """A real-time job of mine ran on while the broker was gone, as another one had promised: promise it again.
 
@@ -277,6 +283,12 @@ class Granted(_Message, frozen=True):
     ephemeral: int
     learned: int = 0
     placement: RealtimePlacement | None = None
+
+
+class RealtimePlaced(_Message, frozen=True):
+    """Where my real-time jobs run, and what is proven of them now."""
+
+    placements: dict[JobId, RealtimePlacement]
 
 
 class DryRun(_Message, frozen=True):
@@ -415,6 +427,7 @@ Request = (
     | PauseNotebook
     | ResumeNotebook
     | AskHolder
+    | RealtimeBeside
     | GetSnapshot
     | GetNeeds
     | SetWeight
@@ -437,6 +450,7 @@ Reply = (
     | AskedNow
     | SnapshotReply
     | NeedsReply
+    | RealtimePlaced
 )
 BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing
 
@@ -468,6 +482,7 @@ _SINCE_2 = (
     | PauseNotebook
     | ResumeNotebook
     | AskHolder
+    | RealtimeBeside
     | RealtimeGrid
     | RealtimeKept
     | RealtimeReleased

@@ -14,8 +14,18 @@ class RealtimeLayer(Struct, frozen=True, omit_defaults=True):
     name: str = ""
 
 
+class RealtimeChain(Struct, frozen=True, omit_defaults=True):
+    """A best-effort chain of the same notebook: each of its layers may hold up a deadline."""
+
+    name: str
+    layers: tuple[RealtimeLayer, ...]
+
+
 class RealtimeTask(Struct, frozen=True, omit_defaults=True):
-    """A chain of layers, released at most once in `period`, done `deadline` later. A larger `weight` comes first."""
+    """A chain of layers, released at most once in `period`, done `deadline` later. A larger `weight` comes first.
+
+    `beside` is all best effort that its notebook has now.
+    """
 
     name: str
     period: float
@@ -23,15 +33,23 @@ class RealtimeTask(Struct, frozen=True, omit_defaults=True):
     layers: tuple[RealtimeLayer, ...]
     weight: float = 1.0
     jitter: float = 0.0
+    beside: tuple[RealtimeChain, ...] = ()
+
+
+Stages = tuple[tuple[int, int, int], ...]
+"""Node, first layer, and the layer after the last, of each stage in order."""
 
 
 class RealtimePlacement(Struct, frozen=True, omit_defaults=True):
-    """Where an admitted real-time job runs: node types in pipeline order, its stages (node, first layer, layer after the last), what was proven.
+    """Where an admitted real-time job runs: node types in pipeline order, its stages, what was proven.
 
     `bound` is how long after a release it is done at the latest; `absorbs` how long others' work may take to stop with that.
+    `beside` is where its notebook's best effort runs, by name; `bounds` what is proven now of all jobs of that notebook, by id.
     """
 
     configuration: tuple[str, ...]
-    stages: tuple[tuple[int, int, int], ...]
+    stages: Stages
     bound: float
     absorbs: float
+    beside: dict[str, Stages] = {}
+    bounds: dict[str, float] = {}

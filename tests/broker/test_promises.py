@@ -12,7 +12,12 @@ from gpushare_kernel.broker import promises
 from gpushare_kernel.core.values import GiB, JobId, PauseStatus
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.wire import messages as msg
-from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimePlacement, RealtimeTask
+from gpushare_kernel.wire.realtime import (
+    RealtimeChain,
+    RealtimeLayer,
+    RealtimePlacement,
+    RealtimeTask,
+)
 from gpushare_kernel.wire.texts import barred_text
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import end, job_of, refused, session_of, submit
@@ -103,6 +108,54 @@ def test_those_who_run_keep_their_nodes(house: House) -> None:
     assert "its deadline" in said
     assert "It fits" in said
     assert isinstance(two.ask(end("cam")), msg.Report)
+
+
+def chain(name: str, work: float, layers: int = 2) -> RealtimeChain:
+    layer = RealtimeLayer({f"c{n}": work for n in range(1, CORES + 1)})
+    return RealtimeChain(name, (layer,) * layers)
+
+
+def test_best_effort_of_the_same_notebook_is_in_the_bound(house: House) -> None:
+    """R4: a layer of it may block each release; what leaves a deadline no room is refused, and nothing changes."""
+    client = house.notebook()
+    granted = realtime(client)
+    assert isinstance(granted, msg.Granted)
+    assert granted.placement is not None
+    job = job_of(client, "cam")
+    before = granted.placement.bound
+
+    placed = client.ask(msg.RealtimeBeside((chain("train", 0.02),)))
+    assert isinstance(placed, msg.RealtimePlaced)
+    (placement,) = placed.placements.values()
+    assert before + 0.02 <= placement.bound <= 0.15
+    assert placement.absorbs < granted.placement.absorbs
+    assert placement.bounds == {"cam": placement.bound}
+    assert placement.stages == granted.placement.stages
+    assert [stage[1:] for stage in placement.beside["train"]][-1][1] == 2
+    assert standing(house, job).promise.bound == placement.bound
+
+    said = refused(client.ask(msg.RealtimeBeside((chain("train", 0.02), chain("slow", 0.2)))), "Refused")  # fmt: skip
+    assert "its deadline" in said
+    assert standing(house, job).promise.bound == placement.bound
+    again = client.ask(
+        msg.RealtimeBeside((chain("train", 0.01, layers=5),))
+    )  # another of that name
+    assert isinstance(again, msg.RealtimePlaced)
+    assert before + 0.01 <= again.placements[JobId("cam")].bound < placement.bound
+    assert isinstance(client.ask(end("cam")), msg.Report)
+    assert client.ask(msg.RealtimeBeside((chain("slow", 0.2),))) == msg.RealtimePlaced({})
+
+
+def test_a_job_is_proven_beside_its_notebooks_best_effort(house: House) -> None:
+    """R4: also where that was there first."""
+    client = house.notebook()
+    said = refused(realtime(client, beside=(chain("slow", 0.2),)), "Refused")
+    assert "It fits without best effort" in said
+    granted = realtime(client, beside=(chain("train", 0.02),))
+    assert isinstance(granted, msg.Granted)
+    assert granted.placement is not None
+    assert granted.placement.bound >= 0.012 + 0.02
+    assert list(granted.placement.beside) == ["train"]
 
 
 def test_giving_up_while_it_is_proven(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,38 @@ def test_others_stand_aside_for_a_deadline_and_have_the_rest(host: Host) -> None
     list(burning)
 
 
+BESIDE = """
+from gpushare_kernel.core.errors import Refused
+from gpushare_kernel.realtime.model import NodeType
+from gpushare_kernel.realtime.profile import Costs
+import msgspec
+def beside(name, seconds):
+    there = pipe.profile
+    costs = {kind: Costs([seconds] * 2, [0.0] * 2, [0.0] * 2, 1) for kind in there.costs}
+    return Pipeline([work, work], np.zeros(4, np.float32), class_="BE", name=name, profile=msgspec.structs.replace(there, costs=costs))
+before = pipe.report().bound
+train = beside("train", 0.01)
+try:
+    beside("slow", 0.3)
+except Refused as problem:
+    print("refused", problem)
+print(float(train(np.zeros(4, np.float32))[0]), 0.011 < pipe.report().bound - before < 0.1)
+"""
+
+
+def test_a_notebooks_own_best_effort_is_in_its_bound(host: Host) -> None:
+    """R4: it comes to a deadline that is promised: the bound is another one then, or it is refused; the nodes stay."""
+    host.start("--capacity", "1GiB")
+    camera = host.notebook("camera.ipynb")
+    camera.run(PIPE.replace("WORK", "100"))
+    (before,) = host.snapshot().rt
+    refused, ran = camera.run(BESIDE)
+    assert ran == "200.0 True"
+    assert refused.startswith("refused pipeline slow: beside it")
+    (after,) = host.snapshot().rt
+    assert after.bound > before.bound + 0.011
+
+
 def test_a_promise_outlives_its_broker(host: Host) -> None:
     """W11: the broker is killed in the middle of a loop: no job is lost, and soon others stand aside again."""
     broker = host.start("--capacity", "1GiB")
