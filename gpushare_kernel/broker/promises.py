@@ -158,9 +158,7 @@ class Promises:
             asked = replace(known, beside={**known.beside, session: chains}, stages=stages)
             return await self._proven(asked, drain, chains[-1].name if chains else "")
 
-    def _staying(
-        self, session: SessionId, chains: tuple[RealtimeChain, ...]
-    ) -> dict[str, Stages]:
+    def _staying(self, session: SessionId, chains: tuple[RealtimeChain, ...]) -> dict[str, Stages]:
         """Return where those run who keep their nodes; of the best effort of `session`, what is as it was."""
         known = self._set
         gone = {_beside(session, one.name) for one in known.beside.get(session, ()) if one not in chains}  # fmt: skip
@@ -195,7 +193,9 @@ class Promises:
 
     def _placement(self, job: JobId, promises: Mapping[JobId, Promise]) -> RealtimePlacement:
         known, session, promise = self._set, session_of(job), promises[job]
-        mine = {client_id(one): each for one, each in promises.items() if session_of(one) == session}
+        mine = {
+            client_id(one): each for one, each in promises.items() if session_of(one) == session
+        }
         return RealtimePlacement(
             configuration=tuple(known.configuration),
             stages=known.stages[str(job)],
@@ -206,6 +206,7 @@ class Promises:
                 for chain in known.beside.get(session, ())
             },
             bounds={one: each.bound for one, each in mine.items()},
+            spare=max(0.0, promise.absorbs - promise.drain),
         )
 
     async def close(self) -> None:

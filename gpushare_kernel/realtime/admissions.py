@@ -181,7 +181,8 @@ class AtBroker:
         stages = {name: _stages(one.stages) for name, one in known.items()}
         stages |= {name: _stages(one) for name, one in latest.beside.items()}
         bounds = {name: latest.bounds[job.id] for name, job in jobs.items() if job.id in latest.bounds}  # fmt: skip
-        return Placement(nodes, {task.name: stages[task.name] for task in tasks}, bounds)
+        there = {task.name: stages[task.name] for task in tasks}
+        return Placement(nodes, there, bounds, latest.spare)
 
 
 def _taskset(tasks: Sequence[Task]) -> Taskset:
@@ -199,7 +200,7 @@ def _taskset(tasks: Sequence[Task]) -> Taskset:
 def _placement(found: Proof) -> Placement:
     nodes = tuple(NodeType.parse(one) for one in found.configuration)
     stages = {name: _stages(placed) for name, placed in found.stages.items()}
-    return Placement(nodes, stages, found.bounds)
+    return Placement(nodes, stages, found.bounds, found.absorbs)
 
 
 def _stages(placed: Iterable[Sequence[int]]) -> tuple[Stage, ...]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.realtime import node, orders, payload
 from gpushare_kernel.realtime.chain import BadModel, Chain
-from gpushare_kernel.realtime.conduct import Event
+from gpushare_kernel.realtime.discipline import Discipline
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, NodeType, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
@@ -58,6 +58,7 @@ class Nodes:
         self._wake = -1
         self._next = 0
         self._tells: dict[int, Callable[[str], None]] = {}
+        self._discipline = Discipline()
 
     @property
     def admission(self) -> Admission:
@@ -220,7 +221,14 @@ class Nodes:
             while self.row is row:
                 for tenant in self.tenants.values():
                     self._launch_waiting(tenant)
-                due = min((one.due for one in self.tenants.values() if one.has_slot), default=inf)
+                self._tell_nodes(*self._discipline.over(time.monotonic()))
+                due = min(
+                    (
+                        *(one.due for one in self.tenants.values() if one.has_slot),
+                        *self._discipline.until.values(),
+                    ),
+                    default=inf,
+                )
                 ahead = max(0.0, due - time.monotonic())
                 self._clock.wait(None if due == inf or self._held else ahead)
 
@@ -228,6 +236,7 @@ class Nodes:
 
     def _arrange(self, placement: Placement, others: list[Tenant]) -> None:
         """Have the nodes that `placement` says, with the tasks that are there already. Where they change, jobs are let end first."""
+        self._discipline.spare = placement.spare
         moved = any(placement.stages[one.task.name] != one.stages for one in others)
         if self.row and self._broken is None and placement.nodes == self.types and not moved:
             for one in others:
@@ -241,6 +250,7 @@ class Nodes:
                 raise self._broken
         try:
             self._stop_row()
+            self._discipline.clear()
             self._start_row(placement.nodes)
             for one in others:
                 self._settle(one, placement)
@@ -293,12 +303,13 @@ class Nodes:
             tenant.waiting.clear()
             tenant.closed = True
             last = not self.tenants
+            self._discipline.forget(tenant.number)
+            if not self._is_promised():
+                self._tell_nodes(*self._discipline.clear())
         for flight in flights:
             _cancel(flight.future, tenant.task.name)
         if known is not None:
-            for one in self.row:
-                with contextlib.suppress(NodeDied):
-                    one.tell(orders.Forget(tenant.number))
+            self._tell_nodes(orders.Forget(tenant.number))
         if last:
             self._stop_row()
         tenant.close()
@@ -433,46 +444,35 @@ class Nodes:
         record, now = tenant.record, time.monotonic()
         if isinstance(said, orders.Done):
             record.done(said.at - flight.released, now - flight.released)
-            record.moved += _strayed(tenant, said.path)
+            record.moved += tenant.strayed(said.path)
             record.waited(said.waited)
         else:
             record.failed += 1
         if not tenant.conduct.ended(flight.number):
             return None
-        self._reclass(tenant, Kind.RT)
-        return _note(tenant, f"pipeline {tenant.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
+        self._tell_nodes(orders.Reclass(tenant.number, Kind.RT))
+        return tenant.note(f"pipeline {tenant.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
 
     def _overran(self, said: orders.Overran) -> Callable[[], None] | None:
         tenant = self.tenants.get(said.task)
         if tenant is None:
             return None
-        lost = tenant.conduct.overran(said.number)
-        where = f"layer {said.layer} ({tenant.chain.pieces[said.layer].name}) of {tenant.task.name}"
-        longer = "is still running after" if said.running else "took"
-        text = f"{where} {longer} {said.took * 1000:.4g} ms on node {said.node}, at most {said.worst * 1000:.4g} when it was measured."
-        if not lost:
-            _note(tenant, text)
-            return None
-        self._reclass(tenant, Kind.BE)
-        told = _note(tenant, f"{text} Its deadline is not promised until it behaves again.")
+        promised, now = self._is_promised(), time.monotonic()
+        told, order = self._discipline.overran(tenant, said, now, promised=promised)
+        if order is not None:
+            self._tell_nodes(order)
+            self._clock.notify()
         tell = self._tells.get(tenant.number)
-        return None if tell is None else lambda: tell(told)
+        return None if tell is None or told is None else lambda: tell(told)
 
-    def _reclass(self, tenant: Tenant, kind: Kind) -> None:
-        for span in tenant.homes(self.types):
-            with contextlib.suppress(NodeDied):
-                self.row[span.node].tell(orders.Reclass(tenant.number, kind))
+    def _is_promised(self) -> bool:
+        return any(one.bound is not None for one in self.tenants.values())
 
-
-def _note(tenant: Tenant, text: str) -> str:
-    tenant.record.events.append(Event(time.monotonic(), text))
-    return text
-
-
-def _strayed(tenant: Tenant, path: list[orders.Span]) -> bool:
-    """Tell whether a job ran elsewhere than planned."""
-    planned = {layer: stage.node for stage in tenant.stages for layer in range(stage.first, stage.last + 1)}  # fmt: skip
-    return any(planned[layer] != span.node for span in path for layer in range(span.first, span.last + 1))  # fmt: skip
+    def _tell_nodes(self, *told: orders.Order) -> None:
+        for order in told:
+            for one in self.row:
+                with contextlib.suppress(NodeDied):
+                    one.tell(order)
 
 
 def _fail(future: Future[Any], problem: Exception) -> None:

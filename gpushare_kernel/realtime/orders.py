@@ -92,6 +92,13 @@ class Reclass(Order, frozen=True):
     kind: Kind
 
 
+class Bar(Order, frozen=True):
+    """Jobs of a best-effort task wait from now on (`on`), or may run again."""
+
+    task: int
+    on: bool
+
+
 class Measure(Order, frozen=True):
     """Run all layers of a task again and again, and tell how long each takes."""
 
@@ -163,7 +170,7 @@ class Measured(Order, frozen=True):
     problem: bytes = b""
 
 
-ToNode = Hello | Load | Forget | Job | Reclass | Measure | Stop
+ToNode = Hello | Load | Forget | Job | Reclass | Bar | Measure | Stop
 FromNode = Up | Loaded | Done | Failed | Overran | Measured
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_NODE: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)

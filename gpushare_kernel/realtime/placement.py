@@ -14,11 +14,15 @@ from gpushare_kernel.realtime.model import NodeType, Stage, Task
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The nodes in pipeline order, the stages of each task by its name, and what response is proven for it (seconds)."""
+    """The nodes in pipeline order, the stages of each task by its name, and what response is proven for it (seconds).
+
+    `spare` is by how much a best-effort layer may take longer than measured, with every deadline kept (seconds).
+    """
 
     nodes: tuple[NodeType, ...]
     stages: Mapping[str, tuple[Stage, ...]]
     bounds: Mapping[str, float] = field(default_factory=dict)
+    spare: float = 0.0
 
 
 class Admission(Protocol):

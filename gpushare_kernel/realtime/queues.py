@@ -57,6 +57,8 @@ class Queues:
         self.mode = mode
         self.rt: list[Work] = []
         self.be: list[Work] = []
+        #: Tasks whose best-effort jobs wait, whatever else there is; rehearsals do not.
+        self.barred: set[int] = set()
         self._arrivals = count()
 
     def __len__(self) -> int:
@@ -78,10 +80,12 @@ class Queues:
         """Return the job that runs now; best effort only where no real-time job waits."""
         if self.rt:
             return self.rt.pop(0)
-        return self.be.pop(0) if self.be else None
+        return self.give_away(lambda _: True)
 
     def before(self, running: Work) -> bool:
         """Tell whether somebody who waits goes before `running` at the end of a layer within its stage."""
+        if self._waits(running):
+            return True
         if not self.rt:
             return False
         if running.kind is not Kind.RT:
@@ -102,10 +106,13 @@ class Queues:
 
     def give_away(self, may: Callable[[Work], bool]) -> Work | None:
         """Take out the best-effort job that has waited longest of those that `may` go elsewhere."""
-        found = next((one for one in self.be if may(one)), None)
+        found = next((one for one in self.be if may(one) and not self._waits(one)), None)
         if found is not None:
             self.be.remove(found)
         return found
+
+    def _waits(self, work: Work) -> bool:
+        return work.kind is Kind.BE and not work.rehearsal and work.task in self.barred
 
     def _keep(self, wanted: Callable[[Work], bool]) -> None:
         self.rt = [one for one in self.rt if wanted(one)]

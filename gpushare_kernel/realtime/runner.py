@@ -66,6 +66,7 @@ class Runner:
             orders.Load: self._load,
             orders.Forget: self._forget,
             orders.Reclass: self._reclass,
+            orders.Bar: self._bar,
             orders.Measure: self._measuring.append,
             orders.Stop: self._stop,
         }
@@ -297,6 +298,7 @@ class Runner:
 
     def _forget(self, order: orders.Forget) -> None:
         self.queues.forget(order.task)
+        self.queues.barred.discard(order.task)
         self.held.pop(order.task, None)
 
     def _reclass(self, order: orders.Reclass) -> None:
@@ -308,6 +310,9 @@ class Runner:
         self.queues.demote(order.task)
         if self.running is not None and self.running.task == order.task:
             self.running.kind = Kind.BE
+
+    def _bar(self, order: orders.Bar) -> None:
+        (self.queues.barred.add if order.on else self.queues.barred.discard)(order.task)
 
     def _measure(self, order: orders.Measure) -> None:
         self._tell(measured(self, self.held[order.task], order))

@@ -7,6 +7,7 @@ import mmap
 import os
 import pickle
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from typing import Any
 
 from gpushare_kernel.realtime import orders
 from gpushare_kernel.realtime.chain import BadModel, Chain
-from gpushare_kernel.realtime.conduct import Conduct
+from gpushare_kernel.realtime.conduct import Conduct, Event
 from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.orders import Span
 from gpushare_kernel.realtime.payload import Form
@@ -102,6 +103,16 @@ class Tenant:
         """A slot is free again."""
         if number >= 0:
             self._free.append(number)
+
+    def note(self, text: str) -> str:
+        """Keep for the report what its user is told."""
+        self.record.events.append(Event(time.monotonic(), text))
+        return text
+
+    def strayed(self, path: Sequence[Span]) -> bool:
+        """Tell whether a job ran elsewhere than planned."""
+        planned = {layer: stage.node for stage in self.stages for layer in range(stage.first, stage.last + 1)}  # fmt: skip
+        return any(planned[layer] != span.node for span in path for layer in range(span.first, span.last + 1))  # fmt: skip
 
     def homes(self, nodes: Sequence[NodeType]) -> list[Span]:
         """Return which layers each node gets: those of its stage, and of best effort all where all can run there."""

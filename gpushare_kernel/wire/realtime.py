@@ -45,6 +45,7 @@ class RealtimePlacement(Struct, frozen=True, omit_defaults=True):
 
     `bound` is how long after a release it is done at the latest; `absorbs` how long others' work may take to stop with that.
     `beside` is where its notebook's best effort runs, by name; `bounds` what is proven now of all jobs of that notebook, by id.
+    `spare` is by how much one of those layers may take longer than said, with every deadline kept.
     """
 
     configuration: tuple[str, ...]
@@ -53,3 +54,4 @@ class RealtimePlacement(Struct, frozen=True, omit_defaults=True):
     absorbs: float
     beside: dict[str, Stages] = {}
     bounds: dict[str, float] = {}
+    spare: float = 0.0

@@ -1,4 +1,4 @@
-"""Real-time jobs at the broker: proven before they are queued, and their windows carried out on the device (W1 to W10)."""
+"""Real-time jobs at the broker: proven before they are queued, and their windows carried out on the device (W1 to W11)."""
 
 from __future__ import annotations
 

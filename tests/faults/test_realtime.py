@@ -1,4 +1,4 @@
-"""A notebook with a deadline beside others: real kernels, a real broker, windows that hold real processes (W1 to W10)."""
+"""A notebook with a deadline beside others: real kernels, a real broker, windows that hold real processes (W1 to W11)."""
 
 from __future__ import annotations
 
