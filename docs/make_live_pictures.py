@@ -32,6 +32,7 @@ from docs.live_states import NOTICE, STATES  # noqa: E402 - a checkout's folders
 from gpushare_kernel.app.top_view import view  # noqa: E402
 from tests.faults.conftest import made_host  # noqa: E402
 from tests.faults.host import Host, session_of  # noqa: E402
+from tests.faults.test_realtime import LOOP, PIPE  # noqa: E402
 from tests.faults.test_strangers import STRANGER, SYSTEM_PYTHON, user  # noqa: E402
 from tests.widgets.browser.lab import PATIENCE, Lab, Notebook, chromium  # noqa: E402
 from tests.widgets.snapshots import NOW  # noqa: E402
@@ -69,20 +70,40 @@ def play(host: Host, stack: ExitStack) -> Callable[[], None]:
     return end
 
 
+def staged(stack: ExitStack) -> tuple[Host, Page, Notebook]:
+    """Start a broker, a JupyterLab and a notebook that shows the live view."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    host = stack.enter_context(made_host(folder, patch))
+    host.start("--compute", "1", "--turn", "0.5", "--capacity", "8GiB")
+    lab = Lab(folder / "lab")
+    stack.callback(lab.close)
+    browser = stack.enter_context(chromium())
+    page = browser.new_page(viewport={"width": 1120, "height": 1500})
+    notebook = Notebook(lab, page, "hw1.ipynb", CELLS)
+    notebook.run(0)
+    notebook.seen()
+    return host, page, notebook
+
+
+def take_deadline() -> None:
+    """A pipeline with a deadline beside a notebook that computes."""
+    with ExitStack() as stack:
+        host, page, notebook = staged(stack)
+        camera = host.notebook("camera.ipynb")
+        camera.run(PIPE.replace("WORK", "3000"))
+        loop = camera.start(LOOP.replace("ROUNDS", "250").replace("WORK", "3000"))
+        notebook.run(1)
+        page.get_by_text("due within").first.wait_for(timeout=PATIENCE)
+        page.wait_for_timeout(LOOKS_BACK)
+        keep(notebook.view, HERE / "live-deadline.png")
+        list(camera.outputs(loop))
+
+
 def take() -> None:
     """Set the stage and take both pictures."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        host = stack.enter_context(made_host(folder, patch))
-        host.start("--compute", "1", "--turn", "0.5", "--capacity", "8GiB")
-        lab = Lab(folder / "lab")
-        stack.callback(lab.close)
-        browser = stack.enter_context(chromium())
-        page = browser.new_page(viewport={"width": 1120, "height": 1500})
-        notebook = Notebook(lab, page, "hw1.ipynb", CELLS)
-        notebook.run(0)
-        notebook.seen()
+        host, page, notebook = staged(stack)
         notebook.run(1)
         host.until(lambda seen: [one for one in seen.sessions if one.doing])
         end = play(host, stack)
@@ -172,3 +193,4 @@ if __name__ == "__main__":
     states()
     if "--states" not in sys.argv:
         take()
+        take_deadline()

@@ -62,14 +62,14 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
         ),
         at=now,
         rt=tuple(
-            _realtime(one)
+            _realtime(one, engine.now)
             for engine in broker.engines.values()
             for one in engine.scheduler.turns.gate.windows.standing.values()
         ),
     )
 
 
-def _realtime(one: Standing) -> view.RealtimeView:
+def _realtime(one: Standing, now: float) -> view.RealtimeView:
     promise = one.promise
     longest = promise.bound if one.longest is None else one.longest
     return view.RealtimeView(
@@ -79,7 +79,7 @@ def _realtime(one: Standing) -> view.RealtimeView:
         bound=promise.bound,
         margin=promise.deadline - longest,
         releases=one.releases,
-        misses=one.late,
+        misses=one.misses(now),
         job=one.job,
     )
 

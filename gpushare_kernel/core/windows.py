@@ -8,12 +8,14 @@ proven to be at the latest: who overruns has no windows until it has been in tim
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import floor, inf
 
 from gpushare_kernel.core.values import JobId, Promise, SessionId
 
+_MOST_UNDONE = 64
 BEHAVES = 3
 """Jobs in a row that must be in time before one that overran has its windows again."""
 
@@ -32,11 +34,18 @@ class Standing:
     release: float = 0.0
     until: float = 0.0
     releases: int = 0
+    #: How often it was not done at its bound, and how often not at its deadline; the releases that it is not done with.
     late: int = 0
-    #: Its longest response so far (seconds), of those that were in time.
+    missed: int = 0
+    undone: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_UNDONE))
+    #: Its longest response so far (seconds).
     longest: float | None = None
     #: It overran: no windows until so many jobs were in time.
     owes: int = 0
+
+    def misses(self, at: float) -> int:
+        """Return how many deadlines were missed by now."""
+        return self.missed + sum(at > release + self.promise.deadline for release in self.undone)
 
 
 class Windows:
@@ -103,10 +112,12 @@ class Windows:
             return 0.0
         if one.owes:
             one.owes -= 1
+        one.missed = one.misses(at)
+        while one.undone and one.undone[0] <= at:  # one whose window is open ahead is still to come
+            response = at - one.undone.popleft()
+            one.longest = response if one.longest is None else max(one.longest, response)
         if one.opened is None:
             return 0.0
-        response = max(0.0, at - one.release)
-        one.longest = response if one.longest is None else max(one.longest, response)
         used = max(0.0, at - max(one.opened, one.release))
         self._close(one)
         return used
@@ -150,6 +161,7 @@ class Windows:
 
     def _release(self, one: Standing, release: float, at: float) -> None:
         one.releases += 1
+        one.undone.append(release)
         if one.owes:
             return
         promise = one.promise

@@ -11,6 +11,7 @@ from tests_gpu_world import GpuKernel, GpuWorld  # type: ignore[import-not-found
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.values import GiB, JobId, PauseReason, Promise, SessionId, UserId
+from gpushare_kernel.core.windows import Windows
 
 
 @dataclass
@@ -258,6 +259,28 @@ def test_a_job_that_overruns_loses_its_windows_until_it_behaves() -> None:
     camera.responses.clear()
     world.run(1)
     assert max(camera.responses) <= camera.work + 2 * world.step
+
+
+def test_a_deadline_is_missed_where_it_is_past_and_not_where_a_bound_is() -> None:
+    """W3: What people read: a job later than its bound has lost its window, and may still be in time."""
+    windows = Windows()
+    job = JobId("cam")
+    windows.begin(job, SessionId("a"), Promise(0.1, 0.08, 0.02, 0.0, 0.05, 1.0))
+    one = windows.standing[job]
+    for release, done, missed in (
+        (1.0, 1.01, 0),
+        (1.1, 1.15, 0),
+        (1.2, 1.29, 1),
+        (1.3, None, 1),
+        (1.4, 1.45, 2),
+    ):
+        windows.released(job, release)
+        windows.tick(min(done or 9.0, release + 0.03), 0.0)
+        if done is not None:
+            windows.done(job, done)
+        assert one.misses(release + 0.05) == missed
+    assert (one.releases, one.late) == (5, 1)
+    assert one.longest == pytest.approx(0.15)
 
 
 def test_nobody_is_held_on_a_lost_device_or_by_who_is_gone() -> None:
