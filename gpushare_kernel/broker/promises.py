@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
@@ -87,6 +87,8 @@ class Promises:
     def __init__(self, gpus: int) -> None:
         self._gpus = gpus
         self._set = _Set({}, {}, (), {})
+        #: By how much a layer of a notebook's own best effort may take longer than said (seconds).
+        self._spare = 0.0
         self._lock = asyncio.Lock()
         self._proofs: dict[JobId, asyncio.Task[None]] = {}
         #: Where each admitted job runs.
@@ -116,6 +118,12 @@ class Promises:
     def _begin(
         self, name: JobId, prove: Callable[[], Awaitable[Proven]], then: Callable[[Proven], None]
     ) -> None:
+        if name in self._proofs:
+            problem = (
+                "the proof that this notebook asked for before is still being made. Wait for it."
+            )
+            raise BadDeclaration(problem)
+
         async def proof() -> None:
             try:
                 proven = await prove()
@@ -144,7 +152,7 @@ class Promises:
                 configuration,
                 stages,
             )
-            return await self._proven(asked, drain, task.name)
+            return await self._proven(asked, drain, task.name, job)
 
     async def prove_beside(
         self, session: SessionId, chains: tuple[RealtimeChain, ...], drain: float
@@ -164,30 +172,37 @@ class Promises:
         gone = {_beside(session, one.name) for one in known.beside.get(session, ()) if one not in chains}  # fmt: skip
         return {name: stages for name, stages in known.stages.items() if name not in gone}
 
-    async def _proven(self, asked: _Set, drain: float, name: str) -> Proven:
-        """Prove a set, and keep it where it holds. `name` is what the newcomer is called by its user."""
+    async def _proven(
+        self, asked: _Set, drain: float, name: str, job: JobId | None = None
+    ) -> Proven:
+        """Prove a set, and keep it where it holds. `name` is what the newcomer is called by its user, `job` its id if it is one."""
         several = len({session_of(job) for job in asked.tasks}) > 1
         if several and len(asked.configuration) > 1:
             return Proven(refused=_ELSEWHERE)
         found = await self._ask(asked, drain, 1 if several else MAX_NODES)
         if "refused" in found:
             return Proven(refused=_told(str(found["refused"]), asked, name))
+        # Who left meanwhile is gone: nobody else changes what is kept while a proof is made.
         stages = {
             one: tuple((node, first, after) for node, first, after in at)
             for one, at in found["stages"].items()
         }
-        self._set = replace(asked, configuration=tuple(found["configuration"]), stages=stages)
+        asked = replace(asked, configuration=tuple(found["configuration"]), stages=stages)
+        self._set = asked = _only(asked, {*self._set.tasks, *([job] if job else [])})
+        # What deadlines leave beyond that drain is for best effort of their own notebooks as well, where there is any.
+        spare = max(0.0, found["absorbs"] - drain) / 2 if any(asked.beside.values()) else 0.0
         promises = {
-            job: Promise(
+            one: Promise(
                 period=task.period,
                 deadline=task.deadline,
-                bound=found["bounds"][str(job)],
+                bound=found["bounds"][str(one)],
                 drain=drain,
-                absorbs=found["absorbs"],
+                absorbs=found["absorbs"] - spare,
                 weight=task.weight,
             )
-            for job, task in asked.tasks.items()
+            for one, task in asked.tasks.items()
         }
+        self._spare = spare
         self.placements = {job: self._placement(job, promises) for job in promises}
         return Proven(promises=promises)
 
@@ -206,8 +221,12 @@ class Promises:
                 for chain in known.beside.get(session, ())
             },
             bounds={one: each.bound for one, each in mine.items()},
-            spare=max(0.0, promise.absorbs - promise.drain),
+            spare=self._spare,
         )
+
+    def proves(self, job: JobId) -> bool:
+        """Tell whether the deadline of `job` is being proven."""
+        return job in self._proofs
 
     async def close(self) -> None:
         """Give up what is being proven."""
@@ -221,18 +240,7 @@ class Promises:
         if job in self._proofs:
             self._proofs[job].cancel()
         self.placements.pop(job, None)
-        known = self._set
-        tasks = {one: task for one, task in known.tasks.items() if one != job}
-        if not tasks:
-            self._set = _Set({}, {}, (), {})
-            return
-        sessions = {session_of(one) for one in tasks}
-        beside = {one: chains for one, chains in known.beside.items() if one in sessions}
-        left = {str(one) for one in tasks} | {
-            _beside(session, chain.name) for session, chains in beside.items() for chain in chains
-        }
-        stages = {name: at for name, at in known.stages.items() if name in left}
-        self._set = replace(known, tasks=tasks, beside=beside, stages=stages)
+        self._set = _only(self._set, {one for one in self._set.tasks if one != job})
 
     async def _ask(self, asked: _Set, drain: float, nodes: int) -> dict[str, Any]:
         best_effort = [
@@ -259,6 +267,20 @@ class Promises:
             return {
                 "refused": f"its deadline cannot be promised: the proof takes longer than {LIMIT:g} s. Use fewer layers."
             }
+
+
+def _only(known: _Set, jobs: Set[JobId]) -> _Set:
+    """Return what is left with these jobs alone."""
+    tasks = {one: task for one, task in known.tasks.items() if one in jobs}
+    if not tasks:
+        return _Set({}, {}, (), {})
+    sessions = {session_of(one) for one in tasks}
+    beside = {one: chains for one, chains in known.beside.items() if one in sessions}
+    names = {str(one) for one in tasks} | {
+        _beside(session, chain.name) for session, chains in beside.items() for chain in chains
+    }
+    stages = {name: at for name, at in known.stages.items() if name in names}
+    return _Set(tasks, beside, known.configuration, stages)
 
 
 def _beside(session: SessionId, name: str) -> str:

@@ -68,5 +68,5 @@ def kept(broker: Broker, desk: Desk, job: JobId, body: msg.RealtimeKept) -> None
             grid(engine, job, body.first)
 
     record = engine.scheduler.jobs.get(job)
-    if record is not None and record.promise is None:
+    if record is not None and record.promise is None and not broker.promises_of(job).proves(job):
         broker.prove(job, body.task, then, body.placement)

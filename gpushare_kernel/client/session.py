@@ -20,7 +20,13 @@ from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
 from gpushare_kernel.client.questions import ANSWER, BLINK, Questions
-from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError, UserError
+from gpushare_kernel.core.errors import (
+    BadFrame,
+    BrokerUnavailable,
+    FrameTooLong,
+    GpushareError,
+    UserError,
+)
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.transport.places import was_stopped
 from gpushare_kernel.transport.tally import Tally
@@ -455,7 +461,7 @@ class Session(Questions):
         if link is not None and self.up:
             try:
                 link.send(ToBroker(kind, number, body))
-            except LinkDown:
+            except (LinkDown, FrameTooLong):
                 return
 
     def _give_back(self, granted: Granted) -> None:

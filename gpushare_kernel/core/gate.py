@@ -191,7 +191,7 @@ class Gate:
             return 0.0
         longest = max(_UNKNOWN_LEAD if drain is None else drain for drain in known)
         standing = self.windows.standing.values()
-        left = min((o.promise.period - (o.longest or 0.0) for o in standing), default=inf)
+        left = min((o.promise.period - max(o.latest, default=0.0) for o in standing), default=inf)
         return min(longest + self._config.timer_slack, max(0.0, left) / 2)
 
     def _ring(self, at: float | None, now: float) -> None:

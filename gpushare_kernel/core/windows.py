@@ -15,7 +15,9 @@ from math import floor, inf
 
 from gpushare_kernel.core.values import JobId, Promise, SessionId
 
-_MOST_UNDONE = 64
+_MOST_UNDONE, _LATEST = 64, 32
+_TICK = 0.01
+"""By what part of a period a release may come before its tick."""
 BEHAVES = 3
 """Jobs in a row that must be in time before one that overran has its windows again."""
 
@@ -38,8 +40,11 @@ class Standing:
     late: int = 0
     missed: int = 0
     undone: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_UNDONE))
-    #: Its longest response so far (seconds).
+    #: Its longest response so far, and the latest ones (seconds).
     longest: float | None = None
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    #: Whether a job was released in the window that is open: a notebook may pass a tick over.
+    started: bool = False
     #: It overran: no windows until so many jobs were in time.
     owes: int = 0
 
@@ -100,10 +105,17 @@ class Windows:
             one.next = None
 
     def released(self, job: JobId, at: float) -> None:
-        """`job`, whose releases nobody knows before, is released now."""
+        """`job` is released now. Where its releases are not known before, that opens its window."""
         one = self.standing.get(job)
-        if one is not None and one.opened is None and one.next is None:
+        if one is None:
+            return
+        if one.opened is None and one.next is None:
             self._release(one, at, at)
+        if one.next is not None:  # its tick, whether that has its window already or not
+            period = one.promise.period
+            at = one.next + period * floor((at - one.next) / period + _TICK)
+        one.undone.append(at)
+        one.started = True
 
     def done(self, job: JobId, at: float) -> float:
         """`job` has done its release; return for how long the device was its own since then (seconds)."""
@@ -115,6 +127,7 @@ class Windows:
         one.missed = one.misses(at)
         while one.undone and one.undone[0] <= at:  # one whose window is open ahead is still to come
             response = at - one.undone.popleft()
+            one.latest.append(response)
             one.longest = response if one.longest is None else max(one.longest, response)
         if one.opened is None:
             return 0.0
@@ -128,8 +141,9 @@ class Windows:
         for one in self.standing.values():
             if one.opened is not None and at >= one.until:
                 self._close(one)
-                one.late, one.owes = one.late + 1, BEHAVES
-                over.append(one)
+                if one.started:
+                    one.late, one.owes = one.late + 1, BEHAVES
+                    over.append(one)
             if one.next is None or one.opened is not None:
                 continue
             # Releases whose time has passed unnoticed (the machine slept) are nobody's any more.
@@ -161,12 +175,13 @@ class Windows:
 
     def _release(self, one: Standing, release: float, at: float) -> None:
         one.releases += 1
-        one.undone.append(release)
+        period, last = one.promise.period, one.undone[-1] if one.undone else -inf
+        one.release, one.started = release, abs(last - release) < period / 2
         if one.owes:
             return
         promise = one.promise
         bound = min(promise.deadline, promise.bound + max(0.0, self.drain - promise.drain))
-        one.opened, one.release, one.until = at, release, release + bound
+        one.opened, one.until = at, release + bound
         self._open += 1
 
     def _close(self, one: Standing) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.client.api import get_session
-from gpushare_kernel.core.errors import BrokerUnavailable, Refused
+from gpushare_kernel.core.errors import BrokerUnavailable, FrameTooLong, Refused
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.placement import Admission, Alone, Placement
@@ -86,6 +86,7 @@ class AtBroker:
         self._session = session
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Task] = {}
+        self._chains: dict[str, RealtimeChain] = {}
         self._lock = threading.Lock()
         self._placements: dict[str, RealtimePlacement] = {}
 
@@ -103,19 +104,30 @@ class AtBroker:
             Where a deadline would not be certain, with the numbers.
         """
         tasks = (*others, task)
-        chains = tuple(_chain(one) for one in tasks if one.kind is Kind.BE)
-        if task.kind is Kind.RT:
-            self._promise(task, chains)
-        elif self._jobs:
-            self._ask_beside(task, chains)
+        chains = {one.name: _chain(one) for one in tasks if one.kind is Kind.BE}
+        try:
+            if task.kind is Kind.RT:
+                self._promise(task, tuple(chains.values()))
+            elif self._jobs:
+                self._ask_beside(task, tuple(chains.values()))
+        except FrameTooLong:
+            msg = f"pipeline {task.name}: the pipelines of this notebook have more layers than can be proven together. Have it be one piece: [model] instead of its layers."
+            raise Refused(msg) from None
+        with self._lock:
+            self._chains = chains
         return self._placed(tasks)
 
     def leaves(self, task: Task) -> None:
-        """Its deadline is promised no more."""
+        """Its deadline is promised no more; or it holds up nobody's any more."""
         with self._lock:
             job = self._jobs.pop(task.name, None)
             self._placements.pop(task.name, None)
             self._tasks.pop(task.name, None)
+            was_beside = self._chains.pop(task.name, None) is not None
+            left = tuple(self._chains.values())
+            still = bool(self._jobs)
+        if was_beside and still:
+            self._session.post(RealtimeBeside(left))
         if job is not None:
             job.leave()
 
@@ -147,9 +159,12 @@ class AtBroker:
             raise Refused(msg) from None
         with self._lock:
             for name, job in self._jobs.items():
-                if job.id in placed.placements:
-                    self._placements[name] = job.placement = placed.placements[job.id]
-                    job.realtime = _told(self._tasks[name], chains)
+                job.placement = placed.placements.get(job.id)
+                job.realtime = _told(self._tasks[name], chains)
+                if job.placement is None:  # a broker that came back could not promise it again
+                    self._placements.pop(name, None)
+                else:
+                    self._placements[name] = job.placement
 
     def _promise(self, task: Task, chains: tuple[RealtimeChain, ...]) -> None:
         submit = Submit(

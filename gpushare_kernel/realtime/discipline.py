@@ -38,7 +38,7 @@ class Discipline:
             text = f"{text} Its deadline is not promised until it behaves again."
             return tenant.note(text), orders.Reclass(tenant.number, Kind.BE)
         excess = said.took - said.worst
-        held = tenant.task.kind is Kind.BE and promised and excess > self.spare
+        held = promised and excess > self.spare  # best effort, or a task that has lost its class
         if held and tenant.number not in self.until:
             self.until[tenant.number] = at + self._seconds(tenant.number)
             text = f"{text} The deadlines beside it have room for {self.spare * 1000:.4g} ms more: it waits until they have ended, and is tried again now and then."

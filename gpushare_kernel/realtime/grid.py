@@ -14,6 +14,10 @@ MOST_UNREAD = 256
 _END = object()
 
 
+class Skipped(Exception):
+    """A job was held up until its deadline was not certain any more: it did not run, and its tick is counted as skipped."""
+
+
 class Grid:
     """A thread that takes an input at each tick and releases it; `results` gives what comes of them, in order.
 
@@ -60,7 +64,11 @@ class Grid:
             while (one := self._futures.get()) is not _END:
                 if isinstance(one, BaseException):
                     raise one
-                yield one.result()
+                try:
+                    result = one.result()
+                except Skipped:
+                    continue
+                yield result
         finally:
             self._ended.set()
 

@@ -23,6 +23,10 @@ class BadTaskset(UserError):
     """Tasks that cannot be analysed; the message has the task, the rule, the value seen and what to do."""
 
 
+SHORTEST, LONGEST = 1e-6, 86400.0
+"""Seconds that a period, a deadline or a layer may have, at least and at most: a day, in nanoseconds, is counted exactly."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class NodeType:
     """So many CPU cores and GPUs: `c2`, `c2g1`. All its cores work on one layer at a time."""
@@ -101,9 +105,16 @@ class Task:
                 "Leave it away where there is none",
             )
         for name, seconds in (("period", self.period), ("deadline", self.deadline)):
-            if seconds is not None and not (isfinite(seconds) and seconds > 0):
+            if seconds is None:
+                continue
+            if not (isfinite(seconds) and seconds > 0):
                 self._refuse(
                     f"{name} must be above 0 seconds, not {seconds}",
+                    f"Write the {name} in seconds, such as 0.033",
+                )
+            if not SHORTEST <= seconds <= LONGEST:
+                self._refuse(
+                    f"{name} must be {SHORTEST:g} to {LONGEST:g} seconds, not {seconds:g}",
                     f"Write the {name} in seconds, such as 0.033",
                 )
         for place, layer in enumerate(self.layers):
@@ -128,6 +139,11 @@ class Task:
                 self._refuse(
                     f"{where}: its cost on {kind} must be above 0 seconds, not {seconds}",
                     "Measure it again, or leave that node type away",
+                )
+            if seconds > LONGEST:
+                self._refuse(
+                    f"{where}: its cost on {kind} must be {LONGEST:g} seconds at most, not {seconds}",
+                    "Costs are in seconds",
                 )
             if not 0 <= least <= seconds:
                 self._refuse(

@@ -13,7 +13,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from math import inf
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from gpushare_kernel.realtime.model import Kind, NodeType, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
 from gpushare_kernel.realtime.placement import Admission, Placement, cores_of
 from gpushare_kernel.realtime.queues import Mode
-from gpushare_kernel.realtime.tenant import Flight, Tenant
+from gpushare_kernel.realtime.tenant import Flight, Tenant, cancel, fail
 
 _START = 120.0
 """Seconds in which a node must be up and a model loaded: importing torch from a cold disk takes its time."""
@@ -122,6 +122,8 @@ class Nodes:
         with self._lock:
             tenant.closed = True
             while wait and self._broken is None and (tenant.flights or tenant.waiting):
+                if tenant.number in self._discipline.until:
+                    break  # it waits for deadlines: nobody knows how long
                 self._changed.wait()
         with self._opening:
             self._forget(tenant)
@@ -149,8 +151,10 @@ class Nodes:
 
     # --- jobs -------------------------------------------------------------------------------------------
 
-    def release(self, tenant: Tenant, value: Any, at: float) -> Future[Any]:
-        """Release a job of `tenant`; its response counts from `at`.
+    def release(
+        self, tenant: Tenant, value: Any, at: float, *, on_grid: bool = False
+    ) -> Future[Any]:
+        """Release a job of `tenant`; its response counts from `at`. One of a grid may end with `Skipped`.
 
         Raises
         ------
@@ -161,18 +165,18 @@ class Nodes:
         """
         payload.check(value, tenant.forms[0], f"the input of {tenant.task.name}")
         with self._lock:
-            return self._release(tenant, value, at).future
+            return self._release(tenant, value, at, on_grid=on_grid).future
 
-    def _release(self, tenant: Tenant, value: Any, at: float) -> Flight:
+    def _release(self, tenant: Tenant, value: Any, at: float, *, on_grid: bool) -> Flight:
         if self._broken is not None:
             raise self._broken
         if tenant.closed:
             msg = f"pipeline {tenant.task.name} is closed. Open it again."
             raise UserError(msg)
-        flight = Flight(tenant.released, value, at, Future())
+        now = time.monotonic()
+        flight = Flight(tenant.released, value, at, Future(), on_grid=on_grid, asked=now)
         tenant.released += 1
         tenant.record.releases += 1
-        now = time.monotonic()
         at_once = not self._held and not tenant.waiting and max(at, tenant.apart) <= now
         if not (at_once and self._launch(tenant, flight)):
             flight.value = payload.copied(value)  # the user may fill the same array again meanwhile
@@ -210,7 +214,9 @@ class Nodes:
         return True
 
     def _launch_waiting(self, tenant: Tenant) -> None:
-        while not self._held and tenant.due <= time.monotonic():
+        while not self._held and (now := time.monotonic()) >= tenant.due:
+            if tenant.drops_stale(now):
+                continue
             if not self._launch(tenant, tenant.waiting[0]):
                 return
             tenant.waiting.popleft()
@@ -244,6 +250,7 @@ class Nodes:
             return
         with self._lock:
             self._held = True
+            self._tell_nodes(*self._discipline.clear())  # else nobody would wait for the same
             while self._broken is None and any(one.flights for one in others):
                 self._changed.wait()
             if self._broken is not None and others:
@@ -307,7 +314,7 @@ class Nodes:
             if not self._is_promised():
                 self._tell_nodes(*self._discipline.clear())
         for flight in flights:
-            _cancel(flight.future, tenant.task.name)
+            cancel(flight.future, tenant.task.name)
         if known is not None:
             self._tell_nodes(orders.Forget(tenant.number))
         if last:
@@ -371,7 +378,7 @@ class Nodes:
                 tenant.waiting.clear()
             self._changed.notify_all()
         for flight in flights:
-            _fail(flight.future, problem)
+            fail(flight.future, problem)
 
     # --- what nodes say ---------------------------------------------------------------------------------
 
@@ -457,7 +464,10 @@ class Nodes:
         tenant = self.tenants.get(said.task)
         if tenant is None:
             return None
-        promised, now = self._is_promised(), time.monotonic()
+        others = (one for one in self.tenants.values() if one is not tenant)
+        # While nodes change everybody's end is waited for, and no deadline is kept.
+        promised = not self._held and any(one.bound is not None for one in others)
+        now = time.monotonic()
         told, order = self._discipline.overran(tenant, said, now, promised=promised)
         if order is not None:
             self._tell_nodes(order)
@@ -473,16 +483,6 @@ class Nodes:
             for one in self.row:
                 with contextlib.suppress(NodeDied):
                     one.tell(order)
-
-
-def _fail(future: Future[Any], problem: Exception) -> None:
-    with contextlib.suppress(Exception):  # cancelled by its user meanwhile: nobody waits
-        future.set_exception(problem)
-
-
-def _cancel(future: Future[Any], name: str) -> None:
-    if not future.cancel():
-        _fail(future, CancelledError(f"pipeline {name} was closed before this job was done"))
 
 
 _shared: list[Nodes] = []

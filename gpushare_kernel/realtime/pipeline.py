@@ -240,7 +240,7 @@ class Pipeline:
         return self.nodes.looked_at(lambda: not self._tenant.piles_up)
 
     def _release(self, value: Any, at: float) -> Future[Any]:
-        return self.nodes.release(self._tenant, value, at)
+        return self.nodes.release(self._tenant, value, at, on_grid=True)
 
 
 def _kind_of(class_: str) -> Kind:

@@ -89,6 +89,9 @@ def _check_placed(
         raise BadTaskset(msg)
     tasks = {task.name: task for task in taskset.tasks}
     for name, stages in placed.items():
+        if name not in tasks:
+            msg = f"{name} is said to run on nodes, and is no task"
+            raise BadTaskset(msg)
         layers = tasks[name].layers
         done, before = 0, -1
         for node, first, after in stages:

@@ -14,7 +14,7 @@ _SHOWN_EVENTS = 5
 _BINS = 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PipelineReport:
     """Times are seconds. A response is from a job's release to its result; `delivered` is until this process had it.
 
@@ -25,8 +25,8 @@ class PipelineReport:
     delayed
         Releases that came earlier than a period after the last one, and were held back until then.
     skipped
-        Ticks of `every_period` on which nothing was released: the source or the reader was behind, or the pipeline had lost
-        its class and the job before was not done.
+        Ticks of `every_period` on which nothing was released: the source or the reader was behind, the pipeline had lost its
+        class and the job before was not done, or nodes were held up so long that its deadline was not certain any more.
     disturbed, longest_wait
         Jobs whose layers had no core for over a millisecond, because somebody else was on it; the longest of these waits.
         No bound holds where nodes do not have their cores.
@@ -86,6 +86,9 @@ class PipelineReport:
             axes.legend(frameon=False)
         return drawn
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         return self.table().text()
 
@@ -103,10 +106,15 @@ class PipelineReport:
         notes = [f"Milliseconds. Runs as: {', '.join(self.stages)}."]
         if self.kind is Kind.RT and self.bound is None:
             notes.append("No bound was proven: this placement promises nothing.")
+        over = 0 if self.bound is None else sum(one > self.bound for one in self.responses)
         counts = (
+            (over, "took longer than the bound"),
             (self.failed, "failed"),
             (self.delayed, "came too early and were held back"),
-            (self.skipped, "ticks were skipped, for want of input, of a reader or of its class"),
+            (
+                self.skipped,
+                "ticks were skipped, for want of input, of a reader, of its class or of free nodes",
+            ),
             (self.moved, "ran on other nodes than planned"),
             (self.overruns, "had a layer that took longer than measured"),
         )

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from gpushare_kernel.realtime import orders
 from gpushare_kernel.realtime.chain import BadModel, Chain
 from gpushare_kernel.realtime.conduct import Conduct, Event
+from gpushare_kernel.realtime.grid import Skipped
 from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.orders import Span
 from gpushare_kernel.realtime.payload import Form
@@ -26,12 +27,16 @@ from gpushare_kernel.realtime.record import Record
 SLOTS = 8
 """Jobs of one pipeline that are on the nodes at once. More wait in the kernel; so no socket between nodes ever fills."""
 LATE = 0.001
-"""Seconds by which a launch may come after its time without the next one being put off for it."""
+CLOSER = 0.02
+"""By how much less than a period two launches may be apart, at most: seconds, and as a part of it. So a grid is caught up with."""
 
 
 @dataclass(slots=True)
 class Flight:
-    """A job between its release and its end. `released` is the moment that its response counts from."""
+    """A job between its release and its end.
+
+    `released` is the moment that its response counts from, `asked` that at which it was there to be launched.
+    """
 
     number: int
     value: Any
@@ -39,6 +44,8 @@ class Flight:
     future: Future[Any]
     slot: int = -1
     rehearsal: bool = False
+    on_grid: bool = False
+    asked: float = 0.0
     path: Sequence[Span] = ()
 
 
@@ -83,7 +90,20 @@ class Tenant:
         """
         period = self.task.period
         if period is not None and not self.conduct.demoted:
-            self.apart = at + period - min(LATE, period / 4)
+            self.apart = at + period - min(LATE, CLOSER * period)
+
+    def drops_stale(self, at: float) -> bool:
+        """Skip the job that waits first, and tell so, where it is of a grid and its deadline is not certain any more: the next one's is."""
+        first, deadline = self.waiting[0], self.task.deadline
+        if not first.on_grid or deadline is None:
+            return False
+        if at - first.asked <= deadline - (deadline / 2 if self.bound is None else self.bound):
+            return False
+        self.waiting.popleft()
+        self.record.releases -= 1
+        self.record.skip(1)
+        fail(first.future, Skipped())
+        return True
 
     @property
     def piles_up(self) -> bool:
@@ -201,3 +221,15 @@ def _in_memory(blobs: Sequence[bytes]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def fail(future: Future[Any], problem: Exception) -> None:
+    """End a job with an error."""
+    with contextlib.suppress(Exception):  # cancelled by its user meanwhile: nobody waits
+        future.set_exception(problem)
+
+
+def cancel(future: Future[Any], name: str) -> None:
+    """End a job whose pipeline is closed."""
+    if not future.cancel():
+        fail(future, CancelledError(f"pipeline {name} was closed before this job was done"))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
+
+from gpushare_kernel.core.errors import UserError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -84,9 +88,22 @@ class RealTimeCell:
             return
         self._stack.close()
         for pipe in mine.opened:
-            pipe.close(wait=not failed)
-            if self._shell.user_ns.get(NAME) is pipe:
-                del self._shell.user_ns[NAME]
+            pipe.close(
+                wait=not failed
+            )  # it stays in the notebook: pipe.report() has every response
             if not self._output.quiet:
-                table = pipe.report().table()
+                report = pipe.report()
+                table = report.table()
                 self._output.table(table.text(), table.html())
+                if report.done and not self._output.in_console:
+                    self._draw(report)
+
+    def _draw(self, report: Any) -> None:
+        """Show how long the responses were, where there is matplotlib."""
+        picture = io.BytesIO()
+        with contextlib.suppress(UserError):
+            report.plot().savefig(picture, format="png", dpi=96)
+            png = base64.b64encode(picture.getvalue()).decode()
+            self._output.publish_bundle(
+                {"image/png": png, "text/plain": f"Responses of {report.name}"}
+            )

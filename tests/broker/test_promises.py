@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -156,6 +157,24 @@ def test_a_job_is_proven_beside_its_notebooks_best_effort(house: House) -> None:
     assert granted.placement is not None
     assert granted.placement.bound >= 0.012 + 0.02
     assert list(granted.placement.beside) == ["train"]
+
+
+def test_who_leaves_while_another_is_proven_is_gone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """W10: a proof that began before does not bring it back, for the next one to be refused for its sake."""
+    one, two, three = (house.notebook(f"{name}.ipynb") for name in "abc")
+    assert isinstance(realtime(one, work=0.015), msg.Granted)
+    slow = "import sys, subprocess, time; time.sleep(0.5); sys.exit(subprocess.call([sys.executable, '-m', 'gpushare_kernel.realtime.proof']))"
+    monkeypatch.setattr(promises, "_PROOF", (sys.executable, "-c", slow))
+    number = two.send(msg.Submit(JobId("cam"), "cell", persistent=0, ephemeral=0, realtime=camera(work=0.015)))  # fmt: skip
+    there = next(iter(house.broker.promises.values()))
+    house.saw(lambda: there.proves(job_of(two, "cam")))
+    assert isinstance(one.ask(end("cam")), msg.Report)
+    granted = two.reply(number)
+    assert isinstance(granted, msg.Granted)
+    assert house.do(lambda: [*there.placements]) == [job_of(two, "cam")]
+    assert isinstance(two.ask(end("cam")), msg.Report)
+    monkeypatch.undo()
+    assert isinstance(realtime(three, work=0.04), msg.Granted)
 
 
 def test_giving_up_while_it_is_proven(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

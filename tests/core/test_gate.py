@@ -98,8 +98,7 @@ class RealtimeWorld(GpuWorld):
             if camera.next is not None and self.now >= camera.next - 1e-9:
                 camera.released, camera.left = camera.next, camera.work
                 camera.next += camera.promise.period
-                if not camera.known:
-                    self.send(ev.RealtimeReleased(at=self.now, job=camera.job))
+                self.send(ev.RealtimeReleased(at=self.now, job=camera.job))
         super().finish_drains()
 
 
@@ -281,6 +280,30 @@ def test_a_deadline_is_missed_where_it_is_past_and_not_where_a_bound_is() -> Non
         assert one.misses(release + 0.05) == missed
     assert (one.releases, one.late) == (5, 1)
     assert one.longest == pytest.approx(0.15)
+
+
+def test_a_tick_that_a_notebook_passes_over_is_no_miss_and_a_long_response_is_forgotten() -> None:
+    """W3: nothing was released, so nothing is late; others are paused ahead again when long ones are past."""
+    windows = Windows()
+    job = JobId("cam")
+    windows.begin(job, SessionId("a"), Promise(0.1, 0.09, 0.02, 0.0, 0.05, 1.0))
+    windows.grid(job, 1.0)
+    one = windows.standing[job]
+    for tick in range(60):
+        at = 1.0 + tick / 10
+        windows.tick(at, 0.005)
+        if tick % 3 == 0:
+            windows.released(job, at + 0.0001)
+            windows.done(job, at + (0.095 if tick == 0 else 0.01))
+        windows.tick(at + 0.03, 0.005)
+    assert (one.misses(7.0), one.late, one.owes) == (1, 0, 0)
+    assert one.longest == pytest.approx(0.095)
+    for tick in range(60, 60 + 40):
+        at = 1.0 + tick / 10
+        windows.tick(at, 0.005)
+        windows.released(job, at)
+        windows.done(job, at + 0.01)
+    assert max(one.latest) == pytest.approx(0.01)
 
 
 def test_nobody_is_held_on_a_lost_device_or_by_who_is_gone() -> None:

@@ -62,13 +62,13 @@ def test_the_line_for_next_time_keeps_the_deadline() -> None:
 
 
 def test_a_cell_has_its_pipe(run: Run, shell: InteractiveShell, capsys: Capture) -> None:
-    """With the line's deadline and weight; afterwards it is gone, and what became of it is shown."""
+    """With the line's deadline and weight; afterwards it is closed, and what became of it is shown."""
     cell = "seen += [pipe(frame), pipe.task.period, pipe.task.deadline, pipe.task.weight, pipe.task.name]"  # fmt: skip
     assert run(f"{LINE} --weight 3 --name cam --model net --input frame\n{cell}").success
     answer, *said = shell.user_ns["seen"]
     np.testing.assert_array_equal(answer, [0, 1, 2])
     assert said == [1.0, 0.9, 3.0, "cam"]
-    assert "pipe" not in shell.user_ns
+    assert shell.user_ns["pipe"].report().done == 1
     out = capsys.readouterr().out
     assert "Pipeline cam (RT, every 1000 ms)" in out
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gpushare_kernel.realtime import orders, payload
 from gpushare_kernel.realtime.chain import chain
@@ -60,15 +62,48 @@ def test_best_effort_waits_where_deadlines_have_no_room_for_it() -> None:
     one.close()
 
 
-def test_a_deadline_is_lost_by_its_own_overrun_only() -> None:
-    """P6: that one runs as best effort, and is not made to wait."""
+def test_a_task_that_lost_its_deadline_waits_like_best_effort() -> None:
+    """P6, P14: its first overrun costs it the class; one more that the others have no room for, and it waits."""
     rules, one = Discipline(), tenant(Kind.RT)
     told, order = rules.overran(one, overran(0.5), 0.0, promised=True)
     assert told is not None
     assert "not promised until it behaves again" in told
     assert order == orders.Reclass(7, Kind.BE)
     assert rules.until == {}
+    told, order = rules.overran(one, overran(0.5, number=1), 0.0, promised=True)
+    assert order == orders.Bar(7, on=True)
     one.close()
+
+
+def test_nobody_waits_for_one_that_waits(tmp_path: Path) -> None:
+    """P14: nodes that change let it go first; closing it cancels its jobs."""
+    gate, heard = Gate(tmp_path, "gate"), threading.Semaphore(0)
+
+    class Growing(Fixed):
+        def admit(self, task: Any, others: Any) -> Any:
+            if task.name == "new":
+                self.nodes = (ONE, ONE)
+            return super().admit(task, others)
+
+    nodes = Nodes(Growing((ONE,), bounds={"camera": 0.5, "new": 0.5}))
+    layers: Any = [lambda x: gate(x) if x[0] == 9 else x, lambda x: x + 1]
+    options: Any = {"class_": "BE", "nodes": nodes, "tell": lambda _: heard.release(), "profile": profile_of(layers, X, [X] * 2, worst=0.02)}  # fmt: skip
+    timed: Any = {"period": 1, "deadline": 1, "nodes": nodes, "profile": profile_of([abs], X, worst=0.5)}  # fmt: skip
+    camera = Pipeline([abs], X, name="camera", **timed)
+    slow = Pipeline(layers, X, name="slow", **options)
+    for _ in range(2):
+        late = slow.submit(np.full(4, 9.0))
+        gate.entered()
+        heard.acquire()
+        gate.open()
+        if len(nodes.row) == 1:
+            new = Pipeline([abs], X, name="new", **timed)
+            np.testing.assert_array_equal(late.result(), np.full(4, 10.0))
+    slow.close()
+    with pytest.raises(CancelledError):
+        late.result()
+    new.close()
+    camera.close()
 
 
 def test_who_waits_runs_again_when_the_deadlines_are_gone(tmp_path: Path) -> None:

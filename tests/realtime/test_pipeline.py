@@ -296,6 +296,35 @@ def test_after_a_delay_jobs_do_not_come_at_once() -> None:
     assert tenant.apart == pytest.approx(5.25 + 3 * (0.1 - LATE))
 
 
+def test_a_grid_that_was_held_up_is_on_its_ticks_again_at_once(tmp_path: Path) -> None:
+    """P12: what cannot be in time any more is skipped and counted; those after it come on their ticks, in order, and in time."""
+    gate = Gate(tmp_path, "gate")
+    nodes = Nodes(Fixed((ONE,)))
+    layers = [lambda x: x]
+    hog_layers = [lambda x: gate(x) if x[0] == 9 else x]
+    profile = profile_of(layers, X, worst=0.02)
+    with Pipeline(layers, X, name="net", nodes=nodes, period=0.05, deadline=0.045, profile=profile) as pipe:  # fmt: skip
+        hog = Pipeline(hog_layers, X, name="hog", class_="BE", nodes=nodes, profile=profile_of(hog_layers, X, [X]))  # fmt: skip
+        results = pipe.every_period(np.full(4, float(n)) for n in itertools.count())
+        seen = [next(results)[0] for _ in range(3)]
+        slow = hog.submit(np.full(4, 9.0))
+        gate.entered()
+        pace, before = threading.Event(), pipe.report().skipped
+        while pipe.report().skipped < before + 4:
+            pace.wait(0.005)  # all slots are taken: who waits for one is late
+        gate.open()
+        slow.result()
+        seen += [next(results)[0] for _ in range(8)]  # the slots of before
+        after = pipe.report()
+        seen += [next(results)[0] for _ in range(20)]
+        results.close()  # type: ignore[attr-defined]
+        hog.close()
+        report = pipe.report()
+    assert seen == sorted(seen)
+    assert after.misses >= 4
+    assert report.misses <= after.misses + 2  # was nearly 20, each of them
+
+
 def test_the_others_go_before_one_that_overran(tmp_path: Path) -> None:
     """P6: a weightier task that has lost its class waits for a light one's deadline."""
     gate, order = Gate(tmp_path, "gate"), []
