@@ -38,9 +38,13 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return values(hint.__supertype__)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return st.one_of(*map(values, typing.get_args(hint)))
-    if typing.get_origin(hint) in (dict, tuple):
-        first, *rest = (values(part) for part in typing.get_args(hint) if part is not ...)
-        return st.dictionaries(first, *rest) if rest else st.lists(first, max_size=3).map(tuple)
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(*map(values, typing.get_args(hint)), max_size=3)
+    if typing.get_origin(hint) is tuple:
+        first, *rest = typing.get_args(hint)
+        if rest == [...]:
+            return st.lists(values(first), max_size=3).map(tuple)
+        return st.tuples(values(first), *map(values, rest))
     if issubclass(hint, enum.Enum):
         return st.sampled_from(hint)
     assert issubclass(hint, msgspec.Struct) or dataclasses.is_dataclass(hint), hint
