@@ -38,13 +38,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return values(hint.__supertype__)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return st.one_of(*map(values, typing.get_args(hint)))
-    if typing.get_origin(hint) is dict:
-        return st.dictionaries(*map(values, typing.get_args(hint)), max_size=3)
-    if typing.get_origin(hint) is tuple:
-        first, *rest = typing.get_args(hint)
-        if rest == [...]:
-            return st.lists(values(first), max_size=3).map(tuple)
-        return st.tuples(values(first), *map(values, rest))
+    if typing.get_origin(hint) in (dict, tuple):
+        return several(hint)
     if issubclass(hint, enum.Enum):
         return st.sampled_from(hint)
     assert issubclass(hint, msgspec.Struct) or dataclasses.is_dataclass(hint), hint
@@ -53,6 +48,16 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
             hint, **{name: values(of) for name, of in typing.get_type_hints(hint).items()}
         )
     )
+
+
+def several(hint: Any) -> st.SearchStrategy[Any]:
+    """Return instances of a mapping or a tuple."""
+    first, *rest = typing.get_args(hint)
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(values(first), *map(values, rest), max_size=3)
+    if rest == [...]:
+        return st.lists(values(first), max_size=3).map(tuple)
+    return st.tuples(values(first), *map(values, rest))
 
 
 def frames(
