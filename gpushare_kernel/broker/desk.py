@@ -160,7 +160,7 @@ class Desk:
             check_task(body.realtime)
         job = job_of(kernel.id, body.job)
         engine = self._broker.engine_of(kernel.id)
-        if job in engine.scheduler.jobs:
+        if job in engine.scheduler.jobs or job in self._broker.jobs:
             problem = f"job id {body.job!r} is taken by a job of this session."
             raise BadDeclaration(problem)
         kernel.take_slot(job)

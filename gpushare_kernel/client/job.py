@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.client import fingerprint
 from gpushare_kernel.client.calls import Call, interruptible
 from gpushare_kernel.client.link import LinkDown
+from gpushare_kernel.core.errors import FrameTooLong
 from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN, WordView
 from gpushare_kernel.wire import texts
@@ -129,11 +130,15 @@ class Job:
             plain=self.plain,
         )
 
-    def kept(self) -> RealtimeKept | None:
-        """Return what a broker that just came back must know of a real-time job; None of any other."""
+    def returned(self) -> None:
+        """Tell a broker that just came back what another one had promised to a real-time job."""
         if self.realtime is None or self.placement is None:
-            return None
-        return RealtimeKept(self.id, self.realtime, self.placement, self.first)
+            return
+        try:
+            self._session.note(RealtimeKept(self.id, self.realtime, self.placement, self.first))
+        except FrameTooLong:
+            why = "its notebook's pipelines have more layers than can be told at once"
+            self._session.say(texts.not_promised_again_text(self.realtime.name, why))
 
     def end(self, *, failed: bool = False) -> Report | None:
         """End the job; returns what became of it, or None where the broker is away. `failed`: it did not come to its end."""

@@ -20,13 +20,7 @@ from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
 from gpushare_kernel.client.questions import ANSWER, BLINK, Questions
-from gpushare_kernel.core.errors import (
-    BadFrame,
-    BrokerUnavailable,
-    FrameTooLong,
-    GpushareError,
-    UserError,
-)
+from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError, UserError
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.transport.places import was_stopped
 from gpushare_kernel.transport.tally import Tally
@@ -391,11 +385,10 @@ class Session(Questions):
         self._set_up(up=True)
         for job in self._confirming:
             here = self._jobs.get(job)
-            kept = None if here is None else here.kept()
             if here is None:
                 self.post(End(job, self.memory.known(), 0, 0))
-            elif kept is not None:
-                self.note(kept)
+            else:
+                here.returned()
         for cell in list(self._cells):
             self.note(CellStarted(cell))
 
@@ -461,7 +454,7 @@ class Session(Questions):
         if link is not None and self.up:
             try:
                 link.send(ToBroker(kind, number, body))
-            except (LinkDown, FrameTooLong):
+            except LinkDown:
                 return
 
     def _give_back(self, granted: Granted) -> None:

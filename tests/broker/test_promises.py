@@ -130,6 +130,11 @@ def test_best_effort_of_the_same_notebook_is_in_the_bound(house: House) -> None:
     (placement,) = placed.placements.values()
     assert before + 0.02 <= placement.bound <= 0.15
     assert placement.absorbs < granted.placement.absorbs
+    # Both at their most, others' drain and a layer of its own: the deadline holds.
+    drain = standing(house, job).promise.drain
+    assert placement.spare > 0
+    assert granted.placement.spare == 0
+    assert placement.bound + (placement.absorbs - drain) + placement.spare <= 0.15 + 1e-6
     assert placement.bounds == {"cam": placement.bound}
     assert placement.stages == granted.placement.stages
     assert [stage[1:] for stage in placement.beside["train"]][-1][1] == 2
@@ -175,6 +180,14 @@ def test_who_leaves_while_another_is_proven_is_gone(house: House, monkeypatch: p
     assert isinstance(two.ask(end("cam")), msg.Report)
     monkeypatch.undo()
     assert isinstance(realtime(three, work=0.04), msg.Granted)
+
+
+@pytest.mark.parametrize("times", [{"period": 1e300}, {"deadline": 1e-12}, {"work": 1e300}])
+def test_times_that_nobody_means_are_refused_with_the_rule(house: House, times: Any) -> None:
+    """W10: by the analysis, in words; it does not fail on them."""
+    said = refused(realtime(house.notebook(), **times), "Refused")
+    assert "must be 1e-06 to 86400 seconds" in said or "86400 seconds at most" in said
+    assert "Please report it" not in said
 
 
 def test_giving_up_while_it_is_proven(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
