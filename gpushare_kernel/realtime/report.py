@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpushare_kernel.realtime.model import Kind
-from gpushare_kernel.realtime.shown import Table, figure, milliseconds
+from gpushare_kernel.shown import Table, figure, milliseconds
 from gpushare_kernel.realtime.tenant import Tenant
 
 _SHOWN_EVENTS = 5
