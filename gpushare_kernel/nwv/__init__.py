@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpushare_kernel.nwv.bundle import Bundle
     from gpushare_kernel.nwv.packed import BadBundle, Member, Packed, Piece, Sizes
     from gpushare_kernel.nwv.packing import Result, pack
     from gpushare_kernel.nwv.refusal import DropTooLarge, PackingStopped
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadBundle",
+    "Bundle",
     "DropTooLarge",
     "Member",
     "PackReport",
@@ -33,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "BadBundle": "packed",
+    "Bundle": "bundle",
     "DropTooLarge": "refusal",
     "Member": "packed",
     "PackReport": "report",
