@@ -80,7 +80,7 @@ ARROWS: dict[str, set[str]] = {
     "realtime": LOWEST,
     "pipelines": LOWEST | {"realtime", "sizes", "client", "wire", "shown"},
     "nwv": LOWEST | {"sizes", "shown"},
-    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines"},
+    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines", "nwv"},
     "widgets": {"client", "package"},
     "package": LOWEST | {"client", "pipelines", "nwv"},
     "app": ALL,
@@ -88,7 +88,7 @@ ARROWS: dict[str, set[str]] = {
 """Room -> the rooms it may import. Everything may import its own room. `package` is gpushare_kernel/__init__.py:
 the version, and names that are loaded when somebody asks for them."""
 
-LAZY = {("magics", "widgets"), ("magics", "pipelines")}
+LAZY = {("magics", "widgets"), ("magics", "pipelines"), ("magics", "nwv")}
 """Arrows for imports inside functions only: every kernel start imports the room they come from."""
 
 IMPURE = frozenset(

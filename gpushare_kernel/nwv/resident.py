@@ -11,7 +11,8 @@ from msgspec import field
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.nwv.check import dtype_of
 from gpushare_kernel.nwv.gather import Pages
-from gpushare_kernel.nwv.packed import Member, Sizes
+from gpushare_kernel.nwv.packed import Member, Packed, Sizes
+from gpushare_kernel.nwv.room import measured
 from gpushare_kernel.shown import Table
 
 
@@ -38,6 +39,19 @@ class Resident(Sizes, frozen=True):
     def ratio(self) -> float:
         """How many times less the bundle is."""
         return self.copies / self.total
+
+
+def needs(packed: Packed, modules: Mapping[str, torch.nn.Module], *, mode: str = "switch") -> int:
+    """Return the bytes that a bundle of these will take on its device, before it is made."""
+    found = measured((one, modules[name]) for name, one in packed.members.items())
+    layers = 2 * found.half + found.kept
+    unsaved = sum(
+        one.nbytes
+        for name in packed.members
+        for key, one in modules[name].named_buffers()
+        if key not in modules[name].state_dict()
+    )
+    return packed.sizes(layers if mode == "layers" else found.whole).total + unsaved
 
 
 def alone(member: Member, own: Mapping[str, torch.Tensor]) -> int:
