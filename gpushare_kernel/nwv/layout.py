@@ -11,8 +11,8 @@ import torch
 from gpushare_kernel.nwv.check import dtype_of
 from gpushare_kernel.nwv.packed import Piece
 
-ALIGNED = 64
-"""Bytes: what MKL, oneDNN and cuBLAS like best. It is the same in all modes, or they would take other paths and round differently."""
+ALIGNED = 256
+"""Bytes: what cuBLAS asks of its fastest paths (MKL and oneDNN of 64). It is the same in all modes, or they would take other paths and round differently."""
 
 
 @dataclass(frozen=True, slots=True)

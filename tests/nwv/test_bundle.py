@@ -238,7 +238,7 @@ def test_no_copy_of_weights_is_kept() -> None:
     assert seen.tables == sum(table.nbytes for table in packed.tables.values())
     assert seen.scratch == bundle.scratch.memory.nbytes
     largest = max(member.weights for member in packed.members.values()) * 4
-    assert largest <= seen.scratch <= largest + 64 * 6
+    assert largest <= seen.scratch <= largest + 256 * 6
     assert seen.total == seen.pages + seen.tables + seen.private + seen.scratch
     assert seen.copies == sum(sum(t.nbytes for t in [*m.parameters(), *m.buffers()]) for m in one.plain.values())  # fmt: skip
 
@@ -266,7 +266,7 @@ def test_layer_by_layer_takes_less_scratch() -> None:
     whole = Bundle(one.packed, one.modules, device="cpu").sizes().scratch
     layers = Bundle(one.packed, one.modules, device="cpu", mode="layers").sizes().scratch
     largest = one.plain["net2"].last[1]  # type: ignore[index]
-    assert layers <= largest.weight.nbytes + largest.bias.nbytes + 64 * 4  # type: ignore[union-attr,operator]
+    assert layers <= largest.weight.nbytes + largest.bias.nbytes + 256 * 2  # type: ignore[union-attr,operator]
     assert layers < whole
 
 
