@@ -9,6 +9,7 @@ operations. Both give the same bits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,8 +18,8 @@ import torch
 
 from gpushare_kernel.nwv.layout import Layout, Place
 
-_STEP = {"cpu": 2**16, "cuda": 2**22}
-"""Weights that are gathered at once: on a CPU what stays in its cache, on a GPU what keeps it busy."""
+_STEP = {"cpu": 2**19, "cuda": 2**22}
+"""Weights that are gathered at once (2 and 16 MiB for that moment): enough that the calls cost little beside the work."""
 
 
 @dataclass(slots=True)
@@ -41,8 +42,18 @@ class Pages:
         if self.scales is None:
             return found
         if self.bits == 4:  # noqa: PLR2004
-            found = torch.stack((found & 15, found >> 4), -1).flatten(1).to(torch.int8) - 8
-        return found.float().mul_(self.scales.index_select(0, numbers).float()[:, None])
+            pairs = _pairs(self.device).index_select(0, found.view(-1).to(torch.int32))
+            values = pairs.view(len(numbers), -1)
+        else:
+            values = found.float()
+        return values.mul_(self.scales.index_select(0, numbers).float()[:, None])
+
+
+@functools.cache
+def _pairs(device: torch.device) -> torch.Tensor:
+    """Return the two codes of each byte, (256, 2) float32."""
+    every = torch.arange(256, device=device)
+    return torch.stack((every % 16 - 8, every // 16 - 8), 1).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +118,22 @@ class TorchGather:
         numbers = self._table[run.begin : run.end].to(torch.int64)
         values = self._pages.rows(numbers).view(-1)
         if not self._norm.none:
-            values = values.float() if values.dtype != torch.float32 else values
-            values.mul_(self._norm.scale).add_(self._norm.shift)
+            values = values.float()
         for start, count, place, at in run.parts:
-            place.view(memory).view(-1)[at : at + count].copy_(values[start : start + count])
+            target = place.view(memory).view(-1)[at : at + count]
+            self._put(values[start : start + count], target)
+
+    def _put(self, values: torch.Tensor, target: torch.Tensor) -> None:
+        """Write some weights; the last operation writes where they belong, if that is float32 too."""
+        scale, shift = self._norm.scale, self._norm.shift
+        if self._norm.none:
+            target.copy_(values)
+        elif target.dtype != torch.float32:
+            target.copy_(values.mul_(scale).add_(shift))
+        elif shift == 0.0:
+            torch.mul(values, scale, out=target)
+        else:
+            torch.add(values.mul_(scale), shift, out=target)
 
 
 def _runs(places: Sequence[Place], page_size: int, step: int) -> Iterator[_Run]:

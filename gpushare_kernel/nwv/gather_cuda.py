@@ -201,6 +201,23 @@ def _cupy() -> Any:
     return cupy
 
 
+class _Theirs:
+    """A stream of torch's as CuPy takes it since 14."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def _stream(handle: int, device: int) -> Any:
+    stream = _cupy().cuda.Stream
+    if hasattr(stream, "from_external"):
+        return stream.from_external(_Theirs(handle))
+    return _cupy().cuda.ExternalStream(handle, device)
+
+
 @functools.cache
 def _kernel(page: str, out: str, index: str, page_size: int, *, plain: bool, norm: bool) -> Any:
     defined = {
@@ -239,8 +256,7 @@ class KernelGather:
         pages, scales = self._pages.pages, self._pages.scales
         device = pages.device.index or 0
         stream = torch.cuda.current_stream(pages.device).cuda_stream
-        cupy = _cupy()
-        with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
+        with _cupy().cuda.Device(device), _stream(stream, device):
             for launch in self._launches:
                 if launch.blocks:
                     launch.kernel(
@@ -251,7 +267,7 @@ class KernelGather:
                             np.uint64(0) if scales is None else _pointer(scales),
                             _pointer(self._table),
                             _pointer(memory),
-                            *map(_pointer, launch.lists),
+                            *launch.lists,
                             np.int32(launch.parameters),
                             self._shift,
                             self._scale,
@@ -269,13 +285,17 @@ class _Launch:
         self.parameters = len(places)
         self.blocks = int(blocks[-1]) if places else 0
         lists = (
+            np.array([place.offset for place in places], np.uint64),
             np.array([place.first for place in places], np.uint32),
             np.array([place.count for place in places], np.uint32),
-            np.array([place.offset for place in places], np.uint64),
             blocks,
         )
-        # As bytes: torch moves them, and nobody but the kernel reads them.
-        self.lists = [torch.from_numpy(one.view(np.uint8)).to(pages.device) for one in lists]
+        # One piece of memory, as bytes: torch moves it, and nobody but the kernel reads it.
+        joined = np.frombuffer(b"".join(one.tobytes() for one in lists) or bytes(1), np.uint8)
+        self._lists = torch.from_numpy(joined.copy()).to(pages.device)
+        begin = self._lists.data_ptr()
+        offsets, firsts, counts, ends = (begin + n * self.parameters for n in (0, 8, 12, 16))
+        self.lists = [np.uint64(one) for one in (firsts, counts, offsets, ends)]
         self.kernel = _kernel(
             _PAGE[pages.pages.dtype],
             _OUT[dtype],
@@ -288,7 +308,7 @@ class _Launch:
     @property
     def size(self) -> int:
         """Bytes of its lists."""
-        return sum(one.nbytes for one in self.lists)
+        return self._lists.nbytes
 
 
 def _pointer(tensor: torch.Tensor) -> np.uint64:

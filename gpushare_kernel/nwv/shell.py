@@ -7,6 +7,7 @@ parameter (a list, a hook, the flat weights of an LSTM) refers to ours afterward
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -39,8 +40,8 @@ class Elsewhere(torch.nn.Parameter):
 
     @staticmethod
     def of(place: Place, device: torch.device) -> Elsewhere:
-        """Return one with the form of a parameter; it takes the memory of one weight."""
-        form = torch.zeros((), dtype=place.dtype, device=device).expand(place.shape)
+        """Return one with the form of a parameter; it takes no memory."""
+        form = _nothing(place.dtype, device).expand(place.shape)
         made: Elsewhere = _TENSOR._make_subclass(Elsewhere, form, False)  # noqa: FBT003  its signature
         made.__dict__["name_here"] = place.name
         return made
@@ -62,6 +63,11 @@ class Elsewhere(torch.nn.Parameter):
             "Open the bundle with mode='switch'."
         )
         raise NotLoaded(msg)
+
+
+@functools.cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def shell_of(
