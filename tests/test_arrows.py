@@ -79,7 +79,7 @@ ARROWS: dict[str, set[str]] = {
     # The analysis of deadlines is pure; what runs them is a room of its own in the same folder.
     "realtime": LOWEST,
     "pipelines": LOWEST | {"realtime", "sizes", "client", "wire", "shown"},
-    "nwv": LOWEST | {"sizes", "shown"},
+    "nwv": LOWEST | {"sizes", "shown", "client", "transport", "wire"},
     "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines", "nwv"},
     "widgets": {"client", "package"},
     "package": LOWEST | {"client", "pipelines", "nwv"},

@@ -75,6 +75,7 @@ class Desk:
             msg.RealtimeGrid: self._realtime_grid,
             msg.RealtimeReleased: self._realtime_released,
             msg.RealtimeDone: self._realtime_done,
+            msg.BundleFilled: self._bundle_filled,
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -355,6 +356,10 @@ class Desk:
     def _realtime_done(self, _number: int, body: msg.RealtimeDone) -> None:
         engine = self._engine()
         engine.feed(ev.RealtimeDone(at=engine.now, job=self._mine(body.job)))
+
+    def _bundle_filled(self, _number: int, _body: msg.BundleFilled) -> None:
+        problem = "a bundle is said to be filled on the connection that offered it, and this is another one."
+        raise NotYours(problem)
 
     # --- everything else ---------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ docs/bundles.md has what holds of it (B1 ...).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,10 @@ from gpushare_kernel.nwv.layout import Layout, laid_out
 from gpushare_kernel.nwv.packed import BadBundle, Member, Packed
 from gpushare_kernel.nwv.region import Region
 from gpushare_kernel.nwv.resident import Resident, alone, table
-from gpushare_kernel.nwv.room import Room, measured
+from gpushare_kernel.nwv.room import Measures, Room, measured
 from gpushare_kernel.nwv.scratch import Scratch
 from gpushare_kernel.nwv.shell import emptied, frozen, shell_of, template_of, tensors_of
+from gpushare_kernel.nwv.store import Shared
 from gpushare_kernel.shown import Table
 
 
@@ -58,6 +59,9 @@ class Bundle:
     It may be called from several threads: one model runs at a time. Results are computed without gradients.
     """
 
+    store: Shared | None
+    """Where the pages are, if a holder has them."""
+
     def __init__(
         self,
         packed: Packed,
@@ -67,13 +71,28 @@ class Bundle:
         mode: str = "switch",
         take: bool = False,
     ) -> None:
+        self._begin(packed, modules, Room.of(mode, _place(device)), None, take=take)
+
+    def _begin(
+        self,
+        packed: Packed,
+        modules: Mapping[str, torch.nn.Module],
+        how: Callable[[Measures], Room],
+        store: Shared | None,
+        *,
+        take: bool,
+    ) -> None:
         check(packed, modules)
-        place = _place(device)
-        own = {name: _own(packed, one, modules[name], place) for name, one in packed.members.items()}  # fmt: skip
         templates = {name: template_of(modules[name], called=name) for name in packed.members}
-        measures = measured((one, templates[name]) for name, one in packed.members.items())
-        region = None if place.type == "cuda" else Region.of(_shared(packed))
-        self._open(packed, templates, own, region, Room(mode, measures, place))
+        room = how(measured((one, templates[name]) for name, one in packed.members.items()))
+        own = {name: _own(packed, one, modules[name], room.device) for name, one in packed.members.items()}  # fmt: skip
+        if store is not None:
+            region = store.region
+        else:
+            region = None if room.device.type == "cuda" else Region.of(_shared(packed))
+        self._open(packed, templates, own, region, room)
+        if store is not None:
+            self.store = store
         if take:
             for name in packed.members:
                 emptied(modules[name], partial(_taken, name))
@@ -88,6 +107,7 @@ class Bundle:
     ) -> None:
         """Set up all that runs; `region` has the pages where they are in memory that others may map."""
         self.region, self.room = region, room
+        self.store = None
         self.members: Mapping[str, Member] = dict(packed.members)
         self.pages = _pages(packed, region, self.device)
         self.tables = {name: packed.tables[name].to(self.device) for name in self.members}
@@ -96,7 +116,32 @@ class Bundle:
         self.runners = {
             name: room.runner(one, partial(self.gather, name), partial(self._shell, name))
             for name, one in self.members.items()
-        }  # fmt: skip
+        }
+
+    @classmethod
+    def shared(
+        cls,
+        name: str,
+        modules: Mapping[str, torch.nn.Module],
+        *,
+        device: torch.device | str | None = None,
+        mode: str = "switch",
+        take: bool = False,
+    ) -> Bundle:
+        """Return a bundle whose pages another kernel of yours shares under this name (`share`): mapped, not copied.
+
+        Parameters are as in `Bundle`.
+
+        Raises
+        ------
+        UserError
+            Where there is none of that name on this kernel's device, or this process is no kernel of a broker.
+        """
+        place = _place(device)
+        store = Shared.named(name, place)
+        made = cls.__new__(cls)
+        made._begin(store.packed(), modules, Room.of(mode, place), store, take=take)
+        return made
 
     @classmethod
     def opened(cls, *parts: Any) -> Bundle:
@@ -128,6 +173,70 @@ class Bundle:
     def _shell(self, name: str, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
         return shell_of(self.templates[name], {**self.own[name], **weights}, called=name)
 
+    # --- pages with a holder ---------------------------------------------------------------------------------
+
+    def share(self, name: str) -> None:
+        """Have a holder keep the pages, so that your other kernels on this device map them too: `Bundle.shared(name, modules)`.
+
+        They are charged to the holder, once, for as long as any kernel uses them.
+
+        Raises
+        ------
+        UserError
+            Where it is shared already, or you have another one of that name; where this process is no kernel of a broker.
+        Refused
+            Where it does not fit now: for a moment the pages are there twice.
+        """
+        if self.store is not None:
+            msg = f"this bundle is shared already, as {self.store.name!r}. Map it elsewhere: Bundle.shared({self.store.name!r}, modules)."
+            raise UserError(msg)
+        with self.scratch.held():
+            self._use(Shared.of(name, self._packed(), self.device))
+
+    def unmap(self) -> None:
+        """Let go of shared pages, not of the use: a kernel that maps them must not be checkpointed. Calls are refused until `remap`."""
+        with self.scratch.held():
+            store = self._stored()
+            self.pages.pages, self.pages.scales, self.region = self.pages.pages[:0].clone(), None, None  # fmt: skip
+            for runner in self.runners.values():
+                runner.forget()
+            store.unmap()
+
+    def remap(self) -> None:
+        """Map them again; on a GPU at the address that they had."""
+        with self.scratch.held():
+            store = self._stored()
+            store.remap()
+            self._use(store)
+
+    def check_mapped(self) -> None:
+        """Refuse to run without pages.
+
+        Raises
+        ------
+        UserError
+            Between `unmap` and `remap`.
+        """
+        if self.store is not None:
+            self.store.check()
+
+    def _stored(self) -> Shared:
+        if self.store is None:
+            msg = "this bundle's pages are this process's own memory, and there is nothing to unmap. Share it first: bundle.share(name)."
+            raise UserError(msg)
+        return self.store
+
+    def _use(self, store: Shared) -> None:
+        packed = store.packed()
+        self.pages.pages, self.pages.scales = packed.pages, packed.scales
+        self.region, self.store = store.region, store
+
+    def _packed(self) -> Packed:
+        saved = {name: one.state_dict().keys() for name, one in self.templates.items()}
+        private = {name: {key: one for key, one in own.items() if key in saved[name]} for name, own in self.own.items()}  # fmt: skip
+        pages = self.pages
+        return Packed(pages.page_size, pages.bits, pages.pages, pages.scales, self.members, self.tables, private)  # fmt: skip
+
     # --- what people use -----------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> BundleModel:
@@ -152,6 +261,7 @@ class Bundle:
         lists = sum(one.size for one in self.runners.values())
         scales = self.pages.scales
         return Resident(
+            shared=None if self.store is None else self.store.name,
             pages=self.pages.pages.nbytes,
             scales=0 if scales is None else scales.nbytes,
             tables=sum(one.nbytes for one in self.tables.values()) + lists,
@@ -184,12 +294,14 @@ class BundleModel:
     def __call__(self, *given: Any, **named: Any) -> Any:
         """Run it in eval mode and without gradients; other calls of the bundle wait meanwhile."""
         with self.bundle.scratch.held(), torch.no_grad():
+            self.bundle.check_mapped()
             self.runner.ready()
             return self._apart(self.runner.forward(given, named))
 
     def load(self) -> None:
         """Gather what a call would find missing at its start: a switch, and nothing else."""
         with self.bundle.scratch.held():
+            self.bundle.check_mapped()
             self.runner.ready()
 
     def graphed(self, *example: torch.Tensor) -> Any:
@@ -207,6 +319,7 @@ class BundleModel:
     def unpacked(self) -> torch.nn.Module:
         """Return an ordinary module with weights of its own, as the pages have them: for who must have one (and its memory)."""
         bundle, name = self.bundle, self.__name__
+        bundle.check_mapped()
         layout = laid_out(bundle.members[name].pieces)
         memory = torch.empty(layout.size, dtype=torch.uint8, device=bundle.device)
         bundle.gather(name, layout)(memory)

@@ -39,6 +39,7 @@ class Graphed:
         self._given = [one.detach().to(model.bundle.device).clone() for one in example]
         self._graph = torch.cuda.CUDAGraph()
         with model.bundle.scratch.held(), torch.no_grad():
+            model.bundle.check_mapped()
             self._result = self._captured()
 
     def __call__(self, *given: torch.Tensor) -> Any:
@@ -56,6 +57,7 @@ class Graphed:
             raise BadDeclaration(msg)
         runner = self._model.runner
         with self._model.bundle.scratch.held():
+            self._model.bundle.check_mapped()
             runner.ready()
             for mine, one in zip(self._given, given, strict=True):
                 mine.copy_(one)

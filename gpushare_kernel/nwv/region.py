@@ -71,8 +71,8 @@ class Region:
     ----------
     fd
         The memfd; closed when this is collected. Mappings, here and elsewhere, outlive it.
-    tensors
-        By name. Not to be written to.
+    tensors, whole
+        By name, and all of it as bytes. Not to be written to.
     """
 
     def __init__(self, fd: int, parts: tuple[Part, ...]) -> None:
@@ -81,10 +81,11 @@ class Region:
         if any(part.offset < 0 or part.offset + part.size > self.size for part in parts):
             msg = f"tensors in shared memory lie inside it, and these are {parts} in {self.size} bytes."
             raise PeerError(msg)
-        self._mapped = mmap.mmap(fd, self.size, flags=mmap.MAP_PRIVATE)
-        whole = torch.frombuffer(self._mapped, dtype=torch.uint8)
+        self.whole = torch.frombuffer(mmap.mmap(fd, self.size, flags=mmap.MAP_PRIVATE), dtype=torch.uint8)  # fmt: skip
         self.tensors = {
-            part.name: whole[part.offset : part.offset + part.size].view(part.kind).view(part.shape)
+            part.name: self.whole[part.offset : part.offset + part.size]
+            .view(part.kind)
+            .view(part.shape)
             for part in parts
         }
 
@@ -102,6 +103,10 @@ class Region:
         except BaseException:
             os.close(fd)
             raise
+
+    def cut(self, parts: tuple[Part, ...]) -> Region:
+        """Return the same memory with other parts."""
+        return Region(os.dup(self.fd), parts)
 
     def __del__(self) -> None:
         fd, self.fd = getattr(self, "fd", -1), -1

@@ -25,10 +25,13 @@ class Resident(Sizes, frozen=True):
         By model: what it would take by itself, as it was before it was packed.
     allocated
         What torch has given out on that GPU in this process, for whatever; None on a CPU.
+    shared
+        As what pages and scales are with a holder; None where they are this process's own.
     """
 
     alone: dict[str, int] = field(default_factory=dict)
     allocated: int | None = None
+    shared: str | None = None
 
     @property
     def copies(self) -> int:
@@ -74,6 +77,8 @@ def table(found: Resident, pages: Pages, mode: str, used: int) -> Table:
         ("separate copies", format_size(found.copies), copies),
     ]  # fmt: skip
     notes = []
+    if found.shared is not None:
+        notes.append(f"Pages and scales are shared as {found.shared!r}: one holder has them for all your kernels.")  # fmt: skip
     if found.allocated is not None:
         notes.append(f"torch has given out {format_size(found.allocated)} on this GPU in all.")
     title = f"Bundle of {len(found.alone)} models, mode {mode}"

@@ -61,6 +61,11 @@ class Room:
             Scratch(measures.whole, device) if self._stage is None else self._stage.scratch
         )
 
+    @classmethod
+    def of(cls, mode: str, device: torch.device) -> Callable[[Measures], Room]:
+        """Return what makes one, once it is known how large."""
+        return lambda measures: cls(mode, measures, device)
+
     def runner(self, member: Member, gatherer: Callable[[Layout], Gather], shell: Shell) -> Runner:
         """Return what runs a model here."""
         layout = laid_out(member.pieces)

@@ -64,6 +64,7 @@ def departing(bundle: Bundle, name: str) -> tuple[Any, ...]:
     PicklingError
         Where its pages are on a GPU: no other process reads these.
     """
+    bundle.check_mapped()
     region = bundle.region
     if region is None:
         msg = (
