@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -110,6 +111,7 @@ def test_kernels_of_one_user_map_the_same_pages_and_they_are_charged_once(house:
         (view,) = house.do(lambda: house.broker.snapshot(os.getuid())).bundles
         assert (view.name, view.size, view.users, view.pages) == ("eyes", there.size, 2, len(one.packed.pages))  # fmt: skip
         assert 0 < view.shared <= view.pages
+        assert set(msgspec.to_builtins(view)) == {"name", "session", "pages", "shared", "size", "users"}  # fmt: skip
         session = next(s for s in house.do(lambda: house.broker.snapshot(os.getuid())).sessions if s.id == view.session)  # fmt: skip
         assert (session.name, session.p, session.own) == ("bundle eyes", there.size, True)
         assert house.do(lambda: house.broker.snapshot(12345)).bundles == ()
