@@ -115,7 +115,9 @@ def _kept(cuts: Mapping[str, Cut], pages: int, limit: int) -> dict[str, set[int]
     kept: dict[str, set[int]] = {name: set() for name in cuts}
     count = 0
     for _, name, place in order[:limit]:
-        rest = max(len(one.values) - len(kept[other]) - (other == name) for other, one in cuts.items())
+        rest = max(
+            len(one.values) - len(kept[other]) - (other == name) for other, one in cuts.items()
+        )
         if count + 1 + rest > pages:
             break
         kept[name].add(place)

@@ -199,7 +199,9 @@ class Packed:
                 said = _said(path, (file.metadata() or {}).get(_KEY))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError) as problem:
-            msg = f"{path} cannot be read as a bundle: {problem}. Give a file that Packed.save wrote."
+            msg = (
+                f"{path} cannot be read as a bundle: {problem}. Give a file that Packed.save wrote."
+            )
             raise BadBundle(msg) from None
         return _assembled(said, tensors, path).check()
 

@@ -112,7 +112,9 @@ def weights_from(member: Member, values: torch.Tensor) -> dict[str, torch.Tensor
     if member.shift:
         flat = flat + member.shift
     return {
-        piece.name: flat[piece.first : piece.first + math.prod(piece.shape)].view(piece.shape).to(FLOATS[piece.dtype])  # fmt: skip
+        piece.name: flat[piece.first : piece.first + math.prod(piece.shape)]
+        .view(piece.shape)
+        .to(FLOATS[piece.dtype])  # fmt: skip
         for piece in member.pieces
     }
 
@@ -215,4 +217,3 @@ def check_apart(models: Mapping[str, nn.Module]) -> None:
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
