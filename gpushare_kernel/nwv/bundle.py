@@ -178,7 +178,8 @@ class Bundle:
     def share(self, name: str) -> None:
         """Have a holder keep the pages, so that your other kernels on this device map them too: `Bundle.shared(name, modules)`.
 
-        They are charged to the holder, once, for as long as any kernel uses them.
+        They are charged to the holder, once, for as long as any kernel uses them. Where the holder has died (with its broker), share
+        them anew.
 
         Raises
         ------
@@ -187,10 +188,11 @@ class Bundle:
         Refused
             Where it does not fit now: for a moment the pages are there twice.
         """
-        if self.store is not None:
+        if self.store is not None and self.store.held:
             msg = f"this bundle is shared already, as {self.store.name!r}. Map it elsewhere: Bundle.shared({self.store.name!r}, modules)."
             raise UserError(msg)
         with self.scratch.held():
+            self.check_mapped()
             self._use(Shared.of(name, self._packed(), self.device))
 
     def unmap(self) -> None:

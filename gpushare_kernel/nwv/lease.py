@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -27,6 +28,13 @@ class Lease:
 
     def __init__(self, sock: socket.socket, name: str, size: int, fd: int) -> None:
         self._sock, self.name, self.size, self._fd = sock, name, size, fd
+
+    @property
+    def stands(self) -> bool:
+        """Whether the broker still counts it."""
+        looked = select.poll()
+        looked.register(self._sock, select.POLLIN)
+        return not looked.poll(0)  # the broker says nothing unasked: what is to be read is the end
 
     def take_fd(self) -> int:
         """Return the descriptor of the pages, which is the caller's from now on."""

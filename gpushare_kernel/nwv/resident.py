@@ -44,17 +44,21 @@ class Resident(Sizes, frozen=True):
         return self.copies / self.total
 
 
-def needs(packed: Packed, modules: Mapping[str, torch.nn.Module], *, mode: str = "switch") -> int:
-    """Return the bytes that a bundle of these will take on its device, before it is made."""
+def scratch(packed: Packed, modules: Mapping[str, torch.nn.Module], mode: str = "switch") -> int:
+    """Return the bytes of scratch that a bundle of these will have, before it is made."""
     found = measured((one, modules[name]) for name, one in packed.members.items())
-    layers = 2 * found.half + found.kept
+    return 2 * found.half + found.kept if mode == "layers" else found.whole
+
+
+def needs(packed: Packed, modules: Mapping[str, torch.nn.Module], mode: str = "switch") -> int:
+    """Return all the bytes that it will take."""
     unsaved = sum(
         one.nbytes
         for name in packed.members
         for key, one in modules[name].named_buffers()
         if key not in modules[name].state_dict()
     )
-    return packed.sizes(layers if mode == "layers" else found.whole).total + unsaved
+    return packed.sizes(scratch(packed, modules, mode)).total + unsaved
 
 
 def alone(member: Member, own: Mapping[str, torch.Tensor]) -> int:

@@ -59,6 +59,11 @@ class Shared:
             raise
         return made
 
+    @property
+    def held(self) -> bool:
+        """Whether a holder has the pages still; else only who maps them does."""
+        return self._lease.stands
+
     def packed(self) -> Packed:
         """Return it as it lies there."""
         return flat.read(self._memory())[0]

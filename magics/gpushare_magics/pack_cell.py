@@ -52,8 +52,10 @@ class PackCell:
         result = nwv.pack(self._given, **{k: v for k, v in said.items() if v is not None})
         self._packed = result.packed
         if not self._output.quiet:
-            text, html = repr(result.report), getattr(result.report, "_repr_html_", None)
-            self._output.table(text, html() if html is not None else f"<pre>{text}</pre>")
+            from gpushare_kernel.nwv.resident import scratch  # noqa: PLC0415
+
+            report = result.report.with_scratch(scratch(result.packed, self._modules()))
+            self._output.table(str(report), report._repr_html_())
 
     def declared(self, declaration: Declaration) -> Declaration:
         """Return the line with what the bundle takes as what the notebook keeps, where the line does not say that itself."""

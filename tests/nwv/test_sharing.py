@@ -165,6 +165,11 @@ def test_a_holder_that_dies_takes_nothing_with_it_but_its_charge(house: House) -
         assert torch.equal(bundle["net0"](x), one.plain["net0"](x))
     with pytest.raises(UserError, match="no bundle 'eyes' on this device; there are: none"):
         lease.mapped("eyes")
+    bundle.share("eyes")
+    assert charged(house) == before + held(house)[0].size
+    assert lease.mapped("eyes").size == held(house)[0].size
+    with torch.no_grad():
+        assert torch.equal(bundle["net0"](x), one.plain["net0"](x))
 
 
 def test_a_holder_ends_with_its_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
