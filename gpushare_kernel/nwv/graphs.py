@@ -4,8 +4,8 @@ The scratch stays at one address, so a graph of a model holds whatever is in the
 outside the graph (mode `switch`): it is done before a replay where another model ran meanwhile. In mode `layers` the gathers
 are part of the graph.
 
-Whoever captures by hand does the same: `bundle[name].load()`, then `torch.cuda.graph(...)` around a call, and before each
-replay `load()` again, all of it in one thread.
+Whoever captures by hand (mode `switch`) does the same: `bundle[name].load()`, then `torch.cuda.graph(...)` around a call, and
+before each replay `load()` again, all of it in one thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.nwv.layers import Layered
+from gpushare_kernel.nwv.scratch import Runner
 
 if TYPE_CHECKING:
     from gpushare_kernel.nwv.bundle import BundleModel
@@ -56,7 +57,7 @@ class Graphed:
             msg = f"this graph was made for inputs {_listed(forms)}, and got {_listed(seen)}. Make another: bundle[name].graphed(x)."
             raise BadDeclaration(msg)
         runner = self._model.runner
-        with self._model.bundle.scratch.held():
+        with self._model.bundle.scratch.held(), torch.no_grad():
             self._model.bundle.check_mapped()
             runner.ready()
             for mine, one in zip(self._given, given, strict=True):
@@ -75,10 +76,19 @@ class Graphed:
                 runner.ready()
                 runner.forward(self._given, {})
         torch.cuda.current_stream(device).wait_stream(side)
-        if isinstance(runner, Layered):
-            runner.forget()  # or a gather that warming up has done would not be in the graph
-            runner.ready()
         torch.cuda.synchronize(device)
+        if not isinstance(runner, Layered):
+            return self._capture(runner)
+        runner.forget()  # or a gather that warming up has done would not be in the graph
+        runner.ready()
+        runner.may_be_captured = True
+        try:
+            return self._capture(runner)
+        finally:
+            runner.may_be_captured = False
+            runner.forget()  # nothing of the capture has run
+
+    def _capture(self, runner: Runner) -> Any:
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             return runner.forward(self._given, {})
 

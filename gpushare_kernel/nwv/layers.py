@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv.gather import Gather
 from gpushare_kernel.nwv.layout import Layout, laid_out
 from gpushare_kernel.nwv.packed import Member
@@ -99,6 +100,9 @@ class Stage:
             self._coming[area] = False
 
 
+NOT_BY_HAND = "layer by layer, a graph that is replayed writes the scratch unseen. Use bundle[name].graphed(x), or mode='switch'."
+
+
 class Layered:
     """One model on the stage."""
 
@@ -106,6 +110,8 @@ class Layered:
         self, stage: Stage, member: Member, shell: torch.nn.Module, gatherer: Gatherer
     ) -> None:
         self._stage, self._shell = stage, shell
+        #: Whether whoever captures it knows that halves are then written unseen.
+        self.may_be_captured = False
         self.key = object()  # what it signs with: the scratch must not keep it alive
         self._next: dict[Unit, Unit] = {}
         self._last: Unit | None = None
@@ -139,6 +145,8 @@ class Layered:
 
     def forward(self, given: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Run it; its units gather."""
+        if self._stage.scratch.captured and not self.may_be_captured:
+            raise UserError(NOT_BY_HAND)
         self._last = None
         try:
             return self._shell(*given, **named)

@@ -16,6 +16,8 @@ import torch
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv.gather import Gather
 
+NOT_LOADED = "a capture runs nothing, so a model must be in the scratch before it. Call bundle[name].load() first, or use bundle[name].graphed(x)."
+
 
 class Scratch:
     """Bytes on a device, a lock, and the owner of what is in them.
@@ -58,14 +60,19 @@ class Scratch:
                 self._thread = 0
                 self._note_use()
 
+    @property
+    def captured(self) -> bool:
+        """Whether what is launched now goes into a CUDA graph instead of being run."""
+        return self.memory.is_cuda and torch.cuda.is_current_stream_capturing()
+
     def _after_others(self) -> None:
-        if self._used is not None:
+        if self._used is not None and not self.captured:
             stream = torch.cuda.current_stream(self.memory.device)
             if stream != self._stream:
                 stream.wait_event(self._used)
 
     def _note_use(self) -> None:
-        if self.memory.is_cuda:
+        if self.memory.is_cuda and not self.captured:
             self._used = self._used or torch.cuda.Event()
             self._stream = torch.cuda.current_stream(self.memory.device)
             self._used.record(self._stream)
@@ -99,6 +106,8 @@ class Switched:
         """Gather its weights, where they are not there."""
         scratch = self._scratch
         if scratch.owner is not self.key:
+            if scratch.captured:
+                raise UserError(NOT_LOADED)
             scratch.owner = None  # half of a gather is nobody's
             self._gather(scratch.memory)
             scratch.owner = self.key

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.nwv import gather_cuda
 from gpushare_kernel.nwv.bundle import Bundle
 from gpushare_kernel.nwv.gather import Norm, Pages, TorchGather
@@ -151,6 +151,34 @@ def test_graphs_replay_the_model_whoever_ran_meanwhile(mode: str) -> None:
                 assert torch.equal(bundle["net1"](given), graphs["net1"](given))
     with pytest.raises(BadDeclaration, match=r"made for inputs \(5, 1, 8, 8\) of torch.float32"):
         graphs["net0"](x[:2])
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_a_capture_by_hand_is_right_or_refused() -> None:
+    """B10: a gather in a capture does not happen; layer by layer a replay would write what others take for theirs."""
+    one = made(nets(2))
+    bundle = Bundle(one.packed, one.modules)
+    x = torch.randn(5, 1, 8, 8, device="cuda")
+    for name in ("net1", "net0"):
+        bundle[name](x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = bundle["net0"](x)
+    bundle["net1"](x)
+    bundle["net0"].load()
+    graph.replay()
+    with torch.no_grad():
+        torch.testing.assert_close(found, one.plain["net0"].cuda()(x))
+        torch.testing.assert_close(bundle["net1"](x), one.plain["net1"].cuda()(x))
+    torch.cuda.synchronize()
+    with pytest.raises(UserError, match=r"Call bundle\[name\].load\(\) first"), torch.cuda.graph(torch.cuda.CUDAGraph()):  # fmt: skip
+        bundle["net0"](x)
+    layers = Bundle(one.packed, one.modules, mode="layers")
+    layers["net0"](x)
+    torch.cuda.synchronize()
+    with pytest.raises(UserError, match="writes the scratch unseen"), torch.cuda.graph(torch.cuda.CUDAGraph()):  # fmt: skip
+        layers["net0"](x)
 
 
 @pytest.mark.parametrize("mode", MODES)
