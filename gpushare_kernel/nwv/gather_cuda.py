@@ -220,7 +220,16 @@ def _stream(handle: int, device: int) -> Any:
 
 @functools.cache
 def _kernel(page: str, out: str, index: str, page_size: int, *, plain: bool, norm: bool) -> Any:
-    defined = {
+    defined = constants(page, out, index, page_size, plain=plain, norm=norm)
+    head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
+    return _cupy().RawKernel(head + SOURCE, "gather", options=("--std=c++14",))
+
+
+def constants(
+    page: str, out: str, index: str, page_size: int, *, plain: bool, norm: bool
+) -> dict[str, object]:
+    """Return what `SOURCE` is compiled for. `plain`: weights are what is in the pages; `norm`: they are shifted and scaled."""
+    return {
         "PAGE": page,
         "OUT": out,
         "INDEX": index,
@@ -230,8 +239,6 @@ def _kernel(page: str, out: str, index: str, page_size: int, *, plain: bool, nor
         "CHUNK": f"{CHUNK}u",
         "THREADS": f"{THREADS}u",
     }
-    head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    return _cupy().RawKernel(head + SOURCE, "gather", options=("--std=c++14",))
 
 
 class KernelGather:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import signal
@@ -17,7 +18,14 @@ import pytest
 import torch
 
 from gpushare_kernel import procfs
-from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, Refused, UserError
+from gpushare_kernel.core.errors import (
+    BadFrame,
+    BadToken,
+    DeviceError,
+    NotYours,
+    Refused,
+    UserError,
+)
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.nwv import flat, lease
 from gpushare_kernel.nwv.bundle import Bundle
@@ -281,3 +289,15 @@ def test_a_bundle_lies_flat_and_is_read_back() -> None:
         memory = torch.zeros(region.size, dtype=torch.uint8)
         flat.write(flat.tensors_of(packed), memory)
         assert torch.equal(flat.read(memory)[0].pages, packed.pages)
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver here")
+def test_a_holder_that_cannot_take_memory_says_why(house: House) -> None:
+    """B11: here for want of a driver; nothing is charged and nothing stays."""
+    inventory = house.device.inventory
+    house.device.inventory = dataclasses.replace(inventory, kind="cuda")
+    before = charged(house)
+    with pytest.raises(DeviceError, match=r"could not take 4 KiB: cu\w+: there is no CUDA driver"):
+        lease.offered("eyes", 4096)
+    assert held(house) == []
+    assert charged(house) == before
