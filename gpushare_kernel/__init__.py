@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpushare_kernel import realtime
+    from gpushare_kernel import nwv, realtime
     from gpushare_kernel.client.api import current_lane, lane, reports, step
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.core.errors import (
@@ -44,12 +44,13 @@ __all__ = [
     "__version__",
     "current_lane",
     "lane",
+    "nwv",
     "realtime",
     "reports",
     "step",
 ]
 
-_ROOMS = ("realtime",)
+_ROOMS = ("nwv", "realtime")
 _HOMES = {
     "lane": "gpushare_kernel.client.api",
     "reports": "gpushare_kernel.client.api",

@@ -48,6 +48,8 @@ ROOMS = {
     "gpushare_kernel.kernel_session": "provisioner",
     "gpushare_kernel.interpreters": "provisioner",
     "gpushare_kernel.procfs": "procfs",
+    "gpushare_kernel.nwv": "nwv",
+    "gpushare_kernel.shown": "shown",
     "gpushare_kernel.app": "app",
     "gpushare_kernel": "package",
     "gpushare_magics": "magics",
@@ -63,6 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "sizes": LOWEST,
     "core": LOWEST | {"sizes"},
     "procfs": {"values"},
+    "shown": {"errors"},
     "wire": LOWEST | {"texts"},
     "texts": LOWEST | {"sizes", "wire"},
     "devices": LOWEST | {"procfs"},
@@ -75,16 +78,17 @@ ARROWS: dict[str, set[str]] = {
     "replay": LOWEST | {"sizes", "core", "wire"},
     # The analysis of deadlines is pure; what runs them is a room of its own in the same folder.
     "realtime": LOWEST,
-    "pipelines": LOWEST | {"realtime", "sizes", "client", "wire"},
-    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines"},
+    "pipelines": LOWEST | {"realtime", "sizes", "client", "wire", "shown"},
+    "nwv": LOWEST | {"sizes", "shown", "client", "transport", "wire"},
+    "magics": LOWEST | {"sizes", "client", "texts", "package", "widgets", "pipelines", "nwv"},
     "widgets": {"client", "package"},
-    "package": LOWEST | {"client", "pipelines"},
+    "package": LOWEST | {"client", "pipelines", "nwv"},
     "app": ALL,
 }
 """Room -> the rooms it may import. Everything may import its own room. `package` is gpushare_kernel/__init__.py:
 the version, and names that are loaded when somebody asks for them."""
 
-LAZY = {("magics", "widgets"), ("magics", "pipelines")}
+LAZY = {("magics", "widgets"), ("magics", "pipelines"), ("magics", "nwv")}
 """Arrows for imports inside functions only: every kernel start imports the room they come from."""
 
 IMPURE = frozenset(

@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
+from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel, user_name
+from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
+from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.records import User
-from gpushare_kernel.core.values import UserId, Wait
+from gpushare_kernel.core.values import ProcessKey, UserId, Wait
+from gpushare_kernel.devices.base import Device
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
@@ -27,6 +33,12 @@ _logger = logging.getLogger(__name__)
 
 class Broker(Processes):
     """What all connections share."""
+
+    def __init__(
+        self, devices: Sequence[tuple[Config, Device]], ledger: Ledger, *, system: bool
+    ) -> None:
+        super().__init__(devices, ledger, system=system)
+        self.bundles = Bundles(self)
 
     # --- what others ask ------------------------------------------------------------------------------------
 
@@ -146,8 +158,15 @@ class Broker(Processes):
         for desk in [*self.observers, *(line for kernel in self.registry for line in kernel.lines)]:
             desk.notify(notice)
 
+    def take_in_holder(
+        self, uid: int, name: str, engine: Engine, pidfd: int, key: ProcessKey
+    ) -> Kernel | None:
+        """A holder of pages becomes a session of its user, without a client; takes over its pidfd."""
+        return self._take_in(uid, name, 1.0, engine, pidfd, key)
+
     async def finish(self) -> None:
-        """Give up what is being proven, and let everybody run again."""
+        """Let bundles go, give up what is being proven, and let everybody run again."""
+        self.bundles.close()
         for promises in self.promises.values():
             await promises.close()
         for engine in self.engines.values():

@@ -76,6 +76,7 @@ class Desk:
             msg.RealtimeKept: self._realtime_kept,
             msg.RealtimeReleased: self._realtime_released,
             msg.RealtimeDone: self._realtime_done,
+            msg.BundleFilled: self._bundle_filled,
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -358,6 +359,10 @@ class Desk:
     def _realtime_done(self, _number: int, body: msg.RealtimeDone) -> None:
         engine = self._engine()
         engine.feed(ev.RealtimeDone(at=engine.now, job=self._mine(body.job)))
+
+    def _bundle_filled(self, _number: int, _body: msg.BundleFilled) -> None:
+        problem = "a bundle is said to be filled on the connection that offered it, and this is another one."
+        raise NotYours(problem)
 
     # --- everything else ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__, procfs
-from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
@@ -17,7 +16,7 @@ from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import LARGEST_SIZE
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
-from gpushare_kernel.transport.server import Connection
+from gpushare_kernel.transport.server import Connection, Handler
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import choose_version, decode_hello, encode
 
@@ -29,8 +28,8 @@ BIND_WAIT = 5.0
 EXEMPT_MOST = 60.0
 _logger = logging.getLogger(__name__)
 
-Factory = Callable[[Connection], Desk] | None
-_Answer = tuple[msg.Opened | msg.Attached | msg.Ok, Sequence[int], Factory]
+Factory = Callable[[Connection], Handler] | None
+_Answer = tuple[msg.Opened | msg.Attached | msg.BundleHeld | msg.Ok, Sequence[int], Factory]
 
 
 class Doorway:
@@ -72,6 +71,8 @@ class Doorway:
                 return await self._exempt(body, peer)
             case msg.Attach():
                 return await self._attach(body, peer, version)
+            case msg.OfferBundle() | msg.MapBundle():
+                return await self._bundle(body, fds, peer)
             case _:
                 return msg.Ok(), (), self._broker.observe
 
@@ -176,6 +177,16 @@ class Doorway:
             beside,
             lambda c: self._broker.take_over(kernel, c, body, first=is_root, version=version),
         )
+
+    async def _bundle(
+        self, body: msg.OfferBundle | msg.MapBundle, fds: list[int], peer: Peer
+    ) -> _Answer:
+        bundles = self._broker.bundles
+        if isinstance(body, msg.OfferBundle):
+            held = await bundles.offer(body, fds, peer)
+        else:
+            held = await bundles.map(body, peer)
+        return msg.BundleHeld(held.name, held.size), (held.fd,), lambda c: bundles.lease(held, c)
 
     def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:
         """What ends or exempts a session comes from whoever started it: a kernel does not free itself from turns."""

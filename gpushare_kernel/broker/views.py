@@ -66,6 +66,7 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
             for engine in broker.engines.values()
             for one in engine.scheduler.turns.gate.windows.standing.values()
         ),
+        bundles=tuple(broker.bundles.views(uid)),
     )
 
 

@@ -10,11 +10,48 @@ from this, and nothing else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
+
+from gpushare_kernel.core.errors import UserError
+
+VERSION = 1
+"""Of the file. A newer one is refused."""
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""What weights and pages may be, by name."""
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32)
+_QUANTISED = {8: torch.int8, 4: torch.uint8}
+_KEY = "gpushare.nwv"
+
+
+class BadBundle(UserError):
+    """A bundle that contradicts itself, or a file that is none."""
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Bytes by part. `scratch` is what whoever runs it needs besides; 0 where only the bundle is counted."""
+
+    pages: int
+    scales: int
+    tables: int
+    private: int
+    scratch: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.pages + self.scales + self.tables + self.private + self.scratch
+
+
+def table_type(pages: int) -> torch.dtype:
+    """Return the smallest unsigned type that can number so many pages."""
+    return next(dtype for dtype in UNSIGNED if pages - 1 <= torch.iinfo(dtype).max)
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -73,3 +110,140 @@ class Packed:
     members: Mapping[str, Member]
     tables: Mapping[str, torch.Tensor]
     private: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+
+    def sizes(self, scratch: int = 0) -> Sizes:
+        """Return the bytes that running it needs, by part; `scratch` as whoever runs it says."""
+        return Sizes(
+            pages=_bytes(self.pages),
+            scales=0 if self.scales is None else _bytes(self.scales),
+            tables=sum(map(_bytes, self.tables.values())),
+            private=sum(_bytes(one) for kept in self.private.values() for one in kept.values()),
+            scratch=scratch,
+        )
+
+    def check(self) -> Packed:
+        """Return it, where it holds together.
+
+        Raises
+        ------
+        BadBundle
+            Naming the first part that does not, and what it is.
+        """
+        width = self.page_size // 2 if self.bits == 4 else self.page_size  # noqa: PLR2004
+        rules = [
+            (self.pages.dtype == _QUANTISED[self.bits] if self.bits in _QUANTISED else self.pages.dtype in FLOATS.values() and self.pages.element_size() * 8 == self.bits,
+             f"{self.bits}-bit pages cannot be {self.pages.dtype}"),
+            (self.pages.ndim == 2 and self.pages.shape[1] == width, f"pages of {self.page_size} weights in {self.bits} bits have {width} columns, and these are {tuple(self.pages.shape)}"),  # noqa: PLR2004
+            ((self.scales is not None) == (self.bits in _QUANTISED), "scales are there where pages are quantised, and only there"),
+            (self.scales is None or tuple(self.scales.shape) == (len(self.pages),), "there is one scale a page"),
+            (self.members.keys() == self.tables.keys() and self.members.keys() >= self.private.keys(), "each model has a table, and nobody else has one"),
+        ]  # fmt: skip
+        for holds, rule in rules:
+            if not holds:
+                msg = f"this bundle contradicts itself: {rule}. Pack the models again."
+                raise BadBundle(msg)
+        for name in self.members:
+            self._check_table(name)
+        return self
+
+    def _check_table(self, name: str) -> None:
+        member, table = self.members[name], self.tables[name]
+        needed = -(-member.weights // self.page_size)
+        held = table.to(torch.int64)
+        if table.dtype not in UNSIGNED or tuple(table.shape) != (needed,):
+            rule = f"{member.weights} weights in pages of {self.page_size} need a table of {needed} unsigned numbers, and its table is {table.dtype} {tuple(table.shape)}"
+        elif needed and int(held.max()) >= len(self.pages):
+            rule = f"its table names page {int(held.max())}, and there are {len(self.pages)}"
+        elif len(held.unique()) < needed:
+            rule = "its table names one page twice"
+        else:
+            return
+        msg = f"this bundle contradicts itself: model {name}: {rule}. Pack the models again."
+        raise BadBundle(msg)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as one safetensors file, whole or not at all; what is no tensor is JSON in its metadata."""
+        from safetensors.torch import save_file  # noqa: PLC0415  an extra
+
+        said = _Said(VERSION, self.page_size, self.bits, list(self.members.values()))
+        place = Path(path)
+        partial = place.with_name(f".{place.name}.{os.getpid()}")
+        save_file(self._tensors(), partial, {_KEY: msgspec.json.encode(said).decode()})
+        partial.replace(place)
+        return place
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found = {"pages": self.pages}
+        if self.scales is not None:
+            found["scales"] = self.scales
+        for number, name in enumerate(self.members):
+            found[f"table/{number}"] = self.tables[name]
+            kept = self.private.get(name, {})
+            found.update({f"private/{number}/{key}": one for key, one in kept.items()})
+        # Own and contiguous: safetensors writes no views.
+        return {key: one.detach().clone().contiguous() for key, one in found.items()}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Packed:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        BadBundle
+            Where the file is no bundle, a newer one, or contradicts itself.
+        """
+        from safetensors import SafetensorError, safe_open  # noqa: PLC0415  an extra
+
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                said = _said(path, (file.metadata() or {}).get(_KEY))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+        except (OSError, SafetensorError) as problem:
+            msg = (
+                f"{path} cannot be read as a bundle: {problem}. Give a file that Packed.save wrote."
+            )
+            raise BadBundle(msg) from None
+        return _assembled(said, tensors, path).check()
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What a file says beside its tensors."""
+
+    version: int
+    page_size: int
+    bits: int
+    members: list[Member]
+
+
+def _said(path: Any, text: str | None) -> _Said:
+    if text is None:
+        msg = f"{path} has tensors and no bundle's description. Give a file that Packed.save wrote."
+        raise BadBundle(msg)
+    version = msgspec.json.decode(text).get("version")
+    if version != VERSION:
+        msg = f"{path} is a bundle of version {version}, and this gpushare reads {VERSION}. Pack the models again, or update gpushare."
+        raise BadBundle(msg)
+    return msgspec.json.decode(text, type=_Said)
+
+
+def _assembled(said: _Said, tensors: Mapping[str, torch.Tensor], path: Any) -> Packed:
+    try:
+        tables = {one.name: tensors[f"table/{n}"] for n, one in enumerate(said.members)}
+        pages = tensors["pages"]
+    except KeyError as missing:
+        msg = f"{path} lacks its part {missing}. Copy it again, or pack the models again."
+        raise BadBundle(msg) from None
+    private = {
+        one.name: {
+            key.removeprefix(f"private/{n}/"): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(f"private/{n}/")
+        }
+        for n, one in enumerate(said.members)
+    }
+    members = {one.name: one for one in said.members}
+    return Packed(said.page_size, said.bits, pages, tensors.get("scales"), members, tables, private)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -13,7 +13,7 @@ import msgspec
 
 from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Task
 from gpushare_kernel.realtime.payload import Form
-from gpushare_kernel.realtime.shown import Table, figure, milliseconds
+from gpushare_kernel.shown import Table, figure, milliseconds
 
 MARGIN = 0.2
 """What is added to the longest run, as part of it."""

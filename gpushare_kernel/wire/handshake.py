@@ -81,6 +81,27 @@ class Observe(Message, frozen=True):
     """A command line or a view: reads snapshots, acts for its uid. Reply: `Ok`. The connection stays."""
 
 
+class OfferBundle(Message, frozen=True):
+    """Have a holder keep pages for this user's kernels, `size` bytes. Reply: `BundleHeld` + fd. The connection stays: it is a use of them.
+
+    On a host the pages come with it as a sealed memfd, and others may map them at once. On a GPU the holder takes the memory,
+    and others wait until `BundleFilled`. `pages` and `shared` are how many there are, and how many more than one model uses.
+    """
+
+    token: str
+    name: str
+    size: int
+    pages: int = 0
+    shared: int = 0
+
+
+class MapBundle(Message, frozen=True):
+    """Map pages that a kernel of the same user, on the same device, offered. Reply: `BundleHeld` + fd. The connection stays: it is a use of them."""
+
+    token: str
+    name: str
+
+
 OfStarter = Open | Restart | Bind | Close | Exempt
 """What whoever starts a kernel says: one a connection."""
 
@@ -90,7 +111,7 @@ class Hello(Struct, frozen=True):
 
     versions: tuple[int, ...]
     agent: str
-    body: OfStarter | Attach | Observe
+    body: OfStarter | Attach | Observe | OfferBundle | MapBundle
 
 
 class Opened(Message, frozen=True):
@@ -122,6 +143,13 @@ class Attached(Message, frozen=True):
     limit: int | None = None
 
 
+class BundleHeld(Message, frozen=True):
+    """Pages, as the descriptor beside it; `size` in bytes. They stay where they are while anybody's connection for them stands."""
+
+    name: str
+    size: int
+
+
 class Ok(Message, frozen=True):
     """Done."""
 
@@ -139,4 +167,4 @@ class Welcome(Struct, frozen=True):
     version: int
     broker_pid: int
     broker_version: str
-    body: Opened | Attached | Ok | Failure
+    body: Opened | Attached | BundleHeld | Ok | Failure

@@ -17,12 +17,15 @@ from gpushare_kernel.wire.handshake import (
     Attach,
     Attached,
     Bind,
+    BundleHeld,
     Close,
     Exempt,
     Failure,
     HeldJob,
     Hello,
+    MapBundle,
     Observe,
+    OfferBundle,
     OfStarter,
     Ok,
     Open,
@@ -38,13 +41,16 @@ __all__ = [
     "Attach",
     "Attached",
     "Bind",
+    "BundleHeld",
     "Close",
     "Exempt",
     "Failure",
     "HeldJob",
     "Hello",
+    "MapBundle",
     "Observe",
     "OfStarter",
+    "OfferBundle",
     "Ok",
     "Open",
     "Opened",
@@ -57,7 +63,8 @@ VERSION = 2
 SPOKEN = (2, 1)
 """Versions this build understands, newest first: N and N-1.
 
-Since 2 an attach is answered with the tally beside the page, and there are the messages of `since`.
+Since 2 an attach is answered with the tally beside the page, and there are the messages of `since` and bundles
+(`OfferBundle`, `MapBundle`).
 """
 
 TO_BROKER_LIMIT = 64 * 2**10
@@ -207,6 +214,10 @@ class SetPolicy(_Message, frozen=True):
 
 class Stop(_Message, frozen=True):
     """The broker's owner or root: resume everybody and exit. Reply: `Ok`."""
+
+
+class BundleFilled(_Message, frozen=True):
+    """On a connection of `OfferBundle`: what was offered is in its memory now, and others may map it. Reply: `Ok`."""
 
 
 # --- Notices of an attached client (no reply) ---------------------------------------------------------
@@ -434,6 +445,7 @@ Request = (
     | SetNeeds
     | SetPolicy
     | Stop
+    | BundleFilled
 )
 ClientNotice = (
     CellStarted | CellEnded | RealtimeGrid | RealtimeKept | RealtimeReleased | RealtimeDone
@@ -487,6 +499,7 @@ _SINCE_2 = (
     | RealtimeKept
     | RealtimeReleased
     | RealtimeDone
+    | BundleFilled
     | Budget
     | Trim
 )

@@ -141,6 +141,20 @@ class RealtimeView(Struct, frozen=True):
     job: str = ""
 
 
+class BundleView(Struct, frozen=True):
+    """Pages that kernels of one user share. `session` is the holder's, which they are charged to; `size` in bytes, 0 where it is not for the caller to see.
+
+    `pages` are all there are, `shared` those that more than one model uses; `users` the kernels that map them now.
+    """
+
+    name: str
+    session: str
+    pages: int
+    shared: int
+    size: int
+    users: int = 0
+
+
 class NeedView(Struct, frozen=True):
     """What is known of one piece of the caller's code: what its last run declared and took, and what the next is taken to need.
 
@@ -178,3 +192,4 @@ class Snapshot(Struct, frozen=True):
     users: tuple[UserView, ...] = ()
     at: float | None = None
     rt: tuple[RealtimeView, ...] = ()
+    bundles: tuple[BundleView, ...] = ()

@@ -14,7 +14,9 @@ from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import parse_size, parse_time
 from gpushare_kernel.wire import need_texts
+from gpushare_magics import pack_options
 from gpushare_magics.completion import OPTIONS
+from gpushare_magics.pack_options import Packing
 
 _REALTIME = ("period", "deadline", "model", "input")
 _NEGATIVE_SIZE = re.compile(r"-[0-9.]+\s*[A-Za-z%].*")
@@ -43,6 +45,7 @@ class Declaration:
     time: str | None = None
     dry_run: bool = False
     realtime: RealTime | None = None
+    pack: Packing | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,6 +73,7 @@ def _parser() -> _Parser:
     parser.add_argument("--class", dest="kind", default="BE", type=str.upper)
     for option in _REALTIME:
         parser.add_argument(f"--{option}")
+    pack_options.add_to(parser)
     return parser
 
 
@@ -108,6 +112,7 @@ def parse(text: str) -> Declaration:
         time=seen.time,
         dry_run=seen.dry_run,
         realtime=_realtime(seen),
+        pack=pack_options.read(seen),
     )
 
 
@@ -137,6 +142,7 @@ def next_line(declaration: Declaration, report: Report) -> str:
     parts = declaration.persistent is not None or declaration.ephemeral is not None
     words = ["%%gpulane", need_texts.next_sizes(report, parts=parts)]
     words += _realtime_words(declaration.realtime)
+    words += pack_options.words(declaration.pack)
     if declaration.weight != 1.0:
         words.append(f"--weight {declaration.weight:g}")
     if declaration.time is not None:

@@ -23,6 +23,7 @@ WORDS = {
 OPTIONS = (
     *("--persistent", "--ephemeral", "--time", "--weight", "--name", "--wait", "--dry-run"),
     *("--class", "--period", "--deadline", "--model", "--input"),
+    *("--pack", "--ratio", "--bits", "--max-drop"),
 )
 
 

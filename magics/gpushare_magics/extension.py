@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
     from gpushare_magics.args import Declaration
     from gpushare_magics.notify import Notifier
+    from gpushare_magics.pack_cell import PackCell
+    from gpushare_magics.pack_options import Packing
 
 _active: Extension | None = None
 _STEPS = re.compile(r"\bcurrent_lane\b|\bgpushare\w*\.step\(")
@@ -80,6 +82,9 @@ class Extension:
         declaration = parse(arguments)
         if declaration.realtime is not None:
             self._check_realtime(declaration)
+        packs = None if declaration.pack is None else self._packed(declaration.pack, declaration)
+        if packs is not None:
+            declaration = packs.declared(declaration)
         cooperative = self._meets_boundaries()
         row = Row(self.output)
         lane = api.make_lane(
@@ -104,6 +109,8 @@ class Extension:
             row.run(lane, self.session)
             if declaration.realtime is not None:
                 self._enter_realtime(declaration)
+            if packs is not None:
+                packs.open()
         except BaseException:
             try:
                 lane.close(failed=True)
@@ -124,6 +131,29 @@ class Extension:
         cell = RealTimeCell(declaration, self.shell, self.output)
         self.cells.at_end(lambda: cell.leave(failed=threading.get_ident() in self._fell))
         cell.enter()
+
+    def _packed(self, packing: Packing, declaration: Declaration) -> PackCell:
+        """Pack what the line names, in a lane of its own: what that takes is over before the cell declares what it keeps."""
+        from gpushare_kernel.client.fingerprint import of_cell  # noqa: PLC0415 - hardly ever
+        from gpushare_magics.pack_cell import PackCell  # noqa: PLC0415
+
+        cell = PackCell(packing, self.shell, self.output)
+        row = Row(self.output)
+        lane = api.make_lane(
+            name=cell.name, weight=declaration.weight, wait=declaration.wait, code=of_cell(cell.code), show=row.waiting
+        )  # fmt: skip
+        failed = True
+        try:
+            lane.__enter__()
+            row.run(lane, self.session)
+            cell.pack()
+            failed = False
+        finally:
+            try:
+                lane.close(failed=failed)
+            finally:
+                row.end(None)
+        return cell
 
     def _code(self) -> str:
         """Return the hash of the running cell, and remember its first line: the broker knows the hash only."""

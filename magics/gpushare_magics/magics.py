@@ -52,6 +52,12 @@ class GpuShareMagics(Magics):
                                has `pipe`, whose --weight says who goes first; without them the cell opens
                                one gpushare.realtime.Pipeline(model, example) itself
 
+        --pack digits=t1,wine=t2 --ratio 4 [--bits 8] [--max-drop 0.03]
+                               several models in one set of weight pages: t1 and t2 are variables of the
+                               notebook, each a gpushare.nwv.Task or a torch module. They are packed first,
+                               and the cell has `bundle`: bundle["digits"](x). What the bundle takes is what
+                               the notebook keeps, unless SIZE or -p says otherwise
+
         `gpushare.current_lane()` is the lane inside the cell.
         """
         from gpushare_magics.extension import plain_errors  # noqa: PLC0415

@@ -59,8 +59,8 @@ def milliseconds(seconds: float | None) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"  # noqa: PLR2004
 
 
-def figure(**options: Any) -> Any:
-    """Return an empty matplotlib figure that no window is opened for.
+def figure(*, extra: str = "realtime", **options: Any) -> Any:
+    """Return an empty matplotlib figure that no window is opened for. `extra` is ours that brings matplotlib.
 
     Raises
     ------
@@ -70,6 +70,6 @@ def figure(**options: Any) -> Any:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  an extra: only who draws needs it
     except ImportError:
-        msg = "plot() needs matplotlib, which is not installed here. Install it: pip install 'gpushare-kernel[realtime]'."
+        msg = f"plot() needs matplotlib, which is not installed here. Install it: pip install 'gpushare-kernel[{extra}]'."
         raise UserError(msg) from None
     return Figure(layout="constrained", **options)

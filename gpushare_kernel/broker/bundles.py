@@ -1,0 +1,344 @@
+"""Pages that kernels of one user share: a holder process has them, who maps them keeps a connection, and they are charged once.
+
+The holder is a session of the user, without a client: its P is the pages' bytes, admitted as anybody's (I1). Who maps them is
+charged nothing for them. Only kernels of the same user, on the same device, may (I9). When the last connection for a bundle has
+ended, or this process has, the holder ends; what is mapped then stays mapped until its kernel lets go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pwd
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpushare_kernel import procfs
+from gpushare_kernel.broker.ids import job_of
+from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadFrame, BadToken, DeviceError, Refused, UserError
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.values import LARGEST_SIZE, JobId, JobState
+from gpushare_kernel.transport import fds as descriptors
+from gpushare_kernel.transport import pidfds
+from gpushare_kernel.transport.server import Connection
+from gpushare_kernel.transport.words import sealed_size
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
+from gpushare_kernel.wire.snapshot import BundleView
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.engine import Engine
+    from gpushare_kernel.transport.peers import Peer
+
+HOLDER = (sys.executable, "-P", "-m", "gpushare_kernel.nwv.holder")
+"""How a holder is started. It is no import: what it needs of a device stays in its own process."""
+ANSWER = 20.0
+"""Seconds in which a holder has taken the memory: Python, the bindings and cuInit on a busy machine."""
+UNUSED = 10.0
+"""Seconds after which a bundle that nobody uses is given up: whoever offered it left before it had its answer."""
+AGAIN, FAREWELL = 0.2, 1.0
+"""Seconds between two looks at holders that are about to end; and for which they are waited for when we do."""
+FILLED = 60.0
+"""Seconds for which somebody who wants to map a bundle waits until it is filled."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Held:
+    """One bundle: its holder, what it is charged to, and who uses it."""
+
+    name: str
+    uid: int
+    size: int
+    pages: int
+    shared: int
+    engine: Engine
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    kernel: Kernel | None = None
+    fd: int = -1
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
+    users: set[Lease] = field(default_factory=set)
+    ended: bool = False
+
+    def close(self) -> None:
+        """Have the holder end: it does when its line does."""
+        self.line.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Lease:
+    """One use of a bundle: a connection, for as long as it stands."""
+
+    def __init__(self, bundles: Bundles, held: Held, connection: Connection) -> None:
+        self._bundles, self._held, self._connection = bundles, held, connection
+        held.users.add(self)
+
+    def on_frame(self, payload: bytes) -> None:
+        """Hear that the pages are in their memory; nothing else is said here."""
+        frame = decode_to_broker(payload)
+        reply: msg.Reply = msg.Ok()
+        if isinstance(frame.body, msg.BundleFilled):
+            self._held.filled.set()
+        else:
+            problem = (
+                f"a bundle's connection takes BundleFilled, and {type(frame.body).__name__} came."
+            )
+            reply = failure_from(BadFrame(problem))
+        self._connection.send(encode(msg.FromBroker(msg.Kind.REPLY, frame.id, reply)))
+
+    def on_closed(self) -> None:
+        """It is let go."""
+        self._bundles.left(self._held, self)
+
+    def hang_up(self) -> None:
+        """End it: the pages are not held any more."""
+        self._connection.close()
+
+
+class Bundles:
+    """All bundles of a broker."""
+
+    def __init__(self, broker: Broker, holder: Sequence[str] = HOLDER) -> None:
+        self._broker, self._holder = broker, holder
+        self._held: dict[tuple[int, str, str], Held] = {}
+        self._ending: list[subprocess.Popen[bytes]] = []
+
+    def views(self, uid: int) -> Iterator[BundleView]:
+        """Return what `uid` may see (I9): names and sizes of their own."""
+        for one in self._held.values():
+            open_ = uid == one.uid or self._broker.administers(uid)
+            if one.kernel is not None and open_:
+                yield BundleView(one.name, one.kernel.id, one.pages, one.shared, one.size, len(one.users))  # fmt: skip
+
+    async def offer(self, body: msg.OfferBundle, fds: Sequence[int], peer: Peer) -> Held:
+        """Have a holder keep a new bundle.
+
+        Raises
+        ------
+        UserError
+            Where this user has one of that name there.
+        Refused
+            Where it does not fit now, with the numbers.
+        DeviceError
+            Where the holder cannot take the memory.
+        """
+        owner, engine = self._caller(body.token, peer)
+        name, key = clean_name(body.name), self._key(owner, engine, body.name)
+        if key in self._held:
+            problem = f"you have a bundle {name!r} on this device already. Map it, or give this one another name."
+            raise UserError(problem)
+        if not 0 < body.size < LARGEST_SIZE:
+            problem = (
+                f"a bundle has from 1 to under {LARGEST_SIZE} bytes, and this one {body.size}."
+            )
+            raise UserError(problem)
+        host = engine.device.inventory.kind != "cuda"
+        if host and (not fds or sealed_size(fds[0], "a bundle's pages") != body.size):
+            problem = "a bundle on a host comes with its pages as a sealed memfd of its size, and none came."
+            raise BadFrame(problem)
+        held = self._start(owner, engine, name, body)
+        self._held[key] = held
+        try:
+            self._admit(held)
+            await self._take(held, os.dup(fds[0]) if host else -1)
+        except BaseException:
+            self._end(held)
+            raise
+        _logger.info("a bundle is held", extra={"user": owner.user, "size": body.size})
+        return held
+
+    async def map(self, body: msg.MapBundle, peer: Peer) -> Held:
+        """Return a bundle that its user may map, once it is filled.
+
+        Raises
+        ------
+        UserError
+            Where there is none of that name on the caller's device.
+        """
+        owner, engine = self._caller(body.token, peer)
+        held = self._held.get(self._key(owner, engine, body.name))
+        if held is None:
+            mine = [one.name for one in self._held.values() if one.uid == owner.uid and one.engine is engine]  # fmt: skip
+            problem = f"you have no bundle {clean_name(body.name)!r} on this device; there are: {', '.join(mine) or 'none'}. Share it first: bundle.share(name)."
+            raise UserError(problem)
+        try:
+            async with asyncio.timeout(FILLED):
+                await held.filled.wait()
+        except TimeoutError:
+            problem = f"bundle {held.name!r} is still being filled by the kernel that shares it. Try again."
+            raise UserError(problem) from None
+        if held.fd < 0:
+            problem = f"bundle {held.name!r} was let go meanwhile. Share it anew."
+            raise UserError(problem)
+        return held
+
+    def lease(self, held: Held, connection: Connection) -> Lease:
+        """Count a connection as a use."""
+        return Lease(self, held, connection)
+
+    def left(self, held: Held, lease: Lease) -> None:
+        """One use is over; the last one takes the holder with it."""
+        held.users.discard(lease)
+        if not held.users:
+            self._end(held)
+
+    def close(self) -> None:
+        """Let all holders go."""
+        for held in [*self._held.values()]:
+            self._end(held)
+        for process in self._ending:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(FAREWELL)
+
+    # --- a holder -----------------------------------------------------------------------------------------
+
+    def _caller(self, token: str, peer: Peer) -> tuple[Kernel, Engine]:
+        """Return whose kernel asks, and on what: a token is believed from inside its kernel only."""
+        kernel = self._broker.registry.by_token(token, peer.uid)
+        inside = kernel.key is not None and (not peer.pid or procfs.is_descendant(peer.pid, kernel.key.pid))  # fmt: skip
+        if not inside:
+            problem = (
+                f"this token belongs to a kernel of yours, and process {peer.pid} is not in it."
+            )
+            raise BadToken(problem)
+        return kernel, self._broker.engine_of(kernel.id)
+
+    @staticmethod
+    def _key(owner: Kernel, engine: Engine, name: str) -> tuple[int, str, str]:
+        return owner.uid, engine.device.inventory.id, clean_name(name)
+
+    def _start(self, owner: Kernel, engine: Engine, name: str, body: msg.OfferBundle) -> Held:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(0)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._holder,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env={**os.environ, **engine.device.environment(0)},
+                start_new_session=True,
+                **_as_user(owner.uid),
+            )
+        except OSError as problem:
+            ours.close()
+            text = f"a bundle's holder cannot be started: {problem}."
+            raise DeviceError(text) from problem
+        finally:
+            theirs.close()
+        return Held(name, owner.uid, body.size, body.pages, body.shared, engine, process, ours)
+
+    def _admit(self, held: Held) -> None:
+        """Charge the pages to the holder, as what its session keeps; now or not at all."""
+        broker, engine = self._broker, held.engine
+        key = procfs.process_key(held.process.pid)
+        pidfd = None if key is None else pidfds.open_key(key)
+        if key is None or pidfd is None:
+            problem = (
+                "a bundle's holder ended as soon as it was started. The broker's log may say why."
+            )
+            raise DeviceError(problem)
+        held.kernel = broker.take_in_holder(held.uid, f"bundle {held.name}", engine, pidfd, key)
+        if held.kernel is None:
+            problem = "a bundle's holder could not become a session. Shut a notebook down first."
+            raise UserError(problem)
+        session, job = held.kernel.id, job_of(held.kernel.id, "pages")
+        engine.feed(ev.JobSubmitted(at=engine.now, job=job, session=session, persistent=held.size, ephemeral=0, usage=engine.usage(held.kernel)))  # fmt: skip
+        if not _admitted(engine, job):
+            free = max(0, engine.scheduler.book.table.free)
+            if job in engine.scheduler.jobs:
+                engine.feed(ev.JobCancelled(at=engine.now, job=job))
+            problem = f"a bundle of {format_size(held.size)} does not fit now: {format_size(free)} are free. Release something (%gpushare release), or share it later."
+            raise Refused(problem)
+        engine.feed(ev.JobEnded(at=engine.now, job=job, persistent=held.size))
+
+    async def _take(self, held: Held, fd: int) -> None:
+        """Give the holder the pages, or have it take memory for them; keep a descriptor to pass on."""
+        loop, got = asyncio.get_running_loop(), list[int]()
+        request = f"{'take' if fd < 0 else 'keep'} {held.size}\n".encode()
+        try:
+            descriptors.send(held.line, request, [] if fd < 0 else [fd])
+            async with asyncio.timeout(ANSWER):
+                await _readable(held.line)
+            answer = descriptors.receive(held.line, 200, got).decode(errors="replace").strip()
+        except (OSError, TimeoutError) as problem:
+            answer = f"no answer ({problem})"
+        if fd < 0 and answer == "ok" and len(got) == 1:
+            fd = got.pop()
+        descriptors.close_all(got)
+        if answer != "ok" or fd < 0:
+            if fd >= 0:
+                os.close(fd)
+            problem_said = f"a bundle's holder could not take {format_size(held.size)}: {answer or 'it ended'}."
+            raise DeviceError(problem_said)
+        held.fd = fd
+        loop.add_reader(held.line, self._end, held)  # it says nothing more: what comes is its end
+        loop.call_later(UNUSED, self._unused, held)
+        if request.startswith(b"keep"):
+            held.filled.set()
+
+    def _unused(self, held: Held) -> None:
+        """Whoever offered it may have gone before it had its answer."""
+        if not held.users:
+            self._end(held)
+
+    def _end(self, held: Held) -> None:
+        """Let a bundle go: the holder ends, and with it what is charged."""
+        if held.ended:
+            return
+        held.ended = True
+        for key in [key for key, one in self._held.items() if one is held]:
+            del self._held[key]
+        if held.line.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(held.line)
+        held.close()
+        held.filled.set()  # whoever waits for it is told that it is gone
+        kernel, held.kernel = held.kernel, None
+        if kernel is not None:
+            self._broker.close(kernel)
+        for lease in [*held.users]:
+            lease.hang_up()
+        self._ending.append(held.process)
+        self._reap()
+
+    def _reap(self) -> None:
+        """Collect holders that have ended: each does as soon as it sees its line end."""
+        self._ending = [process for process in self._ending if process.poll() is None]
+        if self._ending:
+            asyncio.get_running_loop().call_later(AGAIN, self._reap)
+
+
+def _as_user(uid: int) -> dict[str, Any]:
+    """Return how a process is started as somebody else, where that is to be."""
+    if os.geteuid() != 0 or uid == 0:
+        return {}
+    with suppress(KeyError):
+        return {"user": uid, "group": pwd.getpwuid(uid).pw_gid, "extra_groups": []}
+    return {"user": uid, "group": uid, "extra_groups": []}
+
+
+def _admitted(engine: Engine, job: JobId) -> bool:
+    record = engine.scheduler.jobs.get(job)
+    return record is not None and record.state not in {JobState.QUEUED}
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(sock, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)

@@ -1,0 +1,219 @@
+"""A module's weights as pages, and pages as its weights again.
+
+Weights are divided by a power of two near their root mean square, which changes no bit of a float's mantissa: what was in a page
+comes out exactly. They are shifted only where they lie far from zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gpushare_kernel.nwv.code import code_of
+from gpushare_kernel.nwv.packed import FLOATS, Member, Packed, Piece
+from gpushare_kernel.nwv.quantised import decode
+from gpushare_kernel.nwv.refusal import BadModel
+
+SMALL = 0.02
+"""Biases and norms stay private where they are at most this part of a model's weights."""
+FAR = 0.5
+"""A mean over this part of the root mean square is taken off."""
+
+
+@dataclass(slots=True)
+class Weights:
+    """A model's weights, cut.
+
+    Attributes
+    ----------
+    raw
+        (M, P) weights as they are, zeros at the end.
+    private
+        Buffers and small parameters, by name in its `state_dict`.
+    trained
+        Names of those private ones that are parameters.
+    """
+
+    member: Member
+    raw: torch.Tensor
+    private: dict[str, torch.Tensor]
+    trained: tuple[str, ...] = ()
+    bytes: int = 0
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(M, P) float32 values as they are in pages, zeros at the end."""
+        values = (self.raw.to(torch.float32) - self.member.shift) / self.member.scale
+        values.reshape(-1)[self.member.weights :] = 0
+        return values
+
+
+def cut(name: str, model: nn.Module, page_size: int, *, small: float = SMALL) -> Weights:
+    """Return a model's weights in pages of `page_size`, its parameters in order.
+
+    Raises
+    ------
+    BadModel
+        For weights that are tied, missing, of an unknown type, or no numbers.
+    """
+    check_weights(name, model)
+    parameters = dict(model.named_parameters())
+    small_ones = [key for key, one in parameters.items() if one.ndim <= 1]
+    count = sum(one.numel() for one in parameters.values())
+    if len(small_ones) == len(parameters) or sum(parameters[key].numel() for key in small_ones) > small * count:  # fmt: skip
+        small_ones = []
+    paged = {key: one.detach() for key, one in parameters.items() if key not in small_ones}
+    pieces, first = [], 0
+    for key, one in paged.items():
+        pieces.append(Piece(key, tuple(one.shape), _named(one.dtype), first))
+        first += one.numel()
+    dtypes = {one.dtype for one in paged.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    vector = torch.cat([one.reshape(-1).to(dtype) for one in paged.values()])
+    state = model.state_dict()
+    private = {key: one.detach().clone() for key, one in state.items() if key not in paged}
+    shift, scale = normal(vector)
+    member = Member(name, tuple(pieces), first, shift, scale, code_of(model))
+    size = sum(one.numel() * one.element_size() for one in state.values())
+    return Weights(member, _rows(vector, page_size), private, tuple(small_ones), size)
+
+
+def _rows(vector: torch.Tensor, page_size: int) -> torch.Tensor:
+    """Return it as (M, P), zeros at the end."""
+    rows = -(-len(vector) // page_size)
+    return nn.functional.pad(vector, (0, rows * page_size - len(vector))).view(rows, page_size)
+
+
+def paged(weights: Weights, by_name: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return (M, P) float32 of something else that parameters have, in the order of the weights."""
+    vector = torch.cat([by_name[piece.name].reshape(-1).to(torch.float32) for piece in weights.member.pieces])  # fmt: skip
+    return _rows(vector, weights.raw.shape[1])
+
+
+def normal(vector: torch.Tensor) -> tuple[float, float]:
+    """Return the shift and the scale of (n,) weights."""
+    exact = vector.to(torch.float64)
+    mean, rms = float(exact.mean()), float(exact.square().mean().sqrt())
+    if rms == 0:
+        return 0.0, 1.0
+    shift = mean if abs(mean) > FAR * rms else 0.0
+    spread = float((exact - shift).square().mean().sqrt()) or rms
+    return shift, 2.0 ** round(math.log2(spread))
+
+
+def weights_from(member: Member, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the parameters that (M, P) float32 `values` of a model's pages mean, as views where the type allows. Differentiable."""
+    flat = values.reshape(-1)[: member.weights] * member.scale
+    if member.shift:
+        flat = flat + member.shift
+    return {
+        piece.name: flat[piece.first : piece.first + math.prod(piece.shape)]
+        .view(piece.shape)
+        .to(FLOATS[piece.dtype])  # fmt: skip
+        for piece in member.pieces
+    }
+
+
+def values_of(packed: Packed, name: str) -> torch.Tensor:
+    """Return (M, P) float32 values of a model's pages."""
+    table = packed.tables[name].to(torch.int64)
+    pages = packed.pages[table]
+    if packed.scales is None:
+        return pages.to(torch.float32)
+    return decode(pages, packed.scales[table], packed.bits)
+
+
+def unpack(packed: Packed, name: str) -> dict[str, torch.Tensor]:
+    """Return a model's `state_dict`, in tensors of its own."""
+    found = {key: one.clone() for key, one in weights_from(packed.members[name], values_of(packed, name)).items()}  # fmt: skip
+    return {**found, **{key: one.clone() for key, one in packed.private.get(name, {}).items()}}
+
+
+def page_type(cut_ones: Mapping[str, Weights]) -> torch.dtype:
+    """Return what pages are stored as: the models' type where all have the same, else float32."""
+    dtypes = {one.raw.dtype for one in cut_ones.values()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def twins(cut_ones: Mapping[str, Weights]) -> dict[str, list[int]]:
+    """Return the number of each page's content by model: pages that are equal, bit by bit, in several models have the same one.
+
+    A model's own pages never share, and pages of zeros are like nobody's. Models with twins get one shift and scale, so
+    that equal weights are equal values: `cut_ones` is changed in this.
+    """
+    known: dict[bytes, tuple[int, str]] = {}
+    numbers: dict[str, list[int]] = {}
+    count = 0
+    for name, one in cut_ones.items():
+        row, used = [], set()
+        for place, digest in enumerate(_digests(one.raw)):
+            found = known.get(digest)
+            zero = not bool(one.raw[place].any())
+            if found is None or zero or found[0] in used:
+                number, count = count, count + 1
+                if found is None and not zero:
+                    known[digest] = (number, name)
+            else:
+                number = found[0]
+                same = cut_ones[found[1]].member
+                one.member = _as(one.member, same)
+            used.add(number)
+            row.append(number)
+        numbers[name] = row
+    return numbers
+
+
+def _as(member: Member, other: Member) -> Member:
+    return Member(member.name, member.pieces, member.weights, other.shift, other.scale, member.code)
+
+
+def _digests(raw: torch.Tensor) -> list[bytes]:
+    data = raw.contiguous().cpu().view(torch.uint8).numpy()
+    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in data]
+
+
+def check_weights(name: str, model: nn.Module) -> None:
+    """Refuse a module whose weights cannot be in pages: see `cut`."""
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    if not any(one.requires_grad and one.numel() for _, one in parameters):
+        msg = f"model {name} has no trainable weights: {len(parameters)} parameters, none that requires a gradient. Call requires_grad_() on it, or leave it out."
+        raise BadModel(msg)
+    places: dict[tuple[int, int], str] = {}
+    for key, one in parameters:
+        if str(one.dtype).removeprefix("torch.") not in FLOATS:
+            msg = f"model {name}: {key} is {one.dtype}, and pages hold {', '.join(FLOATS)}. Call .float() on the model."
+            raise BadModel(msg)
+        bad = int((~torch.isfinite(one.detach())).sum())
+        if bad:
+            msg = f"model {name}: {bad} of {one.numel()} weights of {key} are NaN or infinite. Train it again before packing it."
+            raise BadModel(msg)
+        place = (one.untyped_storage().data_ptr(), one.storage_offset())
+        if one.numel() and places.setdefault(place, key) != key:
+            msg = f"model {name}: {key} and {places[place]} are one tensor (tied), and each weight has one place in pages. Give each its own copy: {key} = torch.nn.Parameter({places[place]}.detach().clone())."
+            raise BadModel(msg)
+
+
+def check_apart(models: Mapping[str, nn.Module]) -> None:
+    """Refuse models that share a module or a tensor: one would train the other unseen.
+
+    Raises
+    ------
+    BadModel
+        Naming both, and what they share.
+    """
+    seen: dict[int, tuple[str, str]] = {}
+    for name, model in models.items():
+        for key, one in model.named_parameters():
+            other, theirs = seen.setdefault(one.untyped_storage().data_ptr(), (name, key))
+            if other != name and one.numel():
+                msg = f"models {other} and {name} share a tensor ({theirs}, {key}). Pack a copy: copy.deepcopy(model); equal pages are found and shared without loss."
+                raise BadModel(msg)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,112 @@
+"""A cell with packed models: `%%gpulane --pack digits=t1,wine=t2 --ratio 4`, and the cell has `bundle`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from gpushare_kernel.core.sizes import format_size
+from gpushare_magics.pack_options import OPTIONS
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from gpushare_magics.args import Declaration
+    from gpushare_magics.lines import Output
+    from gpushare_magics.pack_options import Packing
+
+NAME = "bundle"
+"""What the notebook calls its packed models, in this cell and after it."""
+EPHEMERAL = "512MiB"
+"""What a cell with packed models is taken to hold beside them, where it does not say."""
+
+
+class PackCell:
+    """One cell that packs: checked at once, packed in a lane of its own, opened in the cell's."""
+
+    def __init__(self, packing: Packing, shell: InteractiveShell, output: Output) -> None:
+        self._packing, self._shell, self._output = packing, shell, output
+        self._given = _given(packing, shell.user_ns)
+        self._packed: Any = None
+
+    @property
+    def name(self) -> str:
+        """What its packing is called in lists."""
+        return f"packing {', '.join(self._given)}"
+
+    @property
+    def code(self) -> str:
+        """What names this packing to whoever learns what it takes: models, variables, and how."""
+        return repr(self._packing)
+
+    def pack(self) -> None:
+        """Pack the models, which may train them for a while, and show what came of it."""
+        from gpushare_kernel import nwv  # noqa: PLC0415 - torch, hardly ever
+
+        packing = self._packing
+        said = {name: getattr(packing, name) for name in OPTIONS}
+        result = nwv.pack(self._given, **{k: v for k, v in said.items() if v is not None})
+        self._packed = result.packed
+        if not self._output.quiet:
+            from gpushare_kernel.nwv.resident import scratch  # noqa: PLC0415
+
+            report = result.report.with_scratch(scratch(result.packed, self._modules()))
+            self._output.table(str(report), report._repr_html_())
+
+    def declared(self, declaration: Declaration) -> Declaration:
+        """Return the line with what the bundle takes as what the notebook keeps, where the line does not say that itself."""
+        if declaration.size is not None or declaration.persistent is not None:
+            return declaration
+        from gpushare_kernel.nwv.resident import needs  # noqa: PLC0415
+
+        size = needs(self._packed, self._modules())
+        return replace(declaration, persistent=f"{size}B", ephemeral=declaration.ephemeral or EPHEMERAL)  # fmt: skip
+
+    def open(self) -> None:
+        """Have the notebook's `bundle`, and say what its models take beside it."""
+        from gpushare_kernel.nwv.bundle import Bundle  # noqa: PLC0415
+
+        modules = self._modules()
+        bundle = Bundle(self._packed, modules)
+        self._packed = None
+        self._shell.user_ns[NAME] = bundle
+        kept = sum(one.nbytes for m in modules.values() for one in m.parameters() if one.device == bundle.device)  # fmt: skip
+        if kept and not self._output.quiet:
+            names = ", ".join(variable for _, variable in self._packing.models)
+            self._output.show(f"{names} still hold {format_size(kept)} of weights beside the bundle. Give it back: del {names}")  # fmt: skip
+
+    def _modules(self) -> dict[str, Any]:
+        return {name: getattr(one, "model", one) for name, one in self._given.items()}
+
+
+def _given(packing: Packing, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tasks and modules that a line names.
+
+    Raises
+    ------
+    UsageError
+        Where a name is no variable, or a variable is neither.
+    """
+    found = {}
+    for name, variable in packing.models:
+        if variable not in variables:
+            msg = f"%%gpulane --pack {name}={variable}: there is no variable {variable}. Run the cell that makes it first."
+            raise UsageError(msg)
+        found[name] = variables[variable]
+        if not _is_packable(found[name]):
+            msg = f"%%gpulane --pack {name}={variable}: {variable} must be a gpushare.nwv.Task or a torch module, and is a {type(found[name]).__name__}. Write {variable} = gpushare.nwv.Task(model, train, validate)."
+            raise UsageError(msg)
+    return found
+
+
+def _is_packable(thing: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever has a module or a task has imported it
+    if torch is None:
+        return False
+    from gpushare_kernel import nwv  # noqa: PLC0415
+
+    return isinstance(thing, torch.nn.Module | nwv.Task)

@@ -1,0 +1,303 @@
+"""Pages that kernels of one user share: a real broker, a real holder, real processes that map (docs/bundles.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.errors import (
+    BadFrame,
+    BadToken,
+    DeviceError,
+    NotYours,
+    Refused,
+    UserError,
+)
+from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.nwv import flat, lease
+from gpushare_kernel.nwv.bundle import Bundle
+from gpushare_kernel.nwv.region import Region
+from gpushare_kernel.transport.peers import Peer
+from gpushare_kernel.wire import messages as msg
+from tests.broker.house import House
+from tests.nwv.bundles import made, nets
+
+OTHER = """
+import os, pickle, sys
+sys.stdin.readline()
+import torch
+torch.set_num_threads(1)
+from gpushare_kernel.nwv.bundle import Bundle
+from tests.nwv.bundles import nets
+os.environ["GPUSHARE_TOKEN"], os.environ["GPUSHARE_SOCKET"] = sys.stdin.readline().split()
+bundle = Bundle.shared("eyes", nets(2), device="cpu")
+x = torch.ones(1, 1, 8, 8)
+with open("/proc/self/maps") as file: inodes = {line.split()[4] for line in file if "gpushare-pages" in line}
+answers = {name: bundle[name](x) for name in bundle}
+pickle.dump((inodes, answers), sys.stdout.buffer); sys.stdout.flush()
+sys.stdin.readline()
+"""
+
+
+class Other:
+    """Another kernel of the same user, which maps the bundle `eyes`."""
+
+    def __init__(self, house: House) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())})  # fmt: skip
+        opened = house.open("other.ipynb")
+        house.bind(opened, self.process.pid)
+        self._say(f"\n{opened.token} {house.path}\n")
+        self.inodes, self.answers = pickle.load(self.process.stdout)  # type: ignore[arg-type]
+
+    def end(self) -> None:
+        """Let it go."""
+        with contextlib.suppress(BrokenPipeError):
+            self._say("\n")
+        self.process.wait(20)
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+    def _say(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode())
+        self.process.stdin.flush()
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """A broker of 1 GiB, and this process as one of its kernels."""
+    with House(tmp_path, capacity=GiB) as made_house:
+        opened = made_house.open("mine.ipynb")
+        made_house.bind(opened)
+        monkeypatch.setenv("GPUSHARE_TOKEN", opened.token)
+        monkeypatch.setenv("GPUSHARE_SOCKET", str(made_house.path))
+        yield made_house
+
+
+def held(house: House) -> list[Any]:
+    """What the broker holds."""
+    return house.do(lambda: list(house.broker.bundles._held.values()))
+
+
+def charged(house: House) -> int:
+    """What is charged on the device."""
+    return house.do(lambda: house.broker.scheduler.book.table.persistent)
+
+
+def test_kernels_of_one_user_map_the_same_pages_and_they_are_charged_once(house: House) -> None:
+    """B9, B11: the same memory in two processes, the same answers; one charge, at the holder; it ends with the last use."""
+    one = made(nets(2), bits=8)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    before = charged(house)
+    bundle.share("eyes")
+    (there,) = held(house)
+    assert charged(house) - before == there.size
+    other = Other(house)
+    try:
+        assert charged(house) - before == there.size
+        assert bundle.region is not None
+        assert other.inodes == {str(os.fstat(bundle.region.fd).st_ino)}
+        for name, answer in other.answers.items():
+            with torch.no_grad():
+                expected = one.plain[name](torch.ones(1, 1, 8, 8))
+            assert torch.equal(answer, expected)
+            assert torch.equal(bundle[name](torch.ones(1, 1, 8, 8)), expected)
+        (view,) = house.do(lambda: house.broker.snapshot(os.getuid())).bundles
+        assert (view.name, view.size, view.users, view.pages) == ("eyes", there.size, 2, len(one.packed.pages))  # fmt: skip
+        assert 0 < view.shared <= view.pages
+        assert set(msgspec.to_builtins(view)) == {"name", "session", "pages", "shared", "size", "users"}  # fmt: skip
+        session = next(s for s in house.do(lambda: house.broker.snapshot(os.getuid())).sessions if s.id == view.session)  # fmt: skip
+        assert (session.name, session.p, session.own) == ("bundle eyes", there.size, True)
+        assert house.do(lambda: house.broker.snapshot(12345)).bundles == ()
+        assert "shared as 'eyes'" in repr(bundle)
+        del bundle
+        house.saw(lambda: len(there.users) == 1)
+        assert charged(house) - before == there.size
+    finally:
+        other.end()
+    house.saw(lambda: house.broker.bundles._held == {})
+    assert charged(house) == before
+    there.process.wait(20)
+
+
+def test_it_is_unmapped_and_mapped_again(house: House) -> None:
+    """B12: no page is mapped in between, the holder keeps them, calls say what to do, and the answers are the same after it."""
+    one = made(nets(2))
+    bundle = Bundle(one.packed, one.modules, device="cpu", mode="layers")
+    with pytest.raises(UserError, match=r"nothing to unmap\. Share it first"):
+        bundle.unmap()
+    bundle.share("eyes")
+    x = torch.randn(2, 1, 8, 8)
+    expected = {name: bundle[name](x) for name in bundle}
+    (there,) = held(house)
+    for _ in range(2):
+        bundle.unmap()
+        assert "gpushare-pages" not in Path("/proc/self/maps").read_text(encoding="ascii")
+        for use in (lambda: bundle["net0"](x), bundle["net0"].load, bundle["net0"].unpacked):
+            with pytest.raises(UserError, match=r"'eyes' is unmapped. Map it again: bundle.remap\(\)"):  # fmt: skip
+                use()
+        assert procfs.alive(there.kernel.key)
+        bundle.remap()
+        for name in bundle:
+            assert torch.equal(bundle[name](x), expected[name])
+    house.saw(lambda: len(there.users) == 1)
+    assert held(house) == [there]
+
+
+def test_a_holder_that_dies_takes_nothing_with_it_but_its_charge(house: House) -> None:
+    """B11: what is mapped stays mapped; nobody new finds it."""
+    one = made(nets(1))
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    before = charged(house)
+    bundle.share("eyes")
+    (there,) = held(house)
+    os.kill(there.process.pid, signal.SIGKILL)
+    house.saw(lambda: house.broker.bundles._held == {})
+    house.saw(lambda: house.broker.scheduler.book.table.persistent == before)
+    x = torch.ones(1, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(bundle["net0"](x), one.plain["net0"](x))
+    with pytest.raises(UserError, match="no bundle 'eyes' on this device; there are: none"):
+        lease.mapped("eyes")
+    bundle.share("eyes")
+    assert charged(house) == before + held(house)[0].size
+    assert lease.mapped("eyes").size == held(house)[0].size
+    with torch.no_grad():
+        assert torch.equal(bundle["net0"](x), one.plain["net0"](x))
+
+
+def test_a_holder_ends_with_its_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B11: and what is mapped stays mapped."""
+    one = made(nets(1))
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    with House(tmp_path, capacity=GiB) as house:
+        opened = house.open()
+        house.bind(opened)
+        monkeypatch.setenv("GPUSHARE_TOKEN", opened.token)
+        monkeypatch.setenv("GPUSHARE_SOCKET", str(house.path))
+        bundle.share("eyes")
+        (there,) = held(house)
+    assert there.process.wait(20) == 0
+    x = torch.ones(1, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(bundle["net0"](x), one.plain["net0"](x))
+
+
+def test_pages_that_do_not_fit_are_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """B11, I1: nothing is charged, no holder stays, and the bundle is as before."""
+    one = made({"big": torch.nn.Linear(1024, 1024)}, page_size=1024, keep=())
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    with House(tmp_path, capacity=4 * MiB) as house:
+        opened = house.open()
+        house.bind(opened)
+        monkeypatch.setenv("GPUSHARE_TOKEN", opened.token)
+        monkeypatch.setenv("GPUSHARE_SOCKET", str(house.path))
+        with pytest.raises(Refused, match=r"5 MiB does not fit now: 4\.?0? MiB are free"):
+            bundle.share("eyes")
+        assert held(house) == []
+        assert charged(house) == 0
+    assert bundle.store is None
+    assert bundle["big"](torch.ones(1, 1024)).shape == (1, 1024)
+
+
+def test_who_may_share_and_map(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I9: from inside its own kernel only, by its own token; one bundle of a name."""
+    one = made(nets(1))
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    with pytest.raises(UserError, match="shared already, as 'eyes'"):
+        bundle.share("ears")
+    with pytest.raises(UserError, match="you have a bundle 'eyes' on this device already"):
+        Bundle(one.packed, one.modules, device="cpu").share("eyes")
+    with subprocess.Popen(["/bin/sleep", "60"]) as sleeper:
+        try:
+            opened = house.open("other.ipynb")
+            house.bind(opened, sleeper.pid)
+            monkeypatch.setenv("GPUSHARE_TOKEN", opened.token)
+            with pytest.raises(BadToken, match=f"process {os.getpid()} is not in it"):
+                lease.mapped("eyes")
+        finally:
+            sleeper.kill()
+    monkeypatch.setenv("GPUSHARE_TOKEN", "no such token")
+    with pytest.raises(BadToken):
+        lease.mapped("eyes")
+    monkeypatch.delenv("GPUSHARE_TOKEN")
+    with pytest.raises(UserError, match="this process is in none"):
+        lease.mapped("eyes")
+
+
+def test_what_is_no_bundle_is_refused(house: House) -> None:
+    """B9: pages come sealed and of the size that was said; other messages on such a connection are answered."""
+    region = Region.of({"pages": torch.ones(4096)})
+    with pytest.raises(BadFrame, match="sealed memfd of its size"):
+        lease.offered("eyes", region.size + 1, fd=region.fd)
+    with pytest.raises(BadFrame, match="sealed memfd of its size"):
+        lease.offered("eyes", region.size)
+    unsealed = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+    os.ftruncate(unsealed, 4096)
+    with pytest.raises(BadFrame, match="sealed against shrinking"):
+        lease.offered("eyes", 4096, fd=unsealed)
+    os.close(unsealed)
+    assert held(house) == []
+    caller = house.notebook("third.ipynb")
+    answer = caller.ask(msg.BundleFilled())
+    assert isinstance(answer, msg.Failure)
+    assert answer.code == NotYours.__name__
+
+
+def test_an_offer_whose_kernel_left_before_the_answer_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """B11: nobody uses it after a while: the holder ends."""
+    from gpushare_kernel.broker import bundles
+
+    monkeypatch.setattr(bundles, "UNUSED", 0.2)
+    region = Region.of({"pages": torch.ones(64)})
+    offer = msg.OfferBundle(os.environ["GPUSHARE_TOKEN"], "eyes", region.size)
+    peer = Peer(os.getpid(), os.getuid(), os.getgid())
+    there = house.wait(house.broker.bundles.offer(offer, [region.fd], peer))
+    house.saw(lambda: there.ended)
+    assert held(house) == []
+
+
+def test_a_bundle_lies_flat_and_is_read_back() -> None:
+    """All of it, with quantised pages and several private tensors."""
+    for bits in (32, 8, 4):
+        packed = made(nets(2), bits=bits).packed
+        region = Region.of(flat.tensors_of(packed))
+        again, parts = flat.read(region.whole)
+        assert (again.page_size, again.bits, again.members) == (packed.page_size, packed.bits, packed.members)  # fmt: skip
+        assert torch.equal(again.pages, packed.pages)
+        assert (again.scales is None) == (packed.scales is None)
+        for name in packed.members:
+            assert torch.equal(again.tables[name], packed.tables[name])
+            assert again.private[name].keys() == packed.private[name].keys()
+            assert all(torch.equal(again.private[name][k], v) for k, v in packed.private[name].items())  # fmt: skip
+        assert {part.name for part in parts} >= {"pages", "table/0", "table/1"}
+        memory = torch.zeros(region.size, dtype=torch.uint8)
+        flat.write(flat.tensors_of(packed), memory)
+        assert torch.equal(flat.read(memory)[0].pages, packed.pages)
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver here")
+def test_a_holder_that_cannot_take_memory_says_why(house: House) -> None:
+    """B11: here for want of a driver; nothing is charged and nothing stays."""
+    inventory = house.device.inventory
+    house.device.inventory = dataclasses.replace(inventory, kind="cuda")
+    before = charged(house)
+    with pytest.raises(DeviceError, match=r"could not take 4 KiB: cu\w+: there is no CUDA driver"):
+        lease.offered("eyes", 4096)
+    assert held(house) == []
+    assert charged(house) == before
