@@ -17,6 +17,8 @@ from benchmarks.gpu.windows import Floor
 
 QUESTION = "A net with a deadline beside a hog: how long are its responses beside those alone, and what is left for the hog?"
 CELLS = Path(__file__).with_name("cells.py").read_text(encoding="utf-8")
+SETTLED = 20.0
+"""Seconds within which the broker has seen that a cell's work is over."""
 WARM = 1.0
 """Seconds of the hog before it is counted: its drains are on record then."""
 
@@ -28,7 +30,7 @@ def measure(options: Options) -> Sequence[Figure]:
         for notebook in (camera, hog, late):
             notebook.run(CELLS)
             notebook.run(f"prepare_more({options.device!r})")
-        camera.run(f"pipe = opened({options.device!r}, 0.02, 0.018)", timeout=180)
+        _opened(camera, options, 0.02, 0.02)
         bound = float(camera.run("1", "pipe.report().bound"))
         alone = _responses(camera, short // 2)
         beside, rest = _beside(floor, camera, hog, "matmul", (short, 0.02))
@@ -38,7 +40,7 @@ def measure(options: Options) -> Sequence[Figure]:
         )
         offences = _offender(floor, camera, late, options)
         camera.run("pipe.close()")
-        camera.run(f"pipe = opened({options.device!r}, 0.1, 0.095)", timeout=180)
+        _opened(camera, options, 0.1, 0.095)
         alone_deep = _responses(camera, long // 4)
         beside_deep, rest_deep = _beside(floor, camera, hog, "deep", (long, 0.1))
         progress(
@@ -66,6 +68,23 @@ def measure(options: Options) -> Sequence[Figure]:
         Figure("bound", "ms", [1000 * bound]),
         Figure("overruns_told", "", [float(len(events))]),
     ]
+
+
+def _opened(camera: Notebook, options: Options, period: float, deadline: float) -> None:
+    """Open the pipeline; a cell that has just ended counts as somebody at work for a second or two more."""
+    until, said = time.monotonic() + SETTLED, None
+    while True:
+        again = (
+            said is not None and "best of" in said
+        )  # its own layers are too long: measured at a bad moment?
+        code = f"pipe = opened({options.device!r}, {period}, {deadline}, {again})"
+        _, said = camera.attempt(code, timeout=180)
+        if said is None:
+            return
+        if time.monotonic() > until:
+            raise RuntimeError(said)
+        progress(f"not yet: {said}")
+        time.sleep(1.0)
 
 
 def _summary(responses: Sequence[float]) -> list[float]:
@@ -113,10 +132,10 @@ def _refused(floor: Floor, camera: Notebook, hog: Notebook, options: Options) ->
     hog.begin(
         f"done = work('deep', {str(floor.counters.path)!r}, 0, {until}, {str(stop)!r})", "done"
     )
-    camera.run(f"pipe = opened({options.device!r}, 0.1, 0.095)", timeout=180)
+    _opened(camera, options, 0.1, 0.095)
     _responses(camera, 20)  # its drains are on record then
     camera.run("pipe.close()")
-    _, said = camera.attempt(f"pipe = opened({options.device!r}, 0.02, 0.015)", timeout=180)
+    _, said = camera.attempt(f"pipe = opened({options.device!r}, 0.02, 0.015, False)", timeout=180)
     stop.touch()
     hog.finish(120)
     progress(f"refused: {said}")
@@ -137,7 +156,7 @@ def _offender(floor: Floor, camera: Notebook, late: Notebook, options: Options) 
     misses = int(camera.run("1", "pipe.report().misses")) - before
     camera.run("pipe.close()")  # it runs on now, and ends
     late.finish(120)
-    camera.run(f"pipe = opened({options.device!r}, 0.02, 0.018)", timeout=180)
+    _opened(camera, options, 0.02, 0.02)
     progress(f"an offender: {misses} misses")
     return misses
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
 
+from gpushare_kernel.broker.alarm import Alarm
 from gpushare_kernel.broker.history import History
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.recorder import Recorder
@@ -65,7 +66,7 @@ class Engine:
         self._events: deque[ev.Event] = deque()
         self._draining = False
         self._wake: asyncio.TimerHandle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._loop, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
         self._does: dict[type[do.Instruction], Callable[..., None]] = {
             do.Grant: self._grant,
@@ -77,7 +78,7 @@ class Engine:
             do.Resume: self._resume,
             do.Slow: self._slow,
             do.Wake: self._set_wake,
-            do.Alarm: self._set_alarm,
+            do.Alarm: lambda i: self._alarm.set(i.at),
             do.Overran: lambda i: self._say(i.session, texts.OVERRAN),
             do.Barred: lambda i: self._say(i.session, texts.barred_text(i.drain, i.absorbs)),
         }
@@ -180,9 +181,9 @@ class Engine:
 
     async def close(self) -> None:
         """Let everybody run again and stop deciding."""
-        for timer in (self._wake, self._alarm):
-            if timer is not None:
-                timer.cancel()
+        if self._wake is not None:
+            self._wake.cancel()
+        self._alarm.close()
         self._events.clear()
         self._draining = True  # nothing is decided from here on
         for task in self._tasks:
@@ -224,12 +225,6 @@ class Engine:
         if self._wake is not None:
             self._wake.cancel()
         self._wake = None if wake.at is None else self._loop.call_at(wake.at, self.sample)
-
-    def _set_alarm(self, alarm: do.Alarm) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        at = alarm.at
-        self._alarm = None if at is None else self._loop.call_at(at, self._ring, at)
 
     def _ring(self, due: float) -> None:
         self.feed(ev.Rung(at=max(due, self.now)))  # a loop's clock is coarse: never before its time

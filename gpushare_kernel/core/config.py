@@ -52,10 +52,11 @@ class Config:
     park_speed: float = 55e9
     #: How long a job keeps its memory at least before a better one may displace it.
     residency: float = 10.0
-    #: Seconds that the first drain of a session may take, of which nothing is recorded, beside real-time jobs.
-    trial_drain: float = 0.01
+    #: Seconds that the work of a session is taken to stop in beside real-time jobs while no drain of it is on record
+    #: (short work drains in 1.5 ms at most): its first pause says better.
+    trial_drain: float = 0.003
     #: By how much (seconds) a timer may be late.
-    timer_slack: float = 0.0015
+    timer_slack: float = 0.0002
     #: Nobody can be paused: who meets no boundary runs beside the others.
     can_pause: bool = True
 

@@ -8,7 +8,7 @@ LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 BUSY_TRIES, BUSY_SECONDS = 8, 20.0
 """Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
-USUAL = 0.9
+USUAL = 0.75
 """What part of the last drains is within the usual one: who is paused ahead is paused by that. A longer one is in the bound."""
 MARGIN, LEAST = 1.25, 0.0005
 """A recorded bound is so many times the longest drain of late, and so many seconds."""
@@ -45,4 +45,4 @@ def usual(session: Session) -> float | None:
     if not session.drains:
         return None
     drains = sorted(session.drains)
-    return drains[min(len(drains) - 1, int(USUAL * len(drains)))] + LEAST
+    return drains[min(len(drains) - 1, int(USUAL * len(drains)))]

@@ -7,8 +7,8 @@ from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import Presence, Usage
 
-LATE = 2.5
-"""Seconds that a driver's word of who was at work may be late, its reading included."""
+LATE = 4.0
+"""Seconds that a driver's word of who was at work may be late, its reading included (3.3 seen on an H200)."""
 _QUIET = 5 * QUIET_FOR
 """A driver names one process at a time: who works little is seen rarely."""
 

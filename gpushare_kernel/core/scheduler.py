@@ -277,11 +277,14 @@ class Scheduler(Room):
     def _set_wake(self) -> None:
         """Say when we want to hear the next `Sampled`: a deadline, the frame's end, a look at those who run freely."""
         turns = self.turns
-        rotates = turns.accounts.policy.rotates and turns.crowded(self.at)
+        goes_on = (
+            not turns.gate.shut
+        )  # else no turn ends: when they go on, their ends are told anew
+        rotates = goes_on and turns.accounts.policy.rotates and turns.crowded(self.at)
         wake = self._deadlines.changed(
             self.at,
             frame=turns.frame_end if rotates else None,
-            look=_earlier(self.probe.next_look(), turns.look_by(self.at)),
+            look=_earlier(self.probe.next_look(), turns.look_by(self.at) if goes_on else None),
             wanting=len(turns.wanting),
         )
         if wake is not None:

@@ -18,7 +18,7 @@ from gpushare_kernel.realtime.chain import Chain
 from gpushare_kernel.realtime.payload import is_array, is_tensor
 from gpushare_kernel.realtime.profile import Profile
 
-_VERSION = 2
+_VERSION = 3
 """Of the file, and of how we measure: another one is measured again."""
 _DIGITS = 20
 

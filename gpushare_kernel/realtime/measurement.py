@@ -51,7 +51,7 @@ def measure(
     repeats, seconds
         Runs that count at most, and seconds after which there are no more of them.
     again
-        Whether the cache is left aside.
+        Whether what the cache has of these types is left aside.
     beside
         Pipelines that have deadlines now. A measurement would take cores from them, and find times that are not the model's.
 
@@ -63,8 +63,8 @@ def measure(
     links = chain(model, example, name=name)
     wanted = node_types(host.cores(), host.gpus()) if types is None else tuple(types)
     place = cache.place_of(links, example)
-    known = None if again else cache.load(place)
-    missing = [kind for kind in wanted if known is None or str(kind) not in known.costs]
+    known = cache.load(place)
+    missing = [kind for kind in wanted if again or known is None or str(kind) not in known.costs]
     if not missing and known is not None:
         return known
     if beside:

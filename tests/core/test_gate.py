@@ -234,13 +234,28 @@ def test_what_was_recorded_is_doubted_after_a_while() -> None:
 def test_where_the_slack_absorbs_no_trial_newcomers_are_held_at_their_first_use() -> None:
     """I7: Nothing is recorded of it, and the deadline leaves less than a trial may take."""
     world = RealtimeWorld()
-    camera = world.camera("cam", absorbs=0.004)
+    camera = world.camera("cam", absorbs=0.0025)
     world.start("heavy", "heavy", seen=False)
     world.run(0.1)
     assert rates(world, 2)["heavy"] == 0.0
     assert max(camera.responses[10:]) <= camera.work + 2 * world.step
     world.leave("cam")
     assert rates(world, 1)["heavy"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_turns_that_stand_still_ask_for_nothing() -> None:
+    """While a window is open no slot ends: a wake for one whose end has passed would come at once, again and again."""
+    world = hogs("heavy", "conv", "light")
+    world.camera("cam", period=0.05, deadline=0.045, absorbs=0.04, work=0.03)
+    seen, shut = len(world.log), 0
+    for _ in range(2000):
+        world.run(world.step)
+        wakes = [i for i in world.log[seen:] if isinstance(i, do.Wake) and i.at is not None]
+        seen = len(world.log)
+        if world.core.turns.gate.shut:
+            shut += 1
+            assert not wakes or wakes[-1].at > world.now
+    assert shut > 400
 
 
 def test_a_job_that_overruns_loses_its_windows_until_it_behaves() -> None:

@@ -47,13 +47,13 @@ def test_a_cell_is_a_job_once_it_is_seen_at_work() -> None:
 
 
 def test_what_a_cell_did_is_not_taken_for_work_after_it() -> None:
-    """The driver's word comes up to a second late; who works on after that is a job without a cell."""
+    """The driver's word comes up to four seconds late; who works on after that is a job without a cell."""
     made = world()
     made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
     assert look(made, 1.5, active=True)
     made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
-    assert not look(made, 3.0, active=True)
-    assert look(made, 5.0, active=True)
+    assert not look(made, 5.5, active=True)
+    assert look(made, 6.5, active=True)
 
 
 def test_what_a_client_does_not_know_of_is_held_until_the_driver_says_otherwise() -> None:
