@@ -7,7 +7,7 @@ same of weights and of values (which are scaled weights).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -72,11 +72,11 @@ def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterato
 
 
 def _summed(
-    loss: object,
+    loss: Callable[..., torch.Tensor],
     parameters: dict[str, torch.Tensor],
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    one_gradient = grad(loss)
+    one_gradient: Callable[..., dict[str, torch.Tensor]] = grad(loss)
     many = vmap(one_gradient, in_dims=(None, 0, 0))
     total = {key: torch.zeros_like(one, dtype=torch.float32) for key, one in parameters.items()}
     batched = True

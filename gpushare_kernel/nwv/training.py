@@ -230,7 +230,7 @@ class Joint:
                 loss = loss + pull(pages[table])
             if not bool(torch.isfinite(loss)):
                 return False
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_([pages], plan.clip * cut.member.scale)
             nn.utils.clip_grad_norm_(trained, plan.clip)
             optimiser.step()

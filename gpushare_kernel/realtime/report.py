@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpushare_kernel.realtime.model import Kind
-from gpushare_kernel.shown import Table, figure, milliseconds
 from gpushare_kernel.realtime.tenant import Tenant
+from gpushare_kernel.shown import Table, figure, milliseconds
 
 _SHOWN_EVENTS = 5
 _BINS = 60
