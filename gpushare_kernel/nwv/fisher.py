@@ -1,8 +1,9 @@
-"""What each weight matters: the diagonal of the empirical Fisher information, divided by the model's own mean.
+"""What each weight matters: the diagonal of the empirical Fisher information, its square root, divided by the model's own mean.
 
 The published code weighs the square of a log-likelihood's gradient by the probability of the predicted class and does not
-normalise; means differ 26 times between its nets, so the smaller ones would count for nothing. Divided by the mean, a Fisher says the
-same of weights and of values (which are scaled weights).
+normalise; means differ 26 times between its nets, so some would count for nothing. Divided by the mean, a Fisher says the same of
+weights and of values (which are scaled weights). The root is ours: a Fisher is of small changes, and sharing makes large ones
+(docs/packing.md has what it is worth).
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from gpushare_kernel.nwv.task import Task, device_of
 
 Labels = Literal["true", "predicted"]
 EXAMPLES = 256
+POWER = 0.5
+"""Of the mean squares: 1 would be the Fisher itself."""
 _CHUNK_BYTES = 256 * 2**20
 """What the gradients of a chunk of examples may take."""
 
 
 def fisher(task: Task, labels: Labels = "true", examples: int = EXAMPLES) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Return, by parameter, the mean square of the loss' gradient over training examples, with mean 1 over all weights.
+    """Return, by parameter, the root mean square of the loss' gradient over training examples, with mean 1 over all weights.
 
     Parameters
     ----------
@@ -50,6 +53,7 @@ def fisher(task: Task, labels: Labels = "true", examples: int = EXAMPLES) -> dic
     finally:
         for one, training in modes:
             one.training = training
+    summed = {key: one.pow(POWER) for key, one in summed.items()}
     mean = sum(float(one.sum()) for one in summed.values()) / weights
     if not mean > 0:  # a model that is certain of everything: nothing matters more than the rest
         return {key: torch.ones_like(one) for key, one in summed.items()}
