@@ -101,9 +101,7 @@ def _merge(options: Options) -> list[Figure]:
     return [
         Figure("merged_matched", "%", best),
         Figure("merged_random", "%", random),
-        Figure(
-            "merged_matched_less_random", "points", [fmean(best) - fmean(random)], at_least=10.0
-        ),  # fmt: skip
+        Figure("merged_less_random", "points", [fmean(best) - fmean(random)], at_least=10.0),
         Figure("matching_cost_random_over_ours", "x", costs),
     ]
 

@@ -148,7 +148,7 @@ FIVE: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Set, Set, S
     "tumour": (lambda: mlp(30, 160, 160, 2), lambda seed: split(tumours(), seed)),
     "wine": (lambda: mlp(13, 128, 128, 64, 3), lambda seed: split(wines(), seed)),
     "halves": (lambda: cnn1(32, 64, 24, 4), lambda seed: split(digit_halves(), seed)),
-    "photo": (lambda: cnn2(3, 16, 2, 64), lambda seed: patches(seed)),
+    "photo": (lambda: cnn2(3, 16, 2, 64), patches),
 }
 NINE = {
     **FIVE,

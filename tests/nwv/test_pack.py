@@ -70,7 +70,8 @@ def test_quantised_bundles_too(tasks: dict[str, Task], bits: int) -> None:
 def test_models_learn_what_merging_lost_and_stay_as_they_were(tasks: dict[str, Task], packed: Result) -> None:  # fmt: skip
     """N7: training gains over merging; modules that were given are not changed."""
     scores = packed.report.scores
-    assert sum(scores["packed"].values()) > sum(scores["random"].values()) + 0.2
+    assert sum(scores["packed"].values()) > sum(scores["random"].values()) + 0.1
+    assert min(scores["packed"].values()) > 0.9
     fresh = three()
     for name, one in tasks.items():
         for key, tensor in one.model.state_dict().items():
@@ -211,11 +212,11 @@ def test_max_drop_names_a_ratio_that_holds(tasks: dict[str, Task]) -> None:
     """N10: tried, with the bundle that was refused in the error."""
     how = {**HOW, "plan": Plan(rounds=1, steps=1), "control": False}
     with pytest.raises(DropTooLarge, match="was tried and holds") as refused:
-        pack(tasks, ratio=2.5, max_drop=0.06, **how)
+        pack(tasks, ratio=2.1, max_drop=0.05, **how)
     found = refused.value
-    assert max(found.report.drops.values()) > 0.06
+    assert max(found.report.drops.values()) > 0.05
     assert found.holds is not None
-    assert max(pack(tasks, ratio=found.holds, max_drop=0.06, **how).report.drops.values()) <= 0.06
+    assert max(pack(tasks, ratio=found.holds, max_drop=0.05, **how).report.drops.values()) <= 0.05
 
 
 def test_a_drop_that_nothing_holds_says_what_was_tried(tasks: dict[str, Task]) -> None:
@@ -317,7 +318,7 @@ def test_buffers_are_private_and_learn(tasks: dict[str, Task]) -> None:
 
 
 def test_fisher_is_the_loop_over_examples() -> None:
-    """Batched or one by one, true labels: the root of the mean square gradient, over its mean."""
+    """Batched or one by one, true labels: the root of the mean square gradient, over its mean, with a floor."""
     one = task(3)
     found = fisher(one)
     total = {key: torch.zeros_like(tensor) for key, tensor in one.model.named_parameters()}
@@ -327,10 +328,10 @@ def test_fisher_is_the_loop_over_examples() -> None:
             one.loss(one.model(x[n : n + 1]), y[n : n + 1]).backward()
             for key, tensor in one.model.named_parameters():
                 total[key] += tensor.grad**2
-    roots = {key: tensor.sqrt() for key, tensor in total.items()}
-    mean = sum(float(tensor.sum()) for tensor in roots.values()) / sum(tensor.numel() for tensor in roots.values())  # fmt: skip
-    for key, tensor in roots.items():
-        assert torch.allclose(found[key], tensor / mean, rtol=1e-3, atol=1e-6), key
+    roots = torch.cat([tensor.sqrt().reshape(-1) for tensor in total.values()])
+    floored = (roots / roots.mean()).clamp(min=0.1)
+    vector = torch.cat([found[key].reshape(-1) for key in total])
+    assert torch.allclose(vector, floored / floored.mean(), rtol=1e-3, atol=1e-6)
 
 
 class Branching(nn.Module):
