@@ -36,26 +36,27 @@ def _seeds(options: Options, count: int) -> range:
     return range(1 if options.quick else count)
 
 
-def _packed(names: Mapping[str, Any], seed: int, **how: Any) -> tuple[PackReport, float]:
-    """Return a report, and the seconds of training alone, packing and comparing."""
-    begun = time.perf_counter()
+def _packed(names: Mapping[str, Any], seed: int, **how: Any) -> tuple[PackReport, float, float]:
+    """Return a report, and the seconds of training alone, packing and comparing: by the clock, and of the CPU."""
+    begun, worked = time.perf_counter(), time.process_time()
     found = pack(suite.tasks(dict(names), seed), seed=seed, progress=False, **how).report
-    took = time.perf_counter() - begun
+    took, worked = time.perf_counter() - begun, time.process_time() - worked
     means = {way: f"{100 * fmean(scores.values()):.2f}" for way, scores in found.scores.items()}
-    progress(f"{len(names)} tasks, seed {seed}: {found.ratio:.2f} times smaller, {took:.0f} s, {means}")  # fmt: skip
-    return found, took
+    progress(f"{len(names)} tasks, seed {seed}: {found.ratio:.2f} times smaller, {took:.0f} s ({worked:.0f} CPU), {means}")  # fmt: skip
+    return found, took, worked
 
 
 def _five(options: Options) -> list[Figure]:
     runs = [_packed(suite.FIVE, seed, ratio=4.0) for seed in _seeds(options, 5)]
-    reports = [report for report, _ in runs]
+    reports = [report for report, _, _ in runs]
     return [
         Figure("five_ratio_all_bytes", "x", [one.ratio for one in reports], at_least=4.0, worst=True),
         Figure("five_ratio_pages_only", "x", [one.page_ratio for one in reports]),
         Figure("five_mean_over_alone", "points", [_mean(reports)], at_least=-0.5),
         Figure("five_worst_task", "points", [_worst(reports)], at_least=-3.0),
         *_ways("five", reports),
-        Figure("five_seconds", "s", [took for _, took in runs], at_most=60.0, worst=True),
+        Figure("five_seconds", "s", [took for _, took, _ in runs], at_most=60.0, worst=True),
+        Figure("five_seconds_of_cpu", "s", [worked for _, _, worked in runs]),
     ]  # fmt: skip
 
 

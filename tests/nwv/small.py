@@ -30,7 +30,7 @@ def blobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return points around a centre a class."""
     source = torch.Generator().manual_seed(seed)
-    centres = 1.5 * torch.randn(classes, width, generator=source)
+    centres = 2 * torch.randn(classes, width, generator=source)
     y = torch.arange(count) % classes
     return centres[y] + torch.randn(count, width, generator=source), y
 
@@ -53,4 +53,8 @@ def task(
 
 def three() -> dict[str, Task]:
     """Return three tasks of different sizes."""
-    return {"a": task(0), "b": task(1, wide=20, classes=2), "c": task(2, wide=16, width=6)}
+    return {
+        "a": task(0, classes=8),
+        "b": task(1, wide=20, classes=6),
+        "c": task(2, wide=16, classes=6),
+    }

@@ -38,7 +38,15 @@ def tasks() -> dict[str, Task]:
 
 
 @pytest.fixture(scope="module")
-def packed(tasks: dict[str, Task], tmp_path_factory: pytest.TempPathFactory) -> Result:
+def before(tasks: dict[str, Task]) -> dict[str, dict[str, torch.Tensor]]:
+    """Their weights, before anything is packed."""
+    return {name: copy.deepcopy(one.model.state_dict()) for name, one in tasks.items()}
+
+
+@pytest.fixture(scope="module")
+def packed(
+    tasks: dict[str, Task], before: object, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
     """A bundle of them."""
     return pack(tasks, ratio=2.0, folder=tmp_path_factory.mktemp("packing"), **HOW)
 
@@ -67,16 +75,19 @@ def test_quantised_bundles_too(tasks: dict[str, Task], bits: int) -> None:
         assert score(one, model, one.reported, torch.device("cpu"))[0] == result.report.scores["packed"][name]  # fmt: skip
 
 
-def test_models_learn_what_merging_lost_and_stay_as_they_were(tasks: dict[str, Task], packed: Result) -> None:  # fmt: skip
-    """N7: training gains over merging; modules that were given are not changed."""
+def test_models_learn_what_merging_lost(packed: Result) -> None:
+    """Training brings back most of it."""
     scores = packed.report.scores
-    assert sum(scores["packed"].values()) > sum(scores["random"].values()) + 0.1
-    assert min(scores["packed"].values()) > 0.9
-    fresh = three()
+    assert sum(scores["packed"].values()) > sum(scores["random"].values()) + 0.5
+    assert sum(scores["packed"].values()) > sum(scores["alone"].values()) - 0.3
+
+
+def test_modules_that_were_given_are_not_changed(tasks: dict[str, Task], before: dict[str, dict[str, torch.Tensor]], packed: Result) -> None:  # fmt: skip
+    """N7: neither their weights nor their mode."""
     for name, one in tasks.items():
-        for key, tensor in one.model.state_dict().items():
-            assert torch.equal(tensor, fresh[name].model.state_dict()[key])
         assert one.model.training
+        for key, tensor in one.model.state_dict().items():
+            assert torch.equal(tensor, before[name][key]), (name, key)
 
 
 def test_every_byte_is_in_the_ratio(tasks: dict[str, Task], packed: Result) -> None:
@@ -212,11 +223,11 @@ def test_max_drop_names_a_ratio_that_holds(tasks: dict[str, Task]) -> None:
     """N10: tried, with the bundle that was refused in the error."""
     how = {**HOW, "plan": Plan(rounds=1, steps=1), "control": False}
     with pytest.raises(DropTooLarge, match="was tried and holds") as refused:
-        pack(tasks, ratio=2.1, max_drop=0.05, **how)
+        pack(tasks, ratio=2.1, max_drop=0.3, **how)
     found = refused.value
-    assert max(found.report.drops.values()) > 0.05
+    assert max(found.report.drops.values()) > 0.3
     assert found.holds is not None
-    assert max(pack(tasks, ratio=found.holds, max_drop=0.05, **how).report.drops.values()) <= 0.05
+    assert max(pack(tasks, ratio=found.holds, max_drop=0.3, **how).report.drops.values()) <= 0.3
 
 
 def test_a_drop_that_nothing_holds_says_what_was_tried(tasks: dict[str, Task]) -> None:
@@ -300,7 +311,7 @@ def test_only_validation_decides(tasks: dict[str, Task]) -> None:
 def test_buffers_are_private_and_learn(tasks: dict[str, Task]) -> None:
     """Running means of batch norm are its model's own, and follow what is trained."""
     x, y = next(iter(tasks["a"].train))
-    model = nn.Sequential(nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
+    model = nn.Sequential(nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 8))
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(40):
         optimiser.zero_grad()
