@@ -150,9 +150,9 @@ def twins(cut_ones: Mapping[str, Weights]) -> dict[str, list[int]]:
     count = 0
     for name, one in cut_ones.items():
         row, used = [], set()
-        for place, digest in enumerate(_digests(one.raw)):
+        zeros = (~one.raw.any(dim=1)).tolist()
+        for digest, zero in zip(_digests(one.raw), zeros, strict=True):
             found = known.get(digest)
-            zero = not bool(one.raw[place].any())
             if found is None or zero or found[0] in used:
                 number, count = count, count + 1
                 if found is None and not zero:
