@@ -1,13 +1,14 @@
-"""What each weight matters: the diagonal of the empirical Fisher information, divided by the model's own mean.
+"""What each weight matters: the diagonal of the empirical Fisher information, its square root, divided by the model's own mean.
 
 The published code weighs the square of a log-likelihood's gradient by the probability of the predicted class and does not
-normalise; means differ 26 times between its nets, so the smaller ones would count for nothing. Divided by the mean, a Fisher says the
-same of weights and of values (which are scaled weights).
+normalise; means differ 26 times between its nets, so some would count for nothing. Divided by the mean, a Fisher says the same of
+weights and of values (which are scaled weights). Root and floor are ours: a Fisher is of small changes, and sharing makes large ones;
+and what 256 examples do not need, others may (docs/packing.md has what both are worth).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -18,12 +19,16 @@ from gpushare_kernel.nwv.task import Task, device_of
 
 Labels = Literal["true", "predicted"]
 EXAMPLES = 256
+POWER = 0.5
+"""Of the mean squares: 1 would be the Fisher itself."""
+FLOOR = 0.1
+"""The least that a weight matters, of the mean."""
 _CHUNK_BYTES = 256 * 2**20
 """What the gradients of a chunk of examples may take."""
 
 
 def fisher(task: Task, labels: Labels = "true", examples: int = EXAMPLES) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Return, by parameter, the mean square of the loss' gradient over training examples, with mean 1 over all weights.
+    """Return, by parameter, the root mean square of the loss' gradient over training examples, at least `FLOOR` of its mean; with mean 1.
 
     Parameters
     ----------
@@ -50,10 +55,19 @@ def fisher(task: Task, labels: Labels = "true", examples: int = EXAMPLES) -> dic
     finally:
         for one, training in modes:
             one.training = training
-    mean = sum(float(one.sum()) for one in summed.values()) / weights
+    roots = {key: one.pow(POWER) for key, one in summed.items()}
+    mean = _mean(roots)
     if not mean > 0:  # a model that is certain of everything: nothing matters more than the rest
-        return {key: torch.ones_like(one) for key, one in summed.items()}
-    return {key: one / mean for key, one in summed.items()}
+        return even(model)
+    roots = {key: (one / mean).clamp(min=FLOOR) for key, one in roots.items()}
+    mean = _mean(roots)
+    return {key: one / mean for key, one in roots.items()}
+
+
+def _mean(by_name: dict[str, torch.Tensor]) -> float:
+    """Return the mean over all weights."""
+    count = sum(one.numel() for one in by_name.values())
+    return sum(float(one.sum()) for one in by_name.values()) / count
 
 
 def even(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -72,11 +86,11 @@ def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterato
 
 
 def _summed(
-    loss: object,
+    loss: Callable[..., torch.Tensor],
     parameters: dict[str, torch.Tensor],
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    one_gradient = grad(loss)
+    one_gradient: Callable[..., dict[str, torch.Tensor]] = grad(loss)
     many = vmap(one_gradient, in_dims=(None, 0, 0))
     total = {key: torch.zeros_like(one, dtype=torch.float32) for key, one in parameters.items()}
     batched = True

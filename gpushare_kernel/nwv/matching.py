@@ -35,11 +35,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """By model (M,) the virtual page of each of its pages; what that costs; pages that one model has to itself by choice."""
+    """By model (M,) the virtual page of each of its pages, and what that costs."""
 
     tables: dict[str, torch.Tensor]
     cost: float
-    own: int = 0
 
 
 def place(cuts: Mapping[str, Cut], pages: int, *, method: Method = "best", own: int = 0, seed: int = 0) -> Placement:  # fmt: skip
@@ -56,7 +55,7 @@ def place(cuts: Mapping[str, Cut], pages: int, *, method: Method = "best", own: 
     if len(contents) <= pages:  # everything has room: equal pages are shared, and nothing is lost
         columns = {number: column for column, number in enumerate(sorted(contents))}
         tables = {name: torch.tensor([columns[number] for number in one.contents]) for name, one in cuts.items()}  # fmt: skip
-        return Placement(tables, 0.0, len(contents))
+        return Placement(tables, 0.0)
     kept = _kept(cuts, pages, own)
     board = _Board(cuts, pages - sum(map(len, kept.values())), method, seed)
     tables, last = {}, pages
@@ -70,7 +69,7 @@ def place(cuts: Mapping[str, Cut], pages: int, *, method: Method = "best", own: 
             table[place] = last
         tables[name] = table
     tables = {name: tables[name] for name in cuts}
-    return Placement(tables, total_cost(cuts, tables, pages), sum(map(len, kept.values())))
+    return Placement(tables, total_cost(cuts, tables, pages))
 
 
 def total_cost(cuts: Mapping[str, Cut], tables: Mapping[str, torch.Tensor], pages: int) -> float:
@@ -113,15 +112,13 @@ def _kept(cuts: Mapping[str, Cut], pages: int, limit: int) -> dict[str, set[int]
         if several[one.contents[place]] == 1
     )
     kept: dict[str, set[int]] = {name: set() for name in cuts}
-    count = 0
-    for _, name, place in order[:limit]:
+    for count, (_, name, place) in enumerate(order[:limit]):
         rest = max(
             len(one.values) - len(kept[other]) - (other == name) for other, one in cuts.items()
         )
         if count + 1 + rest > pages:
             break
         kept[name].add(place)
-        count += 1
     return kept
 
 

@@ -154,7 +154,7 @@ class Packed:
             rule = f"{member.weights} weights in pages of {self.page_size} need a table of {needed} unsigned numbers, and its table is {table.dtype} {tuple(table.shape)}"
         elif needed and int(held.max()) >= len(self.pages):
             rule = f"its table names page {int(held.max())}, and there are {len(self.pages)}"
-        elif len(held.unique()) < needed:
+        elif len(set(held.tolist())) < needed:
             rule = "its table names one page twice"
         else:
             return

@@ -111,10 +111,9 @@ def weights_from(member: Member, values: torch.Tensor) -> dict[str, torch.Tensor
     flat = values.reshape(-1)[: member.weights] * member.scale
     if member.shift:
         flat = flat + member.shift
+    ends = {piece.name: (piece.first, piece.first + math.prod(piece.shape)) for piece in member.pieces}  # fmt: skip
     return {
-        piece.name: flat[piece.first : piece.first + math.prod(piece.shape)]
-        .view(piece.shape)
-        .to(FLOATS[piece.dtype])  # fmt: skip
+        piece.name: flat[slice(*ends[piece.name])].view(piece.shape).to(FLOATS[piece.dtype])
         for piece in member.pieces
     }
 
@@ -151,9 +150,9 @@ def twins(cut_ones: Mapping[str, Weights]) -> dict[str, list[int]]:
     count = 0
     for name, one in cut_ones.items():
         row, used = [], set()
-        for place, digest in enumerate(_digests(one.raw)):
+        zeros = (~one.raw.any(dim=1)).tolist()
+        for digest, zero in zip(_digests(one.raw), zeros, strict=True):
             found = known.get(digest)
-            zero = not bool(one.raw[place].any())
             if found is None or zero or found[0] in used:
                 number, count = count, count + 1
                 if found is None and not zero:
@@ -192,7 +191,7 @@ def check_weights(name: str, model: nn.Module) -> None:
         if bad:
             msg = f"model {name}: {bad} of {one.numel()} weights of {key} are NaN or infinite. Train it again before packing it."
             raise BadModel(msg)
-        place = (one.untyped_storage().data_ptr(), one.storage_offset())
+        place = (one.untyped_storage().data_ptr(), int(one.storage_offset()))
         if one.numel() and places.setdefault(place, key) != key:
             msg = f"model {name}: {key} and {places[place]} are one tensor (tied), and each weight has one place in pages. Give each its own copy: {key} = torch.nn.Parameter({places[place]}.detach().clone())."
             raise BadModel(msg)

@@ -46,7 +46,6 @@ class PackReport:
     page_size: int
     pages: int
     bits: int
-    own: int
     tables: Mapping[str, torch.Tensor]
     bytes: Mapping[str, int]
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -75,6 +74,14 @@ class PackReport:
     def with_scratch(self, scratch: int) -> PackReport:
         """Return it with what the runtime needs besides, in bytes: the ratio counts that too."""
         return replace(self, sizes=Sizes(self.sizes.pages, self.sizes.scales, self.sizes.tables, self.sizes.private, scratch))  # fmt: skip
+
+    @property
+    def own(self) -> int:
+        """Pages that one model has to itself."""
+        counts = torch.zeros(self.pages, dtype=torch.int64)
+        for table in self.tables.values():
+            counts[table.to(torch.int64)] += 1
+        return int((counts == 1).sum())
 
     @property
     def simpler(self) -> int | None:
@@ -112,7 +119,7 @@ class PackReport:
         shared = sum(len(one) for one in self.tables.values())
         lines = [
             f"{self.ratio:.2f} times smaller, all bytes counted: {counted}{'' if sizes.scratch else '; what the runtime needs to gather into comes on top'}. Pages alone: {self.page_ratio:.2f}.",
-            f"{shared} pages of {self.page_size} weights in {self.pages}; {self.own} of them are one model's or equal bit by bit.",
+            f"{shared} pages of {self.page_size} weights in {self.pages}; {self.own} of these are one model's alone.",
         ]
         if self.scores:
             lines.append(f"Metrics are of {'test' if self.on_test else 'validation'} data; training stopped on validation data (best after round {self.best_round} of {len(self.rounds)}).")  # fmt: skip

@@ -1,7 +1,7 @@
 """Joint optimisation: models take turns at the pages, many short turns each (the paper's Eq. 5).
 
 In its turn a model minimises its own loss and, for each of its pages, the mean over the other occupants of F_o (v - v_o)^2, with v_o as
-that occupant left it. One long turn each forgets the others (benchmarks: 62 points lost); rounds are what matters.
+that occupant left it. One long turn each forgets the others (62 points where it was measured); rounds are what matters.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Joint:
                 loss = loss + pull(pages[table])
             if not bool(torch.isfinite(loss)):
                 return False
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_([pages], plan.clip * cut.member.scale)
             nn.utils.clip_grad_norm_(trained, plan.clip)
             optimiser.step()

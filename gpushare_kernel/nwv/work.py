@@ -1,0 +1,244 @@
+"""One packing, step by step: cut, weigh, place, train, store, compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gpushare_kernel.nwv import checkpoint
+from gpushare_kernel.nwv import task as tasks_room
+from gpushare_kernel.nwv.beside import control_scores, metrics, plain, plain_scores
+from gpushare_kernel.nwv.budget import Bill, Budget, page_size_for
+from gpushare_kernel.nwv.fisher import Labels, even, fisher
+from gpushare_kernel.nwv.matching import Cut, Method, Placement, place, total_cost
+from gpushare_kernel.nwv.packed import Packed, table_type
+from gpushare_kernel.nwv.pages import Weights, cut, page_type, paged, twins
+from gpushare_kernel.nwv.quantised import LEVELS, encode
+from gpushare_kernel.nwv.refusal import PackingStopped
+from gpushare_kernel.nwv.report import PackReport
+from gpushare_kernel.nwv.task import Task
+from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, State, start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What `pack` was asked for."""
+
+    given: Mapping[str, Task | nn.Module]
+    budget: Budget
+    bits: int | None
+    page_size: int | None
+    plan: Plan
+    labels: Labels
+    method: Method
+    own: float
+    folder: str | os.PathLike[str] | None
+    control: bool
+    seed: int
+    progress: bool
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The models."""
+        return {name: one.model if isinstance(one, Task) else one for name, one in self.given.items()}  # fmt: skip
+
+    def shown(self, rounds: Iterator[Progress], done: int, title: str) -> Iterator[Progress]:
+        """Pass rounds on, with a bar where one is wanted: what each model scored on validation data."""
+        if not self.progress:
+            yield from rounds
+            return
+        from tqdm.auto import tqdm  # noqa: PLC0415  an extra
+
+        with tqdm(total=self.plan.rounds, initial=done, desc=title, unit="round", leave=False) as bar:  # fmt: skip
+            for after in rounds:
+                if after.scores:
+                    bar.set_postfix({name: f"{metric:.3f}" for name, metric in after.scores[-1].items()})  # fmt: skip
+                bar.update()
+                yield after
+
+
+@dataclass(slots=True)
+class _Stand:
+    """Where a packing stands: matched, ready to train or trained."""
+
+    fishers: Mapping[str, torch.Tensor]
+    spots: Mapping[str, Cut]
+    tables: Mapping[str, torch.Tensor]
+    models: Models
+    begun: State
+    reached: Progress | None = None
+
+    @property
+    def best(self) -> State:
+        """The best state by validation; the start where nothing was trained."""
+        return self.reached.best if self.reached else self.begun
+
+
+class Work:
+    """One packing."""
+
+    def __init__(self, call: Call) -> None:
+        """Cut the models and see what the budget pays for; refuse what cannot be, before anything is computed."""
+        self.call = call
+        largest = max(sum(one.numel() for one in module.parameters()) for module in call.modules.values())  # fmt: skip
+        size = call.page_size or page_size_for(largest)
+        self.cuts: dict[str, Weights] = {name: cut(name, module, size) for name, module in call.modules.items()}  # fmt: skip
+        self.contents = twins(self.cuts)
+        self.dtype = page_type(self.cuts)
+        self.bits = call.bits or self.dtype.itemsize * 8
+        different = len({one for row in self.contents.values() for one in row})
+        self.bill = Bill.of(self.cuts, different, self.bits)
+        self.count = self.bill.pages(call.budget)
+        self.tasks = tasks_room.tasks_of(call.given)
+        self.alone = {name: tasks_room.alone(one) for name, one in self.tasks.items()}
+        for name, one in self.tasks.items():
+            tasks_room.check_metric(name, one, self.alone[name])
+
+    def done(self) -> tuple[Packed, PackReport]:
+        """Return the bundle, and what it costs.
+
+        Raises
+        ------
+        PackingStopped
+            Where memory runs out; what was reached is kept.
+        """
+        call = self.call
+        key = checkpoint.key_of(self.cuts, self.count, self.bits, call.plan, call.labels, call.method, call.own, call.seed)  # fmt: skip
+        folder = Path(call.folder) if call.folder is not None else checkpoint.default_folder(key)
+        with _nothing_lost(folder):
+            stand = self._trained(folder, key)
+            packed = self._packed(stand)
+            report = self._report(packed, stand)
+        if call.folder is None:
+            checkpoint.forget(folder)
+        return packed, report
+
+    def _trained(self, folder: Path, key: str) -> _Stand:
+        """Weigh, place and train; from where an earlier call with this key stopped."""
+        fishers = self._fishers()
+        spots = {name: Cut(one.values, fishers[name], self.contents[name]) for name, one in self.cuts.items()}  # fmt: skip
+        trains = bool(self.tasks) and not self._lossless
+        kept = checkpoint.load(folder, key, list(self.cuts), self._device) if trains else None
+        tables = kept[0] if kept else self._placed(spots, self.call.method).tables
+        models = self._models(tables)
+        stand = _Stand(fishers, spots, tables, models, start(models, fishers, self.count))
+        if trains:
+            joint = Joint(models, fishers, self.call.plan, self.call.seed)
+            stand.reached = kept[1] if kept else joint.begin(stand.begun.copy())
+            rounds = joint.rounds(stand.reached)
+            for after in self.call.shown(rounds, stand.reached.round, "packing"):
+                checkpoint.save(folder, key, tables, after)
+        return stand
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.cuts.values())).raw.device
+
+    @property
+    def _lossless(self) -> bool:
+        """Whether every page that differs has a place of its own."""
+        return self.count >= self.bill.contents and self.bits not in LEVELS
+
+    def _fishers(self) -> dict[str, torch.Tensor]:
+        by_name = {
+            name: fisher(self.tasks[name], self.call.labels) if self.tasks else even(module)
+            for name, module in self.call.modules.items()
+        }
+        return {name: paged(self.cuts[name], found) for name, found in by_name.items()}
+
+    def _placed(self, spots: Mapping[str, Cut], method: Method) -> Placement:
+        own = round(self.call.own * sum(self.bill.rows.values()))
+        return place(spots, self.count, method=method, own=own, seed=self.call.seed)
+
+    def _models(self, tables: Mapping[str, torch.Tensor]) -> Models:
+        given = self.tasks or {name: Task(module, (), ()) for name, module in self.call.modules.items()}  # fmt: skip
+        return Models(given, self.cuts, tables, self.bits, self.dtype)
+
+    def _packed(self, stand: _Stand) -> Packed:
+        kind = table_type(self.count)
+        pages, scales = stand.best.pages.to(self.dtype), None
+        if self.bits in LEVELS:
+            pages, scales = encode(stand.best.pages, self.bits)
+        return Packed(
+            self.bill.page_size,
+            self.bits,
+            pages,
+            scales,
+            {name: one.member for name, one in self.cuts.items()},
+            {name: table.to(kind).to(self._device) for name, table in stand.tables.items()},
+            {
+                name: {key: one.to(self.cuts[name].private[key].dtype) for key, one in kept.items()}
+                for name, kept in stand.best.private.items()
+            },
+        ).check()
+
+    def _report(self, packed: Packed, stand: _Stand) -> PackReport:
+        in_pages = sum(one.member.weights * one.raw.element_size() for one in self.cuts.values())
+        plains = {f"int{bits}": plain(self.cuts, bits).sizes().total for bits in LEVELS}
+        report = PackReport(
+            sizes=packed.sizes(),
+            page_size=self.bill.page_size,
+            pages=self.count,
+            bits=self.bits,
+            tables={name: one.cpu() for name, one in packed.tables.items()},
+            bytes={"alone": self.bill.alone, **plains},
+            page_ratio=in_pages / packed.sizes().pages,
+            notes=self._notes(stand.reached),
+        )
+        if self.tasks:
+            self._compare(report, stand)
+        return report
+
+    def _compare(self, report: PackReport, stand: _Stand) -> None:
+        """Fill in how good each way is."""
+        call, tasks = self.call, self.tasks
+        random = self._placed(stand.spots, "random")
+        at_random = self._models(random.tables)
+        merged = start(at_random, stand.fishers, self.count)
+        report.cost, report.cost_random = total_cost(stand.spots, stand.tables, self.count), random.cost  # fmt: skip
+        report.on_test = all(one.test is not None for one in tasks.values())
+        report.validated = {
+            "alone": metrics(self.alone),
+            "packed": metrics(stand.models.scores(stand.best)),
+        }
+        report.scores = {
+            "alone": {name: tasks_room.alone(one, one.reported)[0] for name, one in tasks.items()},
+            "random": metrics(at_random.scores(merged, reported=True)),
+            "merged": metrics(stand.models.scores(stand.begun, reported=True)),
+            "packed": metrics(stand.models.scores(stand.best, reported=True)),
+            **{f"int{bits}": plain_scores(tasks, self.cuts, bits) for bits in LEVELS},
+        }
+        if stand.reached is not None:
+            report.rounds, report.best_round = stand.reached.scores, stand.reached.best_round
+            if call.control:
+                report.scores["control"] = control_scores(tasks, self.cuts, call.plan, call.seed, call.shown)  # fmt: skip
+
+    def _notes(self, reached: Progress | None) -> list[str]:
+        notes = []
+        if not self.tasks:
+            notes.append("Merged without training, with all weights mattering alike: some came without data. How good they are is not known. Give Task(model, train, validate).")  # fmt: skip
+        if self._lossless:
+            notes.append("Lossless: every page that differs has a place of its own, and equal ones are stored once. Nothing was trained.")  # fmt: skip
+        if reached is not None and reached.stopped:
+            notes.append(f"Training stopped early: {reached.stopped}.")
+        return notes
+
+
+@contextmanager
+def _nothing_lost(folder: Path) -> Iterator[None]:
+    """Say what is kept and how to go on where memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        if not (isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)):  # fmt: skip
+            raise
+        said = (str(problem).splitlines() or [type(problem).__name__])[0]
+        kept = f"the rounds that are done are kept in {folder}" if any(folder.glob("*.safetensors")) else "no round was done yet, and your models are as they were"  # fmt: skip
+        msg = f"memory ran out while packing ({said}): {kept}. Free memory or take smaller batches, and make the same call again: it goes on from there."  # fmt: skip
+        raise PackingStopped(msg, folder) from problem
