@@ -26,7 +26,8 @@ NETS = 5
 SWITCHES = 30
 WIDTH = 1000
 """Of all layers: a million weights each."""
-PLAIN_BITS = 32
+_QUEUED = 1_000_000
+"""Cycles of a GPU (half a millisecond) in which a switch is launched."""
 
 
 def measure(options: Options) -> Sequence[Figure]:
@@ -139,7 +140,7 @@ def _against(bundle: Bundle, others: Others, size: int, rounds: int) -> Sequence
         Figure("switch", "ms", [1e3 * one for one in walls], at_most=0.2),
         Figure("switch_device", "ms", [1e3 * one for one in devices]),
         Figure("bandwidth", "TB/s", rates),
-        Figure("bandwidth_of_the_device", "%", [100 * one / most for one in rates], at_least=60),
+        *([Figure("bandwidth_of_the_device", "%", [100 * one / most for one in rates], at_least=60)] if others.on_gpu else []),
         Figure("copy_bandwidth", "TB/s", copied),
         Figure("bandwidth_over_copy", "x", [a / b for a, b in zip(rates, copied, strict=True)]),
         *(Figure(way, "ms", [1e3 * one for one in took]) for way, took in beside.items()),
@@ -151,22 +152,30 @@ def _against(bundle: Bundle, others: Others, size: int, rounds: int) -> Sequence
 
 
 def _switches(bundle: Bundle, rounds: int) -> tuple[list[float], list[float]]:
-    """Return what switches took, in seconds: by the clock, and on the device."""
-    walls, devices = [], []
+    """Return what switches took, in seconds: by the clock, and on the device (the work of a switch that waits there already)."""
+    walls = []
     for name in _order(bundle, SWITCHES * rounds):
         model = bundle[name]
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if bundle.device.type == "cuda" else []  # fmt: skip
         _wait(bundle.device)
         began = time.perf_counter()
-        if events:
-            events[0].record()
         model.load()
-        if events:
-            events[1].record()
         _wait(bundle.device)
         walls.append(time.perf_counter() - began)
-        devices.append(events[0].elapsed_time(events[1]) / 1e3 if events else walls[-1])
-    return walls, devices
+    if bundle.device.type == "cpu":
+        return walls, walls
+    return walls, [_on_device(bundle[name].load) for name in _order(bundle, SWITCHES * rounds)]
+
+
+def _on_device(work: Callable[[], object]) -> float:
+    """Return the seconds that `work` takes a GPU: it is kept busy until all of it is queued, so that no launch is in it."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(_QUEUED)
+    first.record()
+    work()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1e3
 
 
 def _order(bundle: Bundle, count: int) -> list[str]:
@@ -205,6 +214,11 @@ class Others:
             os.fsync(fd)
         self._turn = 0
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU's memory is measured."""
+        return self._device.type == "cuda"
+
     def timed(self, way: str) -> float:
         """Return the seconds of one switch."""
         self._turn = (self._turn + 1) % NETS
@@ -225,21 +239,12 @@ class Others:
 
     def copies(self) -> list[float]:
         """Return the seconds of copies on the device."""
-        found = []
-        for _ in range(SWITCHES):
-            if self._device.type == "cuda":
-                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                _wait(self._device)
-                first.record()
-                self._other.copy_(self._weights)
-                last.record()
-                _wait(self._device)
-                found.append(first.elapsed_time(last) / 1e3)
-            else:
-                began = time.perf_counter()
-                self._other.copy_(self._weights)
-                found.append(time.perf_counter() - began)
-        return found
+        if self.on_gpu:
+            return [_on_device(self._copy) for _ in range(SWITCHES)]
+        return [_took(self._device, self._copy) for _ in range(SWITCHES)]
+
+    def _copy(self) -> None:
+        self._other.copy_(self._weights)
 
 
 def _end_to_end(bundle: Bundle, others: Others, device: torch.device) -> Sequence[Figure]:
