@@ -5,6 +5,7 @@ Pure. The others' bounds were proven with what this task was measured to take, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gpushare_kernel.realtime.model import Kind
@@ -19,6 +20,51 @@ class Event:
 
     at: float
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a layer may take: `seconds`. Beyond it layers from `first` to it are to blame, which took `spent` before it and had `worst` in all."""
+
+    seconds: float
+    first: int
+    spent: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a job with a deadline may take of a node: what the bounds were proven with, and no layer by itself (P6).
+
+    All of them together have what was measured of all; those before the last piece what was measured of those; and no piece
+    may be longer than the longest. A layer that is quick so leaves its time to the others: bounds ask for no more.
+
+    Attributes
+    ----------
+    first
+        The stage's first layer.
+    worst
+        Seconds by layer of the stage.
+    pieces
+        Whether a weightier job may come between its layers; else all of it is one piece.
+    """
+
+    first: int
+    worst: Sequence[float]
+    pieces: bool = True
+
+    def has(self, layer: int) -> bool:
+        """Tell whether `layer` is of the stage."""
+        return self.first <= layer < self.first + len(self.worst)
+
+    def limit(self, layer: int, spent: float, *, blamed: bool) -> Limit:
+        """Return what `layer` may take, after the stage's layers before it took `spent`; `blamed`: the job has overrun already."""
+        longest = max(self.worst) if self.pieces else sum(self.worst)
+        is_last = layer == self.first + len(self.worst) - 1
+        together = sum(self.worst if is_last or not self.pieces else self.worst[:-1])
+        if blamed or longest <= together - spent:
+            return Limit(longest, layer, 0.0, self.worst[layer - self.first])
+        return Limit(together - spent, self.first, spent, together)
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ class Hello(Order, frozen=True):
     torch: bool
     device: str
     mode: str
+    cores: list[int]
 
 
 class Load(Order, frozen=True):
@@ -47,6 +48,7 @@ class Load(Order, frozen=True):
 
     `stages` is where it is planned, `homes` which layers each node has. `blobs` says how long each pickled piece is, in
     order from `first`. `worst` are seconds by layer here (none: not watched), `forms` those of the input and of each output.
+    `timed`: it is a task with a deadline, whatever its class is now.
     """
 
     task: int
@@ -61,6 +63,7 @@ class Load(Order, frozen=True):
     homes: list[Span]
     worst: list[float | None]
     forms: list[Form]
+    timed: bool
 
 
 class Forget(Order, frozen=True):
@@ -147,10 +150,11 @@ class Failed(Order, frozen=True):
 
 
 class Overran(Order, frozen=True):
-    """A layer takes longer than it ever did: `running` where it is not even over."""
+    """Layers `first` to `layer` of a job take longer than they ever did: `running` where the last one is not even over."""
 
     task: int
     number: int
+    first: int
     layer: int
     node: int
     took: float

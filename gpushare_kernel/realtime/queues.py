@@ -37,6 +37,10 @@ class Work:
     path: list[Span] = field(default_factory=list)
     waited: float = 0.0
     rehearsal: bool = False
+    spent: float = 0.0
+    """What its layers took here, without what strangers took."""
+    blamed: bool = False
+    """It has taken too long here already."""
     value: Any = None
     held: bool = False
     """Its value is here, and no more in its slot."""

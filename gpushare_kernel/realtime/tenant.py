@@ -161,6 +161,7 @@ class Tenant:
             homes=homes,
             worst=[layer.worst.get(kind) for layer in self.task.layers],
             forms=list(self.forms),
+            timed=self.task.kind is Kind.RT,
         )
         return order, _in_memory(blobs)
 

@@ -16,9 +16,10 @@ from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.realtime import cache, measurement, node
 from gpushare_kernel.realtime.chain import chain
 from gpushare_kernel.realtime.measurement import measure, node_types
+from gpushare_kernel.realtime.measuring import Meter
 from gpushare_kernel.realtime.model import Kind, NodeType
 from gpushare_kernel.realtime.payload import ShapeChanged
-from gpushare_kernel.realtime.profile import Costs, Profile
+from gpushare_kernel.realtime.profile import LEAST, Costs, Profile
 from tests.realtime.pieces import ONE, profile_of
 
 X = np.arange(4.0)
@@ -181,7 +182,10 @@ def test_it_is_shown() -> None:
         "layer      output       c1 max  c2 max  c1 min  c2 min  bring in",
         "0 abs      array 4 <f8       4       2       3       1     0.012",
     ]
-    assert "at least 50 runs; deadlines are proven with 20% more than the longest." in text
+    assert (
+        "at least 50 runs; deadlines are proven with 20% more than the longest, 0.2 ms at least."
+        in text
+    )
     html = _profile()._repr_html_()
     assert "net &lt;1&gt;" in html
     assert "0.036" in html
@@ -192,3 +196,21 @@ def test_it_is_drawn() -> None:
     (axes,) = _profile().plot().axes
     assert [bar.get_height() for bar in axes.patches] == [4, 10, 2, 6]
     assert [label.get_text() for label in axes.get_legend().get_texts()] == ["c1", "c2"]
+
+
+def test_a_margin_is_no_less_than_a_hiccup() -> None:
+    """A fifth of a short layer is less than what any machine does now and then."""
+    profile = profile_of([abs], X, worst=0.01)
+    assert profile.worst(0, ONE) == pytest.approx(0.012)
+    short = profile_of([abs], X, worst=0.0001)
+    assert short.worst(0, ONE) == pytest.approx(0.0001 + LEAST)
+
+
+def test_a_run_in_which_helpers_waited_is_left_out() -> None:
+    """Unless there is no other: nothing is promised by a time that nobody has seen."""
+    meter = Meter(2)
+    meter.note(0, 0.002, 0.0)
+    meter.note(0, 0.009, 0.0, disturbed=True)
+    meter.note(1, 0.007, 0.0, disturbed=True)
+    assert meter.worst == [0.002, 0.007]
+    assert meter.best == [0.002, 0.007]
