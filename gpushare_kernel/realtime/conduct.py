@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from gpushare_kernel.realtime.model import Kind
 
+QUIET = 10.0
+"""Seconds without a line, after one that told of a lost class or of one had again."""
 AMENDS = 3
 """Jobs in a row without an overrun, after which a task has its class again."""
 
@@ -20,6 +23,40 @@ class Event:
 
     at: float
     text: str
+
+
+class Telling:
+    """Which of losing and having again the class its user is told: a line in `QUIET` seconds. All of it is in the report.
+
+    Who had it again without having been told that it was lost hears neither; a loss that lasts is told in the end.
+    """
+
+    def __init__(self) -> None:
+        self._last = -inf
+        self._told = False
+        self._kept_back = ""
+
+    def lost(self, text: str, at: float) -> str | None:
+        """It has lost its class; return what is told now."""
+        self._told = False
+        self._kept_back = text
+        return self.overdue(at)
+
+    def overdue(self, at: float) -> str | None:
+        """Return what was kept back and is told now: it still has no class."""
+        text = self._kept_back
+        if not text or at - self._last < QUIET:
+            return None
+        self._last, self._told, self._kept_back = at, True, ""
+        return text
+
+    def kept(self, text: str, at: float) -> str | None:
+        """It has its class again; return what is told now."""
+        self._kept_back = ""
+        if not self._told:
+            return None
+        self._last, self._told = at, False
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +111,7 @@ class Conduct:
     kind: Kind
     demoted: bool = False
     overruns: int = 0
+    losses: int = 0
     good: int = 0
     _bad: set[int] = field(default_factory=set)
 
@@ -91,6 +129,7 @@ class Conduct:
         if self.kind is Kind.BE or self.demoted:
             return False
         self.demoted = True
+        self.losses += 1
         return True
 
     def ended(self, number: int) -> bool:

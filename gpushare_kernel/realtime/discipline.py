@@ -38,8 +38,8 @@ class Discipline:
         longer = f"{'is' if one else 'are'} still running after" if said.running else "took"
         text = f"{where} {longer} {said.took * 1000:.4g} ms on node {said.node}, at most {said.worst * 1000:.4g} when {'it was' if one else 'they were'} measured."
         if lost:
-            text = f"{text} Its deadline is not promised until it behaves again."
-            return tenant.note(text), orders.Reclass(tenant.number, Kind.BE)
+            text = tenant.note(f"{text} Its deadline is not promised until it behaves again.")
+            return tenant.telling.lost(text, at), orders.Reclass(tenant.number, Kind.BE)
         excess = said.took - said.worst
         held = promised and excess > self.spare  # best effort, or a task that has lost its class
         if held and tenant.number not in self.until:

@@ -428,7 +428,9 @@ class Nodes:
         else:
             error = pickle.loads(said.error)  # noqa: S301  our own node wrote it
         tenant.give_slot(flight.slot)
-        told = None if flight.rehearsal else self._account(tenant, flight, said)
+        told, again = (None, False) if flight.rehearsal else tenant.account(flight, said)
+        if again:
+            self._tell_nodes(orders.Reclass(tenant.number, Kind.RT))
         self._launch_waiting(tenant)
         future, tell = flight.future, self._tells.get(tenant.number)
 
@@ -445,20 +447,6 @@ class Nodes:
                 tell(told)
 
         return finish
-
-    def _account(self, tenant: Tenant, flight: Flight, said: orders.Done | orders.Failed) -> str | None:  # fmt: skip
-        """Count a job that is over; return what its user is told."""
-        record, now = tenant.record, time.monotonic()
-        if isinstance(said, orders.Done):
-            record.done(said.at - flight.released, now - flight.released)
-            record.moved += tenant.strayed(said.path)
-            record.waited(said.waited)
-        else:
-            record.failed += 1
-        if not tenant.conduct.ended(flight.number):
-            return None
-        self._tell_nodes(orders.Reclass(tenant.number, Kind.RT))
-        return tenant.note(f"pipeline {tenant.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
 
     def _overran(self, said: orders.Overran) -> Callable[[], None] | None:
         tenant = self.tenants.get(said.task)

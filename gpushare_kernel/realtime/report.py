@@ -27,6 +27,8 @@ class PipelineReport:
     skipped
         Ticks of `every_period` on which nothing was released: the source or the reader was behind, the pipeline had lost its
         class and the job before was not done, or nodes were held up so long that its deadline was not certain any more.
+    overruns, losses
+        Jobs of which a layer took longer than measured; how often it lost its deadline for that.
     disturbed, longest_wait
         Jobs whose layers had no core for over a millisecond, because somebody else was on it; the longest of these waits.
         No bound holds where nodes do not have their cores.
@@ -48,6 +50,7 @@ class PipelineReport:
     skipped: int
     moved: int
     overruns: int
+    losses: int
     disturbed: int
     longest_wait: float
     demoted: bool
@@ -123,6 +126,8 @@ class PipelineReport:
         notes += [f"{count} {what}." for count, what in counts if count]
         if self.demoted:
             notes.append("It has lost its deadline until it behaves again.")
+        elif self.losses:
+            notes.append(f"It lost its deadline {self.losses} times for that, and has it again.")
         if self.latest_release > 0.001:  # noqa: PLR2004  the interpreter's own hiccups are shorter
             notes.append(f"A release came {milliseconds(self.latest_release)} ms late at most.")
         return [*notes, *self.events[-_SHOWN_EVENTS:]]
@@ -146,6 +151,7 @@ def report_of(tenant: Tenant, nodes: Sequence[object]) -> PipelineReport:
         skipped=record.skipped,
         moved=record.moved,
         overruns=tenant.conduct.overruns,
+        losses=tenant.conduct.losses,
         disturbed=record.disturbed,
         longest_wait=record.longest_wait,
         demoted=tenant.conduct.demoted,

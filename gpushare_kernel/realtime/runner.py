@@ -278,6 +278,7 @@ class Runner:
                 path=list(job.path),
                 waited=job.waited,
                 rehearsal=job.rehearsal,
+                timed=held.load.timed,
             )
         )
 
