@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _FEWEST = 10
 """Runs at least, however long they take."""
+_FIRST, _LONG = 3, 5.0
+"""Runs that count for nothing, at least; seconds after which there are no more of these."""
 _REST, _RESTED = 0.01, 4
 """Seconds of rest before every so many runs: a job comes when its node has had nothing to do, and its threads are asleep."""
 
@@ -69,9 +71,14 @@ class _Measurement:
 
     def made(self) -> orders.Measured:
         """Warm up, and measure."""
-        order = self._order
-        for _ in range(order.warm):
-            self._run(Meter(len(self._layers)))
+        order, first = self._order, Meter(len(self._layers))
+        slow = time.monotonic() + _LONG
+        for run in range(order.warm):
+            self._run(first)
+            if run + 1 >= _FIRST and time.monotonic() > slow:
+                break
+        if order.enough is not None and sum(first.best) > order.enough:
+            return orders.Measured(order.task, first.worst, first.best, first.moves, self._forms, 0, given_up=True)  # fmt: skip
         meter, done, end = Meter(len(self._layers)), 0, time.monotonic() + order.seconds
         while done < order.repeats and (done < _FEWEST or time.monotonic() < end):
             self._run(meter, cold=done % 2 == 1, rested=done % _RESTED == 1)

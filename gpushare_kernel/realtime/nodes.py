@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.realtime import node, orders, payload
-from gpushare_kernel.realtime.chain import BadModel, Chain
+from gpushare_kernel.realtime.chain import BadModel, Chain, on_example
 from gpushare_kernel.realtime.discipline import Discipline
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, NodeType, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
 from gpushare_kernel.realtime.placement import Admission, Placement, cores_of
 from gpushare_kernel.realtime.queues import Mode
+from gpushare_kernel.realtime.steps import loading_text, proving_text
 from gpushare_kernel.realtime.tenant import Flight, Tenant, cancel, fail
 
 _START = 120.0
@@ -82,9 +83,11 @@ class Nodes:
         chain: Chain,
         forms: list[payload.Form],
         example: Any,
+        *,
         tell: Callable[[str], None] = lambda _text: None,
+        step: Callable[[str], None] = lambda _text: None,
     ) -> Tenant:
-        """Admit a task, have the nodes load it and run it in.
+        """Admit a task, have the nodes load it and run it in; `step` is told which of these.
 
         Raises
         ------
@@ -100,7 +103,9 @@ class Nodes:
             if any(one.task.name == task.name for one in others):
                 msg = f"task {task.name}: a pipeline of that name is open. Give this one another name."
                 raise UserError(msg)
+            step(proving_text(task, len(others)))
             placement = self.admission.admit(task, [one.task for one in others])
+            step(loading_text(task, placement.nodes))
             try:
                 tenant = Tenant(self._next, task, chain, forms, example)
             except BaseException:
@@ -299,7 +304,9 @@ class Nodes:
                 flight = Flight(tenant.released, tenant.example, time.monotonic(), Future(), rehearsal=True)  # fmt: skip
                 tenant.released += 1
                 self._launch(tenant, flight, start)
-            flight.future.result()
+            problem = flight.future.exception()
+            if problem is not None:
+                raise problem if isinstance(problem, NodeDied) else on_example(tenant.task.name, problem)  # fmt: skip
 
     def _forget(self, tenant: Tenant) -> None:
         with self._lock:

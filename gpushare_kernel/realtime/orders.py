@@ -103,13 +103,14 @@ class Bar(Order, frozen=True):
 
 
 class Measure(Order, frozen=True):
-    """Run all layers of a task again and again, and tell how long each takes."""
+    """Run all layers of a task again and again, and tell how long each takes; no more than `warm` times where they take over `enough`."""
 
     task: int
     form: Form
     warm: int
     repeats: int
     seconds: float
+    enough: float | None = None
 
 
 class Stop(Order, frozen=True):
@@ -163,7 +164,10 @@ class Overran(Order, frozen=True):
 
 
 class Measured(Order, frozen=True):
-    """The longest and the shortest that each layer took, and bringing its input in; the forms of all values."""
+    """The longest and the shortest that each layer took, and bringing its input in; the forms of all values.
+
+    `given_up`: of the first runs only, for they took too long.
+    """
 
     task: int
     worst: list[float]
@@ -172,6 +176,7 @@ class Measured(Order, frozen=True):
     forms: list[Form]
     repeats: int
     problem: bytes = b""
+    given_up: bool = False
 
 
 ToNode = Hello | Load | Forget | Job | Reclass | Bar | Measure | Stop
