@@ -34,7 +34,6 @@ _START = 120.0
 REHEARSALS = 3
 """Runs of a new pipeline's layers on each node before it is open: the first ones take longer and count for nothing."""
 
-
 Seen = TypeVar("Seen")
 
 
@@ -149,6 +148,14 @@ class Nodes:
                 one.task.name for one in self.tenants.values() if one.task.kind is Kind.RT
             )
 
+    def up_to_date(self) -> None:
+        """Know what is promised now, where somebody else may have changed it."""
+        bounds = self.admission.promised()
+        with self._lock:
+            for one in self.tenants.values():
+                if one.task.name in bounds:
+                    one.promised(bounds[one.task.name])
+
     def looked_at(self, look: Callable[[], Seen]) -> Seen:
         """Return what `look` returns while nothing changes."""
         with self._lock:
@@ -251,7 +258,7 @@ class Nodes:
         moved = any(placement.stages[one.task.name] != one.stages for one in others)
         if self.row and self._broken is None and placement.nodes == self.types and not moved:
             for one in others:
-                one.bound = placement.bounds.get(one.task.name)
+                one.promised(placement.bounds.get(one.task.name))
             return
         with self._lock:
             self._held = True
@@ -279,7 +286,7 @@ class Nodes:
         """Load a task where it belongs, and run it in."""
         with self._lock:
             tenant.stages = placement.stages[tenant.task.name]
-            tenant.bound = placement.bounds.get(tenant.task.name)
+            tenant.promised(placement.bounds.get(tenant.task.name))
             tenant.loaded.clear()
             self.tenants[tenant.number] = tenant
         homes = tenant.homes(self.types)

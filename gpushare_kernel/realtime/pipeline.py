@@ -232,12 +232,14 @@ class Pipeline:
         """Return what became of its releases so far, beside what was promised; also when it is closed."""
         if self._last_report is not None:
             return self._last_report
+        self.nodes.up_to_date()
         return self.nodes.looked_at(lambda: report_of(self._tenant, self.nodes.types))
 
     def close(self, *, wait: bool = True) -> None:
         """Let it go: with `wait` when its jobs are done, else they are cancelled. The last one ends the node processes."""
         if self._last_report is None:
             types = self.nodes.types
+            self.nodes.up_to_date()
             self.nodes.close(self._tenant, wait=wait)
             self._last_report = self.nodes.looked_at(lambda: report_of(self._tenant, types))
 

@@ -21,7 +21,9 @@ class PipelineReport:
     Attributes
     ----------
     bound
-        The response that was proven at admission; None where nothing was.
+        The response that is proven now, whatever came and went since it was admitted; None where nothing is.
+    lapsed
+        Whether one was proven before, and is not promised any more.
     delayed
         Releases that came earlier than a period after the last one, and were held back until then.
     skipped
@@ -41,6 +43,7 @@ class PipelineReport:
     period: float | None
     deadline: float | None
     bound: float | None
+    lapsed: bool
     stages: Sequence[str]
     releases: int
     done: int
@@ -107,7 +110,9 @@ class PipelineReport:
 
     def _notes(self) -> Sequence[str]:
         notes = [f"Milliseconds. Runs as: {', '.join(self.stages)}."]
-        if self.kind is Kind.RT and self.bound is None:
+        if self.lapsed:
+            notes.append("Its bound is not promised any more: the broker came back, and could not prove it again. Close it, and open it again.")  # fmt: skip
+        elif self.kind is Kind.RT and self.bound is None:
             notes.append("No bound was proven: this placement promises nothing.")
         over = 0 if self.bound is None else sum(one > self.bound for one in self.responses)
         counts = (
@@ -142,6 +147,7 @@ def report_of(tenant: Tenant, nodes: Sequence[object]) -> PipelineReport:
         period=task.period,
         deadline=task.deadline,
         bound=tenant.bound,
+        lapsed=tenant.lapsed,
         stages=[_stage(one.first, one.last, one.node, nodes) for one in tenant.stages],
         releases=record.releases,
         done=record.responses.count,

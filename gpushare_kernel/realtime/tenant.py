@@ -59,6 +59,8 @@ class Tenant:
         self.example = example
         self.stages: tuple[Stage, ...] = ()
         self.bound: float | None = None
+        #: Whether a bound was promised that is not any more.
+        self.lapsed = False
         self.conduct = Conduct(task.kind)
         self.telling = Telling()
         self.record = Record(task.deadline)
@@ -129,6 +131,11 @@ class Tenant:
         """Keep for the report what its user is told."""
         self.record.events.append(Event(time.monotonic(), text))
         return text
+
+    def promised(self, bound: float | None) -> None:
+        """Its bound is this one now; None: nothing is promised."""
+        self.lapsed = bound is None and (self.lapsed or self.bound is not None)
+        self.bound = bound
 
     def account(self, flight: Flight, said: orders.Done | orders.Failed) -> tuple[str | None, bool]:
         """Count a job that is over; return what its user is told, and whether it has its class again."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from torch import nn
 
 from gpushare_kernel.client import display
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.errors import BadDeclaration, Refused
+from gpushare_kernel.realtime.admissions import Own
 from gpushare_kernel.realtime.grid import Grid
+from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Task
 from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
@@ -139,3 +142,44 @@ def test_a_source_is_never_in_two_threads(said: list[str]) -> None:
     assert got.is_set()
     assert camera.most == 1
     again.close()  # type: ignore[attr-defined]
+
+
+def test_best_effort_that_leaves_a_deadline_no_room_reads_whose() -> None:
+    """It has no deadline itself; the one that it would break is of this notebook, and has a name."""
+    admission, cores = Own(), len(os.sched_getaffinity(0))
+
+    def task(name: str, kind: Kind, worst: float) -> Task:
+        times = (0.2, 0.15) if kind is Kind.RT else (None, None)
+        return Task(name, kind, (Layer({NodeType(cores): worst}),), *times)
+
+    camera, slow = task("camera", Kind.RT, 0.01), task("slow", Kind.BE, 0.3)
+    with pytest.raises(Refused, match=r"^pipeline slow: beside it not every deadline could be promised: pipeline camera may take .* than its deadline of 150 ms"):  # fmt: skip
+        admission.admit(slow, [camera])
+    with pytest.raises(Refused, match=r"^pipeline camera: its deadline cannot be promised: pipeline camera may take"):  # fmt: skip
+        admission.admit(camera, [slow])
+
+
+def test_a_report_says_what_is_promised_now() -> None:
+    """Another notebook's deadline may have changed it; a broker that came back may not have proven it again."""
+
+    class Elsewhere(Fixed):
+        now: ClassVar[dict[str, float | None]] = {}
+
+        def promised(self) -> dict[str, float | None]:
+            return self.now
+
+    admission = Elsewhere((ONE,), bounds={"net": 0.4})
+    profile = profile_of([abs], X, worst=0.1)
+    with Pipeline([abs], X, name="net", nodes=Nodes(admission), period=1, deadline=1, profile=profile) as pipe:  # fmt: skip
+        assert pipe.report().bound == 0.4
+        Elsewhere.now = {"net": 0.6}
+        assert pipe.report().bound == 0.6
+        assert "not promised any more" not in str(pipe.report())
+        Elsewhere.now = {"net": None}
+        report = pipe.report()
+        assert (report.bound, report.lapsed) == (None, True)
+        assert "Its bound is not promised any more" in str(report)
+        assert "this placement promises nothing" not in str(report)
+        Elsewhere.now = {"net": 0.5}
+    report = pipe.report()
+    assert (report.bound, report.lapsed) == (0.5, False)
