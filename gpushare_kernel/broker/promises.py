@@ -37,6 +37,8 @@ _ELSEWHERE = (
     "Begin this one before them, or put its model into that notebook."
 )
 _MOST_LAYERS, _MOST_COSTS, _MOST_CHAINS = 500, 10_000, 100
+CANNOT, CANNOT_BESIDE = "its deadline cannot be promised", "not every deadline could be promised"
+"""How a refusal begins: of a pipeline with a deadline, and of best effort beside one."""
 _PROOF = (sys.executable, "-m", "gpushare_kernel.realtime.proof")
 _logger = logging.getLogger(__name__)
 
@@ -152,7 +154,7 @@ class Promises:
                 configuration,
                 stages,
             )
-            return await self._proven(asked, drain, task.name, job)
+            return await self._proven(asked, drain, session, job)
 
     async def prove_beside(
         self, session: SessionId, chains: tuple[RealtimeChain, ...], drain: float
@@ -164,7 +166,7 @@ class Promises:
                 return Proven()
             stages = self._staying(session, chains)
             asked = replace(known, beside={**known.beside, session: chains}, stages=stages)
-            return await self._proven(asked, drain, chains[-1].name if chains else "")
+            return await self._proven(asked, drain, session)
 
     def _staying(self, session: SessionId, chains: tuple[RealtimeChain, ...]) -> dict[str, Stages]:
         """Return where those run who keep their nodes; of the best effort of `session`, what is as it was."""
@@ -173,15 +175,15 @@ class Promises:
         return {name: stages for name, stages in known.stages.items() if name not in gone}
 
     async def _proven(
-        self, asked: _Set, drain: float, name: str, job: JobId | None = None
+        self, asked: _Set, drain: float, session: SessionId, job: JobId | None = None
     ) -> Proven:
-        """Prove a set, and keep it where it holds. `name` is what the newcomer is called by its user, `job` its id if it is one."""
+        """Prove a set, and keep it where it holds. `session` is whose notebook asks, `job` the newcomer's id if it is one."""
         several = len({session_of(job) for job in asked.tasks}) > 1
         if several and len(asked.configuration) > 1:
             return Proven(refused=_ELSEWHERE)
         found = await self._ask(asked, drain, 1 if several else MAX_NODES)
         if "refused" in found:
-            return Proven(refused=_told(str(found["refused"]), asked, name))
+            return Proven(refused=_told(str(found["refused"]), asked, session, job))
         # Who left meanwhile is gone: nobody else changes what is kept while a proof is made.
         stages = {
             one: tuple((node, first, after) for node, first, after in at)
@@ -288,15 +290,19 @@ def _beside(session: SessionId, name: str) -> str:
     return f"{session}|{name}"
 
 
-def _told(why: str, asked: _Set, name: str) -> str:
-    """Return why something is refused, as its user may read it: by the name it gave, and nobody else's (I9)."""
-    chains = {_beside(session, chain.name): chain.name for session, there in asked.beside.items() for chain in there}  # fmt: skip
-    for one, said in {**{str(job): task.name for job, task in asked.tasks.items()}, **chains}.items():  # fmt: skip
-        mine = said if said == name else "another pipeline"
-        why = why.replace(f"task {one}", mine if said != name else f"task {said}").replace(
-            one, mine
-        )
-    return why
+def _told(why: str, asked: _Set, session: SessionId, job: JobId | None) -> str:
+    """Return why something is refused, as its user may read it: by the names in that notebook, and nobody else's (I9).
+
+    Without a newcomer that has a deadline (`job`) it is best effort that is refused, for the sake of others' deadlines.
+    """
+    names = {str(one): (session_of(one), task.name) for one, task in asked.tasks.items()}
+    for other, chains in asked.beside.items():
+        names |= {_beside(other, chain.name): (other, chain.name) for chain in chains}
+    for one in sorted(names, key=len, reverse=True):  # one may begin as another does
+        whose, name = names[one]
+        said = f"pipeline {name}" if whose == session else "a pipeline of another notebook"
+        why = why.replace(f"task {one}", said).replace(one, said)
+    return why if job is not None else why.replace(CANNOT, CANNOT_BESIDE, 1)
 
 
 def _plain(name: str, task: RealtimeTask | RealtimeChain) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Shown(Protocol):
 Text = Callable[[Wait, str], str]
 """Says why a job waits, with the noun of its device's memory."""
 Factory = Callable[["Session", Text], Shown]
+Steps = Callable[[str], None]
+"""Puts a line where the one before was; empty text takes it away."""
 
 
 class Line:
@@ -97,6 +99,26 @@ def use(factory: Factory | None) -> None:
     _factory = Line if factory is None else factory
 
 
+def steps() -> Steps:
+    """Return where something that takes a while says how far it is: one line that changes, and goes at the end."""
+    return _steps()
+
+
+def use_steps(made: Callable[[], Steps] | None) -> None:
+    """Say so through what `made` returns from now on; None goes back to lines on stderr."""
+    global _steps  # noqa: PLW0603 - one front end per process
+    _steps = _on_stderr if made is None else made
+
+
+def _on_stderr() -> Steps:
+    return lambda text: _write_line(text) if text else None
+
+
+def _write_line(text: str) -> None:
+    sys.stderr.write(f"gpushare: {text}\n")
+    sys.stderr.flush()
+
+
 def one_line(error: _Error, text: str) -> _Error:
     """Return an error that notebooks show as one line, without a traceback."""
     error.args = (text,)
@@ -128,3 +150,4 @@ def _rendered(shell: Any, error: BaseException) -> object:
 
 _OURS = ("gpushare_kernel.", "gpushare_magics")
 _factory: Factory = Line
+_steps: Callable[[], Steps] = _on_stderr

@@ -12,7 +12,12 @@ class Realtime(Suspensions):
     """What becomes of promises. The proof itself is the broker's: it comes with the job."""
 
     def longest_drain(self) -> float:
-        """How long the work of those who run beside real-time jobs takes to stop, as far as is known; a trial's limit at least (seconds)."""
+        """Return how long the work of others takes to stop, as proofs are made with it.
+
+        Seconds: the largest bound of those sessions that have jobs and none with a deadline (`drains.bound`: of what pausing
+        each of them took so far, with a margin). Where none is known yet, or none is left, the limit of a trial turn
+        (`Config.trial_drain`).
+        """
         known = (drains.bound(s) for s in self.sessions.values() if s.jobs and not s.realtime)
         return max((d for d in known if d is not None), default=0.0) or self.config.trial_drain
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.client.api import get_session
-from gpushare_kernel.core.errors import BrokerUnavailable, FrameTooLong, Refused
+from gpushare_kernel.core.errors import BrokerUnavailable, FrameTooLong, GpushareError, Refused
 from gpushare_kernel.core.values import JobId
 from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.placement import Admission, Alone, Placement
-from gpushare_kernel.realtime.proof import OVERHEAD, Proof, prove
+from gpushare_kernel.realtime.proof import CANNOT, CANNOT_BESIDE, OVERHEAD, Proof, prove
 from gpushare_kernel.realtime.taskset import Taskset
 from gpushare_kernel.wire.messages import (
+    GetSnapshot,
     RealtimeBeside,
     RealtimeDone,
     RealtimeGrid,
     RealtimePlaced,
     RealtimeReleased,
+    SnapshotReply,
     Submit,
 )
 from gpushare_kernel.wire.realtime import (
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 MAX_NODES = 4
 PROOF = 90.0
 """Seconds in which the broker says whether deadlines hold beside one more pipeline: its own limit for a proof, and those before it."""
+_LOOK = 2.0
+"""Seconds in which the broker says what is promised now."""
 _numbers = itertools.count(1)
 
 
@@ -74,8 +78,7 @@ class Own(Alone):
             return _whole_machine(tasks)
         found = prove(_taskset(tasks), (), {})
         if isinstance(found, str):
-            msg = f"pipeline {task.name}: {found}"
-            raise Refused(msg)
+            raise Refused(_refused_text(task, found))
         return _placement(found)
 
 
@@ -130,6 +133,24 @@ class AtBroker:
             self._session.post(RealtimeBeside(left))
         if job is not None:
             job.leave()
+
+    def promised(self) -> Mapping[str, float | None]:
+        """Return what is promised now: other notebooks' deadlines change it, and a broker that came back may promise no more.
+
+        Nothing where no broker answers: what it promised before is as good as ever.
+        """
+        with self._lock:
+            names = {str(job.id): name for name, job in self._jobs.items()}
+        if not names:
+            return {}
+        try:
+            standing = self._session.request(GetSnapshot(), SnapshotReply, _LOOK).snapshot.rt
+        except GpushareError:
+            return {}
+        mine = self._session.attached
+        there = [one for one in standing if mine is not None and one.session == mine.session]
+        bounds = {one.job.rpartition("/")[2]: one.bound for one in there}
+        return {name: bounds.get(job) for job, name in names.items()}
 
     def grid(self, task: Task, first: float | None) -> None:
         """Its jobs are released at `first` and every period from then on (None: nobody knows when)."""
@@ -210,6 +231,14 @@ def _taskset(tasks: Sequence[Task]) -> Taskset:
         tasks=tuple(tasks),
         overhead=OVERHEAD,
     )
+
+
+def _refused_text(task: Task, why: str) -> str:
+    """Return why `task` is refused by a proof of this notebook's pipelines alone: best effort is, for the sake of the others."""
+    why = why.replace("task ", "pipeline ")
+    if task.kind is Kind.RT:
+        return f"pipeline {task.name}: {why}"
+    return f"pipeline {task.name}: beside it {why.replace(CANNOT, CANNOT_BESIDE, 1)}"
 
 
 def _placement(found: Proof) -> Placement:

@@ -47,6 +47,10 @@ class Chain:
         return len(self.pieces)
 
 
+PLAIN = "a plain callable"
+"""Why a callable is one piece."""
+
+
 def chain(model: Any, example: Any = None, *, name: str = "", split: bool = False) -> Chain:
     """Return `model` as a chain.
 
@@ -78,7 +82,7 @@ def chain(model: Any, example: Any = None, *, name: str = "", split: bool = Fals
         _refuse(called, f"a model is a torch module or callables, not {type(model).__name__}", "Pass the model itself")  # fmt: skip
     if split:
         _refuse(called, "a plain callable cannot be split", "Pass a list of callables, one for each layer")  # fmt: skip
-    return Chain(called, (Piece(_name_of(model, 0), model),), "a plain callable")
+    return Chain(called, (Piece(_name_of(model, 0), model),), PLAIN)
 
 
 def _plain(called: str, calls: list[Any] | tuple[Any, ...]) -> Iterator[Piece]:
@@ -111,10 +115,21 @@ def _of_module(torch: Any, model: Any, example: Any, called: str, *, split: bool
         if split:
             _refuse(called, f"it cannot be split: {problem}", "Make that part a module of its own that is not traced into, or do not ask for a split")  # fmt: skip
         return Chain(called, (Piece(called, model),), str(problem))
+    except Exception as problem:  # noqa: BLE001  the model is the user's, and runs here once
+        raise on_example(called, problem) from None
     whole = "" if len(pieces) > 1 else "nowhere inside it is exactly one tensor alive"
     if whole and split:
         _refuse(called, f"it cannot be split: {whole}", "Do not ask for a split")
     return Chain(called, pieces, whole)
+
+
+def on_example(name: str, problem: BaseException) -> BaseException:
+    """Return what a model raised with its example, as its user may read it: without our frames."""
+    if isinstance(problem, UserError) or not isinstance(problem, Exception):
+        return problem
+    said = (str(problem).strip() or "no reason given").splitlines()[0].rstrip(".")
+    msg = f"model {name}: it fails with the example: {type(problem).__name__}: {said}. Pass an input that it takes: model(example) must run."
+    return BadModel(msg)
 
 
 def _is_plain_sequence(torch: Any, module: Any) -> bool:

@@ -31,12 +31,15 @@ class Discipline:
     ) -> tuple[str | None, orders.Order | None]:
         """Note it; return what its user is told, and what the nodes are. `promised`: there are deadlines that somebody counts on."""
         lost = tenant.conduct.overran(said.number)
-        where = f"layer {said.layer} ({tenant.chain.pieces[said.layer].name}) of {tenant.task.name}"
-        longer = "is still running after" if said.running else "took"
-        text = f"{where} {longer} {said.took * 1000:.4g} ms on node {said.node}, at most {said.worst * 1000:.4g} when it was measured."
+        one = said.first == said.layer
+        name = tenant.chain.pieces[said.layer].name
+        which = f"layer {said.layer} ({name})" if one else f"layers {said.first} to {said.layer} ({name})"  # fmt: skip
+        where = f"{which} of {tenant.task.name}"
+        longer = f"{'is' if one else 'are'} still running after" if said.running else "took"
+        text = f"{where} {longer} {said.took * 1000:.4g} ms on node {said.node}, at most {said.worst * 1000:.4g} when {'it was' if one else 'they were'} measured."
         if lost:
-            text = f"{text} Its deadline is not promised until it behaves again."
-            return tenant.note(text), orders.Reclass(tenant.number, Kind.BE)
+            text = tenant.note(f"{text} Its deadline is not promised until it behaves again.")
+            return tenant.telling.lost(text, at), orders.Reclass(tenant.number, Kind.BE)
         excess = said.took - said.worst
         held = promised and excess > self.spare  # best effort, or a task that has lost its class
         if held and tenant.number not in self.until:

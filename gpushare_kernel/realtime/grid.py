@@ -12,6 +12,8 @@ from typing import Any
 MOST_UNREAD = 256
 """Results that wait for their reader. Beyond it ticks are skipped, and counted: memory has an end."""
 _END = object()
+_running: set[Grid] = set()
+"""Those whose thread may be in their source."""
 
 
 class Skipped(Exception):
@@ -52,6 +54,7 @@ class Grid:
     ) -> None:
         self._first, self._may_release = first, may_release
         self._period, self._release, self._late, self._skipped = period, release, late, skipped
+        self._source = source
         self._take = source if callable(source) else iter(source).__next__
         self._ended = threading.Event()
         self._futures: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -59,6 +62,10 @@ class Grid:
 
     def results(self) -> Iterator[Any]:
         """Start, and give each result when it is there. An error of a layer, or of the source, is raised here and ends it."""
+        for one in [*_running]:
+            if one is not self and one._ended.is_set() and _same(one._source, self._source):
+                one._thread.join()  # a loop that was left while its source was read: nobody is called twice at once
+        _running.add(self)
         self._thread.start()
         try:
             while (one := self._futures.get()) is not _END:
@@ -92,4 +99,14 @@ class Grid:
             pass
         except BaseException as problem:  # noqa: BLE001  the source is the user's: its error belongs to who reads
             self._futures.put(problem)
+        finally:
+            _running.discard(self)
         self._futures.put(_END)
+
+
+def _same(one: object, other: object) -> bool:
+    """Tell whether two sources are one: methods are of one object."""
+    mine = getattr(one, "__self__", None)
+    if mine is not None and mine is getattr(other, "__self__", None):
+        return getattr(one, "__name__", one) == getattr(other, "__name__", other)
+    return one is other

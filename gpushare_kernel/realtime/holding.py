@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpushare_kernel.realtime import orders
+from gpushare_kernel.realtime.conduct import Allowance, Limit
+from gpushare_kernel.realtime.queues import Mode, Work
 
 
 class Holding:
@@ -22,6 +24,7 @@ class Holding:
         self._slots = mmap.mmap(slots_fd, os.fstat(slots_fd).st_size)
         os.close(slots_fd)
         self._blob_fd = blob_fd
+        self._allowed: Allowance | None = None
 
     @property
     def last(self) -> int:
@@ -41,6 +44,23 @@ class Holding:
         """Return a slot's memory."""
         size = self.load.slot_size
         return memoryview(self._slots)[number * size : (number + 1) * size]
+
+    def watch(self, node: int, mode: Mode) -> None:
+        """A task with a deadline has its time on this node for all its layers here together."""
+        here = next((span for span in self.load.stages if span.node == node), None)
+        if here is None or not self.load.timed:
+            return
+        worst = [one for one in self.load.worst[here.first : here.last + 1] if one is not None]
+        if len(worst) == here.last + 1 - here.first:
+            self._allowed = Allowance(here.first, worst, pieces=mode is Mode.LAYER)
+
+    def limit(self, work: Work) -> Limit | None:
+        """Return what the next layer of a job may take; None where nobody knows."""
+        allowed, layer = self._allowed, work.layer
+        if allowed is not None and allowed.has(layer):
+            return allowed.limit(layer, work.spent, blamed=work.blamed)
+        worst = self.load.worst[layer]
+        return None if worst is None else Limit(worst, layer, 0.0, worst)
 
     def where(self, layer: int) -> str:
         """Return what a layer is called in an error."""

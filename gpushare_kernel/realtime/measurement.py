@@ -5,18 +5,20 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.client.display import Steps
+from gpushare_kernel.core.errors import Refused, UserError
 from gpushare_kernel.realtime import cache, host, node, orders, payload, traffic
-from gpushare_kernel.realtime.chain import BadModel, Chain, chain
+from gpushare_kernel.realtime.chain import BadModel, Chain, chain, on_example
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Stage, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
 from gpushare_kernel.realtime.placement import cores_of
 from gpushare_kernel.realtime.profile import Costs, Profile, joined
 from gpushare_kernel.realtime.queues import Mode
+from gpushare_kernel.realtime.steps import measuring_text, shown
 from gpushare_kernel.realtime.tenant import Tenant
 
 WARM, REPEATS, SECONDS = 10, 200, 3.0
@@ -39,6 +41,8 @@ def measure(
     seconds: float = SECONDS,
     again: bool = False,
     beside: Sequence[str] = (),
+    deadline: float | None = None,
+    step: Steps | None = None,
 ) -> Profile:
     """Return how long `model`'s layers take with inputs like `example`.
 
@@ -54,11 +58,17 @@ def measure(
         Whether what the cache has of these types is left aside.
     beside
         Pipelines that have deadlines now. A measurement would take cores from them, and find times that are not the model's.
+    deadline
+        Seconds: a model that takes longer is refused after its first runs.
+    step
+        Called with what happens now; shown where none is given.
 
     Raises
     ------
     BadModel, UserError
         Where the model is none, raises, or gives outputs of changing forms.
+    Refused
+        Where its layers take longer than `deadline` on whichever type is fastest for each.
     """
     links = chain(model, example, name=name)
     wanted = node_types(host.cores(), host.gpus()) if types is None else tuple(types)
@@ -71,15 +81,30 @@ def measure(
         listed = ", ".join(map(str, missing))
         msg = f"model {links.name}: measuring it on {listed} would take cores from the deadlines of {', '.join(beside)}. Close those, call gpushare.realtime.measure(model, example), and open them all."
         raise UserError(msg)
-    found = joined(known, _measured(links, example, missing, repeats, seconds))
+    with shown(step) as say:
+        say(measuring_text(links.name, len(links), missing, seconds))
+        limit = deadline if known is None else None
+        found = joined(
+            known,
+            _measured(links, example, missing, repeats=repeats, seconds=seconds, deadline=limit),
+        )
     cache.save(place, found)
     return found
 
 
-def _measured(links: Chain, example: Any, types: Sequence[NodeType], repeats: int, seconds: float) -> Profile:  # fmt: skip
+def _measured(links: Chain, example: Any, types: Sequence[NodeType], *, repeats: int, seconds: float, deadline: float | None) -> Profile:  # fmt: skip
     found: dict[str, orders.Measured] = {}
     for kind in types:
-        found[str(kind)] = _on(kind, links, example, repeats, seconds)
+        found[str(kind)] = _on(
+            kind, links, example, repeats=repeats, seconds=seconds, deadline=deadline
+        )
+    if deadline is not None:
+        _refuse_hopeless(links, found, deadline)
+        for kind in types:  # slow as a whole, but maybe not where others have the slow layers
+            if found[str(kind)].given_up:
+                found[str(kind)] = _on(
+                    kind, links, example, repeats=repeats, seconds=seconds, deadline=None
+                )
     first = next(iter(found.values()))
     for name, one in found.items():
         if one.forms != first.forms:
@@ -97,7 +122,20 @@ def _measured(links: Chain, example: Any, types: Sequence[NodeType], repeats: in
     )
 
 
-def _on(kind: NodeType, links: Chain, example: Any, repeats: int, seconds: float) -> orders.Measured:  # fmt: skip
+def _refuse_hopeless(links: Chain, found: Mapping[str, orders.Measured], deadline: float) -> None:
+    """Refuse a model whose layers were never quick enough, each on the type that is best for it."""
+    if not all(one.given_up for one in found.values()):
+        return
+    fastest = sum(map(min, zip(*(one.best for one in found.values()), strict=True)))
+    if fastest > deadline:
+        msg = (
+            f"model {links.name}: its layers took {1000 * fastest:.4g} ms at least, alone and each on its fastest nodes "
+            f"({', '.join(found)}): more than its deadline of {1000 * deadline:.4g} ms. Lengthen the deadline, or make the model smaller."
+        )
+        raise Refused(msg)
+
+
+def _on(kind: NodeType, links: Chain, example: Any, *, repeats: int, seconds: float, deadline: float | None) -> orders.Measured:  # fmt: skip
     """Measure on one type: a node of its own, traffic on all the cores that it leaves."""
     if kind.gpus > host.gpus():
         msg = f"node type {kind} has a GPU, and torch finds {host.gpus()} here. Take another type, or a machine that has one."
@@ -110,7 +148,7 @@ def _on(kind: NodeType, links: Chain, example: Any, repeats: int, seconds: float
     try:
         row = node.start([kind], [mine], page, Mode.LAYER)
         with traffic.beside(others):
-            return _ask(row[0], kind, tenant, orders.Measure(0, tenant.forms[0], WARM, repeats, seconds))  # fmt: skip
+            return _ask(row[0], kind, tenant, orders.Measure(0, tenant.forms[0], WARM, repeats, seconds, deadline))  # fmt: skip
     finally:
         node.stop(row)
         tenant.close()
@@ -144,5 +182,5 @@ def _ask(one: Node, kind: NodeType, tenant: Tenant, order: orders.Measure) -> or
             raise BadModel(msg)
         if isinstance(said, orders.Measured):
             if said.problem:
-                raise pickle.loads(said.problem)  # noqa: S301  our own node wrote it
+                raise on_example(tenant.chain.name, pickle.loads(said.problem))  # noqa: S301  our own node wrote it
             return said

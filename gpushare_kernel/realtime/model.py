@@ -14,12 +14,12 @@ from enum import StrEnum
 from math import isfinite
 from typing import NoReturn
 
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.errors import BadDeclaration
 
 _NAME = re.compile(r"c(?P<cpus>[1-9]\d{0,3})(g(?P<gpus>\d{1,2}))?")
 
 
-class BadTaskset(UserError):
+class BadTaskset(BadDeclaration):
     """Tasks that cannot be analysed; the message has the task, the rule, the value seen and what to do."""
 
 

@@ -110,10 +110,10 @@ def start(
                 "--kernel": kernel,
             }
             passed = [pair[0 if at == index else 1].fileno() for at, pair in enumerate(inboxes) if at >= index]  # fmt: skip
-            environment = _environment(kind.cpus, next(gpus) if kind.gpus else None)
+            environment = _environment(cores[index], next(gpus) if kind.gpus else None)
             process, control = _start(words, [*passed, page.fd, kernel], environment)
             nodes.append(Node(index, kind, cores[index], process, control))
-            nodes[-1].tell(_hello(index, kind, mode))
+            nodes[-1].tell(_hello(index, kind, cores[index], mode))
     except BaseException:
         stop(nodes)
         raise
@@ -134,12 +134,13 @@ def stop(nodes: Sequence[Node]) -> None:
         node.stop()
 
 
-def _hello(index: int, kind: NodeType, mode: str) -> orders.Hello:
+def _hello(index: int, kind: NodeType, cores: Sequence[int], mode: str) -> orders.Hello:
     return orders.Hello(
         index=index,
         path=list(sys.path),
         torch="torch" in sys.modules,
         device="cuda" if kind.gpus else "cpu",
+        cores=list(cores),
         mode=mode,
     )
 
@@ -170,10 +171,12 @@ def _listed(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _environment(threads: int, gpu: int | None) -> dict[str, str]:
-    """Return a node's environment: its libraries have as many threads as it has cores, and see its GPU or none."""
-    ours = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+def _environment(cores: Sequence[int], gpu: int | None) -> dict[str, str]:
+    """Return a node's environment: its libraries have as many threads as it has cores, each on its own, and see its GPU or none."""
+    ours = {**os.environ, **dict.fromkeys(_THREADS, str(len(cores)))}
     seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    if gpu is None:
-        return {**ours, "CUDA_VISIBLE_DEVICES": ""}
-    return {**ours, "CUDA_VISIBLE_DEVICES": seen[gpu] if gpu < len(seen) else str(gpu)}
+    if gpu is not None:
+        return {**ours, "CUDA_VISIBLE_DEVICES": seen[gpu] if gpu < len(seen) else str(gpu)}
+    if len(cores) > 1:
+        ours |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in cores)}
+    return {**ours, "CUDA_VISIBLE_DEVICES": ""}

@@ -56,6 +56,10 @@ def _inference(hello: Any, *, threads: int) -> Any:
     if not hello.torch:
         yield
         return
+    with contextlib.suppress(
+        ImportError
+    ):  # before torch: that binds this thread, and new ones would be where it is
+        import numpy as np  # noqa: F401, PLC0415
     import torch  # noqa: PLC0415  a second, and not for nothing
 
     torch.set_num_threads(threads)

@@ -19,20 +19,20 @@ from typing import Any, TypeVar
 
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.realtime import node, orders, payload
-from gpushare_kernel.realtime.chain import BadModel, Chain
+from gpushare_kernel.realtime.chain import BadModel, Chain, on_example
 from gpushare_kernel.realtime.discipline import Discipline
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, NodeType, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
 from gpushare_kernel.realtime.placement import Admission, Placement, cores_of
 from gpushare_kernel.realtime.queues import Mode
+from gpushare_kernel.realtime.steps import loading_text, proving_text
 from gpushare_kernel.realtime.tenant import Flight, Tenant, cancel, fail
 
 _START = 120.0
 """Seconds in which a node must be up and a model loaded: importing torch from a cold disk takes its time."""
 REHEARSALS = 3
 """Runs of a new pipeline's layers on each node before it is open: the first ones take longer and count for nothing."""
-
 
 Seen = TypeVar("Seen")
 
@@ -82,9 +82,11 @@ class Nodes:
         chain: Chain,
         forms: list[payload.Form],
         example: Any,
+        *,
         tell: Callable[[str], None] = lambda _text: None,
+        step: Callable[[str], None] = lambda _text: None,
     ) -> Tenant:
-        """Admit a task, have the nodes load it and run it in.
+        """Admit a task, have the nodes load it and run it in; `step` is told which of these.
 
         Raises
         ------
@@ -100,7 +102,9 @@ class Nodes:
             if any(one.task.name == task.name for one in others):
                 msg = f"task {task.name}: a pipeline of that name is open. Give this one another name."
                 raise UserError(msg)
+            step(proving_text(task, len(others)))
             placement = self.admission.admit(task, [one.task for one in others])
+            step(loading_text(task, placement.nodes))
             try:
                 tenant = Tenant(self._next, task, chain, forms, example)
             except BaseException:
@@ -143,6 +147,14 @@ class Nodes:
             return sorted(
                 one.task.name for one in self.tenants.values() if one.task.kind is Kind.RT
             )
+
+    def up_to_date(self) -> None:
+        """Know what is promised now, where somebody else may have changed it."""
+        bounds = self.admission.promised()
+        with self._lock:
+            for one in self.tenants.values():
+                if one.task.name in bounds:
+                    one.promised(bounds[one.task.name])
 
     def looked_at(self, look: Callable[[], Seen]) -> Seen:
         """Return what `look` returns while nothing changes."""
@@ -246,7 +258,7 @@ class Nodes:
         moved = any(placement.stages[one.task.name] != one.stages for one in others)
         if self.row and self._broken is None and placement.nodes == self.types and not moved:
             for one in others:
-                one.bound = placement.bounds.get(one.task.name)
+                one.promised(placement.bounds.get(one.task.name))
             return
         with self._lock:
             self._held = True
@@ -274,7 +286,7 @@ class Nodes:
         """Load a task where it belongs, and run it in."""
         with self._lock:
             tenant.stages = placement.stages[tenant.task.name]
-            tenant.bound = placement.bounds.get(tenant.task.name)
+            tenant.promised(placement.bounds.get(tenant.task.name))
             tenant.loaded.clear()
             self.tenants[tenant.number] = tenant
         homes = tenant.homes(self.types)
@@ -299,7 +311,9 @@ class Nodes:
                 flight = Flight(tenant.released, tenant.example, time.monotonic(), Future(), rehearsal=True)  # fmt: skip
                 tenant.released += 1
                 self._launch(tenant, flight, start)
-            flight.future.result()
+            problem = flight.future.exception()
+            if problem is not None:
+                raise problem if isinstance(problem, NodeDied) else on_example(tenant.task.name, problem)  # fmt: skip
 
     def _forget(self, tenant: Tenant) -> None:
         with self._lock:
@@ -428,7 +442,9 @@ class Nodes:
         else:
             error = pickle.loads(said.error)  # noqa: S301  our own node wrote it
         tenant.give_slot(flight.slot)
-        told = None if flight.rehearsal else self._account(tenant, flight, said)
+        told, again = (None, False) if flight.rehearsal else tenant.account(flight, said)
+        if again:
+            self._tell_nodes(orders.Reclass(tenant.number, Kind.RT))
         self._launch_waiting(tenant)
         future, tell = flight.future, self._tells.get(tenant.number)
 
@@ -445,20 +461,6 @@ class Nodes:
                 tell(told)
 
         return finish
-
-    def _account(self, tenant: Tenant, flight: Flight, said: orders.Done | orders.Failed) -> str | None:  # fmt: skip
-        """Count a job that is over; return what its user is told."""
-        record, now = tenant.record, time.monotonic()
-        if isinstance(said, orders.Done):
-            record.done(said.at - flight.released, now - flight.released)
-            record.moved += tenant.strayed(said.path)
-            record.waited(said.waited)
-        else:
-            record.failed += 1
-        if not tenant.conduct.ended(flight.number):
-            return None
-        self._tell_nodes(orders.Reclass(tenant.number, Kind.RT))
-        return tenant.note(f"pipeline {tenant.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
 
     def _overran(self, said: orders.Overran) -> Callable[[], None] | None:
         tenant = self.tenants.get(said.task)

@@ -40,6 +40,7 @@ class Hello(Order, frozen=True):
     torch: bool
     device: str
     mode: str
+    cores: list[int]
 
 
 class Load(Order, frozen=True):
@@ -47,6 +48,7 @@ class Load(Order, frozen=True):
 
     `stages` is where it is planned, `homes` which layers each node has. `blobs` says how long each pickled piece is, in
     order from `first`. `worst` are seconds by layer here (none: not watched), `forms` those of the input and of each output.
+    `timed`: it is a task with a deadline, whatever its class is now.
     """
 
     task: int
@@ -61,6 +63,7 @@ class Load(Order, frozen=True):
     homes: list[Span]
     worst: list[float | None]
     forms: list[Form]
+    timed: bool
 
 
 class Forget(Order, frozen=True):
@@ -100,13 +103,14 @@ class Bar(Order, frozen=True):
 
 
 class Measure(Order, frozen=True):
-    """Run all layers of a task again and again, and tell how long each takes."""
+    """Run all layers of a task again and again, and tell how long each takes; no more than `warm` times where they take over `enough`."""
 
     task: int
     form: Form
     warm: int
     repeats: int
     seconds: float
+    enough: float | None = None
 
 
 class Stop(Order, frozen=True):
@@ -147,10 +151,11 @@ class Failed(Order, frozen=True):
 
 
 class Overran(Order, frozen=True):
-    """A layer takes longer than it ever did: `running` where it is not even over."""
+    """Layers `first` to `layer` of a job take longer than they ever did: `running` where the last one is not even over."""
 
     task: int
     number: int
+    first: int
     layer: int
     node: int
     took: float
@@ -159,7 +164,10 @@ class Overran(Order, frozen=True):
 
 
 class Measured(Order, frozen=True):
-    """The longest and the shortest that each layer took, and bringing its input in; the forms of all values."""
+    """The longest and the shortest that each layer took, and bringing its input in; the forms of all values.
+
+    `given_up`: of the first runs only, for they took too long.
+    """
 
     task: int
     worst: list[float]
@@ -168,6 +176,7 @@ class Measured(Order, frozen=True):
     forms: list[Form]
     repeats: int
     problem: bytes = b""
+    given_up: bool = False
 
 
 ToNode = Hello | Load | Forget | Job | Reclass | Bar | Measure | Stop

@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from gpushare_kernel.client import display
+from gpushare_kernel.client.display import Steps
 from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.core.sizes import parse_time
 from gpushare_kernel.realtime import host
-from gpushare_kernel.realtime.chain import BadModel, chain
+from gpushare_kernel.realtime.chain import PLAIN, BadModel, Chain, chain
 from gpushare_kernel.realtime.grid import Grid
 from gpushare_kernel.realtime.measurement import measure
-from gpushare_kernel.realtime.model import Kind, Task
+from gpushare_kernel.realtime.model import SHORTEST, BadTaskset, Kind, Layer, NodeType, Task
 from gpushare_kernel.realtime.nodes import Nodes, shared
 from gpushare_kernel.realtime.profile import Profile
 from gpushare_kernel.realtime.report import PipelineReport, report_of
@@ -64,6 +66,8 @@ class Declared:
                 raise BadDeclaration(msg)
 
 
+_NOTHING = (Layer({NodeType(1): SHORTEST}),)
+"""Layers that take no time: what is declared is looked at before anything is measured."""
 USUAL = Declared(0.033, 0.03, 1.0)
 _cells: list[Declared] = []
 
@@ -129,10 +133,42 @@ class Pipeline:
         cell = _cells[-1] if _cells and kind is Kind.RT else USUAL
         cell.check(period, deadline)
         name = name or cell.name
-        links = chain(model, example, name=name or "")
+        period, deadline = _times(kind, cell, period, deadline)
+        weight = cell.weight if weight is None else weight
+        _check(Task(name or type(model).__name__, kind, _NOTHING, period, deadline, weight))
+        tell = tell or _print
+        line = display.steps()
+        try:
+            links = chain(model, example, name=name or "")
+            if links.whole not in ("", PLAIN):
+                tell(f"model {links.name} is one piece, for which others wait: {links.whole}. To divide it, pass a list of its parts.")  # fmt: skip
+            self._open(links, example, kind=kind, times=(period, deadline), weight=weight, name=name, profile=profile, tell=tell, line=line)  # fmt: skip
+        except KeyboardInterrupt as stopped:
+            said = f"Interrupted: the pipeline of {name or type(model).__name__} was opening, and is not open."
+            raise display.one_line(stopped, said) from None
+        finally:
+            line("")
+        if cell is not USUAL:
+            cell.opened.append(self)
+
+    def _open(
+        self,
+        links: Chain,
+        example: Any,
+        *,
+        kind: Kind,
+        times: tuple[float | None, float | None],
+        weight: float,
+        name: str | None,
+        profile: Profile | None,
+        tell: Callable[[str], None],
+        line: Steps,
+    ) -> None:
+        """Measure it where nobody has, have its deadline proven, and load it; `line` says which of these."""
+        period, deadline = times
         types = self.nodes.admission.types(host.cores(), host.gpus())
         if profile is None:
-            profile = measure(links, example, types, beside=self.nodes.promised())
+            profile = measure(links, example, types, beside=self.nodes.promised(), deadline=deadline, step=line)  # fmt: skip
         if profile.layers != [piece.name for piece in links.pieces]:
             msg = f"model {links.name}: the profile must be of its {len(links)} layers, and is of {profile.model} with {len(profile.layers)}. Measure this model."
             raise BadModel(msg)
@@ -141,23 +177,17 @@ class Pipeline:
             name or f"{links.name}-{next(_numbers)}",
             kind,
             [one for one in types if one in profile.types],
-            period=parse_time(cell.period if period is None else period)
-            if kind is Kind.RT
-            else None,
-            deadline=parse_time(cell.deadline if deadline is None else deadline)
-            if kind is Kind.RT
-            else None,
-            weight=cell.weight if weight is None else weight,
+            period=period,
+            deadline=deadline,
+            weight=weight,
         )
-        task.check()
+        _check(task)
         self.task: Task = task
         self._earliest = 0.0
         self._on_grid = False
         self._lock = threading.Lock()
         self._last_report: PipelineReport | None = None
-        self._tenant = self.nodes.open(task, links, profile.forms, example, tell or _print)
-        if cell is not USUAL:
-            cell.opened.append(self)
+        self._tenant = self.nodes.open(task, links, profile.forms, example, tell=tell, step=line)
 
     def submit(self, x: Any) -> Future[Any]:
         """Release a job now; return the future of its result.
@@ -202,12 +232,14 @@ class Pipeline:
         """Return what became of its releases so far, beside what was promised; also when it is closed."""
         if self._last_report is not None:
             return self._last_report
+        self.nodes.up_to_date()
         return self.nodes.looked_at(lambda: report_of(self._tenant, self.nodes.types))
 
     def close(self, *, wait: bool = True) -> None:
         """Let it go: with `wait` when its jobs are done, else they are cancelled. The last one ends the node processes."""
         if self._last_report is None:
             types = self.nodes.types
+            self.nodes.up_to_date()
             self.nodes.close(self._tenant, wait=wait)
             self._last_report = self.nodes.looked_at(lambda: report_of(self._tenant, types))
 
@@ -241,6 +273,25 @@ class Pipeline:
 
     def _release(self, value: Any, at: float) -> Future[Any]:
         return self.nodes.release(self._tenant, value, at, on_grid=True)
+
+
+def _times(
+    kind: Kind, cell: Declared, period: float | str | None, deadline: float | str | None
+) -> tuple[float | None, float | None]:
+    """Return period and deadline in seconds: best effort has none."""
+    if kind is not Kind.RT:
+        return None, None
+    asked = [parse_time(mine if given is None else given) for given, mine in ((period, cell.period), (deadline, cell.deadline))]  # fmt: skip
+    return asked[0], asked[1]
+
+
+def _check(task: Task) -> None:
+    """Raise `BadDeclaration` where what was declared is no task."""
+    try:
+        task.check()
+    except BadTaskset as problem:
+        msg = f"pipeline{str(problem).removeprefix('task')}."
+        raise BadDeclaration(msg) from None
 
 
 def _kind_of(class_: str) -> Kind:

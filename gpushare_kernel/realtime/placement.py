@@ -43,6 +43,9 @@ class Admission(Protocol):
     def leaves(self, task: Task) -> None:
         """Take back what was promised to `task`, if anything was."""
 
+    def promised(self) -> Mapping[str, float | None]:
+        """Return what is promised now to each task of which somebody else may change that; None: nothing any more."""
+
     def grid(self, task: Task, first: float | None) -> None:
         """Take in when the jobs of `task` are released: at `first` (monotonic clock) and every period from then on; None: nobody knows."""
 
@@ -58,6 +61,10 @@ class Alone:
 
     def leaves(self, task: Task) -> None:
         """Nothing was promised elsewhere."""
+
+    def promised(self) -> Mapping[str, float | None]:
+        """Nothing was promised elsewhere."""
+        return {}
 
     def grid(self, task: Task, first: float | None) -> None:
         """Nobody stands aside."""

@@ -17,6 +17,8 @@ from gpushare_kernel.shown import Table, figure, milliseconds
 
 MARGIN = 0.2
 """What is added to the longest run, as part of it."""
+LEAST = 0.0002
+"""Seconds that are added at least: of a layer of half a millisecond, 20 % is less than an interrupt and a cold page take."""
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -47,7 +49,8 @@ class Profile(msgspec.Struct, frozen=True):
 
     def worst(self, layer: int, kind: NodeType) -> float:
         """Return the seconds that a layer takes at most: the longest run and the margin."""
-        return self.costs[str(kind)].worst[layer] * (1 + self.margin)
+        longest = self.costs[str(kind)].worst[layer]
+        return longest + max(self.margin * longest, LEAST if self.margin else 0.0)
 
     def transfer(self, layer: int) -> float:
         """Return the seconds that bringing a layer's input in takes at most, on whichever type that takes longest."""
@@ -91,7 +94,7 @@ class Profile(msgspec.Struct, frozen=True):
         ]
         repeats = min((costs.repeats for costs in self.costs.values()), default=0)
         notes = (
-            f"Milliseconds of at least {repeats} runs; deadlines are proven with {self.margin:.0%} more than the longest.",
+            f"Milliseconds of at least {repeats} runs; deadlines are proven with {self.margin:.0%} more than the longest, {milliseconds(LEAST)} ms at least.",
             self.machine,
         )
         return Table(f"Layers of {self.model}", columns, rows, notes)

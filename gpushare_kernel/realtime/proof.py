@@ -9,6 +9,7 @@ others may take to drain (seconds) with every deadline kept (I7).
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,11 @@ from gpushare_kernel.realtime.work import SECOND
 
 OVERHEAD = Overhead(layer=0.0002, job=0.001)
 """Seconds that starting a layer takes at most, and passing up to 1 MiB to a node (`benchmarks/realtime_handover`: p99 0.3 to 1.1 ms)."""
-_CANNOT = "its deadline cannot be promised"
+NICE = 10
+"""How far a proof stands back."""
+CANNOT = "its deadline cannot be promised"
+CANNOT_BESIDE = "not every deadline could be promised"
+"""How a refusal begins: of a pipeline with a deadline, and of best effort beside one."""
 _STEPS = 24
 """Halvings in which the longest drain is found: to a microsecond for a deadline of ten seconds."""
 
@@ -130,9 +135,9 @@ def _refusal(search: Search, found: Candidate | None, *, anew: bool) -> str:
     if anew:
         found = search.pruned()
         if found is not None and found.admitted:
-            return f"{_CANNOT}: those that run have divided the cores in another way. Placed anew all would fit: end the other real-time jobs, and begin them after this one."
+            return f"{CANNOT}: those that run have divided the cores in another way. Placed anew all would fit: end the other real-time jobs, and begin them after this one."
     stops = f" {1000 * drain:.3g} ms of that are for others' work to stop." if drain else ""
-    return f"{_CANNOT}: {refusal(search, found).message}{stops}"
+    return f"{CANNOT}: {refusal(search, found).message}{stops}"
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
         _check_placed(taskset, question["configuration"], placed)
         found = prove(taskset, question["configuration"], placed)
     except BadTaskset as problem:
-        found = f"{_CANNOT}: {problem}"
+        found = f"{CANNOT}: {problem}"
     if isinstance(found, str):
         return {"refused": found}
     return {
@@ -157,5 +162,11 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Answer one question, behind everybody else: deadlines run meanwhile, on the same cores."""
+    os.nice(NICE)
     json.dump(answer(json.load(sys.stdin)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

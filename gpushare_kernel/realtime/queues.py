@@ -1,4 +1,5 @@
-"""The two queues of a node: real-time jobs by weight (equals in the order of their arrival), best-effort jobs in that order.
+"""The two queues of a node: real-time jobs by weight (equals in the order of their arrival), best-effort jobs in
+that order, those of a task that has lost its class before the others.
 
 Pure: what runs next is decided here, and tested without a process. A job that is put aside keeps its place in the order.
 """
@@ -37,6 +38,12 @@ class Work:
     path: list[Span] = field(default_factory=list)
     waited: float = 0.0
     rehearsal: bool = False
+    timed: bool = False
+    """It is of a task with a deadline, whatever its class is now."""
+    spent: float = 0.0
+    """What its layers took here, without what strangers took."""
+    blamed: bool = False
+    """It has taken too long here already."""
     value: Any = None
     held: bool = False
     """Its value is here, and no more in its slot."""
@@ -48,6 +55,11 @@ class Work:
     def rank(self) -> tuple[float, int]:
         """What real-time jobs are sorted by."""
         return (-self.weight, self.arrival)
+
+    @property
+    def turn(self) -> tuple[bool, int]:
+        """What best-effort jobs are sorted by: those of a task that has lost its class first, so that it has it again soon."""
+        return (not self.timed, self.arrival)
 
 
 class Queues:
@@ -74,7 +86,7 @@ class Queues:
         if work.kind is Kind.RT:
             insort(self.rt, work, key=lambda one: one.rank)
         else:
-            insort(self.be, work, key=lambda one: one.arrival)
+            insort(self.be, work, key=lambda one: one.turn)
 
     def take(self) -> Work | None:
         """Return the job that runs now; best effort only where no real-time job waits."""

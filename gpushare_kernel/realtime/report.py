@@ -21,12 +21,16 @@ class PipelineReport:
     Attributes
     ----------
     bound
-        The response that was proven at admission; None where nothing was.
+        The response that is proven now, whatever came and went since it was admitted; None where nothing is.
+    lapsed
+        Whether one was proven before, and is not promised any more.
     delayed
         Releases that came earlier than a period after the last one, and were held back until then.
     skipped
         Ticks of `every_period` on which nothing was released: the source or the reader was behind, the pipeline had lost its
         class and the job before was not done, or nodes were held up so long that its deadline was not certain any more.
+    overruns, losses
+        Jobs of which a layer took longer than measured; how often it lost its deadline for that.
     disturbed, longest_wait
         Jobs whose layers had no core for over a millisecond, because somebody else was on it; the longest of these waits.
         No bound holds where nodes do not have their cores.
@@ -39,6 +43,7 @@ class PipelineReport:
     period: float | None
     deadline: float | None
     bound: float | None
+    lapsed: bool
     stages: Sequence[str]
     releases: int
     done: int
@@ -48,6 +53,7 @@ class PipelineReport:
     skipped: int
     moved: int
     overruns: int
+    losses: int
     disturbed: int
     longest_wait: float
     demoted: bool
@@ -104,7 +110,9 @@ class PipelineReport:
 
     def _notes(self) -> Sequence[str]:
         notes = [f"Milliseconds. Runs as: {', '.join(self.stages)}."]
-        if self.kind is Kind.RT and self.bound is None:
+        if self.lapsed:
+            notes.append("Its bound is not promised any more: the broker came back, and could not prove it again. Close it, and open it again.")  # fmt: skip
+        elif self.kind is Kind.RT and self.bound is None:
             notes.append("No bound was proven: this placement promises nothing.")
         over = 0 if self.bound is None else sum(one > self.bound for one in self.responses)
         counts = (
@@ -123,6 +131,8 @@ class PipelineReport:
         notes += [f"{count} {what}." for count, what in counts if count]
         if self.demoted:
             notes.append("It has lost its deadline until it behaves again.")
+        elif self.losses:
+            notes.append(f"It lost its deadline {self.losses} times for that, and has it again.")
         if self.latest_release > 0.001:  # noqa: PLR2004  the interpreter's own hiccups are shorter
             notes.append(f"A release came {milliseconds(self.latest_release)} ms late at most.")
         return [*notes, *self.events[-_SHOWN_EVENTS:]]
@@ -137,6 +147,7 @@ def report_of(tenant: Tenant, nodes: Sequence[object]) -> PipelineReport:
         period=task.period,
         deadline=task.deadline,
         bound=tenant.bound,
+        lapsed=tenant.lapsed,
         stages=[_stage(one.first, one.last, one.node, nodes) for one in tenant.stages],
         releases=record.releases,
         done=record.responses.count,
@@ -146,6 +157,7 @@ def report_of(tenant: Tenant, nodes: Sequence[object]) -> PipelineReport:
         skipped=record.skipped,
         moved=record.moved,
         overruns=tenant.conduct.overruns,
+        losses=tenant.conduct.losses,
         disturbed=record.disturbed,
         longest_wait=record.longest_wait,
         demoted=tenant.conduct.demoted,

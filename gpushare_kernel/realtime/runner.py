@@ -54,7 +54,8 @@ class Runner:
         self._page, self._kernel = ends.page, ends.kernel
         self._loading: deque[tuple[int, Iterator[None]]] = deque()
         self._measuring: deque[orders.Measure] = deque()
-        self.core = CoreWait()
+        self._cores = hello.cores
+        self.core = CoreWait(len(hello.cores))
         # What a layer does that still runs then is for nobody.
         self._dog = Watchdog(self._late, self.core, ends.kernel, lambda: os._exit(0))
         self._stopped = False
@@ -143,10 +144,10 @@ class Runner:
 
     def timed(self, held: Holding, work: Work) -> float:
         """Run the layer that is next; return its seconds. One that overruns loses its job's class at once."""
-        layer, worst = work.layer, held.load.worst[work.layer]
+        layer, limit = work.layer, None if work.rehearsal else held.limit(work)
         began, watched = self.core.mark(), None
-        if worst is not None and not work.rehearsal:
-            watched = Watched(work.task, work.number, layer, began.wall, worst, began.waited)
+        if limit is not None:
+            watched = Watched(work.task, work.number, layer, limit, began)
         self._dog.now = watched
         try:
             work.value = held.pieces[layer](work.value)
@@ -154,12 +155,13 @@ class Runner:
                 sys.modules["torch"].cuda.synchronize()
         finally:
             self._dog.now = None
-        stolen = self.core.lost(began)
-        took = time.monotonic() - began.wall
+        ended = self.core.mark()  # one moment: a stranger may take the core right after it
+        took, stolen = ended.wall - began.wall, self.core.lost(began, ended)
         work.waited += stolen
-        if watched is not None and took - stolen > watched.worst:
+        work.spent += took - stolen
+        if watched is not None and took - stolen > watched.limit.seconds:
             self._overran(watched, took - stolen, running=False)
-            work.kind = Kind.BE
+            work.kind, work.blamed = Kind.BE, True
         return took
 
     def _goes_to(self, held: Holding, work: Work) -> int | None:
@@ -276,11 +278,13 @@ class Runner:
                 path=list(job.path),
                 waited=job.waited,
                 rehearsal=job.rehearsal,
+                timed=held.load.timed,
             )
         )
 
     def _load(self, load: orders.Load, fds: list[int]) -> None:
         held = Holding(load, fds[0], fds[1], self.device)
+        held.watch(self.index, self.queues.mode)
         self.held[load.task] = held
         self._loading.append((load.task, held.steps()))
 
@@ -288,13 +292,24 @@ class Runner:
         """Load one more piece of a model: no deadline waits for more than one."""
         task, steps = self._loading[0]
         try:
-            next(steps)
+            with self._on_all_cores():  # what starts threads of its own has them there
+                next(steps)
         except StopIteration:
             self._loading.popleft()
             self._tell(orders.Loaded(task=task))
         except BaseException as problem:  # noqa: BLE001  unpickling runs the user's code
             self._loading.popleft()
             self._tell(orders.Loaded(task=task, problem=f"{type(problem).__name__}: {problem}"))
+
+    @contextlib.contextmanager
+    def _on_all_cores(self) -> Iterator[None]:
+        """Have this thread on any of the node's cores: where OpenMP has bound it to its own."""
+        mine = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self._cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, mine)
 
     def _forget(self, order: orders.Forget) -> None:
         self.queues.forget(order.task)
@@ -347,14 +362,16 @@ class Runner:
         self._overran(watched, took, running=True)
 
     def _overran(self, watched: Watched, took: float, *, running: bool) -> None:
+        limit = watched.limit
         self._tell(
             orders.Overran(
                 task=watched.task,
                 number=watched.number,
+                first=limit.first,
                 layer=watched.layer,
                 node=self.index,
-                took=took,
-                worst=watched.worst,
+                took=limit.spent + took,
+                worst=limit.worst,
                 running=running,
             )
         )

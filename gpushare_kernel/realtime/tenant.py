@@ -17,7 +17,7 @@ from typing import Any
 
 from gpushare_kernel.realtime import orders
 from gpushare_kernel.realtime.chain import BadModel, Chain
-from gpushare_kernel.realtime.conduct import Conduct, Event
+from gpushare_kernel.realtime.conduct import Conduct, Event, Telling
 from gpushare_kernel.realtime.grid import Skipped
 from gpushare_kernel.realtime.model import Kind, NodeType, Stage, Task
 from gpushare_kernel.realtime.orders import Span
@@ -59,7 +59,10 @@ class Tenant:
         self.example = example
         self.stages: tuple[Stage, ...] = ()
         self.bound: float | None = None
+        #: Whether a bound was promised that is not any more.
+        self.lapsed = False
         self.conduct = Conduct(task.kind)
+        self.telling = Telling()
         self.record = Record(task.deadline)
         self.flights: dict[int, Flight] = {}
         self.waiting: deque[Flight] = deque()
@@ -129,6 +132,25 @@ class Tenant:
         self.record.events.append(Event(time.monotonic(), text))
         return text
 
+    def promised(self, bound: float | None) -> None:
+        """Its bound is this one now; None: nothing is promised."""
+        self.lapsed = bound is None and (self.lapsed or self.bound is not None)
+        self.bound = bound
+
+    def account(self, flight: Flight, said: orders.Done | orders.Failed) -> tuple[str | None, bool]:
+        """Count a job that is over; return what its user is told, and whether it has its class again."""
+        record, now = self.record, time.monotonic()
+        if isinstance(said, orders.Done):
+            record.done(said.at - flight.released, now - flight.released)
+            record.moved += self.strayed(said.path)
+            record.waited(said.waited)
+        else:
+            record.failed += 1
+        if not self.conduct.ended(flight.number):
+            return (self.telling.overdue(now) if self.conduct.demoted else None), False
+        text = self.note(f"pipeline {self.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
+        return self.telling.kept(text, now), True
+
     def strayed(self, path: Sequence[Span]) -> bool:
         """Tell whether a job ran elsewhere than planned."""
         planned = {layer: stage.node for stage in self.stages for layer in range(stage.first, stage.last + 1)}  # fmt: skip
@@ -161,6 +183,7 @@ class Tenant:
             homes=homes,
             worst=[layer.worst.get(kind) for layer in self.task.layers],
             forms=list(self.forms),
+            timed=self.task.kind is Kind.RT,
         )
         return order, _in_memory(blobs)
 

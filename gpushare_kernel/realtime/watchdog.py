@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpushare_kernel.realtime.core_wait import CoreWait
+from gpushare_kernel.realtime.conduct import Limit
+from gpushare_kernel.realtime.core_wait import CoreWait, Mark
 
 PACE = 0.01
 """Seconds between two looks: a layer that hangs is told of so much late."""
@@ -20,14 +21,13 @@ PACE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A layer that runs since `started` and should be done after `worst` seconds; `waited` is what its thread had waited by then."""
+    """A layer that runs since `began` and what it may take."""
 
     task: int
     number: int
     layer: int
-    started: float
-    worst: float
-    waited: float
+    limit: Limit
+    began: Mark
 
 
 class Watchdog:
@@ -58,14 +58,14 @@ class Watchdog:
 
     def _run(self) -> None:
         told: Watched | None = None
+        self._core.leave_out(threading.get_native_id())
         while True:
             self._busy.wait()
             seen = self.now
             if seen is not None and seen is not told:
-                stolen = self._core.seconds() - seen.waited
-                took = time.monotonic() - seen.started - stolen
+                took = time.monotonic() - seen.began.wall - self._core.so_far(seen.began)
                 # A wait that still lasts is not counted yet: one look more than it should take, and it is told.
-                if took > seen.worst + PACE:
+                if took > seen.limit.seconds + PACE:
                     told = seen
                     self._late(seen, took)
             if self._kernel.poll(1000 * PACE):

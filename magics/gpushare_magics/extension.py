@@ -283,6 +283,8 @@ class plain_errors:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
+            if "_render_traceback_" in error.__dict__:
+                return  # it says itself what was interrupted
             _render(error, texts.LEFT_QUEUE)
         elif isinstance(error, GpushareError) and not isinstance(error, UserError):
             _render(error, str(error))
@@ -319,6 +321,7 @@ def load(shell: InteractiveShell) -> None:
     if shell.Completer is not None:
         shell.Completer.custom_matchers.append(complete)
     display.use(extension.output.waiting)
+    display.use_steps(lambda: UpdatingLine(extension.output).put)
     records.register(shell)
     if extension.session is not None:
         extension.session.listen(extension.hear)
@@ -348,6 +351,7 @@ def unload(shell: InteractiveShell) -> None:
     if extension.notifier is not None:
         extension.notifier.close()
     display.use(None)
+    display.use_steps(None)
     records.unregister(shell)
     if extension.session is not None:
         extension.session.unlisten(extension.hear)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.errors import BadDeclaration, UserError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -23,12 +23,16 @@ NAME = "pipe"
 """What the cell calls its pipeline, where it names model and input."""
 
 
+class NoDeadline(BadDeclaration, UsageError):
+    """A cell that cannot have the deadline that its line declares; shown as all that is wrong with a line."""
+
+
 def check(declaration: Declaration, variables: Mapping[str, Any], body: str) -> None:
     """Refuse a cell that cannot have its deadline, before anything waits.
 
     Raises
     ------
-    UsageError
+    NoDeadline
         Where a name is no variable, or the cell does not open exactly one pipeline itself.
     """
     given = declaration.realtime
@@ -40,12 +44,12 @@ def check(declaration: Declaration, variables: Mapping[str, Any], body: str) -> 
                 f"%%gpulane --class RT: the cell must open exactly one gpushare.realtime.Pipeline, and opens {found}. "
                 "Or name your model and an example of its input: --model net --input frame."
             )
-            raise UsageError(msg)
+            raise NoDeadline(msg)
         return
     for option, name in (("--model", given.model), ("--input", given.input)):
         if name not in variables:
             msg = f"%%gpulane {option} {name}: there is no variable of that name. Run the cell that makes it first."
-            raise UsageError(msg)
+            raise NoDeadline(msg)
 
 
 def _opened(body: str) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import promises
-from gpushare_kernel.core.values import GiB, JobId, PauseStatus
+from gpushare_kernel.core.values import GiB, JobId, PauseStatus, SessionId
 from gpushare_kernel.devices.base import PauseOutcome
+from gpushare_kernel.realtime import proof
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import (
     RealtimeChain,
@@ -68,7 +69,7 @@ def test_a_job_with_a_deadline_is_granted_where_it_runs_and_what_was_proven(hous
     [
         ({"deadline": 0.25}, ["deadline 0.25 s is later than its period 0.2 s"]),
         ({"work": 0.06}, ["its layers take 0.18 s", "more than its deadline of 0.15 s"]),
-        ({"work": 0.0485}, ["task camera may take", "longer than its deadline of 150 ms", "3 ms of that are for others' work to stop", "times as long"]),
+        ({"work": 0.0485}, ["pipeline camera may take", "longer than its deadline of 150 ms", "3 ms of that are for others' work to stop", "times as long"]),
         ({"work": float("nan")}, ["must be above 0 seconds, not nan"]),
     ],
 )  # fmt: skip
@@ -105,7 +106,7 @@ def test_those_who_run_keep_their_nodes(house: House) -> None:
     promise = standing(house, job_of(one, "cam")).promise
     assert promise.absorbs == pytest.approx(second.placement.absorbs)
     said = refused(realtime(two, name="more", period=0.05, deadline=0.05, work=0.012), "Refused")
-    assert "task camera" in said
+    assert "pipeline camera may take" in said or "pipeline camera has no bound" in said
     assert "its deadline" in said
     assert "It fits" in said
     assert isinstance(two.ask(end("cam")), msg.Report)
@@ -141,7 +142,9 @@ def test_best_effort_of_the_same_notebook_is_in_the_bound(house: House) -> None:
     assert standing(house, job).promise.bound == placement.bound
 
     said = refused(client.ask(msg.RealtimeBeside((chain("train", 0.02), chain("slow", 0.2)))), "Refused")  # fmt: skip
-    assert "its deadline" in said
+    assert said.startswith("not every deadline could be promised: pipeline camera may take")
+    assert "than its deadline of 150 ms" in said
+    assert "another" not in said
     assert standing(house, job).promise.bound == placement.bound
     again = client.ask(
         msg.RealtimeBeside((chain("train", 0.01, layers=5),))
@@ -162,6 +165,20 @@ def test_a_job_is_proven_beside_its_notebooks_best_effort(house: House) -> None:
     assert granted.placement is not None
     assert granted.placement.bound >= 0.012 + 0.02
     assert list(granted.placement.beside) == ["train"]
+
+
+def test_a_refusal_has_the_names_of_that_notebook_and_nobody_elses() -> None:
+    """I9: one's own other pipelines by their names, best effort too; those of others are just that."""
+    mine, other = SessionId("s1"), SessionId("s2")
+    tasks = {JobId("s1/rt-1"): camera(), JobId("s1/rt-10"): RealtimeTask("front", 1, 1, ()), JobId("s2/rt-1"): RealtimeTask("secret", 1, 1, ())}  # fmt: skip
+    beside = {mine: (chain("train", 0.1),), other: (chain("hidden", 0.1),)}
+    asked = promises._Set(tasks, beside, (), {})
+    why = f"{proof.CANNOT}: task s1/rt-10 may take 2 s. It fits without task s1/rt-1, task s1|train, task s2/rt-1 or task s2|hidden."
+    elsewhere = "a pipeline of another notebook"
+    rest = f"pipeline front may take 2 s. It fits without pipeline camera, pipeline train, {elsewhere} or {elsewhere}."
+    assert promises._told(why, asked, mine, JobId("s1/rt-1")) == f"{proof.CANNOT}: {rest}"
+    assert promises._told(why, asked, mine, None) == f"{proof.CANNOT_BESIDE}: {rest}"
+    assert (proof.CANNOT, proof.CANNOT_BESIDE) == (promises.CANNOT, promises.CANNOT_BESIDE)
 
 
 def test_who_leaves_while_another_is_proven_is_gone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

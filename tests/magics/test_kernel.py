@@ -333,3 +333,22 @@ def test_subshell_cells_are_told_apart(broker: ScriptedBroker, kernel: Kernel) -
     assert over.job == asked.job
     peer.reply(end, report(over.job))
     assert "main runs" in [line for out in kernel.outputs(main) for line in text_of(out)]
+
+
+OPENS = """
+import numpy as np
+from gpushare_kernel.realtime import Pipeline
+with Pipeline([np.negative, np.abs], np.arange(4.0), period="1s", deadline="900ms", name="net") as pipe:
+    print("open")
+"""
+
+
+def test_a_pipeline_that_opens_says_so_in_one_line_that_goes(new_kernel: Callable[[dict[str, str]], Kernel], tmp_path: Path) -> None:  # fmt: skip
+    """At once, in place; afterwards nothing of it is left but what the cell printed."""
+    kernel = new_kernel({"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_RUNTIME_DIR": str(tmp_path)})  # fmt: skip
+    kernel.run("%load_ext gpushare_magics")
+    said = [out for out in kernel.outputs(kernel.start(OPENS)) if "data" in out["content"] and out["msg_type"] != "execute_result"]  # fmt: skip
+    texts = [out["content"]["data"]["text/plain"] for out in said]
+    assert [text.split(" ")[0] for text in texts] == ["Measuring", "Proving", "Loading", ""]
+    assert [out["msg_type"] for out in said] == ["display_data", *["update_display_data"] * 3]
+    assert len({out["content"]["transient"]["display_id"] for out in said}) == 1

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpushare_magics.args import Declaration, RealTime, next_line, parse
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
+from gpushare_kernel.client import display
 from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration, BadTime
 from gpushare_kernel.realtime import nodes
@@ -112,3 +114,41 @@ def test_an_error_in_the_cell_ends_the_pipeline(run: Run, capsys: Capture) -> No
     assert "ZeroDivisionError" in out
     assert "a cell with --class RT has one pipeline" in out
     assert "the cell's line says --deadline 0.9, and its pipeline deadline=0.5" in out
+
+
+def test_what_is_wrong_with_the_line_is_one_kind(run: Run, capsys: Capture) -> None:
+    """It is shown in one way, whoever finds it."""
+    for cell in (f"{LINE}\n1", f"{LINE} --model gone --input frame\n1", "%%gpulane --class RT --period 1s\n1", "%%gpulane --class RT --period 1s --deadline 2s --model net --input frame\n1"):  # fmt: skip
+        assert isinstance(run(cell).error_in_exec, BadDeclaration)
+        out = capsys.readouterr()
+        assert sum(line.startswith("gpushare: ") for line in out.out.splitlines()) == 1
+        assert "UsageError" not in out.out + out.err
+    with pytest.raises(UsageError):
+        raise run(f"{LINE}\n1").error_in_exec  # type: ignore[misc]
+
+
+def test_a_wrong_input_is_one_line(run: Run, capsys: Capture) -> None:
+    """The model itself as its input, say."""
+    assert not run(f"{LINE} --model net --input net\n1").success
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("gpushare: ")]
+    assert len(lines) == 1
+    assert "fails with the example: TypeError" in lines[0]
+    assert "Traceback" not in out
+
+
+def test_an_interrupt_while_it_opens_is_one_line(run: Run, shell: InteractiveShell, capsys: Capture) -> None:  # fmt: skip
+    """It has left no queue; the next cell has its pipe."""
+
+    def put(text: str) -> None:
+        if text.startswith("Proving"):
+            raise KeyboardInterrupt
+
+    display.use_steps(lambda: put)
+    assert not run(f"{LINE} --name cam --model net --input frame\nseen.append(1)").success
+    out = capsys.readouterr().out
+    assert "gpushare: Interrupted: the pipeline of cam was opening, and is not open." in out
+    assert "Traceback" not in out
+    display.use_steps(None)
+    assert run(f"{LINE} --name cam --model net --input frame\nseen.append(2)").success
+    assert shell.user_ns["seen"] == [2]

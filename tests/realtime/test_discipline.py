@@ -29,7 +29,7 @@ def tenant(kind: Kind) -> Tenant:
 
 
 def overran(took: float, number: int = 0) -> orders.Overran:
-    return orders.Overran(7, number, 0, 0, took, worst=0.01, running=False)
+    return orders.Overran(7, number, 0, 0, 0, took, worst=0.01, running=False)
 
 
 def test_best_effort_waits_where_deadlines_have_no_room_for_it() -> None:

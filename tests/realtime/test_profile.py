@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from gpushare_kernel.core.errors import UserError
-from gpushare_kernel.realtime import cache, measurement, node
-from gpushare_kernel.realtime.chain import chain
+from gpushare_kernel.core.errors import Refused, UserError
+from gpushare_kernel.realtime import cache, measurement, node, orders, payload
+from gpushare_kernel.realtime.chain import BadModel, chain
 from gpushare_kernel.realtime.measurement import measure, node_types
+from gpushare_kernel.realtime.measuring import Meter
 from gpushare_kernel.realtime.model import Kind, NodeType
 from gpushare_kernel.realtime.payload import ShapeChanged
-from gpushare_kernel.realtime.profile import Costs, Profile
+from gpushare_kernel.realtime.profile import LEAST, Costs, Profile
 from tests.realtime.pieces import ONE, profile_of
 
 X = np.arange(4.0)
@@ -145,9 +146,65 @@ def test_a_model_that_changes_its_form_is_refused() -> None:
 
 
 def test_a_model_that_raises_says_so() -> None:
-    """Its own error, with the node's frames as a note."""
-    with pytest.raises(TypeError, match="bad operand"):
+    """In one line, without frames of ours: where it is the model's, where it is looked at, where the example is no input."""
+    with pytest.raises(BadModel, match=r"model list: it fails with the example: TypeError: bad operand.*model\(example\) must run"):  # fmt: skip
         measure([lambda x: -str(x)], X, [ONE])
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    with pytest.raises(BadModel, match=r"fails with the example: TypeError: linear.*must be Tensor, not Sequential"):  # fmt: skip
+        measure(net, net, [ONE])
+    with pytest.raises(BadModel, match=r"fails with the example: AttributeError: .* has no attribute 'sum'"):  # fmt: skip
+        measure(_Branching().eval(), net, [ONE])
+
+
+class _Branching(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("types", [[ONE], [ONE, NodeType(2)]])
+def test_a_deadline_that_is_hopeless_is_refused_after_the_first_runs(types: list[NodeType], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """On no type quick enough, nor where each layer has the best of them: with the numbers, and nothing is kept."""
+    asked: list[str] = []
+
+    def on(kind: NodeType, *_: Any, deadline: float | None, **__: Any) -> orders.Measured:
+        asked.append(f"{kind} {deadline}")
+        best = [0.02, 0.001] if kind == ONE else [0.001, 0.02]
+        given_up = deadline is not None and sum(best) > deadline
+        return orders.Measured(0, best, best, [0.0] * 2, [payload.form_of(X)] * 3, 50, given_up=given_up)  # fmt: skip
+
+    monkeypatch.setattr(measurement, "_on", on)
+    whole = 21 if types == [ONE] else 2
+    listed = ", ".join(map(str, types))
+    with pytest.raises(Refused, match=rf"took {whole} ms at least, .*\({listed}\): more than its deadline of 1 ms"):  # fmt: skip
+        measure([abs, np.negative], X, types, deadline=0.001)
+    assert len(asked) == len(types)
+    if types != [ONE]:  # no type alone is quick enough, and both together are
+        found = measure([abs, np.negative], X, types, deadline=0.01)
+        assert len(found.costs) == 2
+        assert asked[2:] == ["c1 0.01", "c2 0.01", "c1 None", "c2 None"]
+
+
+def _takes_50_ms(x: Any) -> Any:
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
+        pass
+    return x
+
+
+def test_a_node_gives_up_after_the_first_runs() -> None:
+    """A real one: it has not run for seconds, and says how long it took."""
+    with pytest.raises(Refused, match="ms at least, alone"):
+        measure([_takes_50_ms], X, [ONE], deadline=0.001)
+
+
+def test_it_says_what_it_does_and_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    """At once; and nothing where it has been measured already."""
+    said: list[str] = []
+    for _ in range(2):
+        measure([abs, abs], X, [ONE], repeats=10, seconds=0.1, step=said.append)
+    assert said == ["Measuring 2 layers of list on c1: about 5 s, once for this machine."]
+    measure([abs], X, [ONE], repeats=10, seconds=0.1)
+    assert capsys.readouterr().err == "gpushare: Measuring 1 layer of list on c1: about 5 s, once for this machine.\n"  # fmt: skip
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
@@ -181,7 +238,10 @@ def test_it_is_shown() -> None:
         "layer      output       c1 max  c2 max  c1 min  c2 min  bring in",
         "0 abs      array 4 <f8       4       2       3       1     0.012",
     ]
-    assert "at least 50 runs; deadlines are proven with 20% more than the longest." in text
+    assert (
+        "at least 50 runs; deadlines are proven with 20% more than the longest, 0.2 ms at least."
+        in text
+    )
     html = _profile()._repr_html_()
     assert "net &lt;1&gt;" in html
     assert "0.036" in html
@@ -192,3 +252,21 @@ def test_it_is_drawn() -> None:
     (axes,) = _profile().plot().axes
     assert [bar.get_height() for bar in axes.patches] == [4, 10, 2, 6]
     assert [label.get_text() for label in axes.get_legend().get_texts()] == ["c1", "c2"]
+
+
+def test_a_margin_is_no_less_than_a_hiccup() -> None:
+    """A fifth of a short layer is less than what any machine does now and then."""
+    profile = profile_of([abs], X, worst=0.01)
+    assert profile.worst(0, ONE) == pytest.approx(0.012)
+    short = profile_of([abs], X, worst=0.0001)
+    assert short.worst(0, ONE) == pytest.approx(0.0001 + LEAST)
+
+
+def test_a_run_in_which_helpers_waited_is_left_out() -> None:
+    """Unless there is no other: nothing is promised by a time that nobody has seen."""
+    meter = Meter(2)
+    meter.note(0, 0.002, 0.0)
+    meter.note(0, 0.009, 0.0, disturbed=True)
+    meter.note(1, 0.007, 0.0, disturbed=True)
+    assert meter.worst == [0.002, 0.007]
+    assert meter.best == [0.002, 0.007]

@@ -94,3 +94,16 @@ def test_the_one_that_waited_longest_is_given_away() -> None:
     assert given.task == 1
     assert order(queues) == [0, 2]
     assert queues.give_away(lambda _: True) is None
+
+
+def test_who_lost_its_class_goes_before_other_best_effort() -> None:
+    """It has the class again after three good jobs: behind a full queue it would wait for them long. It is still behind real time."""
+    queues = Queues()
+    for task in (0, 1):
+        queues.add(work(task, Kind.BE))
+    lost = work(2)
+    lost.timed = True
+    queues.add(lost)
+    queues.add(work(3))
+    queues.demote(2)
+    assert order(queues) == [3, 2, 0, 1]
