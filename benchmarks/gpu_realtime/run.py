@@ -25,7 +25,7 @@ WARM = 1.0
 
 def measure(options: Options) -> Sequence[Figure]:
     """Alone, beside a hog that syncs often, beside one with deep queues; then what cannot be promised, and who comes later."""
-    short, long = (100, 30) if options.quick else (3000, 600)
+    short, long = (100, 30) if options.quick else (2000, 400)
     with scene(options, several(SEEN, 3), ["matmul"]) as (floor, (camera, hog, late)):
         for notebook in (camera, hog, late):
             notebook.run(CELLS)
