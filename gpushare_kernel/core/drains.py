@@ -10,6 +10,8 @@ BUSY_TRIES, BUSY_SECONDS = 8, 20.0
 """Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
 USUAL = 0.75
 """What part of the last drains is within the usual one: who is paused ahead is paused by that. A longer one is in the bound."""
+LATE = 0.001
+"""Seconds by which the longest of the last drains may be beyond the usual one: queues of 40 ms drain in 5 to 40."""
 MARGIN, LEAST = 1.25, 0.0005
 """A recorded bound is so many times the longest drain of late, and so many seconds."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
@@ -45,4 +47,4 @@ def usual(session: Session) -> float | None:
     if not session.drains:
         return None
     drains = sorted(session.drains)
-    return drains[min(len(drains) - 1, int(USUAL * len(drains)))]
+    return max(drains[min(len(drains) - 1, int(USUAL * len(drains)))], drains[-1] - LATE)

@@ -74,7 +74,7 @@ class Kernel:
     """A kernel process that shares, or maps, the bundle `eyes`."""
 
     def __init__(self, house: House, how: str, mode: str) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", KERNEL, how, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())})  # fmt: skip
+        self.process = subprocess.Popen([sys.executable, "-c", KERNEL, how, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])})  # fmt: skip
         opened = house.open(f"{how}.ipynb")
         house.bind(opened, self.process.pid)
         self._say(f"\n{opened.token} {house.path}\n")
@@ -178,6 +178,6 @@ def test_what_the_last_one_lets_go_is_free() -> None:
 
 def test_nobody_writes_to_what_is_filled() -> None:
     """B9: a stray write to mapped pages is an error of the device, in a process of its own here."""
-    done = subprocess.run([sys.executable, "-c", WRITES], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())})  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", WRITES], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])})  # fmt: skip
     assert done.returncode != 0
     assert done.stdout.split() == ["filled"], done.stderr
