@@ -49,10 +49,18 @@ def work(kind, path, slot, until, stop=None):
 
 def repeat(kind, times):
     """Run the step `times` times; return the seconds it took."""
-    start = time.monotonic()
+    return sum(timed(kind, times))
+
+
+def timed(kind, times):
+    """Run the step `times` times; return the seconds of each."""
+    step, found, before = _steps[kind], [], time.monotonic()
     for _ in range(times):
-        _steps[kind]()
-    return time.monotonic() - start
+        step()
+        now = time.monotonic()
+        found.append(now - before)
+        before = now
+    return found
 
 
 def serve(kind, arrivals):
