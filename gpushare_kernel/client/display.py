@@ -20,6 +20,14 @@ INTERVAL = 1.0
 """Seconds between two updates of a waiting line."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that says itself what it ended, in one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks this before it prints a traceback."""
+        return [f"gpushare: {self}"]
+
+
 class Shown(Protocol):
     """One job's waiting, as the user sees it. Called on the waiting thread."""
 

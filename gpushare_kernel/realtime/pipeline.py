@@ -143,9 +143,9 @@ class Pipeline:
             if links.whole not in ("", PLAIN):
                 tell(f"model {links.name} is one piece, for which others wait: {links.whole}. To divide it, pass a list of its parts.")  # fmt: skip
             self._open(links, example, kind=kind, times=(period, deadline), weight=weight, name=name, profile=profile, tell=tell, line=line)  # fmt: skip
-        except KeyboardInterrupt as stopped:
+        except KeyboardInterrupt:
             said = f"Interrupted: the pipeline of {name or type(model).__name__} was opening, and is not open."
-            raise display.one_line(stopped, said) from None
+            raise display.Interrupted(said) from None
         finally:
             line("")
         if cell is not USUAL:

@@ -283,9 +283,8 @@ class plain_errors:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
-            if "_render_traceback_" in error.__dict__:
-                return  # it says itself what was interrupted
-            _render(error, texts.LEFT_QUEUE)
+            if not isinstance(error, display.Interrupted):
+                _render(error, texts.LEFT_QUEUE)
         elif isinstance(error, GpushareError) and not isinstance(error, UserError):
             _render(error, str(error))
 
