@@ -40,8 +40,8 @@ class CoreWait:
 
     Where the thread has not slept, all that it did not run it was kept from running: also what a hypervisor took, which
     Linux leaves out of a thread's own time. Where it has, only its waits in the run queue are known. A library's other
-    threads wait too, and the first one sleeps (or spins) for them: the longest of their waits counts, as far as the process
-    left its cores to somebody else meanwhile; so threads that are in each other's way are no excuse.
+    threads wait too, and the first one sleeps (or spins) for them: the longest of their waits comes to its own, as far as the
+    process left its cores to somebody else meanwhile; so threads that are in each other's way are no excuse.
 
     Parameters
     ----------
@@ -84,19 +84,22 @@ class CoreWait:
             first = now.waited - since.waited
         if alone:
             return first
-        return max(first, self._by_others(since, now.wall, now.used, now.others))
+        return self._with_others(first, since, now.wall, now.used, now.others)
 
     def so_far(self, since: Mark) -> float:
         """Return the seconds since then that are known to be lost while the layer runs; any thread may ask."""
         others = {thread: _waited(fd) for thread, fd in [*self._others.items()]}
-        helped = self._by_others(since, time.monotonic(), time.process_time(), others)
-        return max(_waited(self._fd) - since.waited, helped)
+        first = _waited(self._fd) - since.waited
+        return self._with_others(first, since, time.monotonic(), time.process_time(), others)
 
-    def _by_others(self, since: Mark, wall: float, used: float, others: Mapping[int, float]) -> float:  # fmt: skip
+    def _with_others(
+        self, first: float, since: Mark, wall: float, used: float, others: Mapping[int, float]
+    ) -> float:
+        """Return what is lost where the first thread waited for `first` seconds, and the others until now as `others` says."""
         before = since.others
         longest = max((waited - before.get(thread, 0.0) for thread, waited in others.items()), default=0.0)  # fmt: skip
         left = self._cores * (wall - since.wall) - (used - since.used)
-        return max(0.0, min(longest, left, wall - since.wall))
+        return max(0.0, min(first + longest, left, wall - since.wall))
 
     def _list(self) -> None:
         """Know the other threads there are, where some have come or gone."""
