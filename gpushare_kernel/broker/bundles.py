@@ -47,6 +47,8 @@ UNUSED = 10.0
 """Seconds after which a bundle that nobody uses is given up: whoever offered it left before it had its answer."""
 AGAIN, FAREWELL = 0.2, 1.0
 """Seconds between two looks at holders that are about to end; and for which they are waited for when we do."""
+_TOLD = frozenset({"PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
+"""What a holder has of our environment (and CUDA's): its user may read all of it."""
 FILLED = 60.0
 """Seconds for which somebody who wants to map a bundle waits until it is filled."""
 _logger = logging.getLogger(__name__)
@@ -185,8 +187,11 @@ class Bundles:
         return held
 
     def lease(self, held: Held, connection: Connection) -> Lease:
-        """Count a connection as a use."""
-        return Lease(self, held, connection)
+        """Count a connection as a use; of what has ended while its answer was on the way it is none."""
+        found = Lease(self, held, connection)
+        if held.ended:
+            found.hang_up()
+        return found
 
     def left(self, held: Held, lease: Lease) -> None:
         """One use is over; the last one takes the holder with it."""
@@ -228,7 +233,7 @@ class Bundles:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd="/",
-                env={**os.environ, **engine.device.environment(0)},
+                env={**_environment(), **engine.device.environment(0)},
                 start_new_session=True,
                 **_as_user(owner.uid),
             )
@@ -275,6 +280,9 @@ class Bundles:
             answer = descriptors.receive(held.line, 200, got).decode(errors="replace").strip()
         except (OSError, TimeoutError) as problem:
             answer = f"no answer ({problem})"
+        except BaseException:
+            descriptors.close_all([fd] if fd >= 0 else [])
+            raise
         if fd < 0 and answer == "ok" and len(got) == 1:
             fd = got.pop()
         descriptors.close_all(got)
@@ -318,6 +326,11 @@ class Bundles:
         self._ending = [process for process in self._ending if process.poll() is None]
         if self._ending:
             asyncio.get_running_loop().call_later(AGAIN, self._reap)
+
+
+def _environment() -> dict[str, str]:
+    known = os.environ.items()
+    return {name: value for name, value in known if name in _TOLD or name.startswith("CUDA_")}
 
 
 def _as_user(uid: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpushare_kernel.nwv.refusal import DropTooLarge, PackingStopped
     from gpushare_kernel.nwv.report import PackReport
     from gpushare_kernel.nwv.task import Task, accuracy
+    from gpushare_kernel.nwv.training import Plan
 
 __all__ = [
     "BadBundle",
@@ -26,6 +27,7 @@ __all__ = [
     "Packed",
     "PackingStopped",
     "Piece",
+    "Plan",
     "Result",
     "Sizes",
     "Task",
@@ -42,6 +44,7 @@ _HOMES = {
     "Packed": "packed",
     "PackingStopped": "refusal",
     "Piece": "packed",
+    "Plan": "training",
     "Result": "packing",
     "Sizes": "packed",
     "Task": "task",

@@ -31,11 +31,11 @@ class Budget:
     def __post_init__(self) -> None:
         given = [key for key in ("ratio", "pages", "bytes") if getattr(self, key) is not None]
         if len(given) != 1:
-            msg = f"a budget is one of ratio=, pages= and bytes=, and {' and '.join(given) or 'none'} is given. Write ratio=4."
+            msg = f"a budget is one of ratio=, pages= and bytes=, and {' and '.join(given) or 'none'} is given. Write ratio=1.6 (at most what all models take over what the largest does; bits=8 allows four times that)."
             raise BadDeclaration(msg)
         value = self.limit if self.bytes is not None else self.ratio if self.ratio is not None else self.pages  # fmt: skip
         if not isinstance(value, int | float) or not value > 0:
-            msg = f"{given[0]} must be a number over 0, and {value!r} is not. Write ratio=4."
+            msg = f"{given[0]} must be a number over 0, and {value!r} is not. Write ratio=1.6 (at most what all models take over what the largest does; bits=8 allows four times that)."
             raise BadDeclaration(msg)
 
     @property

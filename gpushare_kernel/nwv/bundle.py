@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
 
 from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.nwv import travel
@@ -140,7 +141,11 @@ class Bundle:
         place = _place(device)
         store = Shared.named(name, place)
         made = cls.__new__(cls)
-        made._begin(store.packed(), modules, Room.of(mode, place), store, take=take)
+        try:
+            made._begin(store.packed(), modules, Room.of(mode, place), store, take=take)
+        except BaseException:
+            store.close()  # it is no use of it
+            raise
         return made
 
     @classmethod
@@ -239,6 +244,10 @@ class Bundle:
         pages = self.pages
         return Packed(pages.page_size, pages.bits, pages.pages, pages.scales, self.members, self.tables, private)  # fmt: skip
 
+    def __reduce__(self) -> NoReturn:
+        msg = "a bundle is not copied or pickled: its models would no longer share. Save what pack() returned (result.packed.save(file)), or take bundle[name].unpacked()."
+        raise UserError(msg)
+
     # --- what people use -----------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> BundleModel:
@@ -335,15 +344,8 @@ class BundleModel:
 
     def _apart(self, result: Any) -> Any:
         """Return a result that shares no memory with the scratch: the next model would change it."""
-        if isinstance(result, torch.Tensor):
-            lies = result.untyped_storage().data_ptr()
-            mine = self.bundle.scratch.memory.untyped_storage().data_ptr()
-            return result.clone() if lies == mine else result
-        if isinstance(result, tuple | list) and type(result) in (tuple, list):
-            return type(result)(map(self._apart, result))
-        if type(result) is dict:
-            return {key: self._apart(one) for key, one in result.items()}
-        return result
+        mine = self.bundle.scratch.memory.untyped_storage().data_ptr()
+        return tree_map_only(torch.Tensor, lambda one: one.clone() if one.untyped_storage().data_ptr() == mine else one, result)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         return travel.departing(self.bundle, self.__name__)
@@ -384,10 +386,10 @@ def _own(
     for name, one in tensors_of(module):
         if isinstance(one, torch.nn.Parameter):
             if name not in paged:
-                found[name] = frozen(_private(member, private, name, one).to(device))
+                found[name] = frozen(_private(member, private, name, one).to(device, copy=True))
         else:
-            kept = _private(member, private, name, one) if name in saved else one.detach().clone()
-            found[name] = kept.to(device)
+            kept = _private(member, private, name, one) if name in saved else one.detach()
+            found[name] = kept.to(device, copy=True)
     return found
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class _Said(msgspec.Struct):
     round: int
     best_round: int
     best_score: tuple[float, float]
-    scores: list[dict[str, float]]
+    scores: list[dict[str, float | None]]
+    """None where a metric was no number: JSON knows none such."""
     stopped: str
 
 
@@ -48,7 +50,10 @@ def save(folder: Path, key: str, tables: Mapping[str, torch.Tensor], progress: P
     """Keep it. What was kept before is replaced when this is on disk."""
     from safetensors.torch import save_file  # noqa: PLC0415  an extra
 
-    said = _Said(key, progress.round, progress.best_round, progress.best_score, progress.scores, progress.stopped)  # fmt: skip
+    scores = [{name: one if isfinite(one) else None for name, one in each.items()} for each in progress.scores]  # fmt: skip
+    said = _Said(
+        key, progress.round, progress.best_round, progress.best_score, scores, progress.stopped
+    )
     names = list(tables)
     tensors = {f"table/{n}": tables[name] for n, name in enumerate(names)}
     for role, state in (("now", progress.state), ("best", progress.best)):
@@ -93,7 +98,10 @@ def load(folder: Path, key: str, names: list[str], device: torch.device) -> tupl
         raise BadDeclaration(msg)
     now, best = (_state(tensors, role, names) for role in ("now", "best"))
     tables = {name: tensors[f"table/{n}"].cpu() for n, name in enumerate(names)}
-    return tables, Progress(now, best, said.best_score, said.best_round, said.round, said.scores, said.stopped)  # fmt: skip
+    scores = [{name: nan if one is None else one for name, one in each.items()} for each in said.scores]  # fmt: skip
+    return tables, Progress(
+        now, best, said.best_score, said.best_round, said.round, scores, said.stopped
+    )
 
 
 def _state(tensors: Mapping[str, torch.Tensor], role: str, names: list[str]) -> State:

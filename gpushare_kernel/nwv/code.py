@@ -7,17 +7,24 @@ import hashlib
 import inspect
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 
+import torch
 from torch import nn
 
-_PLAIN = (bool, int, float, str, bytes, tuple, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, type(None))
+_UNTOLD = frozenset({"training"})
+_DEEPEST = 8
+"""Levels of containers in a setting that are looked at."""
 
 
 def code_of(module: nn.Module) -> str:
     """Return a hash of a module's classes, settings, and names and forms of parameters and buffers.
 
-    Comments, places in files and what is in the weights change nothing. Functions outside the classes are not followed.
+    Settings are a module's attributes: plain values, containers of them, functions and classes by name and syntax; of other
+    objects only the class counts. Comments, places in files and what is in the weights change nothing. Functions that the
+    classes call are not followed.
     """
     digest = hashlib.sha256()
     for line in _told(module):
@@ -31,8 +38,9 @@ def _told(module: nn.Module) -> Iterator[str]:
         yield f"{name} {kind.__qualname__} {one.extra_repr()}"
         if not kind.__module__.startswith("torch."):
             yield from _class(kind)
-            plain = {key: value for key, value in vars(one).items() if isinstance(value, _PLAIN)}
-            yield repr(sorted((key, value) for key, value in plain.items() if key != "training" and not key.startswith("_")))  # fmt: skip
+        for key, value in sorted(vars(one).items()):
+            if key not in _UNTOLD and not key.startswith("_"):
+                yield f"{key} {_setting(value)}"
     for name, tensor in module.state_dict().items():
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
 
@@ -43,8 +51,39 @@ def _class(kind: type) -> Iterator[str]:
             continue
         for name, thing in sorted(vars(one).items()):
             inner = thing.__func__ if isinstance(thing, staticmethod | classmethod) else thing
+            if isinstance(inner, property):
+                inner = inner.fget
             if isinstance(inner, types.FunctionType):
                 yield f"{name} {_function(inner)}"
+            elif not name.startswith("__"):
+                yield f"{name} {_setting(inner)}"
+
+
+def _setting(value: object, depth: int = 0) -> str:
+    """Return what a setting says, the same in every process: no address, no order of a set."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, types.FunctionType):
+        return f"{value.__qualname__} {_function(value)}"
+    if isinstance(value, type | types.BuiltinFunctionType | types.MethodType):
+        return value.__qualname__
+    if depth < _DEEPEST:
+        inner = _inside(value, depth + 1)
+        if inner is not None:
+            return f"{type(value).__qualname__}({inner})"
+    return type(value).__qualname__
+
+
+def _inside(value: object, depth: int) -> str | None:
+    if isinstance(value, list | tuple):
+        return ", ".join(_setting(one, depth) for one in value)
+    if isinstance(value, set | frozenset):
+        return ", ".join(sorted(_setting(one, depth) for one in value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_setting(key, depth)}: {_setting(one, depth)}" for key, one in value.items())  # fmt: skip
+    if is_dataclass(value):
+        return ", ".join(f"{one.name}={_setting(getattr(value, one.name), depth)}" for one in fields(value))  # fmt: skip
+    return None
 
 
 def _function(function: types.FunctionType) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.nwv.layers import Layered
@@ -65,7 +66,7 @@ class Graphed:
             self._graph.replay()
             if isinstance(runner, Layered):
                 runner.forget()  # the replay has filled the halves, unseen
-            return _cloned(self._result)
+            return tree_map_only(torch.Tensor, torch.clone, self._result)
 
     def _captured(self) -> Any:
         device, runner = self._model.bundle.device, self._model.runner
@@ -91,16 +92,6 @@ class Graphed:
     def _capture(self, runner: Runner) -> Any:
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             return runner.forward(self._given, {})
-
-
-def _cloned(result: Any) -> Any:
-    if isinstance(result, torch.Tensor):
-        return result.clone()
-    if isinstance(result, tuple | list) and type(result) in (tuple, list):
-        return type(result)(map(_cloned, result))
-    if type(result) is dict:
-        return {key: _cloned(one) for key, one in result.items()}
-    return result
 
 
 def _listed(forms: Sequence[tuple[torch.Size, torch.dtype]]) -> str:

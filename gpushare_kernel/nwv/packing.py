@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite, isnan
 
 from torch import nn
 
@@ -106,14 +107,23 @@ def pack(
     _check(call, max_drop)
     work = Work(call)
     packed, report = work.done()
-    if max_drop is not None and max(report.drops.values()) > max_drop:
+    if max_drop is not None and not _holds(report, max_drop):
         raise _too_large(call, report, max_drop)
     return Result(packed, report, work.cuts)
+
+
+def _holds(report: PackReport, max_drop: float) -> bool:
+    """Tell whether no model loses more; one whose metric is no number does."""
+    return all(drop <= max_drop for drop in report.drops.values())
 
 
 def _check(call: Call, max_drop: float | None) -> None:
     """Refuse what cannot be packed, before anything is computed."""
     _check_options(call)
+    given: object = max_drop
+    if given is not None and not (isinstance(given, int | float) and isfinite(given)):
+        msg = f"max_drop is what a metric may lose on validation data, a number, and {max_drop!r} is none. Write max_drop=0.03 for three points of accuracy."
+        raise BadDeclaration(msg)
     for name, module in call.modules.items():
         if not callable(getattr(module, "state_dict", None)):
             msg = f"{name} must be a Task or a torch module, and is a {type(module).__name__}. Write Task(model, train, validate)."
@@ -150,6 +160,9 @@ def _check_options(one: Call) -> None:
 
 def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:
     """Return the refusal, with a ratio that was tried and holds."""
+    for name, drop in report.drops.items():
+        if isnan(drop):
+            return DropTooLarge(f"model {name}: its metric is no number on validation data once it is packed, so max_drop={max_drop:g} cannot be kept. Have the metric return a number for every model.", report, None)  # fmt: skip
     worst = max(report.drops, key=lambda name: report.drops[name])
     said = f"model {worst} loses {report.drops[worst]:.3g} on validation data at ratio {report.ratio:.3g}, and max_drop is {max_drop:g}."
     ratio, tried = report.ratio, []
@@ -160,7 +173,7 @@ def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:
         again = replace(call, budget=Budget(ratio=ratio), folder=None, control=False)
         _, found = Work(again).done()
         tried.append(f"{found.ratio:.3g}")
-        if max(found.drops.values()) <= max_drop:
+        if _holds(found, max_drop):
             advice = f"Ratio {ratio:g} was tried and holds (worst {max(found.drops.values()):.3g}): write ratio={ratio:g}."
             return DropTooLarge(f"{said} {advice}", report, ratio)
     return DropTooLarge(f"{said} None of these held either: {', '.join(tried) or 'none below it is over 1'}. Train longer (plan=Plan(rounds=30)), allow more, or leave {worst} out.", report, None)  # fmt: skip

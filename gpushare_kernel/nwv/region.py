@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Mapping
-from typing import Self
+from typing import NoReturn, Self
 
 import msgspec
 import torch
@@ -107,6 +107,10 @@ class Region:
     def cut(self, parts: tuple[Part, ...]) -> Region:
         """Return the same memory with other parts."""
         return Region(os.dup(self.fd), parts)
+
+    def __reduce__(self) -> NoReturn:
+        msg = "tensors in shared memory are not copied or pickled as such. Take bundle[name].unpacked() for a module of your own."
+        raise TypeError(msg)
 
     def __del__(self) -> None:
         fd, self.fd = getattr(self, "fd", -1), -1

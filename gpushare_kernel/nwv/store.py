@@ -110,7 +110,10 @@ class Shared:
             Saying what to do.
         """
         if self.region is None and (self._mapping is None or not self._mapping.mapped):
-            msg = f"bundle {self.name!r} is unmapped. Map it again: bundle.remap()."
+            if self.held:
+                msg = f"bundle {self.name!r} is unmapped. Map it again: bundle.remap()."
+            else:
+                msg = f"bundle {self.name!r} is gone: its holder ended while this kernel had it unmapped. Load or pack it again, or take it from a kernel that still maps it: bundle.share(name) there."
             raise UserError(msg)
 
     def _memory(self) -> torch.Tensor:

@@ -52,7 +52,7 @@ class GpuShareMagics(Magics):
                                has `pipe`, whose --weight says who goes first; without them the cell opens
                                one gpushare.realtime.Pipeline(model, example) itself
 
-        --pack digits=t1,wine=t2 --ratio 4 [--bits 8] [--max-drop 0.03]
+        --pack digits=t1,wine=t2 --ratio 1.6 [--bits 8] [--max-drop 0.03]
                                several models in one set of weight pages: t1 and t2 are variables of the
                                notebook, each a gpushare.nwv.Task or a torch module. They are packed first,
                                and the cell has `bundle`: bundle["digits"](x). What the bundle takes is what

@@ -1,4 +1,4 @@
-"""A cell with packed models: `%%gpulane --pack digits=t1,wine=t2 --ratio 4`, and the cell has `bundle`."""
+"""A cell with packed models: `%%gpulane --pack digits=t1,wine=t2 --ratio 1.6`, and the cell has `bundle`."""
 
 from __future__ import annotations
 

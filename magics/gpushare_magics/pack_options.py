@@ -1,4 +1,4 @@
-"""What `--pack digits=t1,wine=t2 --ratio 4` says, read without torch."""
+"""What `--pack digits=t1,wine=t2 --ratio 1.6` says, read without torch."""
 
 from __future__ import annotations
 
@@ -40,16 +40,20 @@ def read(seen: argparse.Namespace) -> Packing | None:
     if seen.pack is None:
         given = next((one for one in OPTIONS if getattr(seen, one) is not None), None)
         if given is not None:
-            msg = f"--{given.replace('_', '-')} says how models are packed, and the line packs none. Write %%gpulane --pack digits=t1,wine=t2 --ratio 4."
+            msg = f"--{given.replace('_', '-')} says how models are packed, and the line packs none. Write %%gpulane --pack digits=t1,wine=t2 --ratio 1.6."
             raise BadDeclaration(msg)
         return None
     for option, other in (("--class RT", seen.kind == "RT"), ("--dry-run", seen.dry_run)):
         if other:
             msg = f"--pack and {option} exclude each other. Pack in one cell; the next one has the models: bundle['digits']."
             raise BadDeclaration(msg)
+    models = _models(seen.pack)
+    if seen.ratio is None:
+        msg = "--pack needs --ratio: how many times less memory than separate copies, at most what all models take over what the largest does (four times that with --bits 8). Write for example --ratio 1.6."
+        raise BadDeclaration(msg)
     return Packing(
-        _models(seen.pack),
-        _number("--ratio", seen.ratio, 1.0, "times less memory than separate copies", "4"),
+        models,
+        _number("--ratio", seen.ratio, 1.0, "times less memory than separate copies", "1.6"),
         _bits(seen.bits),
         _number("--max-drop", seen.max_drop, 0.0, "what a model's metric may lose on validation data: 0.03 is three points of accuracy", "0.03"),
     )  # fmt: skip
@@ -73,7 +77,7 @@ def _models(text: str) -> tuple[tuple[str, str], ...]:
         name, _, variable = word.strip().partition("=")
         variable = variable or name
         if not (name.isidentifier() and variable.isidentifier()):
-            msg = f"--pack names models and variables, name=variable with commas between, and {word!r} is none. Write for example --pack digits=t1,wine=t2."
+            msg = f"--pack names models and variables, name=variable with commas and no spaces between, and {word!r} is none. Write for example --pack digits=t1,wine=t2."
             raise BadDeclaration(msg)
         if name in found:
             msg = f"--pack has one model of a name, and {name} is there twice ({found[name]}, {variable}). Give one of them another name."

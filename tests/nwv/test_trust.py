@@ -1,0 +1,180 @@
+"""What a bundle must not do in silence: run other code, change a result, lose a use, take a descriptor from a stranger."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gpushare_kernel import nwv
+from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.nwv.code import code_of
+from gpushare_kernel.nwv.refusal import DropTooLarge
+
+Both = namedtuple("Both", "y weight")
+
+
+def _layer(**settings: Any) -> nn.Module:
+    return nn.TransformerEncoderLayer(16, **{"nhead": 2, "dim_feedforward": 32, **settings})
+
+
+@dataclass
+class _Config:
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+
+
+class _Own(nn.Module):
+    gain = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 4)
+        self.table = {"k": 1}
+        self.config = _Config()
+        self.acts = (torch.relu, nn.functional.gelu, object())
+
+    @property
+    def times(self) -> int:
+        return 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x) * self.times * self.gain
+
+
+@pytest.mark.parametrize("settings", [{"nhead": 4}, {"norm_first": True}, {"activation": "gelu"}])
+def test_settings_of_torchs_own_modules_are_code(settings: dict[str, Any]) -> None:
+    """B7: they change answers, and are in no `extra_repr`."""
+    assert code_of(_layer()) == code_of(_layer())
+    assert code_of(_layer()) != code_of(_layer(**settings))
+
+
+def test_settings_in_containers_constants_and_properties_are_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """B7."""
+    before, found = code_of(_Own()), []
+    changed = _Own()
+    changed.table["k"] = 5
+    found.append(code_of(changed))
+    changed = _Own()
+    changed.config.sizes.append(3)
+    found.append(code_of(changed))
+    with monkeypatch.context() as patch:
+        patch.setattr(_Own, "gain", 2.0)
+        found.append(code_of(_Own()))
+    monkeypatch.setattr(_Own, "times", property(lambda self: 3))
+    found.append(code_of(_Own()))
+    assert len({before, *found}) == 5
+
+
+def test_code_is_the_same_in_every_process() -> None:
+    """B7: no address is in it."""
+    ask = "from tests.nwv.test_trust import _Own, code_of; print(code_of(_Own()))"
+    found = {
+        subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}).stdout
+        for _ in range(2)
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+class _Gives(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return Both(self.line(x), {"w": [self.line.weight]})
+
+
+def _bundle() -> tuple[nwv.Result, dict[str, nn.Module]]:
+    torch.manual_seed(3)
+    models: dict[str, nn.Module] = {"a": _Gives(), "b": _Gives()}
+    return nwv.pack(models, ratio=1.2, page_size=4, progress=False), models
+
+
+def test_a_result_of_any_form_is_the_callers_own() -> None:
+    """B2: also a weight in a named tuple."""
+    result, models = _bundle()
+    bundle = nwv.Bundle(result.packed, models, device="cpu")
+    given = bundle["a"](torch.ones(1, 4))
+    assert isinstance(given, Both)
+    kept = given.weight["w"][0].clone()
+    bundle["b"](torch.ones(1, 4))
+    assert torch.equal(given.weight["w"][0], kept)
+
+
+def test_a_bundle_is_not_copied_and_takes_no_descriptor_with_it(tmp_path: Path) -> None:
+    """The half-made copy had the number of the original's descriptor, and closed a stranger's."""
+    result, models = _bundle()
+    bundle = nwv.Bundle(result.packed, models, device="cpu")
+    with pytest.raises(UserError, match=r"not copied or pickled.*unpacked"):
+        copy.deepcopy(bundle)
+    with pytest.raises(TypeError, match="not copied"):
+        copy.deepcopy(bundle.region)
+    with (tmp_path / "victim").open("w") as file:
+        del bundle
+        file.write("kept")
+    assert (tmp_path / "victim").read_text() == "kept"
+
+
+class _Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 4)
+        self.register_buffer("n", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.n += 1
+        return self.line(x)
+
+
+def test_what_a_model_writes_stays_in_its_bundle() -> None:
+    """A second bundle of the same pages begins as the first did."""
+    torch.manual_seed(3)
+    models = {"a": _Counts(), "b": _Counts()}
+    packed = nwv.pack(models, ratio=1.2, page_size=4, progress=False).packed
+    nwv.Bundle(packed, models, device="cpu")["a"](torch.ones(1, 4))
+    assert float(packed.private["a"]["n"]) == 0.0
+
+
+def _task(metric: Any) -> nwv.Task:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(64, 4)
+    batches = [(x, (x[:, 0] > 0).long())]
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), batches[0][1]).backward()
+        optimizer.step()
+    return nwv.Task(model, batches, batches, metric)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "much"])
+def test_what_max_drop_cannot_mean_is_refused(value: Any) -> None:
+    """Before anything is computed."""
+    with pytest.raises(BadDeclaration, match="a number, and"):
+        nwv.pack({"a": _task(nwv.accuracy), "b": _task(nwv.accuracy)}, ratio=1.5, max_drop=value)
+
+
+def test_a_metric_that_becomes_no_number_keeps_no_max_drop() -> None:
+    """It is refused by name; the others' drops do not hide behind it."""
+    calls = []
+
+    def metric(*given: Any) -> float:
+        calls.append(1)
+        return float(nwv.accuracy(*given)) if len(calls) <= 2 else math.nan
+
+    tasks = {"a": _task(metric), "b": _task(nwv.accuracy)}
+    with pytest.raises((DropTooLarge, BadDeclaration), match=r"model a|a:"):
+        nwv.pack(tasks, ratio=1.5, page_size=4, max_drop=0.5, plan=nwv.Plan(rounds=1), progress=False)  # fmt: skip
