@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -185,9 +186,10 @@ def test_size_is_held_from_before_the_first_line_to_the_end(broker):
         (session,) = sessions(broker)
         assert session.p >= 700 * 2**20
         with running("600MiB", "--", "echo", "mine") as second:
-            assert "Waiting for memory: needs 600 MiB" in second.stderr.readline()
+            # Less some pages that it has by now.
+            assert re.search(r"Waiting for memory: needs (600|59\d) MiB", second.stderr.readline())
             (waiter,) = queue(broker)
-            assert 596 * 2**20 < waiter.needs <= 600 * 2**20  # less some pages that it has by now
+            assert 590 * 2**20 < waiter.needs <= 600 * 2**20
             first.communicate("\n", PATIENCE)
             out, said = second.communicate(timeout=PATIENCE)
             assert (second.returncode, out) == (0, "mine\n")

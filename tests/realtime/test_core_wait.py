@@ -100,7 +100,10 @@ def test_threads_in_each_others_way_are_no_excuse() -> None:
     for thread in threads:
         thread.join()
     now = wait.mark()
-    assert wait.lost(mark, now) <= (now.wall - mark.wall) - (now.used - mark.used) + 0.001
+    taken = (now.wall - mark.wall) - (
+        now.used - mark.used
+    )  # below 0: others of the process ran beside
+    assert wait.lost(mark, now) <= max(0.0, taken) + 0.001
 
 
 def test_a_thread_that_is_left_out_is_nobodys_excuse() -> None:
