@@ -34,7 +34,16 @@ from gpushare_kernel.wire.handshake import (
     Welcome,
 )
 from gpushare_kernel.wire.handshake import Message as _Message
-from gpushare_kernel.wire.realtime import RealtimeChain, RealtimePlacement, RealtimeTask
+from gpushare_kernel.wire.realtime import (
+    RealtimeBeside,
+    RealtimeDone,
+    RealtimeGrid,
+    RealtimeKept,
+    RealtimePlaced,
+    RealtimePlacement,
+    RealtimeReleased,
+    RealtimeTask,
+)
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
@@ -54,10 +63,16 @@ __all__ = [
     "Ok",
     "Open",
     "Opened",
+    "RealtimeBeside",
+    "RealtimeDone",
+    "RealtimeGrid",
+    "RealtimeKept",
+    "RealtimePlaced",
+    "RealtimeReleased",
     "Restart",
     "Welcome",
 ]
-"""Those of the handshake; whatever is defined here besides."""
+"""Those of the handshake and of real time; whatever is defined here besides."""
 
 VERSION = 2
 SPOKEN = (2, 1)
@@ -239,43 +254,6 @@ class CellEnded(_Message, frozen=True):
     persistent: int
 
 
-class RealtimeGrid(_Message, frozen=True):
-    """A real-time job of mine is released at `first` (CLOCK_MONOTONIC, seconds) and every period from then on; None: nobody knows when."""
-
-    job: JobId
-    first: float | None = None
-
-
-class RealtimeBeside(_Message, frozen=True):
-    """All best effort that my notebook has now, one more than before: may it run beside its deadlines? Answered by `RealtimePlaced`."""
-
-    chains: tuple[RealtimeChain, ...]
-
-
-class RealtimeKept(_Message, frozen=True):
-    """A real-time job of mine ran on while the broker was gone, as another one had promised: promise it again.
-
-    `first` is as in `RealtimeGrid`.
-    """
-
-    job: JobId
-    task: RealtimeTask
-    placement: RealtimePlacement
-    first: float | None = None
-
-
-class RealtimeReleased(_Message, frozen=True):
-    """A real-time job of mine, whose releases nobody knows before, is released now."""
-
-    job: JobId
-
-
-class RealtimeDone(_Message, frozen=True):
-    """A real-time job of mine has done the work of its release."""
-
-    job: JobId
-
-
 # --- Replies ------------------------------------------------------------------------------------------
 
 
@@ -294,12 +272,6 @@ class Granted(_Message, frozen=True):
     ephemeral: int
     learned: int = 0
     placement: RealtimePlacement | None = None
-
-
-class RealtimePlaced(_Message, frozen=True):
-    """Where my real-time jobs run, and what is proven of them now."""
-
-    placements: dict[JobId, RealtimePlacement]
 
 
 class DryRun(_Message, frozen=True):

@@ -1,8 +1,11 @@
-"""What a real-time job says of itself: the task whose deadline is to be proven. Times in seconds."""
+"""What a real-time job says of itself: the task whose deadline is to be proven, and its releases. Times in seconds."""
 
 from __future__ import annotations
 
 from msgspec import Struct
+
+from gpushare_kernel.core.values import JobId
+from gpushare_kernel.wire.handshake import Message
 
 
 class RealtimeLayer(Struct, frozen=True, omit_defaults=True):
@@ -55,3 +58,49 @@ class RealtimePlacement(Struct, frozen=True, omit_defaults=True):
     beside: dict[str, Stages] = {}
     bounds: dict[str, float] = {}
     spare: float = 0.0
+
+
+# --- messages ---
+
+
+class RealtimeGrid(Message, frozen=True):
+    """A real-time job of mine is released at `first` (CLOCK_MONOTONIC, seconds) and every period from then on; None: nobody knows when."""
+
+    job: JobId
+    first: float | None = None
+
+
+class RealtimeBeside(Message, frozen=True):
+    """All best effort that my notebook has now, one more than before: may it run beside its deadlines? Answered by `RealtimePlaced`."""
+
+    chains: tuple[RealtimeChain, ...]
+
+
+class RealtimeKept(Message, frozen=True):
+    """A real-time job of mine ran on while the broker was gone, as another one had promised: promise it again.
+
+    `first` is as in `RealtimeGrid`.
+    """
+
+    job: JobId
+    task: RealtimeTask
+    placement: RealtimePlacement
+    first: float | None = None
+
+
+class RealtimeReleased(Message, frozen=True):
+    """A real-time job of mine, whose releases nobody knows before, is released now."""
+
+    job: JobId
+
+
+class RealtimeDone(Message, frozen=True):
+    """A real-time job of mine has done the work of its release."""
+
+    job: JobId
+
+
+class RealtimePlaced(Message, frozen=True):
+    """Where my real-time jobs run, and what is proven of them now."""
+
+    placements: dict[JobId, RealtimePlacement]
