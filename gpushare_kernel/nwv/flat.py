@@ -6,7 +6,7 @@ import msgspec
 import torch
 
 from gpushare_kernel.core.errors import PeerError
-from gpushare_kernel.nwv.layout import ALIGNED
+from gpushare_kernel.nwv.layout import ALIGNED, aligned
 from gpushare_kernel.nwv.packed import Member, Packed
 from gpushare_kernel.nwv.region import Part, parts_of
 
@@ -68,7 +68,7 @@ def read(memory: torch.Tensor) -> tuple[Packed, tuple[Part, ...]]:
     except msgspec.MsgspecError as problem:
         msg = f"a bundle in shared memory begins with its head, and this is none: {problem}."
         raise PeerError(msg) from problem
-    start = -(-(_LENGTH + length) // ALIGNED) * ALIGNED
+    start = aligned(_LENGTH + length)
     parts = tuple(msgspec.structs.replace(part, offset=part.offset + start) for part in head.parts)
     found = {part.name: _view(memory, part) for part in parts}
     members = {one.name: one for one in head.members}

@@ -16,10 +16,10 @@ import torch
 
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv.gather import Gather
-from gpushare_kernel.nwv.layout import Layout, laid_out
+from gpushare_kernel.nwv.layout import Layout, aligned, laid_out
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.scratch import Scratch
-from gpushare_kernel.nwv.units import Unit, groups, held, rounded
+from gpushare_kernel.nwv.units import Unit, groups, held
 
 Gatherer = Callable[[Layout], Gather]
 
@@ -35,7 +35,7 @@ class Stage:
 
     def __init__(self, half: int, kept: int, device: torch.device) -> None:
         self.halves = 2 if device.type == "cuda" else 1
-        half = rounded(half)
+        half = aligned(half)
         self.scratch = Scratch(self.halves * half + kept, device)
         memory = self.scratch.memory
         self.areas = [memory[n * half : (n + 1) * half] for n in range(self.halves)]

@@ -15,6 +15,11 @@ ALIGNED = 256
 """Bytes: what cuBLAS asks of its fastest paths (MKL and oneDNN of 64). It is the same in all modes, or they would take other paths and round differently."""
 
 
+def aligned(size: int) -> int:
+    """Return the bytes after which what lies behind so many begins at a good address."""
+    return -(-size // ALIGNED) * ALIGNED
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A parameter, and where it lies: from byte `offset`, `count` weights that begin at `first` in its model's vector."""
@@ -46,5 +51,5 @@ def laid_out(pieces: Iterable[Piece], start: int = 0) -> Layout:
     for piece in pieces:
         dtype, count = dtype_of(piece.dtype), prod(piece.shape)
         places.append(Place(piece.name, piece.first, count, offset, dtype, piece.shape))
-        offset += -(-count * dtype.itemsize // ALIGNED) * ALIGNED
+        offset += aligned(count * dtype.itemsize)
     return Layout(places, offset - start)

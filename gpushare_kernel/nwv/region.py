@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from gpushare_kernel.core.errors import PeerError
-from gpushare_kernel.nwv.layout import ALIGNED
+from gpushare_kernel.nwv.layout import aligned
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _AT_ONCE = 2**30
@@ -60,7 +60,7 @@ def parts_of(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[Part, ...], int
     for name, tensor in tensors.items():
         part = Part(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset)
         parts.append(part)
-        offset += -(-part.size // ALIGNED) * ALIGNED
+        offset += aligned(part.size)
     return tuple(parts), max(1, offset)
 
 

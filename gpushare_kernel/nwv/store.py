@@ -32,9 +32,7 @@ class Shared:
         counts = {"pages": len(packed.pages), "shared": _shared_pages(packed)}
         if device.type != "cuda":
             region = Region.of(tensors)
-            made = cls(device, lease.offered(name, region.size, fd=region.fd, **counts))
-            made.map()
-            return made
+            return cls._mapped(device, lease.offered(name, region.size, fd=region.fd, **counts))
         made = cls(device, lease.offered(name, size, **counts))
         assert made._mapping is not None  # noqa: S101 - for the type checker
         try:
@@ -51,7 +49,12 @@ class Shared:
     @classmethod
     def named(cls, name: str, device: torch.device) -> Shared:
         """Map a bundle that another kernel of this user shares."""
-        made = cls(device, lease.mapped(name))
+        return cls._mapped(device, lease.mapped(name))
+
+    @classmethod
+    def _mapped(cls, device: torch.device, use: lease.Lease) -> Shared:
+        """Map what came with a use; where it cannot be mapped, it is no use of it."""
+        made = cls(device, use)
         try:
             made.map()
         except BaseException:

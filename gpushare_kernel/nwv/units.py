@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from gpushare_kernel.nwv.gather import Gather
-from gpushare_kernel.nwv.layout import ALIGNED, Layout, laid_out
+from gpushare_kernel.nwv.layout import Layout, laid_out
 from gpushare_kernel.nwv.packed import Piece
 from gpushare_kernel.nwv.shell import Elsewhere, frozen
 
@@ -104,8 +104,3 @@ class Unit:
             owner._flat_weights = [
                 owner._parameters.get(name) for name in owner._flat_weights_names
             ]
-
-
-def rounded(size: int) -> int:
-    """Return a size with which areas that lie behind each other begin at good addresses."""
-    return -(-size // ALIGNED) * ALIGNED

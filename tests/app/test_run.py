@@ -187,7 +187,9 @@ def test_size_is_held_from_before_the_first_line_to_the_end(broker):
         assert session.p >= 700 * 2**20
         with running("600MiB", "--", "echo", "mine") as second:
             # Less some pages that it has by now.
-            assert re.search(r"Waiting for memory: needs (600|59[6-9]) MiB", second.stderr.readline())
+            assert re.search(
+                r"Waiting for memory: needs (600|59[6-9]) MiB", second.stderr.readline()
+            )
             (waiter,) = queue(broker)
             assert 596 * 2**20 < waiter.needs <= 600 * 2**20
             first.communicate("\n", PATIENCE)
