@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.nwv import flat, lease
 from gpushare_kernel.nwv.bundle import Bundle
 from gpushare_kernel.nwv.region import Region
+from gpushare_kernel.nwv.store import Shared
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import House
@@ -93,6 +95,11 @@ def held(house: House) -> list[Any]:
     return house.do(lambda: list(house.broker.bundles._held.values()))
 
 
+def held_names(house: House) -> list[str]:
+    """What it is called."""
+    return [one.name for one in house.broker.bundles._held.values()]
+
+
 def charged(house: House) -> int:
     """What is charged on the device."""
     return house.do(lambda: house.broker.scheduler.book.table.persistent)
@@ -132,6 +139,53 @@ def test_kernels_of_one_user_map_the_same_pages_and_they_are_charged_once(house:
     house.saw(lambda: house.broker.bundles._held == {})
     assert charged(house) == before
     there.process.wait(20)
+
+
+def test_a_bundle_that_cannot_be_opened_is_no_use_of_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B11: with a model missing, or where its pages cannot be mapped; the holder ends with the one real use."""
+    one = made(nets(2))
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    (there,) = held(house)
+    for _ in range(3):
+        with pytest.raises(UserError) as refused:
+            Bundle.shared("eyes", {"net0": one.modules["net0"]}, device="cpu")
+        house.saw(lambda: len(there.users) == 1)
+    assert "net1" in str(refused.value)  # a traceback that is kept keeps no use
+    with monkeypatch.context() as patch:
+        patch.setattr(Shared, "map", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Bundle(one.packed, one.modules, device="cpu").share("other")
+        house.saw(lambda: held_names(house) == ["eyes"])
+    del bundle
+    house.saw(lambda: house.broker.bundles._held == {})
+
+
+def test_a_use_that_comes_when_its_bundle_has_ended_is_hung_up(house: House) -> None:
+    """B11: its answer was on the way while the last other use went."""
+    bundle = Bundle(made(nets(2)).packed, made(nets(2)).modules, device="cpu")
+    bundle.share("eyes")
+    (there,) = held(house)
+    hung_up: list[str] = []
+    late: Any = SimpleNamespace(close=lambda: hung_up.append("late"))
+    house.do(lambda: house.broker.bundles._end(there))
+    house.do(lambda: house.broker.bundles.lease(there, late))
+    assert hung_up == ["late"]
+
+
+def test_a_holder_knows_nothing_of_its_brokers_environment(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I9: it runs as its user, who may read all that it was started with."""
+    monkeypatch.setenv("SECRET_OF_THE_BROKER", "s3cret")
+    bundle = Bundle(made(nets(2)).packed, made(nets(2)).modules, device="cpu")
+    bundle.share("eyes")
+    (there,) = held(house)
+    told = Path(f"/proc/{there.process.pid}/environ").read_bytes()
+    assert b"s3cret" not in told
+    assert b"PATH=" in told
 
 
 def test_it_is_unmapped_and_mapped_again(house: House) -> None:
