@@ -119,7 +119,7 @@ def test_a_line_is_read() -> None:
     assert parse("2GiB --pack digits=t1,wine=t2 --ratio 4 --bits=8 --max-drop 0.03") == Declaration(
         size="2GiB", pack=Packing((("digits", "t1"), ("wine", "t2")), 4.0, 8, 0.03)
     )
-    assert parse("--pack t1,t2").pack == Packing((("t1", "t1"), ("t2", "t2")))
+    assert parse("--pack t1,t2 --ratio 1.5").pack == Packing((("t1", "t1"), ("t2", "t2")), 1.5)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,13 @@ def test_a_line_is_read() -> None:
         ("--ratio 4", r"--ratio says how models are packed, and the line packs none\. Write .*--pack"),
         ("--max-drop 1", "--max-drop says how"),
         ("--pack a=b,,c=d", "'' is none"),
-        ("--pack digits=a.b", r"name=variable with commas between, and 'digits=a\.b' is none"),
+        ("--pack digits=a.b", r"name=variable with commas and no spaces between, and 'digits=a\.b' is none"),
+        ("--pack a=b --bits 8", r"--pack needs --ratio: how many times less memory .*Write for example --ratio 1\.6"),
         ("--pack a=b,a=c", r"a is there twice \(b, c\)"),
         ("--pack a=b --ratio much", r"--ratio is a number of 1 or more .*, not 'much'"),
         ("--pack a=b --ratio 0.5", "not '0.5'"),
-        ("--pack a=b --max-drop nan", "--max-drop is a number of 0 or more"),
-        ("--pack a=b --bits 5", "--bits is 8 or 4 .*, not '5'"),
+        ("--pack a=b --ratio 2 --max-drop nan", "--max-drop is a number of 0 or more"),
+        ("--pack a=b --ratio 2 --bits 5", "--bits is 8 or 4 .*, not '5'"),
         ("--pack a=b --class RT --period 1s --deadline 1s --model net --input x", "--pack and --class RT exclude each other"),
         ("--pack a=b --dry-run", "--pack and --dry-run exclude each other"),
     ],
@@ -169,8 +170,8 @@ def test_a_cell_has_its_bundle(run: Run, shell: InteractiveShell, packer: Packer
 
 def test_what_is_not_said_is_left_to_pack(run: Run, packer: Packer) -> None:
     """No option is invented."""
-    assert run("%%gpulane --pack t1\nseen.append(1)").success
-    assert packer.asked[0][1] == {}
+    assert run("%%gpulane --pack t1 --ratio 2\nseen.append(1)").success
+    assert packer.asked[0][1] == {"ratio": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_what_cannot_be_packed_does_not_run(  # noqa: PLR0917
     run: Run, shell: InteractiveShell, packer: Packer, capsys: Capture, line: str, says: str
 ) -> None:
     """It is said before anything waits, and nothing of the cell has run."""
-    assert not run(f"%%gpulane {line}\nseen.append(1)").success
+    assert not run(f"%%gpulane {line} --ratio 2\nseen.append(1)").success
     out = capsys.readouterr()
     assert says in out.out + out.err
     assert shell.user_ns["seen"] == []
@@ -215,7 +216,7 @@ def test_what_the_bundle_takes_is_declared(  # noqa: PLR0917
     """Packing has a lane of its own, over before the cell's is asked for; that one keeps the bundle, unless the line says otherwise."""
     assert api._session is not None
     api._session.wait_attached(20)
-    assert run(f"%%gpulane {size} --pack digits=t1,wine=net\nseen.append(bundle.sizes().total)").success  # fmt: skip
+    assert run(f"%%gpulane {size} --pack digits=t1,wine=net --ratio 2\nseen.append(bundle.sizes().total)").success  # fmt: skip
     told = [one for one in broker_that_admits.seen if isinstance(one, Submit | End)]
     packing, packed, cell, _ = told
     assert isinstance(packing, Submit)
