@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gpushare_kernel.core.values import (
     JobId,
+    MoveStatus,
     PauseReason,
     PauseStatus,
     Promise,
@@ -273,17 +274,41 @@ class Released(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked(Event):
-    """A `Park` was carried out: `persistent` bytes of the session are left on the device. Not `done`: it keeps what it held."""
+    """What came of a `Park`: DONE, and `persistent` bytes of the session beside its contexts are left on the device. Else it keeps what it held.
+
+    `freed` bytes, those of its contexts included, were given back within `took` seconds; `why` is what stood in the way.
+    """
 
     session: SessionId
     ticket: int
-    persistent: int
-    done: bool = True
+    persistent: int = 0
+    status: MoveStatus = MoveStatus.DONE
+    freed: int = 0
+    took: float = 0.0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored(Event):
-    """A `Restore` was carried out: what the session held is on the device again."""
+    """What came of a `Restore`: DONE after `took` seconds, and what the session held is on the device again. Else it is parked still, or LOST."""
 
     session: SessionId
     ticket: int
+    status: MoveStatus = MoveStatus.DONE
+    took: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkWanted(Event):
+    """Its owner, or an administrator, wants the session parked now, whether anybody waits or not."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkBarred(Event):
+    """The session must not be parked, and `why`; empty: it may be again."""
+
+    session: SessionId
+    why: str

@@ -19,7 +19,7 @@ from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.realtime import Realtime
 from gpushare_kernel.core.records import Job, Key, Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobId, JobState, Need, Presence, SessionId
+from gpushare_kernel.core.values import JobId, JobState, MoveStatus, Need, Presence, SessionId
 
 MOST = 4
 """Lanes that merge into another, or sessions that are displaced, for one job that waits."""
@@ -256,7 +256,7 @@ class Room(Realtime):
         session = self._moved(event.session, event.ticket)
         if session is None:
             return
-        if event.done:
+        if event.status is MoveStatus.DONE:
             session.parked = (session.declared, session.measured)
             self.turns.noted(session, event.at)
             self.book.charge(session, declared=0, measured=event.persistent)

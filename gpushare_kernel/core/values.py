@@ -93,6 +93,16 @@ class PauseStatus(StrEnum):
     GONE = "gone"  # the process has ended
 
 
+class MoveStatus(StrEnum):
+    """What came of asking a device to park or to restore a session."""
+
+    DONE = "done"
+    NOT_NOW = "not-now"  # nothing has changed: its work did not drain, the host's memory is short, the device has no room
+    UNABLE = "unable"  # nothing has changed, and as it stands it never can: imported mappings, a profiler, no permission
+    LOST = "lost"  # a restore failed: the driver answers this process no more, and what was parked is gone
+    GONE = "gone"  # the process has ended
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a job asks for: the session's persistent total, and this job's ephemeral bytes."""

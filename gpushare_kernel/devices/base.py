@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from gpushare_kernel.core.values import DeviceId, MiB, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, MiB, MoveStatus, PauseStatus, ProcessKey, Usage
 
 TORCH_CONTEXT = 520 * MiB
 """The context of a torch process on a GPU, as long as none is measured."""
@@ -88,6 +88,19 @@ class PauseOutcome:
 
     status: PauseStatus
     drain: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOutcome:
+    """What came of a park or a restore: `freed` bytes of the device's memory were given back (contexts included), in `took` seconds.
+
+    `why` says what stood in the way, for people: the rule, the numbers, what to do.
+    """
+
+    status: MoveStatus
+    freed: int = 0
+    took: float = 0.0
+    why: str = ""
 
 
 class Hold(IntEnum):
@@ -176,6 +189,22 @@ class Device(Protocol):
 
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """What of this session stands still on our account."""
+
+    async def park(self, target: Target, *, limit: float) -> MoveOutcome:
+        """Pause the session within `limit` seconds and give its device memory back, with its state kept in the host's memory (docs/parking.md).
+
+        DONE: it stands still, without memory on the device, until `restore`. Any other status: nothing has changed,
+        and where `park` had to pause it, it runs again.
+        """
+
+    async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
+        """Put back what `park` took; it stands still until `resume`. Whoever asks holds everybody else still meanwhile.
+
+        NOT_NOW: the device has less free in fact than what was parked and `margin` bytes; nothing was begun (I5).
+        """
+
+    def parked(self, target: Target) -> int:
+        """Return how many bytes of the session `park` took from the device; 0 where it is not parked."""
 
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
         """Living processes of a session whose root has ended, those at the top of what is left of its tree.

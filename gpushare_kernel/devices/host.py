@@ -14,12 +14,13 @@ from time import monotonic
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, MoveStatus, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices.base import (
     Busy,
     Capabilities,
     Intents,
     Inventory,
+    MoveOutcome,
     PauseOutcome,
     Stranger,
     Target,
@@ -187,6 +188,18 @@ class HostDevice:
         session = self._sessions.get(target.root)
         keys = () if session is None else session.stopped
         return [key for key in keys if procfs.state_of(key) in _STILL]
+
+    async def park(self, target: Target, *, limit: float) -> MoveOutcome:  # noqa: ARG002
+        """Say that there is nothing to park."""
+        return MoveOutcome(MoveStatus.UNABLE, why=self.capabilities.why)
+
+    async def restore(self, target: Target, *, margin: int) -> MoveOutcome:  # noqa: ARG002
+        """Say that nothing was parked."""
+        return MoveOutcome(MoveStatus.DONE)
+
+    def parked(self, target: Target) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
 
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
         """Return the children that outlived their root, as far as a walk has seen them; forget the rest."""

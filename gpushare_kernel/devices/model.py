@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import DeviceId, GiB, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, GiB, MoveStatus, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices import answers
 from gpushare_kernel.devices.answers import ProcessState
 from gpushare_kernel.devices.base import (
@@ -20,6 +20,7 @@ from gpushare_kernel.devices.base import (
     Hold,
     Intents,
     Inventory,
+    MoveOutcome,
     PauseOutcome,
     Stranger,
     Target,
@@ -180,6 +181,45 @@ class ModelDevice(ModelGpu):
         ):
             return [target.root]
         return []
+
+    async def park(self, target: Target, *, limit: float) -> MoveOutcome:
+        """Lock and checkpoint it. The model takes no time for it, and no host memory; imported mappings are seen."""
+        if target.root in self._ended:
+            return MoveOutcome(MoveStatus.GONE)
+        process = self.process(target)
+        if process.imported:
+            why = "it maps memory of another process, and the driver could not restore it"
+            return MoveOutcome(MoveStatus.UNABLE, why=why)
+        held = self.paused(target)
+        if not held:
+            outcome = await self.pause(target, limit=limit)
+            if outcome.status is not PauseStatus.PAUSED:
+                later = outcome.status in {PauseStatus.BUSY, PauseStatus.STOPPED}
+                status = MoveStatus.NOT_NOW if later else MoveStatus.UNABLE
+                return MoveOutcome(status, why=f"it cannot be paused: {outcome.status}")
+        freed = process.resident
+        self.checkpoint(target)
+        return MoveOutcome(MoveStatus.DONE, freed)
+
+    async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
+        """Restore it, where there is room in fact; it stays locked."""
+        if target.root in self._ended:
+            return MoveOutcome(MoveStatus.GONE)
+        process = self.process(target)
+        if process.state is ProcessState.CHECKPOINTED:
+            if process.held + margin > self.free_memory:
+                why = f"{process.held + margin} bytes are needed and {self.free_memory} are free"
+                return MoveOutcome(MoveStatus.NOT_NOW, why=why)
+            if self.restore_of(target) != answers.SUCCESS:
+                return MoveOutcome(MoveStatus.LOST, why="the driver could not restore it")
+        return MoveOutcome(MoveStatus.DONE)
+
+    def parked(self, target: Target) -> int:
+        """Return what it holds that is not on the device."""
+        if target.root in self._ended:
+            return 0
+        process = self.process(target)
+        return process.held - process.resident
 
     def kill(self, target: Target) -> None:
         """SIGKILL: at once, also while locked; the memory is freed."""

@@ -1,7 +1,7 @@
 """A GPU and its driver in miniature, as measured on an H200 with driver 580, without threads or a clock.
 
 Time passes only in `advance`. Scripting methods play the target process: its CUDA calls answer with
-a `Call`. Driver calls (`lock`, `unlock`, `checkpoint`, `restore`) answer with a name of `CUresult`.
+a `Call`. Driver calls (`lock`, `unlock`, `checkpoint`, `restore_of`) answer with a name of `CUresult`.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class ModelGpu:
         process.state = ProcessState.CHECKPOINTED
         return answers.SUCCESS
 
-    def restore(self, target: Target) -> str:
+    def restore_of(self, target: Target) -> str:
         """Move it back; it stays locked. Without room, or with imported mappings, the process is lost."""
         process = self.process(target)
         if process.state is ProcessState.FAILED or not self._allowed(process):

@@ -20,10 +20,19 @@ from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.validate import validate
-from gpushare_kernel.core.values import DeviceId, GiB, PauseStatus, ProcessKey, SessionId, Usage
+from gpushare_kernel.core.values import (
+    DeviceId,
+    GiB,
+    MoveStatus,
+    PauseStatus,
+    ProcessKey,
+    SessionId,
+    Usage,
+)
 from gpushare_kernel.devices.base import (
     Capabilities,
     Inventory,
+    MoveOutcome,
     PauseOutcome,
     Stranger,
     Target,
@@ -50,6 +59,9 @@ class PlayedDevice:
         self.capabilities = Capabilities(can_pause=True, can_park=False)
         self.calls: list[tuple[str, int]] = []
         self.answers: dict[str, list[PauseOutcome | Exception]] = {"pause": [], "resume": []}
+        self.moves: dict[str, list[MoveOutcome]] = {"park": [], "restore": []}
+        #: Bytes that a park gives back.
+        self.frees = 0
         self.used = Usage(0.0, 0.0, 0)
         #: Whether every session seems to use the whole device all the time.
         self.busy = False
@@ -73,6 +85,21 @@ class PlayedDevice:
 
     async def resume(self, target: Target) -> PauseOutcome:
         return await self._call("resume", target, PauseStatus.NOTHING)
+
+    async def park(self, target: Target, *, limit: float) -> MoveOutcome:
+        return await self._move("park", target)
+
+    async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
+        return await self._move("restore", target)
+
+    async def _move(self, what: str, target: Target) -> MoveOutcome:
+        self.calls.append((what, target.root.pid))
+        await self.gate.wait()
+        usual = MoveOutcome(MoveStatus.DONE, self.frees)
+        return self.moves[what].pop(0) if self.moves[what] else usual
+
+    def parked(self, target: Target) -> int:
+        return 0
 
     async def _call(self, what: str, target: Target, usual: PauseStatus) -> PauseOutcome:
         self.calls.append((what, target.root.pid))

@@ -13,7 +13,7 @@ from tests_core_world import World  # type: ignore[import-not-found]
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.room import MOST
-from gpushare_kernel.core.values import GiB, JobState, MiB, SessionId
+from gpushare_kernel.core.values import GiB, JobState, MiB, MoveStatus, SessionId
 
 
 def lanes(world: World) -> list[tuple[int, list[str]]]:
@@ -275,9 +275,7 @@ def test_a_park_that_failed_leaves_all_as_it_was() -> None:
     world.run(0.3)
     (park,) = [one for one in world.log if isinstance(one, do.Park)]
     world.send(
-        ev.Parked(
-            at=world.now, session=park.session, ticket=park.ticket, persistent=6 * GiB, done=False
-        )
+        ev.Parked(at=world.now, session=park.session, ticket=park.ticket, status=MoveStatus.NOT_NOW)
     )
     assert world.running("long/1")
     assert state(world, "short/1") is JobState.QUEUED

@@ -370,7 +370,7 @@ def test_a_checkpoint_frees_all_and_a_restore_brings_it_back(gpu: ModelDevice) -
     assert gpu.allocate(A, persistent=1) is Call.WAITS
     assert list(gpu.paused(A)) == [A.root]
     assert resume(gpu, A) is PauseStatus.UNSUPPORTED, "restore first"
-    assert gpu.restore(A) == "CUDA_SUCCESS"
+    assert gpu.restore_of(A) == "CUDA_SUCCESS"
     assert used(gpu, A).memory == 10 * GiB
     assert gpu.allocate(A, persistent=1) is Call.WAITS, "restored is still locked"
     assert resume(gpu, A) is PauseStatus.NOTHING
@@ -383,9 +383,9 @@ def test_a_restore_without_room_loses_the_process(gpu: ModelDevice) -> None:
     pause(gpu, A)
     gpu.checkpoint(A)
     gpu.allocate(B, persistent=8 * GiB)
-    assert gpu.restore(A) == "CUDA_ERROR_OUT_OF_MEMORY"
+    assert gpu.restore_of(A) == "CUDA_ERROR_OUT_OF_MEMORY"
     gpu.kill(B)
-    assert gpu.restore(A) == "CUDA_ERROR_OPERATING_SYSTEM"
+    assert gpu.restore_of(A) == "CUDA_ERROR_OPERATING_SYSTEM"
     assert gpu.unlock(A) == "CUDA_ERROR_ILLEGAL_STATE"
     assert resume(gpu, A) is PauseStatus.BROKEN
     assert gpu.allocate(A, persistent=1) is Call.FAILED
@@ -398,7 +398,7 @@ def test_a_process_with_imported_mappings_is_lost_by_its_restore(gpu: ModelDevic
     gpu.process(A).imported = True
     pause(gpu, A)
     assert gpu.checkpoint(A) == "CUDA_SUCCESS"
-    assert gpu.restore(A) == "CUDA_ERROR_NOT_SUPPORTED"
+    assert gpu.restore_of(A) == "CUDA_ERROR_NOT_SUPPORTED"
     assert gpu.allocate(A, persistent=1) is Call.FAILED
 
 
