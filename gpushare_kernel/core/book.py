@@ -69,7 +69,8 @@ class MemoryBook:
         self, session: Session, *, size: int | None, persistent: int | None, ephemeral: int | None
     ) -> Need:
         """Return the need of a declaration: `size` is split by what the session holds; neither given means default needs."""
-        held = max(session.declared, session.holds)
+        declared = session.declared if session.parked is None else session.parked.declared
+        held = max(declared, session.holds)
         if size is not None:
             return Need(held, max(0, size - held))
         if persistent is None and ephemeral is None:
@@ -79,9 +80,14 @@ class MemoryBook:
 
     def added(self, session: Session, need: Need) -> int:
         """Bytes of P that `need` adds to what `session` is charged, its own context included."""
-        context = self.reserve if session.context == 0 else 0
-        parked = 0 if session.parked is None else max(session.parked)
+        context = self._missing_context(session)
+        parked = 0 if session.parked is None else session.parked.persistent
         return max(0, max(need.persistent, parked) - session.charged) + context
+
+    def _missing_context(self, session: Session) -> int:
+        if session.context:
+            return 0
+        return self.reserve if session.parked is None else session.parked.context
 
     def never_fits(self, session: Session, need: Need, size: int | None = None) -> str | None:
         """Return why `need` could not be met by an empty device, or None."""
@@ -90,8 +96,9 @@ class MemoryBook:
                 f"this notebook already keeps {format_size(session.holds)}, more than the {format_size(size)} it "
                 f"is to hold in all. Declare more, or free some first (del, restart)."
             )
-        context = session.context or self.reserve
-        kept = max(need.persistent, session.holds, *(session.parked or (0, 0)))
+        context = session.context or self._missing_context(session)
+        parked = 0 if session.parked is None else session.parked.persistent
+        kept = max(need.persistent, session.holds, parked)
         whole = kept + need.ephemeral + context
         if whole <= self.whole:
             return None
@@ -138,14 +145,14 @@ class MemoryBook:
     def _put(
         self, session: Session, job: Job, found: Placement, at: float, *, private: bool = False
     ) -> Lane:
-        if session.context == 0 and self.reserve:
-            self.context(session, self.reserve)
+        missing = self._missing_context(session)
+        if missing:
+            self.context(session, missing)
         job.resident_since = at
         if job.admitted is None:
             job.admitted = at
         if session.parked is not None:  # it is on its way back
-            declared, measured = session.parked
-            self.charge(session, declared=declared, measured=measured)
+            self.charge(session, declared=session.parked.declared, measured=session.parked.measured)
         # Where a driver says what is held, a plain job declares nothing: it keeps what it keeps.
         if job.size is None and (self.config.divisible or not job.plain):
             self.charge(session, declared=max(session.declared, job.need.persistent))

@@ -47,9 +47,10 @@ class Config:
     single_lane: bool = False
     #: The device memory of a session can be given back with its state kept.
     can_park: bool = False
-    #: Seconds that a park or a restore takes at least, and bytes it moves in one: what displacing somebody costs.
+    #: Seconds that a park or a restore takes at least, and bytes that each moves in one, until it is measured.
     park_cost: float = 0.2
     park_speed: float = 55e9
+    restore_speed: float = 55e9
     #: How long a job keeps its memory at least before a better one may displace it.
     residency: float = 10.0
     #: Seconds that the work of a session is taken to stop in beside real-time jobs while no drain of it is on record

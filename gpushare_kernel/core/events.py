@@ -36,6 +36,8 @@ class SessionOpened(Event):
     orphaned: bool = False
     #: It yields to every session that is not.
     background: bool = False
+    #: Bytes of it, contexts included, that an earlier broker had parked.
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +310,7 @@ class ParkWanted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkBarred(Event):
-    """The session must not be parked, and `why`; empty: it may be again."""
+    """The session must not be parked, and `why`; empty: it may be."""
 
     session: SessionId
     why: str

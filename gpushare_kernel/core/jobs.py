@@ -59,7 +59,7 @@ class Jobs:
         session = self.sessions[event.session]
         if event.usage is not None:
             self._take(session, event.usage, event.at)
-        if event.held is not None and not self.config.divisible:
+        if event.held is not None and not self.config.divisible and session.parked is None:
             self._hear(session, event.held)
             self.book.charge(session, measured=max(session.measured, session.holds))
         need = self.book.need(
@@ -119,6 +119,7 @@ class Jobs:
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
         session = self.sessions[event.session]
         need = Need(event.persistent, event.ephemeral)
+        parked = session.parked is not None
         job = Job(
             event.job,
             session.id,
@@ -130,6 +131,11 @@ class Jobs:
             cooperative=not event.plain,
         )
         self._enlist(session, job)
+        if parked:  # it goes on when its memory is back
+            job.granted = event.at if event.running else None
+            job.become(JobState.QUEUED)
+            self._enqueue(job, session, event.at)
+            return
         lane = self.book.table.lanes.get(self._groups.get(event.group, LaneId(-1)))
         taken = lane is not None and lane.occupant is not None and event.running
         lane = self.book.force(session, job, event.at, beside=None if taken else lane)
@@ -192,7 +198,8 @@ class Jobs:
         session = self.sessions[job.session]
         if event.usage is not None:
             self._take(session, event.usage, event.at)
-        self.book.charge(session, measured=self._held(session, event.persistent))
+        if session.parked is None:
+            self.book.charge(session, measured=self._held(session, event.persistent))
         self._over(session, job, JobState.DONE)
         if session.cell_open:
             self.probe.start(session, event.at)  # what follows in the cell is not declared
@@ -251,6 +258,10 @@ class Jobs:
             if len(self.book.queue) and session.declared > session.measured:
                 # It was declared and never used, and somebody waits for it.
                 self.book.charge(session, declared=0)
+            self._falls_idle(session, self.at)
+
+    def _falls_idle(self, session: Session, at: float) -> None:
+        """Nothing of `session` is left to do."""
 
     def _unproven(self, event: ev.JobSubmitted) -> str | None:  # noqa: ARG002
         """Why a deadline that was proven does not hold on this device now; None where it does, or none was asked for."""
@@ -414,7 +425,11 @@ class Jobs:
                 session.suspended_until = None
                 self.turns.free(session)
                 self.turns.noted(session, at)
-        elif not session.moving and any(self._occupies(job) for job in session.jobs.values()):
+        elif (
+            session.moving is None
+            and session.parked is None
+            and any(self._occupies(job) for job in session.jobs.values())
+        ):
             self.turns.want(session, at)
             if session.phase is Phase.ON:
                 self._grant_waiting(session, at)
@@ -448,6 +463,8 @@ class Jobs:
         seen = self.probe.sample(session, usage, at)
         self.turns.watch.sampled(session)
         self.turns.account(session, usage, seen, at)
+        if session.parked is not None or session.moving is not None:
+            return seen  # what is on the device now is no measure of what it holds
         if usage.memory is not None:
             self._see(session, usage.memory, at if usage.memory_at is None else usage.memory_at)
         if usage.contexts or (usage.contexts == 0 and not session.jobs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
 
 from gpushare_kernel.core.states import JOB, PRESENCE, Phase, checked
 from gpushare_kernel.core.values import (
@@ -21,6 +23,33 @@ from gpushare_kernel.core.values import (
 
 DRAINS = 32
 """How many drains of a session are remembered."""
+
+
+class Moving(StrEnum):
+    """Which way a session's memory is on its way."""
+
+    OUT = "out"
+    BACK = "back"
+
+
+class Stowed(NamedTuple):
+    """What of a session is parked: the P that it declared and that was measured, and its context (bytes)."""
+
+    declared: int
+    measured: int
+    context: int
+
+    @property
+    def persistent(self) -> int:
+        """The P that it is charged again when it comes back."""
+        return max(self.declared, self.measured)
+
+    @property
+    def size(self) -> int:
+        """All that comes back to the device."""
+        return self.persistent + self.context
+
+
 Key = tuple[float, int]
 """What somebody is ranked by: smaller comes first; the second part, an order of arrival, tells ties apart."""
 
@@ -125,10 +154,16 @@ class Session:
     #: Bytes of its context, once it has one.
     context: int = 0
     #: It gives its device memory back, or takes it again, at the moment; under which number.
-    moving: bool = False
+    moving: Moving | None = None
     move: int = 0
-    #: What was declared and measured of what is parked; None where nothing is.
-    parked: tuple[int, int] | None = None
+    #: What of it is parked; None where nothing is.
+    parked: Stowed | None = None
+    #: Why it must not be parked; empty: it may be. It is not tried again before `spared_until`, and how often it could not be.
+    barred: str = ""
+    spared_until: float = 0.0
+    spared: int = 0
+    #: Its owner wants it parked as soon as nothing of it runs.
+    park_wanted: bool = False
     jobs: dict[JobId, Job] = field(default_factory=dict)
 
     phase: Phase = Phase.OFF
@@ -203,12 +238,16 @@ class Session:
 
     @property
     def holds(self) -> int:
-        """What it holds as far as is known: by its client's word where that is newer than the driver's."""
+        """What it holds as far as is known, parked or not: by its client's word where that is newer than the driver's."""
+        if self.parked is not None:
+            return self.parked.measured
         return self.measured if self.word is None else self.word
 
     @property
     def activity(self) -> Activity:
-        """Whether it has work on the device."""
+        """Whether it has work on the device, and where its memory is."""
+        if self.parked is not None:
+            return Activity.PARKED if self.moving is None else Activity.RESTORING
         return Activity.BUSY if self.jobs else Activity.IDLE
 
     @property

@@ -1,11 +1,10 @@
-"""Room for who waits first: lanes merge and split, and a better ranked job displaces the memory of a worse one.
+"""Room for who waits first: lanes merge and split. Where that does not help, memory is parked (`parking`).
 
 Only jobs whose E is empty move: before their first line, or at a trimmed boundary (I2). So a plan has two steps: who
 stands still is moved now, who runs is asked for its lane and moved at its next boundary, if that is still of use then.
 
-Merging costs no memory and no time of a device that one job can fill: lane mates take turns in any case. Displacing costs a
-park and a restore; it has to gain more. Both are bounded: a plan moves at most `MOST` lanes or sessions, and
-no other is made before its last move has ended; a session stays `residency` seconds at least.
+Merging costs no memory and no time of a device that one job can fill: lane mates take turns in any case. A plan moves at
+most `MOST` lanes.
 """
 
 from __future__ import annotations
@@ -16,35 +15,27 @@ from typing import Any
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.lanes import Lane
-from gpushare_kernel.core.realtime import Realtime
-from gpushare_kernel.core.records import Job, Key, Session
+from gpushare_kernel.core.parking import MOST, Parking
+from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobId, JobState, MoveStatus, Need, Presence, SessionId
-
-MOST = 4
-"""Lanes that merge into another, or sessions that are displaced, for one job that waits."""
-RECHECKS = 4
-"""How often within a residency it is looked again whether somebody may be displaced now."""
-AMORTISED = 20.0
-"""Times what displacing it costs that a session has its memory at least before: so parking takes a twentieth of the time at most."""
+from gpushare_kernel.core.values import JobId, Need
 
 
-class Room(Realtime):
+class Room(Parking):
     """Who moves for whom."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        #: Sessions that are asked to stand still so that they can be parked, and those whose memory moves.
-        self.leaving: dict[SessionId, Session] = {}
-        self._moving = 0
-        #: For whom, and for which lanes, it was last seen that no merging helps; when displacing is looked at again.
+        #: For whom, and for which lanes, it was last seen that no merging helps.
         self._no_merge: tuple[JobId | None, int, int] = (None, -1, 0)
         self._no_split = (-1, 0)
-        self._look_again = self._recheck = 0.0
 
     def _make_room(self, at: float) -> bool:
         head = self.book.queue.head
-        if self.lost or self.book.deficit or not self.config.by_policy:
+        if self.lost or not self.config.by_policy:
+            return False
+        if self.book.deficit:
+            self._relieve(at)
             return False
         if head is None:
             if self.book.table.crowded:
@@ -54,7 +45,7 @@ class Room(Realtime):
             return False
         planned = self._merge(head, at)
         if planned is None:
-            self._displace(head, at)
+            self._park_for(head, at)
         return bool(planned)
 
     # --- lanes ------------------------------------------------------------------------------------------------
@@ -138,10 +129,7 @@ class Room(Realtime):
         lane = self._lane(job)
         if lane is not None and lane.occupant is job:
             lane.wanted = False
-        if self.leaving.pop(session.id, None) is not None and len(self.book.queue):
-            self._park(session)
-            self._wants(session, event.at)
-        else:
+        if not self._leaves(session, event.at):
             self._make_room(event.at)
 
     def _grow(self, job: Job, session: Session, ephemeral: int, at: float) -> None:
@@ -155,152 +143,3 @@ class Room(Realtime):
         if self.book.grow(lane, ephemeral):
             return
         self._again(job, session, at)
-
-    def _again(self, job: Job, session: Session, at: float) -> None:
-        """`job` stands empty and waits for memory anew; its lane passes on."""
-        lane = self._lane(job)
-        if lane is not None and lane.occupant is job:
-            lane.give_up(session.user, at)
-        lane = self.book.leave(job)
-        job.become(JobState.QUEUED)
-        self._let_in.discard(job.id)
-        self._enqueue(job, session, at)
-        self._be_patient(job, at)
-        if lane is not None and lane.occupant is None:
-            self._pass(lane, at)
-        self._wants(session, at)
-        self._emit(do.Queue(job.id, session.id))
-
-    # --- memory -----------------------------------------------------------------------------------------------
-
-    def _displace(self, head: Job, at: float) -> None:
-        """Have the worst ranked give their memory to `head` where it gains more than that costs."""
-        policy = self.turns.accounts.policy
-        if not (self.config.can_park and policy.displaces) or at < self._look_again:
-            return
-        self.leaving = {name: s for name, s in self.leaving.items() if s.jobs}
-        if self.leaving or self._moving:
-            return
-        self._look_again = at + self.config.turn
-        self.turns.accounts.advance()
-        session = self.sessions[head.session]
-        missing = self.book.added(session, head.need) + head.need.ephemeral - self.book.table.free
-        first = policy.user_key(session.user, head.rank, 0.0)
-        chosen: list[Session] = []
-        for key, job in self._worst_first(at):
-            if missing <= 0 or len(chosen) == MOST:
-                break
-            owner = self.sessions[job.session]
-            if key[0] - first[0] <= self._cost(owner) + self._cost(session):
-                break
-            missing -= owner.charged + job.need.ephemeral
-            chosen.append(owner)
-        if missing > 0:
-            if self._recheck <= at:  # some will have stayed long enough then
-                self._recheck = at + self.config.residency / RECHECKS
-                self._deadlines.add(self._recheck, self._admit)
-            return
-        for owner in chosen:
-            self._send_away(owner, at)
-
-    def _worst_first(self, at: float) -> list[tuple[Key, Job]]:
-        """Who may be displaced now, the worst ranked first."""
-        policy, found = self.turns.accounts.policy, []
-        for lane in self.book.table.lanes.values():
-            for job in lane.members.values():
-                session = self.sessions[job.session]
-                if self._may_be_parked(job, session, at):
-                    key = policy.user_key(session.user, policy.job_key(job, session, at), 0.0)
-                    found.append((key, job))
-        return sorted(found, key=lambda entry: entry[0], reverse=True)
-
-    def _may_be_parked(self, job: Job, session: Session, at: float) -> bool:
-        stands = job.waits and job.trimmed
-        soon = not job.waits and session.phase in {Phase.ON, Phase.LEAVING}
-        stays = max(self.config.residency, AMORTISED * 2 * self._cost(session))
-        return (
-            len(session.jobs) == 1
-            and (stands or soon)
-            and job.cooperative
-            and not job.realtime
-            and session.presence is Presence.ATTACHED
-            and session.suspended_until is None
-            and session.parked is None
-            and at >= session.exempt_until
-            and at - job.resident_since >= stays
-        )
-
-    def _cost(self, session: Session) -> float:
-        """Return how long it takes to park `session`, or to restore it (seconds)."""
-        size = session.charged if session.parked is None else max(session.parked)
-        return self.config.park_cost + size / self.config.park_speed if size else 0.0
-
-    def _send_away(self, session: Session, at: float) -> None:
-        """Park `session` as soon as it stands still with an empty E."""
-        (job,) = session.jobs.values()
-        if job.waits:
-            self._park(session)
-            self._wants(session, at)
-        else:
-            self.leaving[session.id] = session
-            job.asked = True
-            self._emit(do.Ask(job.id, session.id, turn=True, lane=True))
-
-    def _park(self, session: Session) -> None:
-        session.moving = True
-        session.move += 1
-        self._moving += 1
-        self._emit(do.Park(session.id, session.move))
-
-    def _parked(self, event: ev.Parked) -> None:
-        session = self._moved(event.session, event.ticket)
-        if session is None:
-            return
-        if event.status is MoveStatus.DONE:
-            session.parked = (session.declared, session.measured)
-            self.turns.noted(session, event.at)
-            self.book.charge(session, declared=0, measured=event.persistent)
-            for job in [*session.jobs.values()]:
-                if job.lane is not None:
-                    self._again(job, session, event.at)
-        for job in session.jobs.values():
-            job.resident_since = event.at  # if it could not be: not tried again at once
-        self._wants(session, event.at)
-        self._admit(event.at)
-
-    def _entered(self, session: Session, at: float) -> None:  # noqa: ARG002
-        """Its memory is put back before its job goes on; on paper it is there already (I5)."""
-        if session.parked is None or session.moving:
-            return
-        session.moving = True
-        session.move += 1
-        self._moving += 1
-        self._emit(do.Restore(session.id, session.move, max(session.parked)))
-
-    def _restored(self, event: ev.Restored) -> None:
-        session = self._moved(event.session, event.ticket)
-        if session is None:
-            return
-        session.parked = None
-        self.turns.noted(session, event.at)
-        for job in session.jobs.values():
-            job.resident_since = event.at
-        self._wants(session, event.at)
-        self._admit(event.at)
-
-    def _moved(self, name: SessionId, ticket: int) -> Session | None:
-        session = self.sessions.get(name)
-        if session is None or not session.moving or session.move != ticket:
-            return None
-        session.moving = False
-        self._moving -= 1
-        return session
-
-    def _stays(self, session: Session) -> None:
-        """`session` is gone or starts anew: nothing of it moves."""
-        self.leaving.pop(session.id, None)
-        if session.moving:
-            session.moving = False
-            self._moving -= 1
-        session.parked = None
-        self.turns.noted(session, self.at)

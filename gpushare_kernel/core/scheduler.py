@@ -11,7 +11,7 @@ from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InternalError
 from gpushare_kernel.core.jobs import unannounced
 from gpushare_kernel.core.policies import policy_named
-from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.records import Job, Session, Stowed, User
 from gpushare_kernel.core.room import Room
 from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import (
@@ -51,6 +51,8 @@ class Scheduler(Room):
             ev.SuspensionEnded: self._suspension_ended,
             ev.Parked: self._parked,
             ev.Restored: self._restored,
+            ev.ParkWanted: self._park_wanted,
+            ev.ParkBarred: self._park_barred,
             ev.CapacityChanged: self._capacity_changed,
             ev.DeviceLost: self._device_lost,
             ev.PolicyChanged: self._policy_changed,
@@ -99,7 +101,11 @@ class Scheduler(Room):
         user.sessions.add(session.id)
         if event.orphaned:
             session.become(Presence.ORPHANED)
-            self.book.charge(session, declared=event.persistent)
+            if event.parked:
+                context = min(self.book.reserve, event.parked)
+                session.parked = Stowed(event.persistent, event.parked - context, context)
+            else:
+                self.book.charge(session, declared=event.persistent)
             until = event.at + self.config.orphan_grace
             if until > self.turns.free_until:
                 self.turns.free_until = until
@@ -108,7 +114,7 @@ class Scheduler(Room):
     def _session_ready(self, event: ev.SessionReady) -> None:
         session = self.sessions[event.session]
         session.become(Presence.BARE if event.bare else Presence.ATTACHED)
-        if event.context is not None:
+        if event.context is not None and session.parked is None:
             if event.context and not session.context:
                 # What was seen of it while it started is that very memory: it is charged once.
                 self.book.charge(session, measured=0)
@@ -135,7 +141,7 @@ class Scheduler(Room):
     def _empty(self, session: Session) -> None:
         """End all jobs of `session` and free what it holds."""
         self.probe.forget(session)
-        session.cell_open = session.begun = False
+        session.cell_open = session.begun = session.park_wanted = False
         # Those that occupy their lane come last: it must not pass to a job that ends here too.
         for job in sorted(session.jobs.values(), key=self._occupies):
             if job.waits:
@@ -164,6 +170,7 @@ class Scheduler(Room):
     def _exempted(self, event: ev.Exempted) -> None:
         session = self.sessions[event.session]
         self._lift(session, event.at)
+        self._hurry(session, event.at)
         self.turns.exempt(session, event.until, event.at)
 
     # --- use --------------------------------------------------------------------------------------------------
@@ -174,6 +181,7 @@ class Scheduler(Room):
             self._take(session, event.usage, event.at)
         session.cell_open = session.begun = True
         self.probe.start(session, event.at)
+        self._ask_back(session, event.at)
 
     def _cell_ended(self, event: ev.CellEnded) -> None:
         session = self.sessions[event.session]
@@ -181,12 +189,16 @@ class Scheduler(Room):
         session.idle_since = event.at
         self.probe.forget(session)
         job = session.plain_job
-        if event.persistent is not None and (
-            job is not None or event.persistent < session.measured
+        if (
+            event.persistent is not None
+            and session.parked is None
+            and (job is not None or event.persistent < session.measured)
         ):
             self.book.charge(session, measured=self._held(session, event.persistent))
         if job is not None:
             self._over(session, job, JobState.DONE)
+        else:
+            self._falls_idle(session, event.at)
         self._admit(event.at)
 
     def _sampled(self, event: ev.Sampled) -> None:
@@ -268,7 +280,7 @@ class Scheduler(Room):
 
     def _released(self, event: ev.Released) -> None:
         session = self.sessions[event.session]
-        if all(job.plain for job in session.jobs.values()):
+        if session.parked is None and all(job.plain for job in session.jobs.values()):
             self.book.charge(session, declared=0, measured=event.persistent)
             self._admit(event.at)
 

@@ -25,7 +25,7 @@ class Suspensions(Jobs):
         free_to_run = self.lost or event.at < max(session.exempt_until, self.turns.free_until)
         if session.suspended_until is not None or not session.jobs or free_to_run:
             return
-        if not session.pausable:
+        if not session.pausable or session.parked is not None or session.moving is not None:
             return
         session.suspended_until, session.suspended_for = event.until, event.reason
         self._deadlines.add(event.until, lambda now: self._lift_due(session, now))

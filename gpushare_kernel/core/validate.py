@@ -105,8 +105,9 @@ def _pauses(scheduler: Scheduler) -> Iterator[str]:
             yield f"I3: session {session.id} is {session.phase} and stopped ({session.stopped})"
         if session.stopped is not None and scheduler.at < session.exempt_until:
             yield f"I3: session {session.id} is exempt and stopped"
-        if session.moving and session.phase is not Phase.OFF:
-            yield f"I3: session {session.id} is {session.phase} while its memory moves"
+        away = session.moving is not None or session.parked is not None
+        if away and session.phase is not Phase.OFF:
+            yield f"I3: session {session.id} is {session.phase} while its memory is away or moves"
         if session.stopped is not None and scheduler.lost:
             yield f"I3: session {session.id} is stopped on a lost device"
 

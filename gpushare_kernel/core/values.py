@@ -78,6 +78,7 @@ class PauseReason(StrEnum):
     OVER_GRANT = "over-its-grant"
     OWNER = "by-its-owner"
     REALTIME = "real-time"
+    PARKED = "parked"
 
 
 class PauseStatus(StrEnum):

@@ -323,6 +323,7 @@ def _config(settings: Settings, turn: float) -> Config:
         can_park=settings.parking,
         park_cost=max(settings.costs.park(0), settings.costs.restore(0)),
         park_speed=settings.costs.bandwidth,
+        restore_speed=settings.costs.bandwidth,
         tell_shared=inf,
         tell_paused=inf,
     )

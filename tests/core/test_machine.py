@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     Bundle,
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core import parking
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.validate import validate
@@ -29,6 +31,7 @@ from gpushare_kernel.core.values import (
     JobId,
     JobState,
     MiB,
+    MoveStatus,
     PauseReason,
     PauseStatus,
     Presence,
@@ -37,9 +40,10 @@ from gpushare_kernel.core.values import (
     Usage,
     UserId,
 )
-from gpushare_kernel.devices.base import PauseOutcome, Target
+from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome, Target
 from gpushare_kernel.devices.model import ModelDevice
 
+T = TypeVar("T")
 CAPACITY = 8 * GiB
 RESERVE = 512 * MiB
 OWED = 2.0
@@ -48,12 +52,12 @@ sizes = st.integers(0, 40).map(lambda n: n * 128 * MiB)
 suspensions = st.sampled_from([PauseReason.OVER_GRANT, PauseReason.OWNER])
 
 
-def now(coroutine: Coroutine[Any, Any, PauseOutcome]) -> PauseOutcome:
+def now(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as done:
-        outcome: PauseOutcome = done.value
+        outcome: T = done.value
         return outcome
     msg = "the model waited"
     raise AssertionError(msg)
@@ -64,6 +68,8 @@ class Machine(RuleBasedStateMachine):
 
     divisible = True
     can_park = False
+    #: Whether the device may be asked to park somebody in the middle of its work.
+    by_force = False
     sessions: Bundle[SessionId] = Bundle("sessions")
     jobs: Bundle[JobId] = Bundle("jobs")
 
@@ -91,6 +97,8 @@ class Machine(RuleBasedStateMachine):
         self.in_flight: list[tuple[float, ev.Paused]] = []
         self.moves: list[tuple[float, ev.Parked | ev.Restored]] = []
         self.late_resumes: set[SessionId] = set()
+        #: What every move comes to, where that is not up to the device.
+        self.refuses: MoveOutcome | None = None
 
     # --- the broker's part ---------------------------------------------------------------------------
 
@@ -113,15 +121,24 @@ class Machine(RuleBasedStateMachine):
                 case do.Wake(at):
                     self.wake = at
                 case do.Park(session, ticket):
-                    assert self.can_park
-                    assert not any(
-                        not job.waits for job in self.core.sessions[session].jobs.values()
-                    )
-                    parked = ev.Parked(at=self.at, session=session, ticket=ticket, persistent=MiB)
-                    self.moves.append((self.at + 0.01, parked))
+                    self._park(session, ticket)
                 case do.Restore(session, ticket):
-                    back = ev.Restored(at=self.at, session=session, ticket=ticket)
-                    self.moves.append((self.at + 0.01, back))
+                    self._restore(session, ticket)
+
+    def _park(self, session: SessionId, ticket: int) -> None:
+        assert self.can_park
+        jobs = self.core.sessions[session].jobs.values()
+        assert self.by_force or all(job.waits for job in jobs)
+        assert not any(job.realtime for job in jobs)
+        came = self.refuses or now(self.device.park(self.targets[session], limit=0.5))
+        parked = ev.Parked(at=self.at, session=session, ticket=ticket, persistent=MiB, status=came.status, freed=came.freed, took=0.01, why=came.why)  # fmt: skip
+        self.moves.append((self.at + 0.01, parked))
+
+    def _restore(self, session: SessionId, ticket: int) -> None:
+        assert self.core.sessions[session].charged <= self.core.book.table.used
+        came = self.refuses or now(self.device.restore(self.targets[session], margin=0))
+        back = ev.Restored(at=self.at, session=session, ticket=ticket, status=came.status, took=0.01, why=came.why)  # fmt: skip
+        self.moves.append((self.at + 0.01, back))
 
     def _resume(self, session: SessionId) -> None:
         self.late_resumes.discard(session)
@@ -360,6 +377,24 @@ class Machine(RuleBasedStateMachine):
             for late in [*self.late_resumes]:
                 self._resume(late)
 
+    @precondition(lambda self: self.can_park)
+    @rule(status=st.sampled_from([None, MoveStatus.NOT_NOW, MoveStatus.UNABLE]))
+    def moves_fail(self, status: MoveStatus | None) -> None:
+        """From now on, until they do not."""
+        self.refuses = None if status is None else MoveOutcome(status, why="so the test says")
+
+    @precondition(lambda self: self.can_park)
+    @rule(session=sessions)
+    def park(self, session: SessionId) -> None:
+        if session in self.targets:
+            self.send(ev.ParkWanted(at=self.at, session=session))
+
+    @precondition(lambda self: self.can_park)
+    @rule(session=sessions, why=st.sampled_from(["", "it maps what others own"]))
+    def bar(self, session: SessionId, why: str) -> None:
+        if session in self.targets:
+            self.send(ev.ParkBarred(at=self.at, session=session, why=why))
+
     @rule(size=st.integers(0, 16))
     def foreign(self, size: int) -> None:
         taken = self.device.set_foreign(size * 512 * MiB)
@@ -439,7 +474,8 @@ class Machine(RuleBasedStateMachine):
         """I3: a process that stands still on our account is known to be so, or about to be."""
         for session, target in self.targets.items():
             if self.device.paused(target) and session not in self.late_resumes:
-                assert self.core.sessions[session].stopped is not None
+                record = self.core.sessions[session]
+                assert record.stopped or record.parked or record.moving
 
     def teardown(self) -> None:
         for session in list(self.core.sessions):
@@ -458,9 +494,22 @@ class SlotMachine(Machine):
 
 
 class ParkMachine(Machine):
-    """The same where the memory of those who wait may be given to others."""
+    """The same where the memory of those who wait, or are idle, may be given to others."""
 
     can_park = True
+
+
+class ForceMachine(SlotMachine):
+    """The same where somebody may be parked in the middle of its work."""
+
+    can_park = by_force = True
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty steps are to see who is idle parked, and who could not be tried again."""
+    for name, seconds in (("REST", 0.05), ("GLANCE", 0.02), ("FIRST_SPARED", 0.1)):
+        monkeypatch.setattr(parking, name, seconds)
 
 
 LONG = settings(
@@ -469,8 +518,9 @@ LONG = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-for each in (Machine, SlotMachine, ParkMachine):
+for each in (Machine, SlotMachine, ParkMachine, ForceMachine):
     each.TestCase.settings = LONG
 TestMachine = Machine.TestCase
+TestForceMachine = ForceMachine.TestCase
 TestParkMachine = ParkMachine.TestCase
 TestSlotMachine = SlotMachine.TestCase

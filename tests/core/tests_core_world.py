@@ -9,7 +9,15 @@ from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.validate import validate
-from gpushare_kernel.core.values import GiB, JobId, PauseStatus, SessionId, Usage, UserId
+from gpushare_kernel.core.values import (
+    GiB,
+    JobId,
+    MoveStatus,
+    PauseStatus,
+    SessionId,
+    Usage,
+    UserId,
+)
 
 
 @dataclass
@@ -54,6 +62,8 @@ class World:
         #: Memory on its way out or back: (done at, the event that says so).
         self.moves: list[tuple[float, ev.Parked | ev.Restored]] = []
         self.move_takes = 0.02
+        #: What the next moves come to, and why; after these they are done.
+        self.comes: list[tuple[MoveStatus, str]] = []
 
     # --- events -------------------------------------------------------------------------------------
 
@@ -83,16 +93,28 @@ class World:
             case do.Drop(job):
                 self.dropped.add(job)
             case do.Park(session, ticket):
-                done = self.now + self.move_takes
-                parked = ev.Parked(at=done, session=session, ticket=ticket, persistent=0)
-                self.moves.append((done, parked))
+                self.kernels[session].paused = True
+                self.drains = [d for d in self.drains if d[1] != session]
+                held = self.core.sessions[session]
+                self.move(
+                    ev.Parked(
+                        at=0.0, session=session, ticket=ticket, freed=held.charged + held.context
+                    )
+                )
             case do.Restore(session, ticket):
-                done = self.now + self.move_takes
-                self.moves.append((done, ev.Restored(at=done, session=session, ticket=ticket)))
+                self.move(ev.Restored(at=0.0, session=session, ticket=ticket))
             case do.Wake(at):
                 self.wake = at
             case do.Alarm(at):
                 self.alarm = at
+
+    def move(self, event: ev.Parked | ev.Restored) -> None:
+        status, why = self.comes.pop(0) if self.comes else (MoveStatus.DONE, "")
+        freed = (
+            {"freed": 0} if isinstance(event, ev.Parked) and status is not MoveStatus.DONE else {}
+        )
+        event = replace(event, status=status, why=why, took=self.move_takes, **freed)
+        self.moves.append((self.now + self.move_takes, event))
 
     def finish_moves(self) -> None:
         due = [m for m in self.moves if m[0] <= self.now]

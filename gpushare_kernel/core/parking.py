@@ -1,0 +1,436 @@
+"""Memory of idle sessions comes back to who waits for it, and a better ranked job displaces a worse one (docs/parking-policy.md).
+
+A session is parked under pressure only (somebody waits, or more is held than there is), or because its owner asks for it.
+Idle ones go first, those that stood idle longest for what moving them costs; then, where the policy displaces, who ranks
+behind whoever waits. Displacing costs a park and a restore; it has to gain more. Nobody who has a proven deadline is
+parked, and nobody is before it has had its memory for a while.
+
+Who is parked comes back when its job has come through the memory queue. A plain cell asks for it as it starts, by a job
+of the queue that ends with the restore, or with the cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.realtime import Realtime
+from gpushare_kernel.core.records import Job, Key, Moving, Session, Stowed
+from gpushare_kernel.core.speeds import Speeds
+from gpushare_kernel.core.states import Phase
+from gpushare_kernel.core.values import (
+    JobId,
+    JobState,
+    MoveStatus,
+    Need,
+    PauseReason,
+    Presence,
+    SessionId,
+)
+
+MOST = 4
+"""Lanes that merge into another, or sessions that are displaced, for one job that waits."""
+MOST_IDLE = 16
+"""Idle sessions that are parked at a time."""
+RECHECKS = 4
+"""How often within a residency it is looked again whether somebody may be displaced now."""
+AMORTISED = 10.0
+"""Times what displacing it costs that a session has its memory at least before: so moving takes a tenth of the time at most."""
+REST = 1.0
+"""Seconds that a session is idle at least before it is parked: between the cells of "run all" nobody is."""
+GLANCE = 0.25
+"""Seconds that a plain cell waits for what is parked before others are parked for it: most cells that need no GPU are over then."""
+OVERDUE = 1.0
+"""Seconds in which who was asked for its memory meets a boundary; after that it is paused."""
+FIRST_SPARED, LONGEST_SPARED = 10.0, 600.0
+"""Seconds after which who could not be parked is tried again: at first, and at most; twice as long each time."""
+AGAIN, LONGEST_AGAIN = 0.25, 4.0
+"""Seconds after which a restore is tried again for which there was no room in fact: at first, and at most."""
+
+
+def request_of(session: SessionId) -> JobId:
+    """Return what the job is called by which a plain cell of `session` asks for what is parked."""
+    return JobId(f"{session}/restore")
+
+
+class Parking(Realtime):
+    """Who is parked, for whom, and who comes back."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        #: Sessions that are asked to stand still so that they can be parked, and how many are on their way out.
+        self.leaving: dict[SessionId, Session] = {}
+        self.going = 0
+        self.speeds = Speeds(self.config)
+        #: When it is looked again whom to park, at the earliest, and when it surely is.
+        self._look_again = self._recheck = 0.0
+
+    # --- for whom ---------------------------------------------------------------------------------------------
+
+    def _park_for(self, head: Job, at: float) -> None:
+        """Park whoever gives `head` its memory, if that is enough."""
+        if not self._may_look(at):
+            return
+        wait = head.submitted + GLANCE - at
+        if head.id == request_of(head.session) and wait > 0:
+            self._look_at(at + wait, at)
+            return
+        self._look_again = at + self.config.turn
+        self.turns.accounts.advance()
+        session = self.sessions[head.session]
+        missing = self.book.added(session, head.need) + head.need.ephemeral - self.book.table.free
+        chosen: list[Session] = []
+        for owner, size in self._candidates(head, session, at):
+            if missing <= 0:
+                break
+            missing -= size
+            chosen.append(owner)
+        if missing > 0:
+            self._look_at(at + self.config.residency / RECHECKS, at)
+            return
+        for owner in chosen:
+            self._send_away(owner, at)
+
+    def _relieve(self, at: float) -> None:
+        """More is held than there is, and somebody is at work: park idle ones, as far as that goes."""
+        if not self.jobs or not self._may_look(at):
+            return
+        self._look_again = at + self.config.turn
+        for session in self._idle(at):
+            if self.book.table.free + self._on_its_way() >= 0:
+                break
+            self._park(session, at)
+
+    def _may_look(self, at: float) -> bool:
+        """Whether anybody may be parked now; while some are on their way nobody else is."""
+        if not self.config.can_park:
+            return False
+        if at < self._look_again:
+            self._look_at(self._look_again, at)
+            return False
+        self.leaving = {name: s for name, s in self.leaving.items() if s.jobs}
+        return not (self.leaving or self.going)
+
+    def _look_at(self, due: float, at: float) -> None:
+        """Look again at `due`, unless that is done sooner anyway."""
+        due = max(due, self._look_again)
+        if self._recheck <= at or due < self._recheck:
+            self._recheck = due
+            self._deadlines.add(due, self._admit)
+
+    def _on_its_way(self) -> int:
+        moving = (s for s in self.sessions.values() if s.moving is Moving.OUT)
+        return sum(session.charged + session.context for session in moving)
+
+    # --- who --------------------------------------------------------------------------------------------------
+
+    def _candidates(self, head: Job, session: Session, at: float) -> Iterator[tuple[Session, int]]:
+        """Yield whom to park for `head` of `session`, and how many bytes each gives back: idle ones, then who ranks behind it."""
+        for owner in self._idle(at):
+            if owner is not session:
+                yield owner, owner.charged + owner.context
+        policy = self.turns.accounts.policy
+        if not policy.displaces:
+            return
+        first = policy.user_key(session.user, head.rank, 0.0)
+        back = self.speeds.back(session.parked.size) if session.parked is not None else 0.0
+        for key, job in self._worst_first(at)[:MOST]:
+            owner = self.sessions[job.session]
+            if owner is session:
+                continue
+            if key[0] - first[0] <= self._cost(owner) + back:
+                return
+            yield owner, owner.charged + owner.context + job.need.ephemeral
+
+    def _idle(self, at: float) -> list[Session]:
+        """Return who has been idle for long enough, first whom it costs least for how long that was."""
+        found = []
+        for session in self.sessions.values():
+            if self.why_not_parked(session) or session.jobs or session.cell_open:
+                continue
+            rested = session.idle_since + max(REST, self._cost(session))
+            ready = max(rested, session.spared_until, session.exempt_until)
+            if at >= ready:
+                found.append(session)
+            else:
+                self._look_at(ready, at)
+        found.sort(key=lambda s: self._cost(s) / (at - s.idle_since))
+        return found[:MOST_IDLE]
+
+    def why_not_parked(self, session: Session) -> str:
+        """Return why nothing of `session` can be parked, for people; empty where it can."""
+        away = session.parked is not None or session.moving is not None
+        attached = session.presence is Presence.ATTACHED
+        holds = session.charged or session.context or session.jobs
+        for stands_in_the_way, why in (
+            (not self.config.can_park, "this device cannot park memory"),
+            (session.barred, session.barred),
+            (session.realtime, "it has a deadline to keep"),
+            (not attached, "gpushare is not loaded in it, so it could not ask for its memory back"),
+            (away, "its memory is parked already, or on its way"),
+            (not holds, "it holds no memory of this device"),
+            (session.suspended_until is not None, "it is kept paused"),
+        ):
+            if stands_in_the_way:
+                return why
+        return ""
+
+    def _worst_first(self, at: float) -> list[tuple[Key, Job]]:
+        """Who may be displaced now, the worst ranked first."""
+        policy, found = self.turns.accounts.policy, []
+        for lane in self.book.table.lanes.values():
+            for job in lane.members.values():
+                session = self.sessions[job.session]
+                if self._may_be_displaced(job, session, at):
+                    key = policy.user_key(session.user, policy.job_key(job, session, at), 0.0)
+                    found.append((key, job))
+        return sorted(found, key=lambda entry: entry[0], reverse=True)
+
+    def _may_be_displaced(self, job: Job, session: Session, at: float) -> bool:
+        if self.why_not_parked(session) or len(session.jobs) > 1 or job.realtime:
+            return False
+        stands = job.waits and job.trimmed
+        soon = not job.waits and job.cooperative and session.phase in {Phase.ON, Phase.LEAVING}
+        by_force = not job.waits and self._may_be_forced(session)
+        stays = max(self.config.residency, AMORTISED * self._cost(session))
+        free = at >= max(session.exempt_until, session.spared_until)
+        return (stands or soon or by_force) and free and at - job.resident_since >= stays
+
+    def _may_be_forced(self, session: Session) -> bool:
+        """Whether it may be parked in the middle of its work: a device that pauses from outside does that."""
+        return self.config.enforce and session.pausable
+
+    def _cost(self, session: Session) -> float:
+        """Return how long it takes to park `session` and to restore it (seconds)."""
+        return self.speeds.both(session.charged + session.context)
+
+    # --- out --------------------------------------------------------------------------------------------------
+
+    def _park_wanted(self, event: ev.ParkWanted) -> None:
+        session = self.sessions[event.session]
+        session.park_wanted = True
+        self._falls_idle(session, event.at)
+
+    def _park_barred(self, event: ev.ParkBarred) -> None:
+        self.sessions[event.session].barred = event.why
+
+    def _falls_idle(self, session: Session, at: float) -> None:
+        if session.park_wanted and not session.jobs and not session.cell_open:
+            session.park_wanted = False
+            if not self.why_not_parked(session):
+                self._park(session, at)
+
+    def _send_away(self, session: Session, at: float) -> None:
+        """Park `session` as soon as it stands still with an empty E, or by force."""
+        running = [job for job in session.jobs.values() if not job.waits]
+        if not running or not running[0].cooperative:
+            self._park(session, at)
+            return
+        (job,) = running
+        self.leaving[session.id] = session
+        job.asked = True
+        self._emit(do.Ask(job.id, session.id, turn=True, lane=True))
+        self._deadlines.add(at + OVERDUE, lambda now: self._overdue(session, now))
+
+    def _overdue(self, session: Session, at: float) -> None:
+        """It was asked and has met no boundary."""
+        if self.leaving.get(session.id) is not session or not self._may_be_forced(session):
+            return
+        del self.leaving[session.id]
+        if session.jobs and len(self.book.queue) and not self.why_not_parked(session):
+            self._park(session, at)
+
+    def _leaves(self, session: Session, at: float) -> bool:
+        """It stands empty; say whether it is parked now, as it was asked for."""
+        if self.leaving.pop(session.id, None) is None or not len(self.book.queue):
+            return False
+        self._park(session, at)
+        return True
+
+    def _park(self, session: Session, at: float) -> None:
+        session.moving = Moving.OUT
+        session.move += 1
+        self.going += 1
+        # A pause goes over into the park: it is not let run in between.
+        session.stopped, session.pausing = None, False
+        for job in session.jobs.values():
+            if job.state is JobState.PAUSED:
+                job.become(JobState.RUNNING)
+        self._wants(session, at)
+        self._emit(do.Park(session.id, session.move))
+
+    def _parked(self, event: ev.Parked) -> None:
+        session = self._moved(event.session, event.ticket)
+        if session is None:
+            return
+        if event.status is MoveStatus.DONE:
+            self._is_out(session, event)
+        elif event.status is not MoveStatus.GONE:
+            self._could_not(session, event)
+        self._goes_on(session, event.at)
+        self._admit(event.at)
+
+    def _is_out(self, session: Session, event: ev.Parked) -> None:
+        before = session.charged
+        measured = max(session.measured, event.freed - session.context)
+        session.parked = Stowed(session.declared, measured, session.context)
+        session.spared, session.park_wanted = 0, False
+        self.speeds.went(session.parked.size, event.took)
+        self.turns.noted(session, event.at)
+        self.book.charge(session, declared=0, measured=event.persistent)
+        self.book.context(session, 0)
+        for job in [*session.jobs.values()]:
+            if job.lane is not None:
+                self._set_aside(job, session, session.parked.persistent - before, event.at)
+        if session.cell_open:
+            self._ask_back(session, event.at)
+
+    def _set_aside(self, job: Job, session: Session, beyond: int, at: float) -> None:
+        """`job` goes on when its memory is back; `beyond` bytes of its E were parked with the rest."""
+        if not job.waits:
+            job.become(JobState.ADMITTED)
+            job.waits, job.trimmed, job.asked = True, True, False
+            job.need = Need(job.need.persistent, max(0, job.need.ephemeral - beyond))
+        self._again(job, session, at)
+
+    def _could_not(self, session: Session, event: ev.Parked) -> None:
+        """It keeps what it held, and runs on; it is not tried again at once."""
+        if event.status is MoveStatus.UNABLE:
+            session.barred = event.why
+        session.spared_until = event.at + min(LONGEST_SPARED, FIRST_SPARED * 2**session.spared)
+        session.spared += 1
+        for job in session.jobs.values():
+            job.resident_since = event.at
+        self._stands(session, event.at)
+
+    def _again(self, job: Job, session: Session, at: float) -> None:
+        """`job` stands empty and waits for memory anew; its lane passes on."""
+        lane = self._lane(job)
+        if lane is not None and lane.occupant is job:
+            lane.give_up(session.user, at)
+        lane = self.book.leave(job)
+        job.become(JobState.QUEUED)
+        self._let_in.discard(job.id)
+        self._enqueue(job, session, at)
+        self._be_patient(job, at)
+        if lane is not None and lane.occupant is None:
+            self._pass(lane, at)
+        self._wants(session, at)
+        self._emit(do.Queue(job.id, session.id))
+
+    # --- back -------------------------------------------------------------------------------------------------
+
+    def _ask_back(self, session: Session, at: float) -> None:
+        """A cell of `session` may need what is parked: that waits in the queue, and the cell for nothing."""
+        if session.parked is None or session.moving is not None or session.jobs:
+            return
+        kept = session.parked.persistent
+        room = max(0, self.book.whole - session.parked.size)
+        need = Need(kept, min(self.config.plain_ephemeral, room))
+        job = Job(request_of(session.id), session.id, next(self._order), need, None, at, plain=True)
+        job.part = self.book.part(session, need)
+        self._enlist(session, job)
+        job.become(JobState.QUEUED)
+        self._enqueue(job, session, at)
+        self._admit(at)
+        if job.state is JobState.QUEUED:
+            self._be_patient(job, at)
+            self._emit(do.Queue(job.id, session.id))
+
+    def _hurry(self, session: Session, at: float) -> None:
+        """A signal is on its way to it: a call that waits for its memory sees that only afterwards."""
+        job = session.jobs.get(request_of(session.id))
+        if job is not None:
+            self.book.queue.promote(job, at)
+
+    def _entered(self, session: Session, at: float) -> None:
+        """Its memory is put back before its job goes on; on paper it is there already (I5)."""
+        if session.parked is None or session.moving is not None:
+            return
+        session.moving = Moving.BACK
+        request = session.jobs.get(request_of(session.id))
+        if request is not None and request.lane is None:
+            self._over(session, request, JobState.DONE)
+        self._restore(session, at)
+
+    def _restore(self, session: Session, at: float) -> None:
+        if session.parked is not None:
+            session.move += 1
+            self.turns.noted(session, at)
+            self._emit(do.Restore(session.id, session.move, session.parked.size))
+
+    def _restored(self, event: ev.Restored) -> None:
+        session = self.sessions.get(event.session)
+        if session is None or session.moving is not Moving.BACK or session.move != event.ticket:
+            return
+        if event.status in {MoveStatus.NOT_NOW, MoveStatus.UNABLE}:
+            self._later(session, event.at)
+            return
+        session.moving, session.spared = None, 0
+        stowed, session.parked = session.parked, None
+        self.turns.noted(session, event.at)
+        if event.status is MoveStatus.LOST:
+            session.barred = event.why
+            self.book.charge(session, declared=0, measured=0)
+        elif stowed is not None:
+            self.speeds.came(stowed.size, event.took)
+        session.reported_at = session.idle_since = (
+            event.at
+        )  # what was measured before is not so any more
+        for job in session.jobs.values():
+            job.resident_since = event.at
+        self._stands(session, event.at)
+        request = session.jobs.get(request_of(session.id))
+        if request is not None:
+            self._over(session, request, JobState.DONE)
+            if session.cell_open:
+                self.probe.start(session, event.at)
+        self._goes_on(session, event.at)
+        self._admit(event.at)
+
+    def _stands(self, session: Session, at: float) -> None:
+        """It stands still after a move, as after a pause."""
+        session.stopped, session.stopped_at = PauseReason.PARKED, at
+
+    def _goes_on(self, session: Session, at: float) -> None:
+        """It runs with its next turn, or at once where it wants none."""
+        self._wants(session, at)
+        if session.phase is Phase.OFF or self.lost or at < session.exempt_until:
+            self.turns.free(session)
+
+    def _later(self, session: Session, at: float) -> None:
+        """There was no room in fact: try again before long, or give up where nobody needs it any more."""
+        ticket = session.move
+
+        def again(now: float) -> None:
+            if session.moving is not Moving.BACK or session.move != ticket:
+                return
+            if session.jobs:
+                self._restore(session, now)
+            else:
+                session.moving = None
+                self.book.charge(session, declared=0, measured=0)
+                self.book.context(session, 0)
+                self._admit(now)
+
+        self._deadlines.add(at + min(LONGEST_AGAIN, AGAIN * 2**session.spared), again)
+        session.spared += 1
+
+    def _moved(self, name: SessionId, ticket: int) -> Session | None:
+        session = self.sessions.get(name)
+        if session is None or session.moving is not Moving.OUT or session.move != ticket:
+            return None
+        session.moving = None
+        self.going -= 1
+        return session
+
+    def _stays(self, session: Session) -> None:
+        """`session` is gone or starts anew: nothing of it moves, or is parked."""
+        self.leaving.pop(session.id, None)
+        if session.moving is Moving.OUT:
+            self.going -= 1
+        session.moving = session.parked = None
+        session.barred, session.spared, session.spared_until = "", 0, 0.0
+        self.turns.noted(session, self.at)
