@@ -39,6 +39,14 @@ class GpuShareApp(Command):
             "pause what a notebook of yours runs on the device; it keeps its memory",
         ),
         "resume": ("gpushare_kernel.app.pause.ResumeApp", "let it run again"),
+        "park": (
+            "gpushare_kernel.app.pause.ParkApp",
+            "set a notebook's GPU memory aside with all that is in it; its next cell has it back",
+        ),
+        "unpark": (
+            "gpushare_kernel.app.pause.UnparkApp",
+            "put it back now, or as soon as there is room",
+        ),
         "policy": (
             "gpushare_kernel.app.policy.PolicyApp",
             "who comes next on each device, and another policy, live",

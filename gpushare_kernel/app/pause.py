@@ -1,4 +1,4 @@
-"""`jupyter gpushare pause` and `resume`: a notebook of one's own, from a terminal."""
+"""`jupyter gpushare pause`, `resume`, `park` and `unpark`: a notebook of one's own, from a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpushare_kernel.app.words import positionals
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.transport.places import places
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import parking_texts, texts
 
 
 class _OfNotebook(Command):
@@ -62,3 +62,38 @@ class ResumeApp(_OfNotebook):
         """Let it run."""
         with Line(places()) as line:
             say(texts.resumed_text(line.resume(self.notebook)))
+
+
+class ParkApp(_OfNotebook):
+    """Sets the memory of a notebook aside."""
+
+    name = "jupyter-gpushare-park"
+    description = (
+        "Set the GPU memory of a notebook of yours aside, with all that is in it: in the host's memory, so that others can have the "
+        "GPU's. The notebook stays usable on the CPU, and its next cell has its memory back as soon as there is room."
+    )
+    examples = """
+    jupyter gpushare park hw2.ipynb
+    """
+
+    def start(self) -> None:
+        """Park it."""
+        with Line(places()) as line:
+            say(parking_texts.parked_text(line.park(self.notebook)))
+
+
+class UnparkApp(_OfNotebook):
+    """Puts it back."""
+
+    name = "jupyter-gpushare-unpark"
+    description = (
+        "Put the GPU memory of a notebook back that was set aside, as soon as there is room."
+    )
+    examples = """
+    jupyter gpushare unpark hw2.ipynb
+    """
+
+    def start(self) -> None:
+        """Put it back."""
+        with Line(places()) as line:
+            say(parking_texts.unparked_text(line.unpark(self.notebook)))

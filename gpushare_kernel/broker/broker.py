@@ -8,17 +8,20 @@ import time
 from collections.abc import Sequence
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.aside import Aside
 from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, user_name
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.parking import request_of
 from gpushare_kernel.core.records import User
-from gpushare_kernel.core.values import ProcessKey, UserId, Wait
+from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId, Wait
 from gpushare_kernel.devices.base import Device
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
@@ -39,6 +42,7 @@ class Broker(Processes):
     ) -> None:
         super().__init__(devices, ledger, system=system)
         self.bundles = Bundles(self)
+        self.aside = Aside(self)
 
     # --- what others ask ------------------------------------------------------------------------------------
 
@@ -80,6 +84,18 @@ class Broker(Processes):
         """Go away on purpose; `for_good`, somebody wants it so, and open notebooks must not start another."""
         self.stop_reason, self.stopped_for_good = reason, for_good
         self.stopping.set()
+
+    def queued(self, job: JobId) -> None:
+        """A job waits; where it is what a plain cell has set aside, the cell itself is told."""
+        session = session_of(job)
+        if job == request_of(session):
+            self.aside.asked(session)
+        super().queued(job)
+
+    def returned(self, session: SessionId, lost: str) -> None:
+        """What was set aside of a session is back, or lost."""
+        super().returned(session, lost)
+        self.aside.returned(session, lost)
 
     # --- lines -----------------------------------------------------------------------------------------------
 
@@ -167,6 +183,7 @@ class Broker(Processes):
     async def finish(self) -> None:
         """Let bundles go, give up what is being proven, and let everybody run again."""
         self.bundles.close()
+        self.aside.close()
         for promises in self.promises.values():
             await promises.close()
         for engine in self.engines.values():

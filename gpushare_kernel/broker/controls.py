@@ -1,4 +1,4 @@
-"""What a person does to a notebook from outside: pause it, let it run again, ask whoever holds memory idle to release it."""
+"""What a person does to a notebook from outside: pause it, let it run again, set its memory aside, ask whoever holds memory idle to release it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpushare_kernel.core.errors import BadDeclaration, NotYours
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import PauseReason, SessionId
 from gpushare_kernel.wire import messages as msg
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import parking_texts, texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
@@ -86,6 +86,36 @@ def resume(broker: Broker, desk: Desk, body: msg.ResumeNotebook) -> msg.ResumedN
         engine.feed(ev.SuspensionEnded(at=engine.now, session=session.id, reason=PauseReason.OWNER))
         names.append(kernel.name)
     return msg.ResumedNow(tuple(names))
+
+
+def park(broker: Broker, desk: Desk, body: msg.ParkNotebook) -> msg.ParkedNow:
+    """Set the memory of the caller's notebooks aside: now where they are idle, else as soon as they are."""
+    kernels = own(broker, desk, body.notebook)
+    for kernel in kernels:
+        engine, session = _of(broker, kernel)
+        why = engine.scheduler.why_not_parked(session)
+        if why:
+            raise BadDeclaration(parking_texts.cannot_park_text(kernel.name, why))
+    size, after_cell = 0, False
+    for kernel in kernels:
+        engine, session = _of(broker, kernel)
+        size += session.charged + session.context
+        after_cell = after_cell or bool(session.jobs) or session.cell_open
+        engine.feed(ev.ParkWanted(at=engine.now, session=session.id))
+    return msg.ParkedNow(tuple(kernel.name for kernel in kernels), size, after_cell)
+
+
+def unpark(broker: Broker, desk: Desk, body: msg.UnparkNotebook) -> msg.UnparkedNow:
+    """Have what is set aside of the caller's notebooks put back as soon as there is room."""
+    names, waits = [], False
+    for kernel in own(broker, desk, body.notebook):
+        engine, session = _of(broker, kernel)
+        if session.parked is None:
+            continue
+        engine.feed(ev.RestoreWanted(at=engine.now, session=session.id))
+        names.append(kernel.name)
+        waits = waits or session.moving is None
+    return msg.UnparkedNow(tuple(names), waits)
 
 
 def ask(broker: Broker, desk: Desk, body: msg.AskHolder) -> msg.AskedNow:

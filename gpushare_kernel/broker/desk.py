@@ -62,6 +62,8 @@ class Desk:
             msg.Release: self._release,
             msg.PauseNotebook: self._pause,
             msg.ResumeNotebook: self._resume,
+            msg.ParkNotebook: self._park,
+            msg.UnparkNotebook: self._unpark,
             msg.AskHolder: self._ask,
             msg.GetSnapshot: self._snapshot,
             msg.GetNeeds: self._needs,
@@ -375,6 +377,12 @@ class Desk:
 
     def _resume(self, number: int, body: msg.ResumeNotebook) -> None:
         self._reply(number, controls.resume(self._broker, self, body))
+
+    def _park(self, number: int, body: msg.ParkNotebook) -> None:
+        self._reply(number, controls.park(self._broker, self, body))
+
+    def _unpark(self, number: int, body: msg.UnparkNotebook) -> None:
+        self._reply(number, controls.unpark(self._broker, self, body))
 
     def _ask(self, number: int, body: msg.AskHolder) -> None:
         self._reply(number, controls.ask(self._broker, self, body))

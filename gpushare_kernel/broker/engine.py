@@ -44,6 +44,9 @@ class Answers(Protocol):
     def dropped(self, job: JobId) -> None:
         """A job is over before it was granted."""
 
+    def returned(self, session: SessionId, lost: str) -> None:
+        """What was set aside of a session is back, or `lost` and why."""
+
 
 class Engine:
     """A scheduler, its device, and the clock between them. Everything runs on one loop."""
@@ -74,6 +77,7 @@ class Engine:
             do.Refuse: lambda i: answers.refused(i.job, i.message),
             do.Drop: lambda i: answers.dropped(i.job),
             do.Ask: self._ask,
+            do.Returned: lambda i: answers.returned(i.session, i.lost),
             do.Pause: self._pause,
             do.Resume: self._resume,
             do.Slow: self._slow,

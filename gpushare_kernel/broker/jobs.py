@@ -205,6 +205,12 @@ class JobAnswers:
         if desk is not None:
             desk.dropped(job)
 
+    def returned(self, session: SessionId, lost: str) -> None:  # noqa: ARG002
+        """What was set aside of a session is back, or lost: what it may hold now is told anew."""
+        kernel = self.registry.get(session)
+        if kernel is not None:
+            self.tell_budget(kernel)
+
     def budget(self, kernel: Kernel) -> int | None:
         """Return what `kernel`'s session may hold of its device now."""
         session = self.session(kernel)
@@ -217,8 +223,9 @@ class JobAnswers:
 
     def tell_budget(self, kernel: Kernel, *, least: int = 0) -> None:
         """Tell `kernel`'s client what it may hold now, where that differs by more than `least` bytes from what it was told."""
-        core = self.engine_of(kernel.id).scheduler
-        if core.config.divisible or not kernel.lines:
+        core, session = self.engine_of(kernel.id).scheduler, self.session(kernel)
+        away = session is not None and (session.parked or session.moving) is not None
+        if core.config.divisible or not kernel.lines or away:
             return
         limit = self.budget(kernel)
         if _differ(limit, kernel.told_budget, least):

@@ -19,7 +19,7 @@ from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.tally import Tally
-from gpushare_kernel.transport.words import PAUSED, SLOTS, WordPage
+from gpushare_kernel.transport.words import AWAY, PAUSED, SLOTS, WordPage
 from gpushare_kernel.wire.messages import BrokerNotice
 
 MOST_SESSIONS_PER_USER = 1024
@@ -111,8 +111,16 @@ class Kernel:
 
     def mark_paused(self, *, paused: bool) -> None:
         """Put the intent into the session's own word, where its provisioner reads it (I4)."""
+        self._mark(PAUSED, there=paused)
+
+    def mark_away(self, *, away: bool) -> None:
+        """Say in the session's own word that its device memory is not there: its client then asks no framework for anything."""
+        self._mark(AWAY, there=away)
+
+    def _mark(self, bit: int, *, there: bool) -> None:
         if self.page.fd >= 0:
-            self.page.set(0, PAUSED if paused else 0)
+            word = self.page.get(0)
+            self.page.set(0, word | bit if there else word & ~bit)
 
     def notify(self, notice: BrokerNotice) -> None:
         """Send a notice to the client of the kernel itself (not to those of its children)."""

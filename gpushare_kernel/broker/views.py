@@ -107,7 +107,14 @@ def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.Device
         None if device.capabilities.can_pause else device.capabilities.why,
         device.lost,
         engine.history.turns(now),
+        _can(engine),
     )
+
+
+def _can(engine: Engine) -> tuple[str, ...]:
+    """Return what can be done to whoever uses the device."""
+    there = {"pause": engine.device.capabilities.can_pause, "park": engine.scheduler.config.can_park}  # fmt: skip
+    return tuple(what for what, can in there.items() if can)
 
 
 def _lane(
@@ -156,7 +163,14 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         if barred
         else None,
         spare=_spare(broker, kernel, session) if kernel is not None and open_ else None,
+        parked=session.parked.size if session.parked is not None and open_ else None,
+        why_not_parked=_why_not_parked(broker, session) if open_ else None,
     )
+
+
+def _why_not_parked(broker: Broker, session: Session) -> str | None:
+    core = broker.engine_of(session.id).scheduler
+    return (core.why_not_parked(session) or None) if core.config.can_park else None
 
 
 def _spare(broker: Broker, kernel: Kernel, session: Session) -> int:

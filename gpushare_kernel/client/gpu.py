@@ -20,6 +20,7 @@ from gpushare_kernel.client.device_memory import DeviceMemory
 from gpushare_kernel.client.lanes import current_lane
 from gpushare_kernel.client.plain import PlainUse
 from gpushare_kernel.client.ptracer import let_workers_in
+from gpushare_kernel.transport.words import AWAY
 from gpushare_kernel.wire import texts
 
 if TYPE_CHECKING:
@@ -53,7 +54,16 @@ class Gpu:
         self.kept: int | None = None
         self.plain = PlainUse(session)
         self.adapters = Adapters(self)
-        self.memory = DeviceMemory(lambda: () if self.broken else tuple(self.adapters.active))
+        self.memory = DeviceMemory(self._asked)
+
+    @property
+    def away(self) -> bool:
+        """Whether the session's device memory is set aside: a call to the driver would wait for it."""
+        return bool(self._session.word() & AWAY)
+
+    def _asked(self) -> tuple[Adapter, ...]:
+        """Who may be asked now: an answer of the driver would wait for memory that is set aside."""
+        return () if self.broken or self.away else tuple(self.adapters.active)
 
     # --- What the broker says (reader thread) ----------------------------------------------------------
 
@@ -134,7 +144,7 @@ class Gpu:
 
     def trim_due(self) -> None:
         """Give back what is unused, where somebody asked for it and it has not been done yet."""
-        if self._trim_due:
+        if self._trim_due and not self.away:
             self.give_back()
 
     def give_back(self) -> int:
@@ -162,8 +172,8 @@ class Gpu:
 
     def apply(self) -> None:
         """Give back what is unused above the limit, then cap the frameworks there. Never raises but for an interrupt."""
-        if not self._applying.acquire(blocking=False):
-            return
+        if self.away or not self._applying.acquire(blocking=False):
+            return  # while it is set aside that stays due
         try:
             self._due = False
             self._apply(self.limit)

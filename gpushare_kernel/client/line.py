@@ -26,6 +26,8 @@ from gpushare_kernel.wire.messages import (
     Hello,
     Kind,
     Observe,
+    ParkedNow,
+    ParkNotebook,
     PausedNow,
     PauseNotebook,
     Release,
@@ -36,6 +38,8 @@ from gpushare_kernel.wire.messages import (
     ResumeNotebook,
     SnapshotReply,
     ToBroker,
+    UnparkedNow,
+    UnparkNotebook,
 )
 from gpushare_kernel.wire.snapshot import Snapshot
 
@@ -94,6 +98,14 @@ class Line:
     def resume(self, session: str) -> ResumedNow:
         """Let a session of mine run again that was paused so."""
         return self._expect(ResumeNotebook(session), ResumedNow)
+
+    def park(self, session: str) -> ParkedNow:
+        """Set the device memory of a session of mine aside; its next cell has it back."""
+        return self._expect(ParkNotebook(session), ParkedNow)
+
+    def unpark(self, session: str) -> UnparkedNow:
+        """Put back what is set aside of a session of mine, as soon as there is room."""
+        return self._expect(UnparkNotebook(session), UnparkedNow)
 
     def ask_holder(self, session: str) -> AskedNow:
         """Ask an idle session of somebody else's to release what it holds, while one of mine waits."""

@@ -16,6 +16,8 @@ from gpushare_kernel.wire.messages import (
     GetSnapshot,
     NeedsReply,
     Ok,
+    ParkedNow,
+    ParkNotebook,
     PausedNow,
     PauseNotebook,
     Release,
@@ -27,6 +29,8 @@ from gpushare_kernel.wire.messages import (
     SetNeeds,
     SnapshotReply,
     Submit,
+    UnparkedNow,
+    UnparkNotebook,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +62,17 @@ class Questions(ABC):
     def pause(self, notebook: str) -> PausedNow:
         """Pause what another notebook of mine runs on the device."""
         return self.request(PauseNotebook(notebook), PausedNow)
+
+    def park(self, notebook: str | None = None) -> ParkedNow:
+        """Set the device memory of a notebook of mine aside; None is this one, whose unused memory goes back first."""
+        self.wait_attached()
+        if notebook is None:
+            self.give_back()
+        return self.request(ParkNotebook(notebook), ParkedNow)
+
+    def unpark(self, notebook: str | None = None) -> UnparkedNow:
+        """Put back what is set aside of a notebook of mine, as soon as there is room."""
+        return self.request(UnparkNotebook(notebook), UnparkedNow)
 
     def resume(self, notebook: str) -> ResumedNow:
         """Let it run again."""

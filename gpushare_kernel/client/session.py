@@ -395,11 +395,14 @@ class Session(Questions):
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
         self._set_up(up=False)
-        if (
-            self._jobs or not self._calls.queued
-        ):  # who only waits does not run on, and says so itself
+        # Who only waits does not run on, and says so itself.
+        if self._jobs or not self._calls.queued:
             self._tell(Announce(texts.BROKER_AWAY))
         self._calls.lose_all()
+
+    def word(self) -> int:
+        """Return the session's own word (`transport.words`)."""
+        return 0 if self._view is None else self._view.read(0)
 
     def stays_away(self) -> None:
         """Broker and guardian are gone: neighbours may stand still until somebody starts another (I4)."""

@@ -2,7 +2,7 @@
 
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import parking_texts, texts
 from gpushare_kernel.wire.messages import Announce, Report, Slowed
 from gpushare_kernel.wire.snapshot import (
     DeviceView,
@@ -34,6 +34,7 @@ __all__ = [
     "format_size",
     "label",
     "names_of_jobs",
+    "parking_texts",
     "texts",
 ]
 

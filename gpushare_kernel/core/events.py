@@ -309,6 +309,13 @@ class ParkWanted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreWanted(Event):
+    """Its owner wants back what is parked, whether a cell asks for it or not."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParkBarred(Event):
     """The session must not be parked, and `why`; empty: it may be."""
 

@@ -92,6 +92,14 @@ class Restore(Instruction):
 
 
 @dataclass(frozen=True, slots=True)
+class Returned(Instruction):
+    """Tell the session's user that what was parked is back; `lost`: why it is not, and will not be."""
+
+    session: SessionId
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Slow(Instruction):
     """Tell the session's user that it shares the device with `people` others at `fraction` of its speed, or was paused."""
 

@@ -213,6 +213,9 @@ class Parking(Realtime):
         session.park_wanted = True
         self._falls_idle(session, event.at)
 
+    def _restore_wanted(self, event: ev.RestoreWanted) -> None:
+        self._ask_back(self.sessions[event.session], event.at)
+
     def _park_barred(self, event: ev.ParkBarred) -> None:
         self.sessions[event.session].barred = event.why
 
@@ -323,7 +326,7 @@ class Parking(Realtime):
     # --- back -------------------------------------------------------------------------------------------------
 
     def _ask_back(self, session: Session, at: float) -> None:
-        """A cell of `session` may need what is parked: that waits in the queue, and the cell for nothing."""
+        """A cell of `session` may need what is parked: that waits in the queue, and the cell waits for nothing."""
         if session.parked is None or session.moving is not None or session.jobs:
             return
         kept = session.parked.persistent
@@ -376,6 +379,7 @@ class Parking(Realtime):
             self.book.charge(session, declared=0, measured=0)
         elif stowed is not None:
             self.speeds.came(stowed.size, event.took)
+        self._emit(do.Returned(session.id, event.why if event.status is MoveStatus.LOST else ""))
         session.reported_at = session.idle_since = (
             event.at
         )  # what was measured before is not so any more

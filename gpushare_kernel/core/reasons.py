@@ -52,6 +52,9 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
         return Wait(
             WaitReason.OCCUPANCY, job.need.ephemeral, 0, before, holders, eta=eta, exact=exact
         )
+    if session.parked is not None:
+        seconds = scheduler.speeds.back(session.parked.size)
+        return Wait(WaitReason.RESTORE, session.parked.size, 0, 0, eta=seconds)
     eta, exact = for_turn(scheduler, job)
     return Wait(WaitReason.TURN, 0, 0, len(scheduler.turns.using), eta=eta, exact=exact)
 

@@ -52,6 +52,7 @@ class Scheduler(Room):
             ev.Parked: self._parked,
             ev.Restored: self._restored,
             ev.ParkWanted: self._park_wanted,
+            ev.RestoreWanted: self._restore_wanted,
             ev.ParkBarred: self._park_barred,
             ev.CapacityChanged: self._capacity_changed,
             ev.DeviceLost: self._device_lost,

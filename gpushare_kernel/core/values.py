@@ -68,6 +68,7 @@ class WaitReason(StrEnum):
     OCCUPANCY = "occupancy"
     TURN = "turn"
     GRACE = "grace"
+    RESTORE = "restore"
 
 
 class PauseReason(StrEnum):

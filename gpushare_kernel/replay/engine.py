@@ -97,6 +97,7 @@ class Engine:
             do.Wake: self._set_wake,
             do.Queue: _ignore,
             do.Slow: _ignore,
+            do.Returned: _ignore,
             do.Drop: _ignore,
         }
 

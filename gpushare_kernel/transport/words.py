@@ -21,6 +21,9 @@ LANE = 2
 PAUSED = 1
 """Bit of the session's word (slot 0): set *before* the session is stopped, cleared after it runs again."""
 
+AWAY = 2
+"""Bit of the session's word (slot 0): set *before* its device memory is given back, cleared when it is there again."""
+
 SLOTS = 64
 _WORD = 4
 _FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1; the fcntl module names it from Python 3.13

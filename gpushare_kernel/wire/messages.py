@@ -12,7 +12,19 @@ from enum import IntEnum
 
 from msgspec import Struct, field
 
-from gpushare_kernel.core.values import JobId, SessionId, Wait
+from gpushare_kernel.core.values import JobId, Wait
+from gpushare_kernel.wire.by_hand import (
+    AskedNow,
+    AskHolder,
+    ParkedNow,
+    ParkNotebook,
+    PausedNow,
+    PauseNotebook,
+    ResumedNow,
+    ResumeNotebook,
+    UnparkedNow,
+    UnparkNotebook,
+)
 from gpushare_kernel.wire.handshake import (
     Attach,
     Attached,
@@ -47,6 +59,8 @@ from gpushare_kernel.wire.realtime import (
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
+    "AskHolder",
+    "AskedNow",
     "Attach",
     "Attached",
     "Bind",
@@ -63,6 +77,10 @@ __all__ = [
     "Ok",
     "Open",
     "Opened",
+    "ParkNotebook",
+    "ParkedNow",
+    "PauseNotebook",
+    "PausedNow",
     "RealtimeBeside",
     "RealtimeDone",
     "RealtimeGrid",
@@ -70,9 +88,13 @@ __all__ = [
     "RealtimePlaced",
     "RealtimeReleased",
     "Restart",
+    "ResumeNotebook",
+    "ResumedNow",
+    "UnparkNotebook",
+    "UnparkedNow",
     "Welcome",
 ]
-"""Those of the handshake and of real time; whatever is defined here besides."""
+"""Those of the handshake, of real time and by hand; whatever is defined here besides."""
 
 VERSION = 2
 SPOKEN = (2, 1)
@@ -176,24 +198,6 @@ class Release(_Message, frozen=True):
 
     notebook: str | None = None
     given: int | None = None
-
-
-class PauseNotebook(_Message, frozen=True):
-    """Pause what a notebook of mine runs on the device. `notebook` as in `Release`. Reply: `PausedNow`, or `Failure` where it runs nothing."""
-
-    notebook: str | None = None
-
-
-class ResumeNotebook(_Message, frozen=True):
-    """Let a notebook of mine run again that `PauseNotebook` paused. `notebook` as in `Release`. Reply: `ResumedNow`."""
-
-    notebook: str | None = None
-
-
-class AskHolder(_Message, frozen=True):
-    """A notebook of mine waits: ask this session, idle and not mine, to release what it holds. Reply: `AskedNow`."""
-
-    session: SessionId
 
 
 class GetSnapshot(_Message, frozen=True):
@@ -321,25 +325,6 @@ class ReleasedNow(_Message, frozen=True):
     asked: tuple[str, ...] = ()
 
 
-class PausedNow(_Message, frozen=True):
-    """What `PauseNotebook` paused, by notebook name, and for how many seconds at most."""
-
-    names: tuple[str, ...]
-    seconds: float
-
-
-class ResumedNow(_Message, frozen=True):
-    """What `ResumeNotebook` let run again, by notebook name; empty: its owner had paused none of them."""
-
-    names: tuple[str, ...]
-
-
-class AskedNow(_Message, frozen=True):
-    """0.0: it was asked. Else it was asked before, and can be again in so many seconds."""
-
-    again: float
-
-
 class SnapshotReply(_Message, frozen=True):
     """The state of the broker as the caller may see it."""
 
@@ -409,6 +394,8 @@ Request = (
     | Release
     | PauseNotebook
     | ResumeNotebook
+    | ParkNotebook
+    | UnparkNotebook
     | AskHolder
     | RealtimeBeside
     | GetSnapshot
@@ -431,6 +418,8 @@ Reply = (
     | ReleasedNow
     | PausedNow
     | ResumedNow
+    | ParkedNow
+    | UnparkedNow
     | AskedNow
     | SnapshotReply
     | NeedsReply
@@ -465,6 +454,8 @@ _SINCE_2 = (
     | GetNeeds
     | PauseNotebook
     | ResumeNotebook
+    | ParkNotebook
+    | UnparkNotebook
     | AskHolder
     | RealtimeBeside
     | RealtimeGrid

@@ -55,7 +55,7 @@ class DeviceView(Struct, frozen=True):
     `total` is all its memory, 0 where that is no number to plan with; `desktop` and `foreign` are bytes that displays,
     and programs in no session, hold of it. `limits` says why nobody can be paused there, `lost` why it does not answer.
     `turns` is who did what in the last 30 s, what began first comes first, at most 600: where there was more, what lies
-    further back is coarser.
+    further back is coarser. `can` is what can be done to whoever uses it: `pause`, `park` (None: an older broker, which does not say).
     """
 
     id: str
@@ -74,10 +74,11 @@ class DeviceView(Struct, frozen=True):
     limits: str | None = None
     lost: str | None = None
     turns: tuple[TurnView, ...] = ()
+    can: tuple[str, ...] | None = None
 
 
 class SessionView(Struct, frozen=True):
-    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`, `real-time`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows)."""
+    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`, `real-time`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows), `parked` the bytes of it that are set aside beside the device (None: none), `why_not_parked` why they cannot be (None: they can)."""
 
     id: str
     user: str
@@ -95,6 +96,8 @@ class SessionView(Struct, frozen=True):
     doing: tuple[str, ...] = ()
     why_paused: str | None = None
     spare: int | None = None
+    parked: int | None = None
+    why_not_parked: str | None = None
 
 
 class QueueView(Struct, frozen=True):

@@ -43,6 +43,15 @@ RESTART_DEFAULT = "From its next restart on this notebook starts like any other.
 FRAMES_KEPT = "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."
 FRAMES_CLEARED = "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."
 OVERRAN = "Was not done when it was proven to be: until three in a row are in time again, nobody stands aside for this real-time job."
+_PAUSED_FOR: dict[str, str] = {
+    "": "others had their turn",
+    PauseReason.TURN_ENDED: "others had their turn",
+    PauseReason.RESTOPPED: "somebody had continued it out of turn",
+    PauseReason.OWNER: "by hand, with pause",
+    PauseReason.REALTIME: "real-time work has the GPU",
+    PauseReason.PARKED: "its memory was set aside",
+    PauseReason.OVER_GRANT: "it held more than it may, and others waited for that",
+}
 BROKEN_SESSION = "This notebook's GPU session is broken (others are fine): restart the kernel."
 _FOR_COMMAND = (
     ("this notebook", "this command"),
@@ -366,8 +375,15 @@ def _reason(wait: Wait, noun: str) -> str:
         )
     if wait.reason is WaitReason.TURN:
         return "Waiting for a turn: others are running now."
+    if wait.reason is WaitReason.RESTORE:
+        return f"Putting {format_size(wait.needs)} of {noun} back, which was set aside."
     until = "" if wait.until is None else f" in {format_duration(wait.until)} at most"
     return f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on{until or ' soon'}."
+
+
+def in_the_way(wait: Wait) -> list[str]:
+    """Return what is missing, who holds it, and the place in the queue, a sentence each."""
+    return [f"It {_needs(wait)}.", *_holders(wait), *_place(wait)]
 
 
 def _needs(wait: Wait) -> str:
@@ -422,7 +438,7 @@ def _place(wait: Wait) -> list[str]:
     to_go = wait.eta if wait.eta is not None and wait.eta >= 1 else None
     about = "" if wait.exact else "About "
     said = [] if to_go is None else [f"{about}{format_duration(to_go)} to go."]
-    if wait.reason in (WaitReason.TURN, WaitReason.GRACE):
+    if wait.reason in (WaitReason.TURN, WaitReason.GRACE, WaitReason.RESTORE):
         return said
     said.insert(0, f"{wait.ahead} ahead of you." if wait.ahead else "You are next.")
     if to_go is not None:
@@ -437,17 +453,7 @@ def _runs(count: int) -> str:
 
 
 def _pause_reason(reason: str) -> str:
-    if reason in ("", PauseReason.TURN_ENDED):
-        return "others had their turn"
-    if reason == PauseReason.RESTOPPED:
-        return "somebody had continued it out of turn"
-    if reason == PauseReason.OWNER:
-        return "by hand, with pause"
-    if reason == PauseReason.REALTIME:
-        return "real-time work has the GPU"
-    if reason == PauseReason.OVER_GRANT:
-        return "it held more than it may, and others waited for that"
-    return reason.rstrip(".")
+    return _PAUSED_FOR.get(reason, reason.rstrip("."))
 
 
 def _people(count: int) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
 COMMANDS = (
-    *("status", "lanes", "live", "needs", "release", "pause", "resume", "memory"),
+    *("status", "lanes", "live", "needs", "release", "pause", "resume", "park", "unpark", "memory"),
     *("notify", "debug", "off", "on", "doctor"),
 )
 WORDS = {

@@ -10,7 +10,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 
 from gpushare_kernel.core.errors import NoBroker, UserError
 from gpushare_kernel.core.sizes import parse_size
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import parking_texts, texts
 from gpushare_magics.completion import COMMANDS
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class GpuShareMagics(Magics):
         %gpushare release [NOTEBOOK]  give back what a notebook of yours declared and does not use
         %gpushare pause NOTEBOOK      pause what another notebook of yours runs; it keeps its memory
         %gpushare resume NOTEBOOK     let it run again
+        %gpushare park [NOTEBOOK]     set a notebook's GPU memory aside, with all that is in it; its next cell has it back
+        %gpushare unpark [NOTEBOOK]   put it back now, or as soon as there is room
         %gpushare memory              what holds its memory: variables, results, the last error, pools
         %gpushare memory --free       let go of what the last error's frames hold
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
@@ -131,7 +133,7 @@ class GpuShareMagics(Magics):
             self._memory(session, notebook)
         elif command == "release":
             output.show(texts.released_text(session.release(notebook), session.noun))
-        elif command in ("pause", "resume"):
+        elif command in ("pause", "resume", "park", "unpark"):
             output.show(_by_hand(session, command, notebook))
         else:
             table = tables.status if command == "status" else tables.lanes
@@ -218,7 +220,7 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
-_WITH_WORDS = ("release", "pause", "resume", "memory", "debug", "live", "notify")
+_WITH_WORDS = ("release", "pause", "resume", "park", "unpark", "memory", "debug", "live", "notify")
 _IN_A_TERMINAL = ("policy", "top", "run", "replay", "start", "stop", "install", "uninstall", "demo")
 _WIDGETS = ("anywidget", "ipywidgets")
 _NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."
@@ -230,7 +232,11 @@ _ON_OR_OFF = "say which: %gpushare debug on, or %gpushare debug off."
 
 
 def _by_hand(session: Session, command: str, notebook: str | None) -> str:
-    """Pause or resume another notebook; this one runs this cell."""
+    """Set the memory of a notebook aside, or have it back; pause or resume another notebook: this one runs this cell."""
+    if command == "park":
+        return parking_texts.parked_text(session.park(notebook))
+    if command == "unpark":
+        return parking_texts.unparked_text(session.unpark(notebook))
     if notebook is None:
         msg = f"say which notebook: %gpushare {command} hw2. %gpushare status lists them; this one is interrupted instead."
         raise UserError(msg)

@@ -456,7 +456,13 @@ def test_only_what_the_broker_has_a_request_for_is_offered(monkeypatch: pytest.M
     """To others' notebooks only asking; nothing that could not be carried out, and no pause that would stop this very process."""
     told = offered(Steps().first())["sessions"]
     controls = {entry["id"]: entry["actions"] for entry in told}
-    assert controls == {"s1": ["pause"], "s2": ["release"], "s3": [], "s4": ["ask"], "s5": []}
+    assert controls == {
+        "s1": ["pause"],
+        "s2": ["release", "park"],
+        "s3": [],
+        "s4": ["ask"],
+        "s5": ["restore"],
+    }
     monkeypatch.setenv("GPUSHARE_SESSION", "s1")
     for kind, actions in {"cuda": ["pause"], "host": []}.items():
         steps = Steps()

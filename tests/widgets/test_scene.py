@@ -133,8 +133,8 @@ def test_the_queue_says_what_the_cell_says():
 
 def test_a_reason_from_a_newer_broker_is_passed_on():
     """It is a word at least."""
-    newer = msgspec.structs.replace(FULL, queue=(msgspec.structs.replace(FULL.queue[0], reason="restore"),))  # fmt: skip
-    assert scene(newer, now=NOW)["queue"][0]["text"] == "Waiting: restore."
+    newer = msgspec.structs.replace(FULL, queue=(msgspec.structs.replace(FULL.queue[0], reason="weather"),))  # fmt: skip
+    assert scene(newer, now=NOW)["queue"][0]["text"] == "Waiting: weather."
 
 
 def test_one_can_do_something_about_own_sessions_only():

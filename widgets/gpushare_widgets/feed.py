@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from gpushare_kernel import BrokerUnavailable, GpushareError
 from gpushare_kernel.client.line import Line, line_from_here
-from gpushare_kernel.client.shown import Snapshot, texts
+from gpushare_kernel.client.shown import Snapshot, parking_texts, texts
 from gpushare_widgets.changes import Scene, changes
 from gpushare_widgets.moments import settled
 from gpushare_widgets.running import Running
@@ -42,7 +42,7 @@ PATIENCE = 2.0
 """Seconds in which a broker answers, or is away."""
 _PAUSES = (0.25, 0.5, 1.0, 2.0)
 """Seconds between attempts to find a broker that is away."""
-_DOES = ("release", "pause", "resume", "ask")
+_DOES = ("release", "pause", "resume", "park", "restore", "ask")
 """The controls that a broker has a request for."""
 _STRAYS = 1.0
 """Seconds by which the broker's clock and ours may part."""
@@ -371,6 +371,10 @@ def _done(line: Line, wish: _Wish, noun: str) -> str:
         return texts.paused_text(line.pause(wish.session))
     if wish.action == "resume":
         return texts.resumed_text(line.resume(wish.session))
+    if wish.action == "park":
+        return parking_texts.parked_text(line.park(wish.session))
+    if wish.action == "restore":
+        return parking_texts.unparked_text(line.unpark(wish.session))
     if wish.action == "ask":
         return texts.asked_text(line.ask_holder(wish.session))
     return texts.released_text(line.release(wish.session), noun)

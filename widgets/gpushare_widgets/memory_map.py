@@ -163,7 +163,7 @@ def _beside(
         out.append(_segment("foreign", view.foreign, "not shared", title))
     parked: dict[Party, int] = {}
     for one in here:
-        size = getattr(one, "parked", None)
+        size = one.parked
         if size:
             parked[drawn[one.id]] = parked.get(drawn[one.id], 0) + size
     for party, size in parked.items():

@@ -310,14 +310,17 @@ def _actions(
         return []
     if not session.own:
         return ["ask"] if wanted and session.state == "idle" else []
-    can = getattr(device, "can", () if device.limits else ("pause",))
+    can = device.can if device.can is not None else () if device.limits else ("pause",)
     state = session.state
     spare = session.p if session.spare is None else session.spare
     offered = {
         "release": bool(spare) and state in ("idle", "bare"),
         "pause": "pause" in can and state == "busy" and not waiting,
         "resume": "pause" in can and session.why_paused == PauseReason.OWNER,
-        "park": "park" in can and state == "idle" and bool(session.p),
+        "park": "park" in can
+        and state == "idle"
+        and bool(session.p)
+        and not session.why_not_parked,
         "restore": "park" in can and state == "parked",
     }
     return [action for action, there in offered.items() if there]

@@ -1,0 +1,49 @@
+"""What people read of memory that is set aside. The other sentences are in `texts`."""
+
+from __future__ import annotations
+
+from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.values import Wait, WaitReason
+from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.messages import ParkedNow, UnparkedNow
+
+MEMORY_BACK = "Your GPU memory is back."
+UNPARKING = "It is put back now."
+
+
+def parked_text(parked: ParkedNow) -> str:
+    """Return what is set aside, and how it comes back."""
+    names, size = ", ".join(parked.names), format_size(parked.size)
+    if parked.after_cell:
+        return f"{names}: {size} of GPU memory is set aside as soon as the cell has ended. The next cell has it back."
+    return (
+        f"{names}: {size} of GPU memory is set aside, nothing is lost. The next cell has it back."
+    )
+
+
+def unparked_text(unparked: UnparkedNow) -> str:
+    """Return what is put back."""
+    if not unparked.names:
+        return "Nothing to put back: no GPU memory of it is set aside."
+    names = ", ".join(unparked.names)
+    if unparked.waits:
+        return f"{names}: its GPU memory comes back as soon as there is room. %gpushare status says who holds it."
+    return f"{names}: its GPU memory is put back now."
+
+
+def cannot_park_text(name: str, why: str) -> str:
+    """Return the error of a notebook whose memory cannot be set aside."""
+    return f"the memory of {name} cannot be set aside: {why}."
+
+
+def aside_text(size: int, wait: Wait) -> str:
+    """Return the line of a plain cell whose notebook's memory is set aside: its calls to the GPU wait, its other lines run."""
+    first = f"Your GPU memory is set aside ({format_size(size)}, nothing lost): calls to the GPU wait until it is back, all else runs."
+    if wait.reason is not WaitReason.MEMORY:
+        return f"{first} {UNPARKING}"
+    return " ".join([first, *texts.in_the_way(wait)])
+
+
+def lost_text(why: str) -> str:
+    """Return the line of a notebook whose memory the driver did not bring back."""
+    return f"The GPU memory of this notebook is lost: {why}. Its variables on the CPU are there; restart the kernel for the GPU. Other notebooks are fine."
