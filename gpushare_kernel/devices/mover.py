@@ -18,6 +18,7 @@ from gpushare_kernel.devices.locker import Locker
 
 _LEAST = 20.0
 """Seconds that a move may take whatever its size."""
+_FAREWELL = 1.0
 _OUT, _BACK = 0.25e9, 0.5e9
 """Bytes a second that it must make: a seventh and a ninth of what was measured (1.8 and 4.4 GB/s)."""
 
@@ -93,7 +94,10 @@ class Mover(Locker):
             reply = await self._link.ask(request, self.key, limit=limit)
         except WorkerLost as lost:
             self.trouble = str(lost)
+            link = self._link
             self._drop()
+            if link is not None:
+                await link.gone(_FAREWELL)  # before another one is asked
             return await self._lost(lost, request, asked=asked)
         except TimeoutError:
             self._leave()

@@ -88,6 +88,8 @@ class ParkingSession(GpuSession[Mover]):
         if status is not PauseStatus.PAUSED:
             return Move(MoveStatus.NOT_NOW if status in _LATER else MoveStatus.UNABLE, _WHY[status])
         locked = [mover for mover in movers if mover.locked]
+        if not locked:  # all of it is parked already
+            return Move(MoveStatus.DONE)
         sizes = await weigh([mover.key for mover in locked])
         if isinstance(sizes, Refusal):
             return Move(*sizes)

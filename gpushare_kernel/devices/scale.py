@@ -9,7 +9,7 @@ from gpushare_kernel.core.values import GiB, MiB, MoveStatus, ProcessKey
 from gpushare_kernel.devices.parkable import Refusal, may_park, no_host_room
 from gpushare_kernel.devices.sampler import Sampler
 
-PUT_BACK = 256 * MiB
+PUT_BACK = 32 * MiB
 """What must be free beyond what one has just given back, before it is put back at once."""
 _SILENT = "NVML does not say what is on the GPU now: nothing is moved without knowing. It is tried again when it is wanted again."
 
