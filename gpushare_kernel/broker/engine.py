@@ -160,6 +160,13 @@ class Engine:
         """Let it run, where a broker before us left it paused and nobody could undo that yet."""
         self.then(kernel, self._resuming(kernel))
 
+    def bar(self, kernel: Kernel, why: str) -> None:
+        """It must not be parked from now on, and why; "": it may be again."""
+        if kernel.barred != why:
+            kernel.barred = why
+            if kernel.id in self.scheduler.sessions:
+                self.feed(ev.ParkBarred(at=self.now, session=kernel.id, why=why))
+
     async def settled(self, kernel: Kernel) -> None:
         """Wait until every pause and resume of `kernel` asked for so far is carried out, or its user has stopped it."""
         if kernel.tail is not None:

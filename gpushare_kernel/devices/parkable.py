@@ -2,8 +2,8 @@
 
 What can be seen: whose it is, shared files of NCCL and of CUDA's IPC that it maps or holds open, its limits, and those of the
 control groups above it. What cannot: memory imported through a descriptor (the descriptor may be closed as soon as it
-is mapped), legacy IPC of memory alone, managed memory. gpushare marks the first where it made it itself (bundles); the
-driver refuses some of the rest, at the lock or at the checkpoint. docs/parking.md says what is left.
+is mapped), legacy IPC of memory alone, managed memory. gpushare marks the first where it made it itself (bundles: a file of a
+known name is open meanwhile); the driver refuses some of the rest, at the lock or at the checkpoint. docs/parking.md says what is left.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from gpushare_kernel.core.values import GiB, MiB, MoveStatus, ProcessKey
 from gpushare_kernel.devices.machine import Machine
 
 _SHARED = (
+    (
+        "/memfd:gpushare-imported",
+        "it maps memory of another process (a bundle's pages), and the driver could not put that back. bundle.unmap() lets go of it",
+    ),
     ("/dev/shm/nccl-", "it talks to other processes through NCCL, which the driver does not park"),  # noqa: S108 - a name to look for
     ("/dev/shm/cuda.shm.", "it shares GPU events or memory with other processes (CUDA IPC)"),  # noqa: S108
 )

@@ -15,6 +15,7 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus, ProcessKey
 from gpushare_kernel.devices import locker, mover, parkable, sampler
 from gpushare_kernel.devices.base import Hold, Target
+from gpushare_kernel.nwv import vmm
 from tests.devices.gpu import Gpu
 from tests.devices.test_gpu_session import Family
 from tests.procs import Program, eventually
@@ -317,14 +318,21 @@ def test_who_shares_with_others_is_not_parked(gpu: Gpu, name: str, how: str) -> 
     assert gpu.log() == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may park everybody's")
-def test_somebody_elses_is_not_parked() -> None:
-    """K9: without asking the driver."""
-    init = procfs.process_key(1)
-    assert init is not None
-    refusal = parkable.may_park(init)
-    assert refusal is not None
-    assert refusal.status is MoveStatus.UNABLE
+def test_who_maps_a_bundle_is_not_parked_whatever_a_broker_knows(gpu: Gpu) -> None:
+    """K9, I5: the file that is open for as long as it does says so; a broker that has just started sees it too."""
+    code = f"fd = os.memfd_create({vmm.MARK!r}); say('up'); wait(); os.close(fd); say('let go'); wait()"
+    with Program(code) as program:
+        program.said()
+        gpu.holds(program.key)
+        target = Target(program.key)
+        outcome = gpu.park(target)
+        assert outcome.status is MoveStatus.UNABLE
+        assert "bundle" in outcome.why
+        assert gpu.log() == []
+        program.tell()
+        program.said()
+        assert gpu.park(target).status is MoveStatus.DONE
+    gpu.device.usage(target)
 
 
 def test_somebody_elses_is_not_parked_by_a_broker_of_ones_own(
