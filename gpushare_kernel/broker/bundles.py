@@ -49,6 +49,9 @@ AGAIN, FAREWELL = 0.2, 1.0
 """Seconds between two looks at holders that are about to end; and for which they are waited for when we do."""
 _TOLD = frozenset({"PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
 """What a holder has of our environment (and CUDA's): its user may read all of it."""
+MAPS = "it maps the pages of bundle {!r}, which other kernels share: the driver could not put them back. It keeps its GPU memory."
+"""Why a kernel that uses a bundle is not parked (I5)."""
+HOLDS = "it holds the pages of a bundle that kernels map."
 FILLED = 60.0
 """Seconds for which somebody who wants to map a bundle waits until it is filled."""
 _logger = logging.getLogger(__name__)
@@ -83,8 +86,12 @@ class Held:
 class Lease:
     """One use of a bundle: a connection, for as long as it stands."""
 
-    def __init__(self, bundles: Bundles, held: Held, connection: Connection) -> None:
+    def __init__(
+        self, bundles: Bundles, held: Held, connection: Connection, kernel: Kernel | None = None
+    ) -> None:
         self._bundles, self._held, self._connection = bundles, held, connection
+        #: Whose it is; None in tests.
+        self.kernel = kernel
         held.users.add(self)
 
     def on_frame(self, payload: bytes) -> None:
@@ -186,9 +193,11 @@ class Bundles:
             raise UserError(problem)
         return held
 
-    def lease(self, held: Held, connection: Connection) -> Lease:
-        """Count a connection as a use; of what has ended while its answer was on the way it is none."""
-        found = Lease(self, held, connection)
+    def lease(self, held: Held, connection: Connection, kernel: Kernel | None = None) -> Lease:
+        """Count a connection as a use of `kernel`; of what has ended while its answer was on the way it is none."""
+        found = Lease(self, held, connection, kernel)
+        if kernel is not None and held.engine.device.inventory.kind == "cuda":
+            held.engine.bar(kernel, MAPS.format(held.name))
         if held.ended:
             found.hang_up()
         return found
@@ -196,8 +205,16 @@ class Bundles:
     def left(self, held: Held, lease: Lease) -> None:
         """One use is over; the last one takes the holder with it."""
         held.users.discard(lease)
+        if lease.kernel is not None:
+            self._unbar(held.engine, lease.kernel)
         if not held.users:
             self._end(held)
+
+    def _unbar(self, engine: Engine, kernel: Kernel) -> None:
+        """What it maps still, though its use has ended, is seen by the device (`vmm.MARK`)."""
+        uses = (lease.kernel for one in self._held.values() for lease in one.users)
+        if kernel.barred and kernel not in uses:
+            engine.bar(kernel, "")
 
     def close(self) -> None:
         """Let all holders go."""
@@ -259,6 +276,8 @@ class Bundles:
         if held.kernel is None:
             problem = "a bundle's holder could not become a session. Shut a notebook down first."
             raise UserError(problem)
+        if engine.device.inventory.kind == "cuda":
+            engine.bar(held.kernel, HOLDS)
         session, job = held.kernel.id, job_of(held.kernel.id, "pages")
         engine.feed(ev.JobSubmitted(at=engine.now, job=job, session=session, persistent=held.size, ephemeral=0, usage=engine.usage(held.kernel)))  # fmt: skip
         if not _admitted(engine, job):

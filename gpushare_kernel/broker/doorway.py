@@ -186,7 +186,9 @@ class Doorway:
             held = await bundles.offer(body, fds, peer)
         else:
             held = await bundles.map(body, peer)
-        return msg.BundleHeld(held.name, held.size), (held.fd,), lambda c: bundles.lease(held, c)
+        kernel = self._broker.registry.by_token(body.token, peer.uid)
+        answer = msg.BundleHeld(held.name, held.size)
+        return answer, (held.fd,), lambda c: bundles.lease(held, c, kernel)
 
     def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:
         """What ends or exempts a session comes from whoever started it: a kernel does not free itself from turns."""

@@ -12,6 +12,7 @@ from typing import Protocol
 from gpushare_kernel.broker.alarm import Alarm
 from gpushare_kernel.broker.history import History
 from gpushare_kernel.broker.kernels import Kernel, Registry
+from gpushare_kernel.broker.moves import Moves
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -71,6 +72,8 @@ class Engine:
         self._wake: asyncio.TimerHandle | None = None
         self._alarm = Alarm(self._loop, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Parks and restores.
+        self.moves = Moves(self, registry)
         self._does: dict[type[do.Instruction], Callable[..., None]] = {
             do.Grant: self._grant,
             do.Queue: lambda i: answers.queued(i.job),
@@ -80,6 +83,8 @@ class Engine:
             do.Returned: lambda i: answers.returned(i.session, i.lost),
             do.Pause: self._pause,
             do.Resume: self._resume,
+            do.Park: self._park,
+            do.Restore: self._restore,
             do.Slow: self._slow,
             do.Wake: self._set_wake,
             do.Alarm: lambda i: self._alarm.set(i.at),
@@ -128,6 +133,7 @@ class Engine:
         """Sample one kernel; what its interpreter held from the start is not counted as memory it uses."""
         target = kernel.target
         active = self.scheduler.turns.asks_for(kernel.id)
+        memory = memory and not self.moves.under_way(kernel)
         usage = None if target is None else self.device.usage(target, memory=memory, active=active)
         if usage is None:
             return None
@@ -156,7 +162,14 @@ class Engine:
 
     def undo(self, kernel: Kernel) -> None:
         """Let it run, where a broker before us left it paused and nobody could undo that yet."""
-        self._then(kernel, self._resuming(kernel))
+        self.then(kernel, self._resuming(kernel))
+
+    def bar(self, kernel: Kernel, why: str) -> None:
+        """It must not be parked from now on, and why; "": it may be again."""
+        if kernel.barred != why:
+            kernel.barred = why
+            if kernel.id in self.scheduler.sessions:
+                self.feed(ev.ParkBarred(at=self.now, session=kernel.id, why=why))
 
     async def settled(self, kernel: Kernel) -> None:
         """Wait until every pause and resume of `kernel` asked for so far is carried out, or its user has stopped it."""
@@ -164,13 +177,16 @@ class Engine:
             await asyncio.wait([kernel.tail], timeout=SETTLED)
 
     def look_at_paused(self) -> None:
-        """A process can let itself run: look whether those we paused still stand, side by side."""
+        """A process can let itself run: look whether those we paused still stand, side by side. Who is parked cannot."""
+        self.moves.look()
         for session in self.scheduler.sessions.values():
             kernel = self._registry.get(session.id)
             if session.stopped is None or session.pausing or kernel is None:
                 continue
+            if self.moves.away(kernel):
+                continue
             if kernel.tail is None or kernel.tail.done():
-                self._then(kernel, self._looking(kernel))
+                self.then(kernel, self._looking(kernel))
 
     def _looking(self, kernel: Kernel) -> Callable[[], Awaitable[None]]:
         target = kernel.target
@@ -241,14 +257,25 @@ class Engine:
     def _pause(self, pause: do.Pause) -> None:
         kernel = self._registry.get(pause.session)
         if kernel is not None:
-            self._then(kernel, self._pausing(kernel, pause))
+            self.then(kernel, self._pausing(kernel, pause))
+
+    def _park(self, park: do.Park) -> None:
+        kernel = self._registry.get(park.session)
+        if kernel is not None:
+            self.then(kernel, self.moves.parking(kernel, park))
+
+    def _restore(self, restore: do.Restore) -> None:
+        kernel = self._registry.get(restore.session)
+        if kernel is not None:
+            self.then(kernel, self.moves.restoring(kernel, restore))
 
     def _resume(self, resume: do.Resume) -> None:
         kernel = self._registry.get(resume.session)
         if kernel is not None:
             self.undo(kernel)
 
-    def _then(self, kernel: Kernel, action: Callable[[], Awaitable[None]]) -> None:
+    def then(self, kernel: Kernel, action: Callable[[], Awaitable[None]]) -> None:
+        """Do `action` when all that was to be done with `kernel` before is done."""
         before = kernel.tail
 
         async def in_order() -> None:
@@ -296,7 +323,7 @@ class Engine:
                 )  # whom it left behind is resumed with its session's end
             elif status is not PauseStatus.PAUSED:
                 # A part of it may stand still all the same: a worker has died of its lock, say.
-                await self._let_run(kernel, target)
+                await self.let_run(kernel, target)
 
         return action
 
@@ -305,9 +332,9 @@ class Engine:
             kernel.target
         )  # as it is now: where the root has ended, its children are still to be resumed
 
-        return lambda: self._let_run(kernel, target)
+        return lambda: self.let_run(kernel, target)
 
-    async def _let_run(self, kernel: Kernel, target: Target | None) -> None:
+    async def let_run(self, kernel: Kernel, target: Target | None) -> None:
         """Resume it, again and again until all of it runs; only then does its word say so."""
         pause, task = RESUME_AGAIN, asyncio.current_task()
         while target is not None:

@@ -142,7 +142,8 @@ class Housekeeping:
                 usage = engine.usage(kernel, memory=True)
                 if usage is not None:
                     used[kernel.id] = usage
-                    self._memory[kernel.id] = usage.memory or 0
+                    if usage.memory is not None:  # None: it is on its way
+                        self._memory[kernel.id] = usage.memory
         if used:
             engine.feed(ev.Sampled(at=engine.now, used=used))
 

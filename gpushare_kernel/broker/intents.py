@@ -20,7 +20,7 @@ from typing import Self
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.core.values import MiB, ProcessKey
 from gpushare_kernel.devices.base import Hold
 from gpushare_kernel.devices.unlocking import WITHIN, Unlockers
 
@@ -28,10 +28,11 @@ ROWS = 4096
 RESTARTS = 5
 """How many starts of a broker by its guardian are remembered (CLOCK_MONOTONIC seconds)."""
 
-# Everything is a u64: magic, boot id (2), flags, restarts (5), then rows of pid (with how it is paused above its
-# 32 bits) and start time.
+# Everything is a u64: magic, boot id (2), flags, restarts (5), then rows of pid (32 bits; above them how it is paused,
+# 8 bits, and the MiB that a park took, 24 bits) and start time.
 _MAGIC = int.from_bytes(b"gpuint02", "little")
-_HOW = 32
+_HOW, _SIZE_AT = 32, 40
+_MOST_MIB = (1 << 24) - 1
 _HOWS = {int(how): how for how in Hold}
 _BOOT, _FLAGS, _RESTART, _FIRST_ROW = 1, 3, 4, 16
 _CLEAN_EXIT = 1
@@ -64,6 +65,7 @@ class IntentTable:
             for how in Hold:
                 for key in before.held(how):
                     self.add(key, how)
+                    self.change(key, how, before.size(key))
             before.close()
         self._words[0] = _MAGIC
         fresh.rename(path)
@@ -104,7 +106,7 @@ class IntentTable:
         self._free: list[int] = []
         for row in range(_WORDS - 2, _FIRST_ROW - 2, -2):
             word = self._words[row]
-            how = _HOWS.get(word >> _HOW)
+            how = _HOWS.get(word >> _HOW & 0xFF)
             if word and how is not None:
                 self._rows[ProcessKey(word & (1 << _HOW) - 1, self._words[row + 1])] = row, how
             else:
@@ -122,6 +124,18 @@ class IntentTable:
         # The pid makes the row count, so it comes last: a kill in between leaves a free row.
         self._words[row + 1] = key.start_time
         self._words[row] = key.pid | how << _HOW
+
+    def change(self, key: ProcessKey, how: Hold, size: int = 0) -> None:
+        """`key` stands still in another way from now on: one store, so a kill leaves the one or the other."""
+        row, _ = self._rows[key]
+        self._rows[key] = row, how
+        mib = min(-(-size // MiB), _MOST_MIB)
+        self._words[row] = key.pid | how << _HOW | mib << _SIZE_AT
+
+    def size(self, key: ProcessKey) -> int:
+        """Return the bytes that were recorded with `key`, in whole MiB; 0 where there are none."""
+        found = self._rows.get(key)
+        return 0 if found is None else (self._words[found[0]] >> _SIZE_AT) * MiB
 
     def remove(self, key: ProcessKey) -> None:
         """`key` runs again, or is gone."""
@@ -169,7 +183,8 @@ def resume_all(table: IntentTable, unlockers: Unlockers | None = None) -> list[P
 
     Each row is freed as soon as its process runs, so that a second attempt finds what this one left.
     A process that only reuses a pid is not touched. What we may not signal, or the driver does not unlock,
-    stays on record.
+    stays on record; and so does who is parked (K6): only a broker can tell whether there is room for it. A worker that
+    is moving somebody is left to finish: it unlocks that one itself.
 
     Parameters
     ----------
@@ -187,7 +202,7 @@ def resume_all(table: IntentTable, unlockers: Unlockers | None = None) -> list[P
             table.remove(key)
     workers, locked = table.held(Hold.WORKER), table.held(Hold.LOCK)
     killed = _see_gone(workers)
-    for key in workers:
+    for key in (*workers, *(key for key in table.held(Hold.MOVER) if not procfs.alive(key))):
         table.remove(key)
     if locked:
         resumed += _unlock(table, locked, unlockers, again=killed)

@@ -62,6 +62,8 @@ class Kernel:
     #: Whoever opened it: while that process lives, a session without a process may still get one.
     opener: ProcessKey | None = None
     bound: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Why it must not be parked, of what only we know; "": nothing.
+    barred: str = ""
     #: Bytes its interpreter held when its client attached: its context.
     baseline: int = 0
     #: Bytes its tree was last seen to hold beyond that; None before anybody looked.

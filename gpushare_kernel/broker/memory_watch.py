@@ -40,7 +40,8 @@ class MemoryWatch:
             return
         for session in [*engine.scheduler.sessions.values()]:
             kernel = self._broker.registry.get(session.id)
-            if kernel is not None:
+            # What is parked is not given back for good: neither its zero nor what is on its way says anything.
+            if kernel is not None and not engine.moves.away(kernel):
                 self._over_grant(engine, kernel, session, held.get(session.id, 0))
                 self._idle_holder(engine, kernel, session)
 

@@ -109,6 +109,10 @@ class Hold(IntEnum):
     SIGNAL = 0  # SIGCONT
     LOCK = 1  # the driver's unlock, from any process that may
     WORKER = 2  # not paused: it is a worker that holds locks, and must be gone before anybody else unlocks
+    PARK = 3  # a restore, where there is room; nobody else ever: it is (perhaps) CHECKPOINTED
+    MOVER = (
+        4  # not paused: it is a worker that is parking or restoring somebody, and is left to finish
+    )
 
 
 class Intents(Protocol):
@@ -116,6 +120,12 @@ class Intents(Protocol):
 
     def add(self, key: ProcessKey, how: Hold = Hold.SIGNAL) -> None:
         """Record that `key` is about to be paused."""
+
+    def change(self, key: ProcessKey, how: Hold, size: int = 0) -> None:
+        """`key`, which is on record, stands still in another way from now on; `size` are the bytes that a park takes."""
+
+    def size(self, key: ProcessKey) -> int:
+        """Return the bytes that were recorded with `key`, rounded up to MiB."""
 
     def remove(self, key: ProcessKey) -> None:
         """`key` runs again, or is gone."""

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Sequence
 from time import monotonic
 
+from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.base import Hold, Intents
@@ -30,6 +31,9 @@ class Crew:
         self._idle: list[LockLink] = []
         self._leaving: list[tuple[ProcessKey | None, LockLink]] = []
         self._taken = 0
+        #: Workers in a move, which stand on record as such until they have ended; those of a broker before us, too.
+        self._moving: set[ProcessKey] = set()
+        self._before = set(intents.held(Hold.MOVER))
 
     def take(self, key: ProcessKey) -> LockLink:
         """Return a worker for `key`, if possible the one that had it last; one in reserve is started for the next.
@@ -74,9 +78,28 @@ class Crew:
         link.hang_up()
         if key is not None:
             self._taken -= 1
-        if link.key is not None:
+        if link.key is not None and link.key not in self._moving:
             self._intents.remove(link.key)
         self._leaving.append((key, link))
+
+    def moves(self, link: LockLink) -> None:
+        """It is about to park or restore somebody: nobody ends it meanwhile (K5)."""
+        if link.key is not None:
+            self._intents.change(link.key, Hold.MOVER)
+            self._moving.add(link.key)
+
+    def moved(self, link: LockLink) -> None:
+        """It has answered: it is a worker like others again."""
+        if link.key is not None:
+            self._moving.discard(link.key)
+            self._intents.change(link.key, Hold.WORKER)
+
+    def moving_before_us(self) -> bool:
+        """Tell whether a worker of a broker before us is parking or restoring somebody still."""
+        for gone in [key for key in self._before if not procfs.alive(key)]:
+            self._before.discard(gone)
+            self._intents.remove(gone)
+        return bool(self._before)
 
     def unlock_later(self, key: ProcessKey) -> LockLink | None:
         """Leave somebody behind who unlocks `key` as soon as the driver answers for it (after SIGCONT); None where nobody can be."""
@@ -91,7 +114,7 @@ class Crew:
 
     def busy_with(self, key: ProcessKey) -> bool:
         """Tell whether a worker that we hung up on has not ended: two would undo each other's locks."""
-        self._leaving = [(asked, link) for asked, link in self._leaving if not link.ended()]
+        self._reap()
         return any(asked == key for asked, _ in self._leaving)
 
     def close(self) -> None:
@@ -102,6 +125,14 @@ class Crew:
         deadline = monotonic() + _FAREWELL
         for _, link in self._leaving:
             link.wait(max(0.0, deadline - monotonic()))
+        self._reap()
+
+    def _reap(self) -> None:
+        for _, link in self._leaving:
+            if link.key in self._moving and link.ended():
+                self._moving.discard(link.key)
+                self._intents.remove(link.key)
+        self._leaving = [(asked, link) for asked, link in self._leaving if not link.ended()]
 
     def _hire(self) -> LockLink:
         try:

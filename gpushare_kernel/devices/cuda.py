@@ -1,8 +1,8 @@
-"""A CUDA GPU: pause and resume by the driver's per-process lock, memory and activity by NVML.
+"""A CUDA GPU: pause and resume by the driver's per-process lock, park and restore by its checkpoint, memory and activity by NVML.
 
 A session is its process tree; of it, those with a context count. Driver calls are made by worker processes
 (`cuda_worker`), because they may hang for as long as the target does not answer; NVML is read by a thread
-(`sampler`). Nothing here waits for either on the loop. docs/locking.md has the facts and the rules.
+(`sampler`). Nothing here waits for either on the loop. docs/locking.md and docs/parking.md have the facts and the rules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import DeviceId, PauseStatus, ProcessKey, Usage
+from gpushare_kernel.core.values import DeviceId, MoveStatus, PauseStatus, ProcessKey, Usage
 from gpushare_kernel.devices.answers import SICK_DRIVER
 from gpushare_kernel.devices.base import (
     NVML_WINDOW,
@@ -22,15 +22,17 @@ from gpushare_kernel.devices.base import (
     Hold,
     Intents,
     Inventory,
+    MoveOutcome,
     PauseOutcome,
     Stranger,
     Target,
 )
 from gpushare_kernel.devices.crew import Crew
-from gpushare_kernel.devices.gpu_session import GpuSession
-from gpushare_kernel.devices.locker import Locker
+from gpushare_kernel.devices.mover import Mover
 from gpushare_kernel.devices.nvml import GpuReader, Nvml
+from gpushare_kernel.devices.parking_session import ParkingSession
 from gpushare_kernel.devices.sampler import GpuUser, Sample, Sampler
+from gpushare_kernel.devices.scale import Scale
 from gpushare_kernel.devices.unlocking import WORKER
 from gpushare_kernel.devices.verdict import Probe, Verdict, probe_capabilities, refused_by
 
@@ -86,8 +88,11 @@ class CudaDevice:
             raise
         self._intents = intents
         self._crew = Crew(intents, worker)
-        self._sessions: dict[ProcessKey, GpuSession] = {}
-        self._left_over = set(intents.held(Hold.LOCK))  # by a broker before us: locked, perhaps
+        self._sessions: dict[ProcessKey, ParkingSession] = {}
+        # By a broker before us: locked, perhaps; and parked, perhaps, by how many bytes.
+        self._left_over = set(intents.held(Hold.LOCK))
+        self._left_parked = _parked_before(intents)
+        self._scale = Scale(self._sampler)
         self._sick: str | None = None
         first = self._sampler.now
         self._memory = first.memory
@@ -136,6 +141,7 @@ class CudaDevice:
         if not memory:
             return Usage(0.0, 0.0, active=works)
         self._measure()
+        mine = [user for user in mine if not session.gave_back(user.key)]
         held = sum(user.size for user in mine) - len(mine) * self.inventory.reserve
         return Usage(0.0, 0.0, max(0, held), len(mine), active=works, memory_at=sample.at)
 
@@ -230,11 +236,53 @@ class CudaDevice:
         session = self._sessions.get(target.root)
         return () if session is None else session.locked()
 
+    async def park(self, target: Target, *, limit: float) -> MoveOutcome:
+        """Lock the session and checkpoint it, where nothing speaks against it and the host has room for its bytes (docs/parking.md)."""
+        if not procfs.alive(target.root):
+            return MoveOutcome(MoveStatus.GONE)
+        if not self.capabilities.can_park:
+            why = self.capabilities.why or "gpushare does not park on this GPU."
+            return MoveOutcome(MoveStatus.UNABLE, why=why)
+        if (lost := self.lost) is not None:
+            return MoveOutcome(MoveStatus.NOT_NOW, why=lost)
+        session = self._adopted(target)
+        members = self._members(target, session)
+        barred = await self._scale.barred([target.root, *members])
+        if barred is not None:
+            return MoveOutcome(barred.status, why=barred.why)
+        outcome = await session.park(members, limit, self._scale.weigh, self._scale.room)
+        self._note_trouble(session)
+        await self._sampler.fresh()  # what is said of its memory from now on is no older than this
+        return outcome
+
+    async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
+        """Restore what is parked of the session, where the GPU has room for it and `margin` bytes by a reading made now."""
+        if not procfs.alive(target.root):
+            return MoveOutcome(MoveStatus.GONE)
+        if (lost := self.lost) is not None:
+            return MoveOutcome(MoveStatus.NOT_NOW, why=lost)
+        session = self._adopted(target)
+        members = self._members(target, session)
+        outcome = await session.restore(members, lambda size: self._scale.room(size, margin))
+        self._note_trouble(session)
+        await self._sampler.fresh()
+        return outcome
+
+    def parked(self, target: Target) -> int:
+        """Return the bytes that are parked of the session; those that a broker before us wrote down, too."""
+        return self._adopted(target).parked()
+
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
         """Return the processes with a context that outlived their root; forget the rest."""
         session = self._sessions.get(target.root)
         if session is None or procfs.alive(target.root):
             return ()
+        for key, mover in [*session.lockers.items()]:
+            if mover.parked is not None and procfs.alive(
+                key
+            ):  # whose session it will be restores it
+                self._left_parked[key] = mover.parked
+                del session.lockers[key]
         self._forget(target.root)
         return procfs.topmost(session.members, target.without)
 
@@ -249,26 +297,27 @@ class CudaDevice:
 
     # ------------------------------------------------------------ whose is what
 
-    def _session(self, root: ProcessKey) -> GpuSession:
+    def _session(self, root: ProcessKey) -> ParkingSession:
         session = self._sessions.get(root)
         if session is None:
-            session = self._sessions[root] = GpuSession(root, self._locker)
+            session = self._sessions[root] = ParkingSession(root, self._locker)
         return session
 
-    def _locker(self, key: ProcessKey) -> Locker:
-        recorded = key in self._left_over
+    def _locker(self, key: ProcessKey) -> Mover:
+        recorded, parked = key in self._left_over, self._left_parked.pop(key, None)
         self._left_over.discard(key)
-        return Locker(key, self._intents, self._crew, recorded=recorded)
+        return Mover(key, self._intents, self._crew, recorded=recorded, parked=parked)
 
-    def _adopted(self, target: Target) -> GpuSession:
-        """Return the session, with those of its tree whom a broker before us may have locked."""
+    def _adopted(self, target: Target) -> ParkingSession:
+        """Return the session, with those of its tree whom a broker before us may have locked, or parked."""
         session = self._session(target.root)
-        for key in [*self._left_over]:
-            if key == target.root or procfs.is_descendant(key.pid, target.root.pid):
+        for key in [*self._left_over, *self._left_parked]:
+            mine = key == target.root or procfs.is_descendant(key.pid, target.root.pid)
+            if mine and not procfs.is_below(key.pid, target.without):
                 session.adopt(self._locker(key))
         return session
 
-    def _mine(self, target: Target, session: GpuSession, sample: Sample) -> list[GpuUser]:
+    def _mine(self, target: Target, session: ParkingSession, sample: Sample) -> list[GpuUser]:
         """Return who of the session has a context; remember them, for when their parent ends before them."""
         mine = [
             user
@@ -281,7 +330,7 @@ class CudaDevice:
         session.members = left | children
         return mine
 
-    def _members(self, target: Target, session: GpuSession) -> list[ProcessKey]:
+    def _members(self, target: Target, session: ParkingSession) -> list[ProcessKey]:
         """Return whom to lock beside the root. Who draws a screen is never touched."""
         sample = self._sampler.sample
         if sample is None:
@@ -293,7 +342,7 @@ class CudaDevice:
             if user.key != target.root and not user.display and procfs.alive(user.key)
         ]
 
-    def _active(self, session: GpuSession, mine: Collection[GpuUser]) -> bool | None:
+    def _active(self, session: ParkingSession, mine: Collection[GpuUser]) -> bool | None:
         """Tell whether NVML saw it at work since it was last asked; None where it has not looked again yet."""
         if not mine:
             return False
@@ -312,7 +361,7 @@ class CudaDevice:
         if seen != self.inventory.reserve:
             self.inventory = dataclasses.replace(self.inventory, reserve=seen)
 
-    def _note_trouble(self, session: GpuSession) -> None:
+    def _note_trouble(self, session: ParkingSession) -> None:
         answers = [each.trouble for each in session.lockers.values() if each.trouble in SICK_DRIVER]
         if answers:
             self._sick = (
@@ -324,3 +373,12 @@ class CudaDevice:
         session = self._sessions.get(root)
         if session is not None and not session.holds:
             del self._sessions[root]
+
+
+def _parked_before(intents: Intents) -> dict[ProcessKey, int]:
+    """Return who is on record as parked, and lives."""
+    held = intents.held(Hold.PARK)
+    for key in held:
+        if not procfs.alive(key):
+            intents.remove(key)
+    return {key: intents.size(key) for key in held if procfs.alive(key)}

@@ -1,13 +1,14 @@
-"""The process that locks and unlocks CUDA processes: `python -P -m gpushare_kernel.devices.cuda_worker`.
+"""The process that locks, parks, restores and unlocks CUDA processes: `python -P -m gpushare_kernel.devices.cuda_worker`.
 
 It is exec'ed, not forked (cuInit does not survive a fork), has no context and no GPU memory. One line
-in (`lock PID START MILLISECONDS`, `unlock PID START`, `state PID START`), one line out (`ANSWER STATE`),
-the first unasked: cuInit's answer. START is the process's start time: a pid that has been reused is not
+in (`lock PID START MILLISECONDS`; `unlock`, `state`, `checkpoint` and `restore` with PID START), one line out
+(`ANSWER STATE`), the first unasked: cuInit's answer. START is the process's start time: a pid that has been reused is not
 asked about. The driver may hang far beyond its limit (a target in SIGSTOP): one worker at a time serves one target.
 
 When the line ends, by the broker's will or its death, the worker unlocks what it locked and exits: a
-lock never outlives the broker. That holds for a lock that comes through only after the line ended. Its exit status
-is 0 only where it knows of nobody that is locked still.
+lock never outlives the broker. That holds for a lock that comes through only after the line ended, and for a process
+that was just being restored. Who is CHECKPOINTED is left so: a restore needs room that nobody has looked for, and one
+that fails loses the process (K6). Its exit status is 0 only where it knows of nobody that stands still, in either way.
 
 With `--lockable` it lets anybody of its user lock it, whatever Yama says: the counterpart of a self-test.
 """
@@ -32,7 +33,7 @@ _PR_SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
 class Driver(Protocol):
-    """The four calls of the driver that a worker makes; answers are names of `CUresult`."""
+    """The calls of the driver that a worker makes; answers are names of `CUresult`."""
 
     def init(self) -> str:
         """Initialise the driver in this process."""
@@ -42,6 +43,12 @@ class Driver(Protocol):
 
     def unlock(self, pid: int) -> str:
         """Let it in again."""
+
+    def checkpoint(self, pid: int) -> str:
+        """Move the device memory of a locked process into its host memory; takes seconds."""
+
+    def restore(self, pid: int) -> str:
+        """Move it back; the process stays locked. Where there is no room for it, it is lost."""
 
     def state(self, pid: int) -> ProcessState:
         """Tell how the process stands."""
@@ -80,8 +87,19 @@ class CudaDriver:
 
     def unlock(self, pid: int) -> str:
         """Call cuCheckpointProcessUnlock."""
+        return self._call("Unlock", pid)
+
+    def checkpoint(self, pid: int) -> str:
+        """Call cuCheckpointProcessCheckpoint."""
+        return self._call("Checkpoint", pid)
+
+    def restore(self, pid: int) -> str:
+        """Call cuCheckpointProcessRestore."""
+        return self._call("Restore", pid)
+
+    def _call(self, name: str, pid: int) -> str:
         try:
-            return self._name(self._cu.cuCheckpointProcessUnlock(pid, None))
+            return self._name(getattr(self._cu, f"cuCheckpointProcess{name}")(pid, None))
         except RuntimeError:
             return answers.NOT_SUPPORTED
 
@@ -101,12 +119,19 @@ class CudaDriver:
 
 
 class Worker:
-    """Answers requests, and knows what it has locked."""
+    """Answers requests, and knows what it has locked, and whether the one it was asked about last is parked."""
 
     def __init__(self, driver: Driver, alive: Callable[[ProcessKey], bool] = procfs.alive) -> None:
         self._driver = driver
         self._alive = alive
         self._holds: set[ProcessKey] = set()
+        self._parked: ProcessKey | None = None
+        self._requests: dict[str, Callable[[ProcessKey], Reply]] = {
+            "unlock": self._undo,
+            "checkpoint": self._checkpoint,
+            "restore": self._restore,
+            "state": self._state,
+        }
 
     def serve(self, requests: IO[str], replies: IO[str]) -> bool:
         """Answer requests until they end, then unlock what is still locked; tell whether that is all undone."""
@@ -119,26 +144,46 @@ class Worker:
                 _say(self.answer(line), replies)
         for key in [*self._holds]:
             self._undo(key)
-        return not self._holds
+        return not self._holds and self._parked is None
 
     def answer(self, line: str) -> Reply:
         """Carry one request out."""
         command, pid, start, *words = line.split()
         key = ProcessKey(int(pid), int(start))
+        self._parked = None
         if not self._alive(key):
             self._holds.discard(key)
             return Reply(answers.GONE, ProcessState.NONE)
         if command == "lock":
             reply = self._lock(key.pid, int(words[0]))
             self._note(key, held=reply.state is ProcessState.LOCKED)
-            return reply
-        if command == "unlock":
-            return self._undo(key)
+        else:
+            reply = self._requests[command](key)
+        if reply.state is ProcessState.CHECKPOINTED:
+            self._holds.discard(key)
+            self._parked = key
+        return reply
+
+    def _state(self, key: ProcessKey) -> Reply:
         reply = Reply(answers.SUCCESS, self._driver.state(key.pid))
         if (
             reply.state is ProcessState.LOCKED
         ):  # by a worker that is gone, say: now it is ours to undo
             self._note(key, held=True)
+        return reply
+
+    def _checkpoint(self, key: ProcessKey) -> Reply:
+        answer = self._driver.checkpoint(key.pid)
+        done = answer == answers.SUCCESS
+        reply = Reply(answer, ProcessState.CHECKPOINTED if done else self._driver.state(key.pid))
+        self._note(key, held=reply.state is ProcessState.LOCKED)
+        return reply
+
+    def _restore(self, key: ProcessKey) -> Reply:
+        answer = self._driver.restore(key.pid)
+        done = answer == answers.SUCCESS
+        reply = Reply(answer, ProcessState.LOCKED if done else self._driver.state(key.pid))
+        self._note(key, held=reply.state is ProcessState.LOCKED)
         return reply
 
     def _lock(self, pid: int, milliseconds: int) -> Reply:

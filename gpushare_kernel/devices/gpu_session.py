@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import PauseStatus, ProcessKey
@@ -12,16 +12,17 @@ from gpushare_kernel.devices.answers import UNDONE
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.devices.locker import Locker
 
-_AGAIN = 0.1
+AGAIN = 0.1
 """Seconds that a process may drain which is locked again, or is new in a paused session."""
 
 _RUNS_ON = (PauseStatus.BUSY, PauseStatus.UNSUPPORTED, PauseStatus.FORBIDDEN)
 """One of its processes cannot be paused: then none is. The first that applies is said."""
 
 _T = TypeVar("_T")
+_L = TypeVar("_L", bound=Locker)
 
 
-class GpuSession:
+class GpuSession(Generic[_L]):
     """The lockers of one session. Its three calls wait for each other.
 
     Parameters
@@ -32,9 +33,9 @@ class GpuSession:
         Makes the locker of a process.
     """
 
-    def __init__(self, root: ProcessKey, locker: Callable[[ProcessKey], Locker]) -> None:
+    def __init__(self, root: ProcessKey, locker: Callable[[ProcessKey], _L]) -> None:
         self.root = root
-        self.lockers: dict[ProcessKey, Locker] = {}
+        self.lockers: dict[ProcessKey, _L] = {}
         #: Processes with a context that were seen in its tree, the root excluded.
         self.members: dict[ProcessKey, None] = {}
         #: The newest time stamp of its work, and the reading of activities that it was last asked about.
@@ -50,12 +51,12 @@ class GpuSession:
         async with self._turn:
             lockers = self._of([self.root, *members])
             try:
-                outcomes = await _side_by_side(locker.lock(limit) for locker in lockers)
+                outcomes = await side_by_side(locker.lock(limit) for locker in lockers)
             except BaseException:  # cancelled, or the record is full
                 for locker in lockers:
                     locker.let_go()
                 raise
-            status = _together([outcome.status for outcome in outcomes])
+            status = together([outcome.status for outcome in outcomes])
             if status is not PauseStatus.PAUSED:
                 await self._undo(lockers)
             return PauseOutcome(status, max(outcome.drain for outcome in outcomes))
@@ -66,19 +67,20 @@ class GpuSession:
             held = [locker for locker in self.lockers.values() if locker.locked]
             if not held:
                 return True
-            answers = await _side_by_side(locker.holds() for locker in held)
+            answers = await side_by_side(locker.holds() for locker in held)
             ran = [locker for locker, holds in zip(held, answers, strict=True) if not holds]
             for locker in ran:
                 locker.locked = False
-            loose = [locker for locker in self._of([self.root, *members]) if not locker.locked]
-            await _side_by_side(locker.lock(_AGAIN) for locker in {*ran, *loose})
+            every = self._of([self.root, *members])
+            loose = [locker for locker in every if not locker.locked and locker.parked is None]
+            await side_by_side(locker.lock(AGAIN) for locker in {*ran, *loose})
             return not ran
 
     async def resume(self) -> PauseOutcome:
         """Unlock all that we locked, those who outlived the root too."""
         async with self._turn:
             lockers = [locker for locker in self.lockers.values() if locker.recorded]
-            outcomes = await _side_by_side(locker.unlock() for locker in lockers)
+            outcomes = await side_by_side(locker.unlock() for locker in lockers)
             drain = max((outcome.drain for outcome in outcomes), default=0.0)
             for outcome in outcomes:
                 if outcome.status not in UNDONE:
@@ -88,10 +90,10 @@ class GpuSession:
             return PauseOutcome(PauseStatus.NOTHING if alive else PauseStatus.GONE, drain)
 
     def locked(self) -> list[ProcessKey]:
-        """Return who stands still on our account."""
-        return [key for key, each in self.lockers.items() if each.locked and procfs.alive(key)]
+        """Return who stands still on our account, parked or not."""
+        return [key for key, each in self.lockers.items() if each.stands and procfs.alive(key)]
 
-    def adopt(self, locker: Locker) -> None:
+    def adopt(self, locker: _L) -> None:
         """A broker before us may have locked it."""
         self.lockers.setdefault(locker.key, locker)
 
@@ -113,15 +115,15 @@ class GpuSession:
             if locker.recorded:
                 locker.let_go()
 
-    def _of(self, keys: Sequence[ProcessKey]) -> list[Locker]:
+    def _of(self, keys: Sequence[ProcessKey]) -> list[_L]:
         for key in keys:
             if key not in self.lockers:
                 self.lockers[key] = self._locker(key)
         return [self.lockers[key] for key in keys]
 
-    async def _undo(self, lockers: Sequence[Locker]) -> None:
+    async def _undo(self, lockers: Sequence[_L]) -> None:
         locked = [locker for locker in lockers if locker.locked]
-        await _side_by_side(locker.unlock() for locker in locked)
+        await side_by_side(locker.unlock() for locker in locked)
 
     def _tidy(self) -> None:
         for key, locker in [*self.lockers.items()]:
@@ -129,7 +131,7 @@ class GpuSession:
                 del self.lockers[key]
 
 
-def _together(statuses: Sequence[PauseStatus]) -> PauseStatus:
+def together(statuses: Sequence[PauseStatus]) -> PauseStatus:
     """Return what came of a pause; the root's status is the first. Who has nothing to lock stands still by itself."""
     if statuses[0] is PauseStatus.GONE:
         return PauseStatus.GONE
@@ -139,7 +141,7 @@ def _together(statuses: Sequence[PauseStatus]) -> PauseStatus:
     return statuses[0]
 
 
-async def _side_by_side(calls: Iterable[Awaitable[_T]]) -> list[_T]:
+async def side_by_side(calls: Iterable[Awaitable[_T]]) -> list[_T]:
     """Await all of them, and only then raise what went wrong with one: none goes on behind our back."""
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     for outcome in outcomes:

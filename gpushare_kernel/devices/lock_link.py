@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -105,6 +106,20 @@ class LockLink:
     def undone(self) -> bool:
         """Whether it ended by itself, with nobody left locked of those it was asked about."""
         return self._process.poll() == 0
+
+    async def gone(self, seconds: float) -> None:
+        """Wait until the worker, whose line has ended, is gone too; at most `seconds`."""
+        if self.ended():
+            return
+        loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(self.pid)
+        loop.add_reader(pidfd, ended.set)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
 
     def wait(self, seconds: float) -> bool:
         """Wait until the worker is gone, at most `seconds`."""

@@ -23,13 +23,26 @@ class Locker:
     """Locks and unlocks one process; one call at a time."""
 
     def __init__(
-        self, key: ProcessKey, intents: Intents, crew: Crew, *, recorded: bool = False
+        self,
+        key: ProcessKey,
+        intents: Intents,
+        crew: Crew,
+        *,
+        recorded: bool = False,
+        parked: int | None = None,
     ) -> None:
         self.key = key
         #: It was locked through us, and we have not unlocked it. It may have unlocked itself: `holds`.
         self.locked = False
         #: It stands on record: locked, or perhaps locked by a broker before us, or by a worker that hangs or was lost.
-        self.recorded = recorded
+        self.recorded = recorded or parked is not None
+        #: Bytes that a checkpoint took, or may have taken, from the device; None where it is not parked. No lock and no
+        #: unlock is asked for then: only a restore changes it (`mover`).
+        self.parked = parked
+        #: Nobody has said so yet: a broker before us wrote it down, or a worker was lost, or left, in the move.
+        self.unsure = parked is not None
+        #: The driver has said that it answers this process no more.
+        self.failed = False
         #: Why the last worker did not come up, in the driver's words.
         self.trouble: str | None = None
         self._intents = intents
@@ -54,6 +67,8 @@ class Locker:
         if self._crew.busy_with(self.key):
             return PauseOutcome(PauseStatus.BUSY)
         self.settle()
+        if (parked := await self.find_parked()) is not None:
+            return PauseOutcome(parked)
         before = self.recorded
         if not before:
             self._intents.add(self.key, Hold.LOCK)
@@ -88,6 +103,12 @@ class Locker:
             standing = PauseStatus.BUSY
         if standing is not None:
             return PauseOutcome(standing)
+        if (parked := await self.find_parked()) is not None:
+            # Nothing that an unlock could undo.
+            return PauseOutcome(PauseStatus.NOTHING if parked is PauseStatus.PAUSED else parked)
+        return await self._unlock()
+
+    async def _unlock(self) -> PauseOutcome:
         asked = monotonic()
         try:
             reply, asked = await self._ask("unlock", limit=_UNLOCK_LIMIT)
@@ -96,10 +117,18 @@ class Locker:
         except WorkerLost as lost:
             self.trouble = str(lost)
             return PauseOutcome(PauseStatus.UNSUPPORTED)
+        if reply.state is ProcessState.CHECKPOINTED:  # by whomever: it is parked, and no error
+            self._is_parked()
+            return PauseOutcome(PauseStatus.NOTHING, monotonic() - asked)
         status = answers.unlock_status(reply.answer, reply.state)
         if status in answers.UNDONE and not self._runs_now(status):
             status = PauseStatus.BUSY
         return PauseOutcome(status, monotonic() - asked)
+
+    @property
+    def stands(self) -> bool:
+        """Whether it stands still on our account, as far as we know."""
+        return self.locked or (self.parked is not None and not self.unsure)
 
     async def holds(self) -> bool:
         """Tell whether what we locked is locked still: a process can unlock itself, from any of its threads.
@@ -113,6 +142,40 @@ class Locker:
         except (TimeoutError, WorkerLost):
             return True
         return reply.state is not ProcessState.RUNNING
+
+    async def find_parked(self) -> PauseStatus | None:
+        """Tell whether it is parked: PAUSED. None: it is not, or not any more. Any other status: nobody can say now."""
+        if self.parked is not None and self.unsure:
+            if self._crew.busy_with(self.key) or self._crew.moving_before_us():
+                return PauseStatus.BUSY
+            try:
+                reply, _ = await self._ask("state", limit=_STATE_LIMIT)
+            except TimeoutError:
+                return self.standing() or PauseStatus.BUSY
+            except WorkerLost as lost:
+                self.trouble = str(lost)
+                return PauseStatus.UNSUPPORTED
+            self._stands(reply.state)
+        return None if self.parked is None else PauseStatus.PAUSED
+
+    def _stands(self, state: ProcessState) -> None:
+        """The driver has said how somebody stands that may have been parked."""
+        if state is ProcessState.CHECKPOINTED:
+            self._is_parked()
+        elif state is ProcessState.LOCKED:
+            self.parked, self.unsure, self.locked = None, False, True
+            self._intents.change(self.key, Hold.LOCK)
+        else:
+            self.failed = state is ProcessState.FAILED
+            self.forget()
+
+    def _is_parked(self) -> None:
+        """It is CHECKPOINTED. Where we do not know by how much, its own memory holds what was taken: no more than that."""
+        if self.parked is None:
+            self.parked = procfs.private_memory(self.key.pid) or 0
+            self._intents.change(self.key, Hold.PARK, self.parked)
+        self.unsure = self.locked = False
+        self._give_back()
 
     def standing(self) -> PauseStatus | None:
         """Return why the driver need not be asked: stopped by its user it would not answer."""
@@ -140,16 +203,20 @@ class Locker:
 
     def forget(self) -> None:
         """It is gone, or runs: nothing is to be undone."""
+        self._give_back()
+        self._runs()
+
+    def _give_back(self) -> None:
+        """The worker holds nothing for it any more."""
         if self._link is not None:
             self._crew.give_back(self._link)
             self._link = None
-        self._runs()
 
     def let_go(self) -> None:
-        """Leave it to a worker, who unlocks it now or as soon as the driver answers, and ends."""
+        """Leave it to a worker, who unlocks it now or as soon as the driver answers, and ends. Who is parked stays so."""
         if self._link is not None:
             self._leave()
-        elif self.recorded and not self._crew.busy_with(self.key):
+        elif self.parked is None and self.recorded and not self._crew.busy_with(self.key):
             self._left = self._crew.unlock_later(self.key)
         self.locked = False
 
@@ -197,6 +264,7 @@ class Locker:
 
     def _runs(self) -> None:
         self.locked, self._left, self._late = False, None, 0.0
+        self.parked, self.unsure = None, False
         if self.recorded:
             self.recorded = False
             self._intents.remove(self.key)

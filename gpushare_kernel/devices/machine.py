@@ -22,22 +22,26 @@ class _Version:
 
 
 _V2 = _Version("memory.max", "memory.current", "inactive_file")
+_HIGH = _Version("memory.high", "memory.current", "inactive_file")
+"""Above it the kernel slows a group down until it is under it again: as good as a limit for who must move gigabytes."""
 _V1 = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 class Machine:
-    """The machine as this process may use it.
+    """The machine as a process may use it: this one, unless another is named.
 
     Parameters
     ----------
     root
         Where `/proc` and `/sys` are; tests lay out machines of their own.
+    process
+        Its name in `/proc`.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), process: str = "self") -> None:
         self._proc = root / "proc"
         mounts = _mounts(root, _text(self._proc / "self/mountinfo"))
-        own = _own_groups(_text(self._proc / "self/cgroup"))
+        own = _own_groups(_text(self._proc / process / "cgroup"))
         self._v2 = _levels(mounts.get(""), own.get(""))
         self._v1_cpu = _levels(mounts.get("cpu"), own.get("cpu"))
         self._v1_memory = _levels(mounts.get("memory"), own.get("memory"))
@@ -58,6 +62,10 @@ class Machine:
         bounds += [_room(group, _V2) for group in self._v2]
         bounds += [_room(group, _V1) for group in self._v1_memory]
         return max(0, min(bounds))
+
+    def room(self) -> int:
+        """Return the bytes that it can take without being slowed down for it either (`memory.high`)."""
+        return max(0, min([self.available(), *(_room(group, _HIGH) for group in self._v2)]))
 
     def cpu_name(self) -> str:
         """Return the processor's name as the kernel knows it, or its architecture."""

@@ -8,6 +8,8 @@ is logged, and it is tried again, rarer and rarer.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -28,6 +30,8 @@ _ACTIVITY_EVERY = 0.4
 _WANTED_FOR = 3.0
 """Whoever has not asked for so many seconds does not need it any more."""
 _AGAIN_FIRST, _AGAIN_AT_MOST = 1.0, 30.0
+_FRESH = 2.0
+"""Seconds for which somebody waits who needs to know it now."""
 _FAILURES = 3
 """So many failures in a row are no hiccup: nobody can say any more what this GPU does."""
 _logger = logging.getLogger(__name__)
@@ -98,6 +102,7 @@ class Sampler:
         self._reading = threading.Lock()
         self._wake = threading.Event()
         self._ending = False
+        self._waiters: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="gpushare-nvml", daemon=True)
         self._list(monotonic())
 
@@ -153,6 +158,27 @@ class Sampler:
             self._next_list = 0.0
             self._wake.set()
 
+    async def fresh(self) -> Sample | None:
+        """Return memory and processes as read after this was called; None where NVML does not say in time."""
+        loop, asked = asyncio.get_running_loop(), monotonic()
+        try:
+            async with asyncio.timeout(_FRESH):
+                while (sample := self.sample) is None or sample.at < asked:
+                    read = asyncio.Event()
+
+                    def tell(read: asyncio.Event = read) -> None:
+                        loop.call_soon_threadsafe(read.set)
+
+                    self._waiters.append(tell)
+                    self._next_list = 0.0
+                    self._wake.set()
+                    await read.wait()
+                    if self.failure is not None:
+                        return None
+        except TimeoutError:
+            return None
+        return sample
+
     def look(self) -> None:
         """Read the processes here and now."""
         self._attempt(self._list, monotonic())
@@ -183,6 +209,10 @@ class Sampler:
         while not self._ending:
             self._wake.clear()
             pause = self.step(monotonic())
+            waiters, self._waiters = self._waiters, []
+            for tell in waiters:
+                with contextlib.suppress(RuntimeError):  # its loop has ended
+                    tell()
             self._wake.wait(pause)
 
     def _attempt(self, read: Callable[[float], None], now: float) -> None:

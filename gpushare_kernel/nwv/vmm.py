@@ -2,6 +2,7 @@
 
 docs/bundles.md has the facts that are relied on. Whoever maps imported memory must not be checkpointed by the driver (I5): `Mapping.unmap`
 lets go of all of it, and `remap` has it at the same address again, so that pointers, also those in CUDA graphs, stay right.
+From before it is imported until it is let go a file of a known name (`MARK`) stays open, for whoever parks processes to see.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from functools import cache
 from typing import Any
 
 from gpushare_kernel.core.errors import DeviceError
+
+MARK = "gpushare-imported"
+"""Nothing else tells from outside that a process maps imported memory: its descriptor is closed as soon as it does."""
 
 
 class DriverError(DeviceError):
@@ -100,6 +104,7 @@ class Mapping:
         self._whole = rounded(size, device)
         self.address = int(_call("cuMemAddressReserve", self._whole, 0, 0, 0))
         self._handle: Any = None
+        self._mark = -1
 
     @property
     def mapped(self) -> bool:
@@ -110,8 +115,12 @@ class Mapping:
         """Map what a descriptor stands for; the descriptor is closed. `write` is for whoever fills it."""
         cu = _driver()
         kind = cu.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        self._mark = os.memfd_create(MARK)
         try:
             self._handle = _call("cuMemImportFromShareableHandle", fd, kind)
+        except BaseException:
+            self._unmark()
+            raise
         finally:
             os.close(fd)
         try:
@@ -119,6 +128,7 @@ class Mapping:
         except DriverError:
             _call("cuMemRelease", self._handle)
             self._handle = None
+            self._unmark()
             raise
         self._access(write=write)
 
@@ -133,6 +143,12 @@ class Mapping:
         handle, self._handle = self._handle, None
         _call("cuMemUnmap", self.address, self._whole)
         _call("cuMemRelease", handle)
+        self._unmark()
+
+    def _unmark(self) -> None:
+        mark, self._mark = self._mark, -1
+        if mark >= 0:
+            os.close(mark)
 
     def close(self) -> None:
         """Let go of all of it."""

@@ -59,9 +59,15 @@ class PlayedDevice:
         self.capabilities = Capabilities(can_pause=True, can_park=False)
         self.calls: list[tuple[str, int]] = []
         self.answers: dict[str, list[PauseOutcome | Exception]] = {"pause": [], "resume": []}
-        self.moves: dict[str, list[MoveOutcome]] = {"park": [], "restore": []}
+        self.moves: dict[str, list[MoveOutcome | Exception]] = {"park": [], "restore": []}
         #: Bytes that a park gives back.
         self.frees = 0
+        #: What is parked of a process, and what its restore was to leave free.
+        self.away: dict[int, int] = {}
+        self.margins: list[int] = []
+        #: While it is not set, moves do not come back.
+        self.move_gate = asyncio.Event()
+        self.move_gate.set()
         self.used = Usage(0.0, 0.0, 0)
         #: Whether every session seems to use the whole device all the time.
         self.busy = False
@@ -87,19 +93,30 @@ class PlayedDevice:
         return await self._call("resume", target, PauseStatus.NOTHING)
 
     async def park(self, target: Target, *, limit: float) -> MoveOutcome:
-        return await self._move("park", target)
+        outcome = await self._move("park", target)
+        if outcome.status is MoveStatus.DONE and outcome.freed:
+            self.away[target.root.pid] = outcome.freed
+        return outcome
 
     async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
-        return await self._move("restore", target)
+        self.margins.append(margin)
+        outcome = await self._move("restore", target)
+        if outcome.status is MoveStatus.DONE:
+            self.away.pop(target.root.pid, None)
+        return outcome
 
     async def _move(self, what: str, target: Target) -> MoveOutcome:
         self.calls.append((what, target.root.pid))
         await self.gate.wait()
+        await self.move_gate.wait()
         usual = MoveOutcome(MoveStatus.DONE, self.frees)
-        return self.moves[what].pop(0) if self.moves[what] else usual
+        outcome = self.moves[what].pop(0) if self.moves[what] else usual
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def parked(self, target: Target) -> int:
-        return 0
+        return self.away.get(target.root.pid, 0)
 
     async def _call(self, what: str, target: Target, usual: PauseStatus) -> PauseOutcome:
         self.calls.append((what, target.root.pid))
@@ -239,6 +256,7 @@ class House:
         for caller in self._callers:
             caller.close()
         self.device.gate.set()
+        self.device.move_gate.set()
         self.wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(LIMIT)

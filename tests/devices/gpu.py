@@ -6,11 +6,12 @@ import asyncio
 import os
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB, PauseStatus, ProcessKey
-from gpushare_kernel.devices.base import PauseOutcome, Target
+from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome, Target
 from gpushare_kernel.devices.cuda import CudaDevice
 from gpushare_kernel.devices.nvml import DeviceMemory, GpuInfo, GpuLost, Running
 from gpushare_kernel.devices.verdict import Probe, Verdict
@@ -32,8 +33,8 @@ def read(name, default):
 def of(name, pid, default):
     return read(f"{{name}}.{{pid}}", read(name, default))
 
-def gate(pid):
-    for name in (f"gate.{{pid}}", "gate"):
+def gate(pid, kind="gate"):
+    for name in (f"{{kind}}.{{pid}}", kind):
         if (place / name).exists():
             (place / name).open().read()
             return
@@ -61,13 +62,31 @@ class Fake:
         if self.state(pid) != "locked": return "CUDA_ERROR_ILLEGAL_STATE"
         (place / f"state.{{pid}}").write_text("running")
         return "CUDA_SUCCESS"
+    def checkpoint(self, pid):
+        self.note("checkpoint", pid)
+        return self.move(pid, "locked", "checkpointed", "checkpoint")
+    def restore(self, pid):
+        self.note("restore", pid)
+        return self.move(pid, "checkpointed", "locked", "restore")
+    def move(self, pid, before, after, name):
+        gate(pid, "move")
+        if of(f"crash-{{name}}", pid, ""): sys.exit(1)
+        if answer := of(f"no-{{name}}", pid, ""):
+            if name == "restore": (place / f"state.{{pid}}").write_text("failed")
+            return answer
+        if self.state(pid) != before: return "CUDA_ERROR_ILLEGAL_STATE"
+        (place / f"state.{{pid}}").write_text(after)
+        if of(f"dies-{{name}}", pid, ""): sys.exit(1)
+        return "CUDA_SUCCESS"
     def state(self, pid):
         return ProcessState(of("state", pid, "running"))
 
 sys.exit(not Worker(Fake()).serve(sys.stdin, sys.stdout))
 """
 """`answer.PID`, `state.PID`, `crash.PID` (a worker dies of its lock before it holds), `dies.PID` (once it holds),
-`stays.PID` (of an unlock) and `gate.PID` (a fifo: calls wait for its writer) script one process, the same names without a pid all of them; `init` is what cuInit says."""
+`stays.PID` (of an unlock) and `gate.PID` (a fifo: calls wait for its writer) script one process, the same names without a pid all of them; `init` is what cuInit says. `no-checkpoint.PID` and `no-restore.PID` are what these answer (the
+process has failed after such a restore), a worker dies of a move by `crash-...` before and by `dies-...` after it was made,
+and moves wait for the writer of `move.PID`."""
 
 INFO = GpuInfo(0, "GPU-fake", "Fake GPU", 1000 * MiB)
 
@@ -75,8 +94,10 @@ INFO = GpuInfo(0, "GPU-fake", "Fake GPU", 1000 * MiB)
 class FakeNvml:
     """A GPU of 1000 MiB; the test sets what is free, who holds what, and who is seen at work."""
 
-    def __init__(self, info: GpuInfo = INFO) -> None:
+    def __init__(self, info: GpuInfo = INFO, place: Path | None = None) -> None:
         self.info = info
+        #: Where the driver's states are: what is checkpointed holds nothing.
+        self.place = place
         self.free = 900 * MiB
         self.held: dict[int, int] = {}
         self.displays: Collection[int] = ()
@@ -88,11 +109,21 @@ class FakeNvml:
 
     def memory(self) -> DeviceMemory:
         self._called("memory")
-        return DeviceMemory(1000 * MiB, self.free, 1000 * MiB - self.free)
+        gone = sum(size for pid, size in self.held.items() if self._is_gone(pid))
+        free = self.free + gone
+        return DeviceMemory(1000 * MiB, free, 1000 * MiB - free)
 
     def processes(self) -> Sequence[Running]:
         self._called("processes")
-        return [Running(pid, size, pid in self.displays) for pid, size in self.held.items()]
+        return [
+            Running(pid, size, pid in self.displays)
+            for pid, size in self.held.items()
+            if not self._is_gone(pid)
+        ]
+
+    def _is_gone(self, pid: int) -> bool:
+        file = None if self.place is None else self.place / f"state.{pid}"
+        return file is not None and file.exists() and file.read_text() == "checkpointed"
 
     def utilization(self) -> float:
         self._called("utilization")
@@ -125,15 +156,17 @@ class Gpu:
         self.place = place
         self.worker = fake_worker(place)
         self.record = Record()
-        self.nvml = FakeNvml()
+        self.nvml = FakeNvml(place=place)
         self.device = self.make()
 
     def make(self, capacity: int | None = None) -> CudaDevice:
         """Make another device, as another broker would."""
         probe = Probe(Verdict.FULL)
-        return CudaDevice(
+        device = CudaDevice(
             self.record, nvml=self.nvml, worker=self.worker, probe=probe, capacity=capacity
         )
+        device.capabilities = replace(device.capabilities, can_park=True)
+        return device
 
     def set(self, name: str, value: str) -> None:
         """Script the driver."""
@@ -168,6 +201,12 @@ class Gpu:
 
     def resume(self, target: Target) -> PauseStatus:
         return asyncio.run(self.device.resume(target)).status
+
+    def park(self, target: Target, limit: float = 20.0) -> MoveOutcome:
+        return asyncio.run(self.device.park(target, limit=limit))
+
+    def restore(self, target: Target, margin: int = 0) -> MoveOutcome:
+        return asyncio.run(self.device.restore(target, margin=margin))
 
     def still(self, target: Target) -> bool:
         return asyncio.run(self.device.still(target))

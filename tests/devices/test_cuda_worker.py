@@ -31,6 +31,14 @@ class Script:
         self.asked.append(f"unlock {pid}")
         return self.replies.pop(0)
 
+    def checkpoint(self, pid: int) -> str:
+        self.asked.append(f"checkpoint {pid}")
+        return self.replies.pop(0)
+
+    def restore(self, pid: int) -> str:
+        self.asked.append(f"restore {pid}")
+        return self.replies.pop(0)
+
     def state(self, pid: int) -> ProcessState:
         self.asked.append(f"state {pid}")
         return self.standing
@@ -144,6 +152,55 @@ def test_worker_does_what_was_asked_though_nobody_listens_any_more() -> None:
     driver = Script("CUDA_SUCCESS", "CUDA_SUCCESS")
     Worker(driver, lambda _: True).serve(io.StringIO("unlock 7 1\n"), Deaf())
     assert driver.asked == ["unlock 7"]
+
+
+# ---------------------------------------------------------------- parked
+
+
+def test_worker_leaves_who_is_parked_as_it_is() -> None:
+    """K6: neither unlocked nor restored when the line ends: nobody has looked for room; and its end tells that one stands still."""
+    driver = Script(*["CUDA_SUCCESS"] * 3)
+    worker = Worker(driver, lambda _: True)
+    assert not worker.serve(io.StringIO("lock 7 1 5\ncheckpoint 7 1\n"), io.StringIO())
+    assert driver.asked == ["lock 7 5", "checkpoint 7"]
+
+
+def test_worker_unlocks_whom_it_has_just_restored() -> None:
+    """K6: its broker died meanwhile: it has its memory again, and runs."""
+    driver = Script(*["CUDA_SUCCESS"] * 3)
+    worker = Worker(driver, lambda _: True)
+    assert worker.serve(io.StringIO("restore 7 1\n"), io.StringIO())
+    assert driver.asked == ["restore 7", "unlock 7"]
+
+
+def test_worker_unlocks_whom_the_driver_would_not_park() -> None:
+    """K6: it is locked still."""
+    driver = Script(
+        *["CUDA_SUCCESS"] * 2, answers.NOT_SUPPORTED, "CUDA_SUCCESS", state=ProcessState.LOCKED
+    )
+    said = talk(driver, "lock 7 1 5", "checkpoint 7 1")
+    assert said[2:] == ["CUDA_ERROR_NOT_SUPPORTED locked"]
+    assert driver.asked == ["lock 7 5", "checkpoint 7", "state 7", "unlock 7"]
+
+
+def test_worker_does_not_unlock_again_who_turns_out_to_be_parked() -> None:
+    """K6: ILLEGAL_STATE of a CHECKPOINTED process is no error and nothing to be tried again; another one's end is told as usual."""
+    driver = Script("CUDA_SUCCESS", answers.ILLEGAL_STATE, state=ProcessState.CHECKPOINTED)
+    worker = Worker(driver, lambda _: True)
+    assert not worker.serve(io.StringIO("unlock 7 1\n"), io.StringIO())
+    assert driver.asked == ["unlock 7", "state 7"]
+    driver = Script("CUDA_SUCCESS", answers.ILLEGAL_STATE, "CUDA_SUCCESS")
+    driver.standing = ProcessState.CHECKPOINTED
+    assert Worker(driver, lambda _: True).serve(
+        io.StringIO("unlock 7 1\nunlock 8 1\n"), io.StringIO()
+    )
+
+
+def test_worker_holds_nobody_whose_restore_failed() -> None:
+    """It is lost: an unlock would do nothing."""
+    driver = Script("CUDA_SUCCESS", answers.OUT_OF_MEMORY, state=ProcessState.FAILED)
+    assert talk(driver, "restore 7 1")[1:] == ["CUDA_ERROR_OUT_OF_MEMORY failed"]
+    assert driver.asked == ["restore 7", "state 7"]
 
 
 # ---------------------------------------------------------------- the table of answers

@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.bundles import MAPS
+from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import (
     BadFrame,
     BadToken,
@@ -363,3 +365,37 @@ def test_a_holder_that_cannot_take_memory_says_why(house: House) -> None:
         lease.offered("eyes", 4096)
     assert held(house) == []
     assert charged(house) == before
+
+
+def test_a_kernel_that_uses_a_bundle_on_a_gpu_is_not_parked(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K9, I5: the scheduler is told, with the reason; with its last use it may be again."""
+    one = made(nets(2), bits=8)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    (there,) = held(house)
+    broker, told = house.broker, list[Any]()
+    handle = broker.scheduler.handle
+
+    def noted(event: Any) -> Any:
+        told.append(event)
+        return [] if isinstance(event, ev.ParkBarred) else handle(event)
+
+    monkeypatch.setattr(broker.scheduler, "handle", noted)
+    kernel = next(k for k in broker.registry if k.name == "mine.ipynb")
+    house.device.inventory = dataclasses.replace(house.device.inventory, kind="cuda")
+    first, second = (
+        house.do(lambda: broker.bundles.lease(there, None, kernel))  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    assert "'eyes'" in kernel.barred
+    house.do(lambda: broker.bundles.left(there, first))
+    assert kernel.barred
+    house.do(lambda: [broker.bundles.left(there, lease) for lease in [*there.users] if lease.kernel is kernel])  # fmt: skip
+    assert kernel.barred == ""
+    assert [event.why for event in told if isinstance(event, ev.ParkBarred)] == [
+        MAPS.format("eyes"),
+        "",
+    ]
+    assert second not in there.users

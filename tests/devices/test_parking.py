@@ -1,0 +1,628 @@
+"""Parking on a scripted driver: what is moved, when it is not, and what becomes of it when something dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel import procfs
+from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus, ProcessKey
+from gpushare_kernel.devices import locker, mover, parkable, sampler
+from gpushare_kernel.devices.base import Hold, Target
+from gpushare_kernel.nwv import vmm
+from tests.devices.gpu import Gpu
+from tests.devices.test_gpu_session import Family
+from tests.procs import Program, eventually
+
+
+@pytest.fixture
+def program(gpu: Gpu) -> Iterator[Program]:
+    """A process that holds 600 of the 1000 MiB; 300 are free."""
+    with Program("say('up'); wait()") as program:
+        program.said()
+        gpu.holds(program.key)
+        gpu.nvml.free = 300 * MiB
+        yield program
+    gpu.device.usage(Target(program.key))
+
+
+@pytest.fixture
+def family(gpu: Gpu) -> Iterator[Family]:
+    """Three processes that hold 300 MiB each."""
+    with Family() as family:
+        gpu.holds(*family.all, size=300 * MiB)
+        gpu.nvml.free = 50 * MiB
+        yield family
+    gpu.device.usage(family.target)
+
+
+def moves(gpu: Gpu) -> list[str]:
+    """What the driver was asked, in short."""
+    return [line.split()[0] for line in gpu.log()]
+
+
+# ---------------------------------------------------------------- out and back
+
+
+def test_a_park_locks_and_checkpoints_and_says_what_it_freed(gpu: Gpu, program: Program) -> None:
+    """K4: on record as parked, with its size; no worker is kept for it; NVML shows nothing of it, and that is no zero of use."""
+    target = Target(program.key)
+    outcome = gpu.park(target)
+    assert (outcome.status, outcome.freed) == (MoveStatus.DONE, 600 * MiB)
+    assert moves(gpu) == ["lock", "checkpoint"]
+    assert gpu.device.parked(target) == 600 * MiB
+    assert gpu.record.held(Hold.PARK) == [program.key]
+    assert gpu.record.size(program.key) == 600 * MiB
+    assert gpu.record.held() == gpu.record.held(Hold.MOVER) == []
+    with pytest.raises(LookupError):
+        gpu.worker_of(program.key)
+    assert gpu.device.paused(target) == [program.key]
+    usage = gpu.device.usage(target, memory=True)
+    assert usage is not None
+    assert (usage.memory, usage.contexts) == (0, 0)
+
+
+def test_a_restore_leaves_it_locked_until_it_is_resumed(gpu: Gpu, program: Program) -> None:
+    """K4: on record as locked from then on."""
+    target = Target(program.key)
+    gpu.park(target)
+    assert gpu.restore(target).status is MoveStatus.DONE
+    assert gpu.state(program.key) == "locked"
+    assert gpu.record.held() == [program.key]
+    assert gpu.device.parked(target) == 0
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    assert gpu.state(program.key) == "running"
+    assert gpu.record.keys == []
+
+
+def test_who_is_parked_is_neither_locked_nor_unlocked_nor_looked_at(
+    gpu: Gpu, program: Program
+) -> None:
+    """K6: a pause finds it standing, a resume finds nothing that it could undo, a look asks nobody."""
+    target = Target(program.key)
+    gpu.park(target)
+    before = gpu.log()
+    assert gpu.pause(target).status is PauseStatus.PAUSED
+    assert gpu.still(target)
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    assert gpu.park(target).status is MoveStatus.DONE
+    assert gpu.log() == before
+    assert gpu.device.parked(target) == 600 * MiB
+
+
+def test_a_restore_of_who_is_not_parked_has_it_stand_still(gpu: Gpu, program: Program) -> None:
+    """Whoever asked resumes it next."""
+    target = Target(program.key)
+    assert gpu.restore(target).status is MoveStatus.DONE
+    assert moves(gpu) == ["lock"]
+    assert gpu.resume(target) is PauseStatus.NOTHING
+
+
+def test_all_of_a_session_are_parked_and_restored_together(gpu: Gpu, family: Family) -> None:
+    """K3: all are locked before the first is moved."""
+    outcome = gpu.park(family.target)
+    assert (outcome.status, outcome.freed) == (MoveStatus.DONE, 900 * MiB)
+    assert moves(gpu) == ["lock"] * 3 + ["checkpoint"] * 3
+    assert gpu.restore(family.target).status is MoveStatus.DONE
+    assert {gpu.state(key) for key in family.all} == {"locked"}
+    assert gpu.resume(family.target) is PauseStatus.NOTHING
+
+
+def test_a_killed_one_is_off_the_record(gpu: Gpu, program: Program) -> None:
+    """SIGKILL of a parked process works at once, as of any."""
+    target = Target(program.key)
+    gpu.park(target)
+    program.process.kill()
+    program.process.wait()
+    assert gpu.restore(target).status is MoveStatus.GONE
+    gpu.device.usage(target)
+    assert gpu.record.keys == []
+
+
+# ---------------------------------------------------------------- room
+
+
+def test_without_room_no_restore_is_begun(gpu: Gpu, program: Program) -> None:
+    """K1: by what is free in fact, at the time: a byte too little is too little, and the numbers are said."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.nvml.free = 100 * MiB - 1  # 700 MiB without a byte, with what it gave back
+    outcome = gpu.restore(target, margin=100 * MiB)
+    assert outcome.status is MoveStatus.NOT_NOW
+    assert "0.6 GiB and 0.1 to spare" in outcome.why
+    assert "restore" not in moves(gpu)
+    gpu.nvml.free += 1
+    assert gpu.restore(target, margin=100 * MiB).status is MoveStatus.DONE
+    gpu.resume(target)
+
+
+def test_where_nobody_can_say_what_is_free_nothing_is_moved(
+    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K1: NVML fails, or does not come back."""
+    monkeypatch.setattr(sampler, "_FRESH", 0.2)
+    target = Target(program.key)
+    gpu.nvml.failure = DeviceError("NVML is gone")
+    assert gpu.park(target).status is MoveStatus.NOT_NOW
+    assert "checkpoint" not in moves(gpu)
+    assert gpu.state(program.key) == "running"
+    gpu.nvml.failure = None
+
+
+def test_what_nvml_does_not_show_is_not_parked(gpu: Gpu, program: Program) -> None:
+    """K1: without its size nobody could tell whether it fits again."""
+    gpu.nvml.held = {}
+    outcome = gpu.park(Target(program.key))
+    assert outcome.status is MoveStatus.NOT_NOW
+    assert moves(gpu) == ["lock", "unlock"]
+
+
+# ---------------------------------------------------------------- it does not come about
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ("CUDA_ERROR_NOT_READY", MoveStatus.NOT_NOW),
+        ("CUDA_ERROR_NOT_INITIALIZED", MoveStatus.NOT_NOW),
+        ("CUDA_ERROR_NOT_SUPPORTED", MoveStatus.UNABLE),
+        ("CUDA_ERROR_OPERATING_SYSTEM", MoveStatus.UNABLE),
+        ("CUDA_ERROR_ASSERT", MoveStatus.UNABLE),
+    ],
+)
+def test_who_cannot_be_locked_is_not_parked(
+    gpu: Gpu, program: Program, answer: str, status: MoveStatus
+) -> None:
+    """K3: it drains still, has no context, is profiled, is somebody else's, is broken."""
+    gpu.set(f"answer.{program.pid}", answer)
+    outcome = gpu.park(Target(program.key))
+    assert outcome.status is status
+    assert outcome.why
+    assert moves(gpu) == ["lock"]
+    assert gpu.record.keys == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ("CUDA_ERROR_NOT_SUPPORTED", MoveStatus.UNABLE),
+        ("CUDA_ERROR_OUT_OF_MEMORY", MoveStatus.NOT_NOW),
+    ],
+)
+def test_one_that_the_driver_does_not_park_keeps_all(
+    gpu: Gpu, family: Family, answer: str, status: MoveStatus
+) -> None:
+    """K3: those that were parked already have their memory back, and all run."""
+    gpu.set(f"no-checkpoint.{family.children[1].pid}", answer)
+    outcome = gpu.park(family.target)
+    assert outcome.status is status
+    assert answer in outcome.why
+    assert moves(gpu).count("restore") == 2
+    assert {gpu.state(key) for key in family.all} == {"running"}
+    assert gpu.record.keys == []
+    assert gpu.device.parked(family.target) == 0
+
+
+def test_where_the_room_is_gone_meanwhile_the_rest_stays_parked(gpu: Gpu, family: Family) -> None:
+    """K3, K1: they are not restored into too little; the session counts as parked, and comes back when there is room."""
+    gpu.set(f"no-checkpoint.{family.children[1].pid}", "CUDA_ERROR_NOT_SUPPORTED")
+    gpu.nvml.free = -400 * MiB  # of the 600 that the two give back somebody takes 400
+    outcome = gpu.park(family.target)
+    assert (outcome.status, outcome.freed) == (MoveStatus.DONE, 600 * MiB)
+    assert "NOT_SUPPORTED" in outcome.why
+    assert "restore" not in moves(gpu)
+    assert gpu.state(family.children[1]) == "locked"
+    gpu.nvml.free = 50 * MiB
+    assert gpu.restore(family.target).status is MoveStatus.DONE
+    assert gpu.resume(family.target) is PauseStatus.NOTHING
+    assert {gpu.state(key) for key in family.all} == {"running"}
+
+
+def test_who_was_paused_before_stays_so_where_it_is_not_parked(gpu: Gpu, program: Program) -> None:
+    """K3: nothing has changed for it."""
+    target = Target(program.key)
+    gpu.pause(target)
+    gpu.set(f"no-checkpoint.{program.pid}", "CUDA_ERROR_NOT_SUPPORTED")
+    assert gpu.park(target).status is MoveStatus.UNABLE
+    assert gpu.state(program.key) == "locked"
+    assert gpu.device.paused(target) == [program.key]
+    assert gpu.record.held() == [program.key]
+    assert gpu.resume(target) is PauseStatus.NOTHING
+
+
+def test_a_failed_restore_is_a_loss_and_is_said_with_the_drivers_answer(
+    gpu: Gpu, program: Program
+) -> None:
+    """K1: nobody asks about it again and again."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.set(f"no-restore.{program.pid}", "CUDA_ERROR_OUT_OF_MEMORY")
+    outcome = gpu.restore(target)
+    assert outcome.status is MoveStatus.LOST
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in outcome.why
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    assert gpu.record.keys == []
+
+
+def test_a_device_that_does_not_park_says_so(gpu: Gpu, program: Program) -> None:
+    """It asks nobody."""
+    gpu.device.capabilities = type(gpu.device.capabilities)(can_pause=True, can_park=False)
+    assert gpu.park(Target(program.key)).status is MoveStatus.UNABLE
+    assert gpu.log() == []
+
+
+# ---------------------------------------------------------------- what speaks against it
+
+
+def test_who_is_stopped_by_its_user_is_not_asked_about(gpu: Gpu, program: Program) -> None:
+    """K9: the driver would hang; and so for one of several."""
+    os.kill(program.pid, signal.SIGSTOP)
+    eventually(lambda: procfs.state(program.pid) == "T")
+    outcome = gpu.park(Target(program.key))
+    assert outcome.status is MoveStatus.NOT_NOW
+    assert "stopped" in outcome.why
+    assert gpu.log() == []
+    os.kill(program.pid, signal.SIGCONT)
+
+
+def test_who_was_stopped_while_parked_is_restored_when_it_is_continued(
+    gpu: Gpu, program: Program
+) -> None:
+    """K9: not before."""
+    target = Target(program.key)
+    gpu.park(target)
+    os.kill(program.pid, signal.SIGSTOP)
+    eventually(lambda: procfs.state(program.pid) == "T")
+    assert gpu.restore(target).status is MoveStatus.NOT_NOW
+    os.kill(program.pid, signal.SIGCONT)
+    eventually(lambda: procfs.state(program.pid) == "S")
+    assert gpu.restore(target).status is MoveStatus.DONE
+    gpu.resume(target)
+
+
+def test_who_draws_a_screen_is_not_parked(gpu: Gpu, program: Program) -> None:
+    """K9, L8: also where it is a notebook's process."""
+    gpu.nvml.displays = {program.pid}
+    gpu.device._sampler.look()
+    outcome = gpu.park(Target(program.key))
+    assert outcome.status is MoveStatus.UNABLE
+    assert "screen" in outcome.why
+    assert gpu.log() == []
+
+
+@pytest.mark.parametrize("name", ["nccl-gpushare-test", "cuda.shm.0.gpushare.1"])
+@pytest.mark.parametrize("how", ["mapped", "open"])
+def test_who_shares_with_others_is_not_parked(gpu: Gpu, name: str, how: str) -> None:
+    """K9: the files of NCCL and of CUDA's IPC, mapped or held open."""
+    path = Path("/dev/shm") / name
+    path.write_bytes(bytes(4096))
+    close = "; fd.close()" if how == "mapped" else ""
+    code = f"import mmap; fd = open({str(path)!r}, 'r+b'); kept = mmap.mmap(fd.fileno(), 4096){close}; say('up'); wait()"
+    if how == "open":
+        code = f"fd = open({str(path)!r}, 'r+b'); say('up'); wait()"
+    try:
+        with Program(code) as program:
+            program.said()
+            gpu.holds(program.key)
+            outcome = gpu.park(Target(program.key))
+    finally:
+        path.unlink()
+    assert outcome.status is MoveStatus.UNABLE
+    assert name in outcome.why
+    assert gpu.log() == []
+
+
+def test_who_maps_a_bundle_is_not_parked_whatever_a_broker_knows(gpu: Gpu) -> None:
+    """K9, I5: the file that is open for as long as it does says so; a broker that has just started sees it too."""
+    code = f"fd = os.memfd_create({vmm.MARK!r}); say('up'); wait(); os.close(fd); say('let go'); wait()"
+    with Program(code) as program:
+        program.said()
+        gpu.holds(program.key)
+        target = Target(program.key)
+        outcome = gpu.park(target)
+        assert outcome.status is MoveStatus.UNABLE
+        assert "bundle" in outcome.why
+        assert gpu.log() == []
+        program.tell()
+        program.said()
+        assert gpu.park(target).status is MoveStatus.DONE
+    gpu.device.usage(target)
+
+
+def test_somebody_elses_is_not_parked_by_a_broker_of_ones_own(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K9: said with both uids."""
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    refusal = parkable.may_park(program.key)
+    assert refusal is not None
+    assert refusal.status is MoveStatus.UNABLE
+    assert "54321" in refusal.why
+
+
+# ---------------------------------------------------------------- the host's memory
+
+
+def host(root: Path, key: ProcessKey, files: dict[str, str]) -> Path:
+    """Lay a machine out: 8 GiB available, one group of version 2 for the process unless said otherwise."""
+    usual = {
+        "proc/meminfo": f"MemAvailable: {8 * 1024 * 1024} kB\n",
+        "proc/self/mountinfo": "30 1 0:26 / /cg rw - cgroup2 cgroup2 rw\n",
+        f"proc/{key.pid}/cgroup": "0::/user/nb\n",
+        f"proc/{key.pid}/limits": "Max address space         unlimited            unlimited            bytes\n",
+        f"proc/{key.pid}/status": "VmSize:\t  1048576 kB\nVmData:\t  1048576 kB\n",
+    }
+    for name, text in (usual | files).items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return root
+
+
+GIB = 1024 * MiB
+ROOMY = {"cg/user/nb/memory.current": "0\n", "cg/user/memory.current": "0\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "fits"),
+    [
+        ({}, True),
+        ({"proc/meminfo": f"MemAvailable: {4 * 1024 * 1024} kB\n"}, False),
+        ({**ROOMY, "cg/user/nb/memory.max": f"{4 * GIB}\n"}, False),
+        ({**ROOMY, "cg/user/nb/memory.max": f"{5 * GIB}\n"}, True),
+        ({**ROOMY, "cg/user/memory.max": f"{4 * GIB}\n"}, False),
+        ({**ROOMY, "cg/user/nb/memory.high": f"{4 * GIB}\n"}, False),
+        ({**ROOMY, "cg/user/nb/memory.max": f"{6 * GIB}\n", "cg/user/nb/memory.current": f"{2 * GIB}\n"}, False),
+        ({"proc/1/limits": ""}, True),
+    ],
+)  # fmt: skip
+def test_the_host_must_hold_what_is_parked(
+    tmp_path: Path, files: dict[str, str], *, fits: bool
+) -> None:
+    """K10: MemAvailable, and memory.max and memory.high of the process's group and of each above it; 4 GiB and a margin."""
+    key = ProcessKey(os.getpid(), 1)
+    refusal = parkable.no_host_room({key: 4 * GIB}, host(tmp_path, key, files))
+    assert (refusal is None) is fits
+    if refusal is not None:
+        assert refusal.status is MoveStatus.NOT_NOW
+        assert "4.0 GiB on the GPU and 0.5 GiB to spare" in refusal.why
+
+
+def test_limits_of_version_1_count_too(tmp_path: Path) -> None:
+    """K10: memory.limit_in_bytes."""
+    key = ProcessKey(os.getpid(), 1)
+    files = {
+        "proc/self/mountinfo": "30 1 0:26 / /m rw - cgroup cgroup rw,memory\n",
+        f"proc/{key.pid}/cgroup": "3:memory:/nb\n",
+        "m/nb/memory.limit_in_bytes": f"{4 * GIB}\n",
+        "m/nb/memory.usage_in_bytes": "0\n",
+    }
+    assert parkable.no_host_room({key: 4 * GIB}, host(tmp_path, key, files)) is not None
+
+
+@pytest.mark.parametrize("name", ["address space", "data size"])
+def test_a_limit_of_its_own_counts_too(tmp_path: Path, name: str) -> None:
+    """K10: ulimit -v and -d, less what it has of it already."""
+    key = ProcessKey(os.getpid(), 1)
+    for limit, fits in ((5 * GIB, False), (6 * GIB, True)):
+        line = f"Max {name:<22}{limit:<21}{limit:<21}bytes\n"
+        root = host(tmp_path, key, {f"proc/{key.pid}/limits": line})
+        refusal = parkable.no_host_room({key: 4 * GIB}, root)
+        assert (refusal is None) is fits
+
+
+def test_a_short_host_keeps_it_on_the_gpu(
+    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K10: it runs on."""
+    monkeypatch.setattr("gpushare_kernel.devices.machine.Machine.room", lambda _: 800 * MiB)
+    outcome = gpu.park(Target(program.key))
+    assert outcome.status is MoveStatus.NOT_NOW
+    assert "0.8 GiB" in outcome.why
+    assert moves(gpu) == ["lock", "unlock"]
+    assert gpu.state(program.key) == "running"
+
+
+# ---------------------------------------------------------------- somebody dies, or does not answer
+
+
+def in_a_move(gpu: Gpu, program: Program) -> None:
+    """Wait until a worker is at it."""
+    eventually(lambda: moves(gpu)[-1:] in (["checkpoint"], ["restore"]))
+    assert gpu.record.held(Hold.MOVER)
+    assert gpu.record.held(Hold.PARK) == [program.key]
+
+
+def test_a_worker_in_a_move_is_on_record_as_such(gpu: Gpu, program: Program) -> None:
+    """K5: nobody ends it; and the record says that its target may be parked, before the driver was asked."""
+    gpu.shut(f"move.{program.pid}")
+
+    async def story() -> None:
+        task = asyncio.create_task(gpu.device.park(Target(program.key), limit=20.0))
+        await asyncio.to_thread(in_a_move, gpu, program)
+        gpu.opened(f"move.{program.pid}")
+        assert (await task).status is MoveStatus.DONE
+
+    asyncio.run(story())
+    assert gpu.record.held(Hold.MOVER) == []
+
+
+@pytest.mark.parametrize("before", ["running", "parked"])
+def test_a_move_that_takes_too_long_is_left_to_its_worker(
+    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """K5: it ends when the driver answers; until then nothing is asked of its target. A park counts as made, and a restore finds out."""
+    target = Target(program.key)
+    if before == "parked":
+        gpu.park(target)
+    monkeypatch.setattr(mover, "_LEAST", -2.0)  # by size: 0.5 s out, under 0 back
+    monkeypatch.setattr(mover, "_BACK", 0.25e9)
+    gpu.shut(f"move.{program.pid}")
+    outcome = gpu.restore(target) if before == "parked" else gpu.park(target)
+    assert outcome.status is (MoveStatus.NOT_NOW if before == "parked" else MoveStatus.DONE)
+    assert "left to it" in outcome.why
+    assert gpu.device.parked(target) == 600 * MiB
+    assert gpu.restore(target).status is MoveStatus.NOT_NOW
+    monkeypatch.undo()
+    gpu.opened(f"move.{program.pid}")
+    eventually(lambda: not gpu.busy_with(program.key))
+    # Parked, it is left so; restored, it is unlocked: it has its memory, and nobody stands behind it.
+    assert gpu.state(program.key) == ("running" if before == "parked" else "checkpointed")
+    assert gpu.restore(target).status is MoveStatus.DONE
+    assert gpu.state(program.key) == "locked"
+    assert gpu.resume(target) is PauseStatus.NOTHING
+
+
+@pytest.mark.parametrize("name", ["crash-checkpoint", "dies-checkpoint"])
+def test_a_worker_that_dies_of_a_park_leaves_a_question_that_another_answers(
+    gpu: Gpu, program: Program, name: str
+) -> None:
+    """K5: parked or not, nothing is lost, and the record is right."""
+    target = Target(program.key)
+    gpu.set(f"{name}.{program.pid}", "yes")
+    outcome = gpu.park(target)
+    if name == "dies-checkpoint":
+        assert outcome.status is MoveStatus.DONE
+        assert gpu.record.held(Hold.PARK) == [program.key]
+        assert gpu.restore(target).status is MoveStatus.DONE
+        assert gpu.resume(target) is PauseStatus.NOTHING
+    else:
+        assert outcome.status is MoveStatus.NOT_NOW
+    assert gpu.state(program.key) == "running"
+    assert gpu.record.keys == []
+
+
+@pytest.mark.parametrize("name", ["crash-restore", "dies-restore"])
+def test_a_worker_that_dies_of_a_restore_is_no_loss(gpu: Gpu, program: Program, name: str) -> None:
+    """K5: what the driver says counts."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.set(f"{name}.{program.pid}", "yes")
+    outcome = gpu.restore(target)
+    if name == "dies-restore":
+        assert outcome.status is MoveStatus.DONE
+    else:
+        assert outcome.status is MoveStatus.NOT_NOW
+        assert gpu.device.parked(target) == 600 * MiB
+        (gpu.place / f"{name}.{program.pid}").unlink()
+        assert gpu.restore(target).status is MoveStatus.DONE
+    assert gpu.state(program.key) == "locked"
+    assert gpu.resume(target) is PauseStatus.NOTHING
+
+
+def test_a_cancelled_move_is_left_to_finish(gpu: Gpu, program: Program) -> None:
+    """K5: its broker ends; a park that comes through is left parked, and the record says so."""
+    target = Target(program.key)
+    gpu.shut(f"move.{program.pid}")
+
+    async def story() -> None:
+        task = asyncio.create_task(gpu.device.park(target, limit=20.0))
+        await asyncio.to_thread(in_a_move, gpu, program)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(story())
+    assert gpu.record.held(Hold.PARK) == [program.key]
+    gpu.opened(f"move.{program.pid}")
+    eventually(lambda: not gpu.busy_with(program.key))
+    assert gpu.state(program.key) == "checkpointed"
+    assert gpu.record.held(Hold.MOVER) == []
+    assert gpu.restore(target).status is MoveStatus.DONE
+    gpu.resume(target)
+
+
+# ---------------------------------------------------------------- one broker after another
+
+
+@pytest.mark.parametrize("state", ["checkpointed", "locked", "running"])
+def test_a_later_broker_asks_how_somebody_stands_whom_the_record_calls_parked(
+    gpu: Gpu, program: Program, state: str
+) -> None:
+    """K7: parked it stays so, with its size; else it is let run like anybody."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.device.close()
+    assert gpu.record.held(Hold.PARK) == [program.key]
+    gpu.set(f"state.{program.pid}", state)
+    gpu.nvml.closed = False
+    gpu.device = gpu.make()
+    assert gpu.device.parked(target) == 600 * MiB
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    if state == "checkpointed":
+        assert gpu.device.parked(target) == 600 * MiB
+        assert gpu.restore(target).status is MoveStatus.DONE
+        assert gpu.resume(target) is PauseStatus.NOTHING
+    assert gpu.state(program.key) == "running"
+    assert gpu.record.keys == []
+
+
+def test_who_died_while_no_broker_ran_is_off_the_record(gpu: Gpu) -> None:
+    """K7: nobody would ask for it any more."""
+    with Program("say('up'); wait()") as program:
+        program.said()
+        gpu.holds(program.key)
+        gpu.park(Target(program.key))
+        gpu.device.close()
+    gpu.nvml.closed = False
+    gpu.device = gpu.make()
+    assert gpu.record.keys == []
+
+
+def test_a_move_of_the_broker_before_is_waited_for(gpu: Gpu, program: Program) -> None:
+    """K5, K7: its worker lives; nothing is asked of whom it may be moving."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.device.close()
+    with Program("say('up'); wait()") as worker:
+        worker.said()
+        gpu.record.add(worker.key, Hold.WORKER)
+        gpu.record.change(worker.key, Hold.MOVER)
+        gpu.nvml.closed = False
+        gpu.device = gpu.make()
+        before = gpu.log()
+        assert gpu.restore(target).status is MoveStatus.NOT_NOW
+        assert gpu.resume(target) is PauseStatus.BUSY
+        assert gpu.log() == before
+    assert gpu.restore(target).status is MoveStatus.DONE
+    assert gpu.resume(target) is PauseStatus.NOTHING
+
+
+def test_who_is_found_parked_by_an_unlock_is_parked(
+    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K6: by somebody else, say. It is not asked again and again; its own memory bounds what it needs."""
+    monkeypatch.setattr(locker.procfs, "private_memory", lambda _: 640 * MiB)
+    target = Target(program.key)
+    gpu.pause(target)
+    gpu.set(f"state.{program.pid}", "checkpointed")
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    assert gpu.device.parked(target) == 640 * MiB
+    assert gpu.record.size(program.key) == 640 * MiB
+    before = gpu.log()
+    assert gpu.resume(target) is PauseStatus.NOTHING
+    assert gpu.log() == before
+
+
+def test_a_parked_child_that_outlives_its_root_is_restored_as_a_session_of_its_own(
+    gpu: Gpu, family: Family
+) -> None:
+    """K7: whoever follows it finds it parked."""
+    gpu.device.usage(family.target)
+    gpu.park(family.target)
+    family.process.kill()
+    family.process.wait()
+    survivors = gpu.device.survivors(family.target)
+    assert set(survivors) == set(family.children)
+    for key in family.children:
+        child = Target(key)
+        assert gpu.device.parked(child) == 300 * MiB
+        assert gpu.restore(child).status is MoveStatus.DONE
+        assert gpu.resume(child) is PauseStatus.NOTHING
+        assert gpu.state(key) == "running"
