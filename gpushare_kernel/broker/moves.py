@@ -19,7 +19,6 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus, SessionId
 from gpushare_kernel.devices.base import MoveOutcome, Target
-from gpushare_kernel.wire.messages import Announce
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.engine import Engine
@@ -34,6 +33,8 @@ AGAIN = 5.0
 """Seconds between two attempts to bring somebody back of whom the scheduler does not know that it is parked."""
 _HELD = frozenset({PauseStatus.PAUSED, PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE})
 """What came of a pause of somebody who takes no memory for now; NOTHING has no context yet to take it with."""
+_BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST})
+"""What comes of a restore after which nothing is set aside any more."""
 _Action = Callable[[], Awaitable[None]]
 _logger = logging.getLogger(__name__)
 
@@ -93,7 +94,9 @@ class Moves:
         target = kernel.target
 
         async def action() -> None:
+            kernel.mark_away(away=True)
             outcome = await self._carried_out(kernel, target, self._park)
+            kernel.mark_away(away=outcome.status is MoveStatus.DONE)
             left = self._left(kernel) if outcome.status is MoveStatus.DONE else 0
             if kernel.id in self._engine.scheduler.sessions:
                 self._engine.feed(ev.Parked(at=self._engine.now, session=kernel.id, ticket=park.ticket, persistent=left, status=outcome.status, freed=outcome.freed, took=outcome.took, why=outcome.why))  # fmt: skip
@@ -110,6 +113,7 @@ class Moves:
 
         async def action() -> None:
             outcome = await self._carried_out(kernel, target, self._restore)
+            kernel.mark_away(away=outcome.status not in _BACK)
             if kernel.id in self._engine.scheduler.sessions:
                 self._engine.feed(ev.Restored(at=self._engine.now, session=kernel.id, ticket=restore.ticket, status=outcome.status, took=outcome.took, why=outcome.why))  # fmt: skip
             if outcome.status is MoveStatus.LOST:
@@ -137,7 +141,8 @@ class Moves:
 
         async def action() -> None:
             outcome = await self._carried_out(kernel, target, self._restore)
-            if outcome.status in {MoveStatus.DONE, MoveStatus.LOST}:
+            kernel.mark_away(away=outcome.status not in _BACK)
+            if outcome.status in _BACK:
                 await self._run_again(kernel, target)
             else:
                 kernel.mark_paused(paused=False)
@@ -169,11 +174,10 @@ class Moves:
         return outcome
 
     @staticmethod
-    def _note(kernel: Kernel, outcome: MoveOutcome) -> None:
+    def _note(kernel: Kernel, outcome: MoveOutcome) -> None:  # its user is told by the scheduler
         extra = {"session": kernel.id, "why": outcome.why, "freed": outcome.freed}
         if outcome.status is MoveStatus.LOST:
             _logger.error("a session's device memory is lost", extra=extra)
-            kernel.notify(Announce(outcome.why))
         else:
             extra |= {"took": outcome.took}
             _logger.info("a session's memory was to be moved: %s", outcome.status, extra=extra)

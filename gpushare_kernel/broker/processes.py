@@ -20,7 +20,7 @@ from gpushare_kernel.core.values import (
     Presence,
     ProcessKey,
 )
-from gpushare_kernel.devices.base import Stranger
+from gpushare_kernel.devices.base import Stranger, Target
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.words import WordPage
 
@@ -49,6 +49,9 @@ class Processes(JobAnswers):
 
     def _place(self, kernel: Kernel, engine: Engine, *, orphan: SessionRow | None = None) -> None:
         self._placed[kernel.id] = engine
+        process = None if orphan is None else orphan.process
+        parked = 0 if process is None else engine.device.parked(Target(process))
+        kernel.mark_away(away=parked > 0)
         engine.feed(
             ev.SessionOpened(
                 at=self.now,
@@ -58,6 +61,7 @@ class Processes(JobAnswers):
                 background=kernel.background,
                 persistent=0 if orphan is None else orphan.persistent,
                 orphaned=orphan is not None,
+                parked=parked,
             )
         )
 

@@ -270,6 +270,9 @@ class Parking(Realtime):
             return
         if event.status is MoveStatus.DONE:
             self._is_out(session, event)
+        elif event.status is MoveStatus.LOST:
+            self._is_lost(session, event.why)
+            self._stands(session, event.at)
         elif event.status is not MoveStatus.GONE:
             self._could_not(session, event)
         self._goes_on(session, event.at)
@@ -375,11 +378,10 @@ class Parking(Realtime):
         stowed, session.parked = session.parked, None
         self.turns.noted(session, event.at)
         if event.status is MoveStatus.LOST:
-            session.barred = event.why
-            self.book.charge(session, declared=0, measured=0)
+            self._is_lost(session, event.why)
         elif stowed is not None:
             self.speeds.came(stowed.size, event.took)
-        self._emit(do.Returned(session.id, event.why if event.status is MoveStatus.LOST else ""))
+            self._emit(do.Returned(session.id))
         session.reported_at = session.idle_since = (
             event.at
         )  # what was measured before is not so any more
@@ -393,6 +395,12 @@ class Parking(Realtime):
                 self.probe.start(session, event.at)
         self._goes_on(session, event.at)
         self._admit(event.at)
+
+    def _is_lost(self, session: Session, why: str) -> None:
+        """The driver answers it no more: it holds nothing, and never can again."""
+        session.barred = why
+        self.book.charge(session, declared=0, measured=0)
+        self._emit(do.Returned(session.id, why))
 
     def _stands(self, session: Session, at: float) -> None:
         """It stands still after a move, as after a pause."""

@@ -120,6 +120,8 @@ class Scheduler(Room):
                 # What was seen of it while it started is that very memory: it is charged once.
                 self.book.charge(session, measured=0)
             self.book.context(session, event.context)
+        if event.bare:  # nobody is there to ask for it
+            self._ask_back(session, event.at)
 
     def _session_restarted(self, event: ev.SessionRestarted) -> None:
         session = self.sessions[event.session]

@@ -45,5 +45,5 @@ def aside_text(size: int, wait: Wait) -> str:
 
 
 def lost_text(why: str) -> str:
-    """Return the line of a notebook whose memory the driver did not bring back."""
-    return f"The GPU memory of this notebook is lost: {why}. Its variables on the CPU are there; restart the kernel for the GPU. Other notebooks are fine."
+    """Return the line of a notebook whose memory the driver did not bring back; `why` says what is left to do."""
+    return f"The GPU memory of this notebook is lost, others are fine: {why}"

@@ -11,6 +11,7 @@ from gpushare_kernel.broker import moves
 from gpushare_kernel.broker.ledger import SessionRow
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.records import Stowed
 from gpushare_kernel.core.values import (
     GiB,
     MoveStatus,
@@ -22,7 +23,7 @@ from gpushare_kernel.core.values import (
     UserId,
 )
 from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome, Stranger, Target
-from gpushare_kernel.transport.words import PAUSED
+from gpushare_kernel.transport.words import AWAY, PAUSED
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import session_of
 from tests.broker.test_engine import carry_out, did, pause, settled
@@ -68,7 +69,7 @@ def parked(house: House, program: Program, size: int = GiB) -> None:
         kernel = house.broker.registry.get(session.id)
         assert kernel is not None
         if kernel.key == program.key:
-            session.parked = (size, 0)
+            session.parked = Stowed(size, 0, 0)
 
 
 def calls_of(house: House, program: Program) -> list[str]:
@@ -113,10 +114,10 @@ def test_while_it_is_parked_nobody_else_is_to_undo_anything(house: House) -> Non
     carry_out(house, park(client))
     house.saw(lambda: did(house) == ["park"])
     assert client.view is not None
-    assert client.view.read(0) == PAUSED
+    assert client.view.read(0) == PAUSED | AWAY
     house.do(house.device.move_gate.set)
     settled(house, client)
-    assert client.view.read(0) == 0
+    assert client.view.read(0) == AWAY
     carry_out(house, restore(client))
     settled(house, client)
     assert client.view.read(0) == PAUSED
@@ -139,7 +140,7 @@ def test_a_move_that_fails_is_an_answer_too(
     assert answer.status is MoveStatus.NOT_NOW
     assert "log" in answer.why
     assert client.view is not None
-    assert client.view.read(0) == 0
+    assert client.view.read(0) == (AWAY if what == "restore" else 0)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -383,22 +384,23 @@ def test_two_restores_at_once_come_one_after_the_other(
 # ---------------------------------------------------------------- whom the scheduler does not know
 
 
-def test_whom_a_broker_before_us_parked_is_brought_back(house: House) -> None:
-    """K7: it is not unlocked; as soon as there is room it is restored, and runs."""
-    house.device.away[os.getpid()] = GiB
-    row = SessionRow(
-        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
-    )  # fmt: skip
-    house.do(lambda: house.broker.adopt(row))
-    house.device.moves["restore"] = [MoveOutcome(MoveStatus.NOT_NOW, why="no room")]
-    house.saw(lambda: "resume" in did(house))
-    look_again(house)
-    assert did(house) == ["resume", "restore"]
-    house.do(house.broker.engine.moves._tried.clear)
-    look_again(house)
-    assert did(house) == ["resume", "restore", "restore", "resume"]
-    look_again(house)
-    assert did(house)[-1] == "resume"
+def test_whom_a_broker_before_us_parked_is_known_and_comes_back(tmp_path: Path) -> None:
+    """K7: it is not unlocked, and not charged; without a client nobody asks for it, so it comes back as soon as there is room."""
+    with House(tmp_path, divisible=False, can_park=True, orphan_grace=0.05) as house:
+        house.device.away[os.getpid()] = GiB
+        row = SessionRow(
+            SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+        )  # fmt: skip
+        house.device.moves["restore"] = [MoveOutcome(MoveStatus.NOT_NOW, why="no room")]
+        house.do(lambda: house.broker.adopt(row))
+        session = house.broker.scheduler.sessions[row.id]
+        kernel = house.broker.registry.get(row.id)
+        assert kernel is not None
+        assert (session.parked, session.charged) == (Stowed(0, GiB, 0), 0)
+        assert kernel.page.get(0) & AWAY
+        house.saw(lambda: did(house)[-3:] == ["restore", "restore", "resume"])
+        house.saw(lambda: session.parked is None and kernel.page.get(0) == 0)
+        assert session.charged == GiB
 
 
 def look_again(house: House) -> None:
@@ -413,7 +415,7 @@ def test_a_look_at_those_paused_leaves_the_parked_alone(house: House) -> None:
     """K7: the scheduler parked it: nobody restores it, locks it again, or says that it runs."""
     client = house.notebook()
     session = house.broker.scheduler.sessions[session_of(client)]
-    session.parked, session.stopped = (GiB, 0), PauseReason.TURN_ENDED
+    session.parked, session.stopped = Stowed(GiB, 0, 0), PauseReason.TURN_ENDED
     house.device.away[os.getpid()] = GiB
 
     async def still(_: object) -> bool:
