@@ -393,8 +393,10 @@ def test_whom_a_broker_before_us_parked_is_brought_back(house: House) -> None:
     house.device.moves["restore"] = [MoveOutcome(MoveStatus.NOT_NOW, why="no room")]
     house.saw(lambda: "resume" in did(house))
     look_again(house)
+    look_again(house)  # it is not tried again at once
     assert did(house) == ["resume", "restore"]
-    house.do(house.broker.engine.moves._tried.clear)
+    assert house.broker.engine.moves._again[SessionId("s1")][1] == 2 * moves.AGAIN
+    house.do(house.broker.engine.moves._again.clear)
     look_again(house)
     assert did(house) == ["resume", "restore", "restore", "resume"]
     look_again(house)
