@@ -47,6 +47,7 @@ ROWS = (
     Row("gpu_realtime", 260, quick=120),
     Row("gpu_realtime_nodes", 480, quick=240),
     Row("gpu_nwv", 150, quick=60),
+    Row("gpu_parking", 380, quick=120),
 )
 """All rows, in the order of the figures table."""
 

@@ -29,8 +29,8 @@ STANDING = 3.0
 """Seconds after which who does not stand still yet counts as one that cannot be held."""
 MARGIN = 256 * MiB
 """What must be free on the device beyond what is restored."""
-AGAIN = 5.0
-"""Seconds between two attempts to bring somebody back of whom the scheduler does not know that it is parked."""
+AGAIN, RARELY = 5.0, 80.0
+"""Seconds between two attempts to bring somebody back of whom the scheduler does not know that it is parked: each holds the others, so it is tried less and less often."""
 _HELD = frozenset({PauseStatus.PAUSED, PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE})
 """What came of a pause of somebody who takes no memory for now; NOTHING has no context yet to take it with."""
 _BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST})
@@ -76,8 +76,8 @@ class Moves:
         self._engine, self._registry = engine, registry
         self._restores = asyncio.Lock()
         self._under_way: set[SessionId] = set()
-        #: When it was last tried to bring somebody back unasked.
-        self._tried: dict[SessionId, float] = {}
+        #: Whom to bring back unasked: when it is tried next, and how long after that.
+        self._again: dict[SessionId, tuple[float, float]] = {}
 
     def under_way(self, kernel: Kernel) -> bool:
         """Tell whether its memory is on the way now: what the driver says of it then is half the truth (K8)."""
@@ -130,11 +130,10 @@ class Moves:
             if kernel is None or session.moving or session.parked is not None:
                 continue
             idle = kernel.tail is None or kernel.tail.done()
-            due = self._engine.now - self._tried.get(kernel.id, -AGAIN) >= AGAIN
-            if idle and due and self.away(kernel):
-                self._tried[kernel.id] = self._engine.now
+            due, pause = self._again.get(kernel.id, (0.0, AGAIN))
+            if idle and self._engine.now >= due and self.away(kernel):
+                self._again[kernel.id] = self._engine.now + pause, min(2 * pause, RARELY)
                 self._engine.then(kernel, self._bringing_back(kernel))
-        self._tried = {name: at for name, at in self._tried.items() if name in self._engine.scheduler.sessions}  # fmt: skip
 
     def _bringing_back(self, kernel: Kernel) -> _Action:
         target = kernel.target
@@ -143,6 +142,7 @@ class Moves:
             outcome = await self._carried_out(kernel, target, self._restore)
             kernel.mark_away(away=outcome.status not in _BACK)
             if outcome.status in _BACK:
+                self._again.pop(kernel.id, None)
                 await self._run_again(kernel, target)
             else:
                 kernel.mark_paused(paused=False)

@@ -86,6 +86,8 @@ class Locker:
         status = answers.lock_status(reply.answer, reply.state)
         if not procfs.alive(self.key):
             status = PauseStatus.GONE
+        elif reply.state is ProcessState.CHECKPOINTED and not before:
+            status = PauseStatus.NOTHING  # somebody else moved it out: theirs to bring back
         if status is PauseStatus.PAUSED:
             self.locked = True
         elif not before or status in answers.UNHELD:

@@ -253,3 +253,47 @@ def test_a_lock_that_cannot_be_undone_stays_on_record(table: IntentTable, tmp_pa
         workers.close()
         assert table.held() == (key,)
         process.kill()
+
+
+def test_who_is_parked_stays_on_record_with_its_size_from_broker_to_broker(
+    path: Path, table: IntentTable
+) -> None:
+    """K7: in whole MiB, rounded up; changed in one store."""
+    key = ProcessKey(2**22, 2**60)
+    table.add(key, Hold.LOCK)
+    table.change(key, Hold.PARK, 5 * 2**30 + 1)
+    assert on_record(path, Hold.PARK) == {key}
+    later = IntentTable(path)
+    assert later.held(Hold.PARK) == (key,)
+    assert later.size(key) == 5 * 2**30 + 2**20
+    assert later.held() == ()
+    later.change(key, Hold.LOCK)
+    assert (later.held(), later.size(key)) == ((key,), 0)
+    later.close()
+
+
+def test_resume_all_neither_restores_who_is_parked_nor_ends_who_moves(
+    table: IntentTable, tmp_path: Path
+) -> None:
+    """K5, K6: the guardian, and whoever else resumes all: a restore needs room, and a worker in a move is left to finish."""
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process,
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as mover,
+    ):
+        parked, moving = procfs.process_key(process.pid), procfs.process_key(mover.pid)
+        assert parked is not None
+        assert moving is not None
+        (tmp_path / f"state.{parked.pid}").write_text("checkpointed")
+        table.add(parked, Hold.LOCK)
+        table.change(parked, Hold.PARK, 2**30)
+        table.add(moving, Hold.WORKER)
+        table.change(moving, Hold.MOVER)
+        table.add(ProcessKey(2**22 + 6, 1), Hold.MOVER)
+        workers = Unlockers(fake_worker(tmp_path), spare=1)
+        assert resume_all(table, workers) == []
+        workers.close()
+        assert mover.poll() is None
+        assert set(table.held(*Hold)) == {parked, moving}
+        assert not (tmp_path / "log").exists()
+        process.kill()
+        mover.kill()

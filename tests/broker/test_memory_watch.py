@@ -159,6 +159,24 @@ def test_who_is_under_its_grant_again_runs_again(gpu_house: House, keeper: Keepe
     gpu_house.saw(lambda: gpu_house.device.calls[-1] == ("resume", os.getpid()))
 
 
+def test_the_zero_of_who_is_parked_is_no_release(gpu_house: House, keeper: Keeper) -> None:
+    """K8: what it was told and asked stands; back on the device, it goes on from there."""
+    client = gpu_house.notebook()
+    over_its_grant(gpu_house, client)
+    tidy = keeper(gpu_house)
+    tidy()
+    heard(client)
+    sessions = gpu_house.broker.scheduler.sessions
+    for size in (3 * GiB, 0):
+        gpu_house.device.away = {os.getpid(): size} if size else {}
+        gpu_house.device.used = Usage(1.0, 1.0, 3 * GiB - size)
+        for session in sessions.values():  # parked with the scheduler's knowledge
+            session.parked = (size, 0) if size else None
+        tidy()
+        lines = heard(client)
+        assert lines == [] if size else ["gives back" in line for line in lines] == [True]
+
+
 def test_nobody_is_told_that_it_is_paused_who_is_not(gpu_house: House, keeper: Keeper) -> None:
     """It runs for a signal on its way: the pause is tried again at the next look."""
     client = gpu_house.notebook()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -401,6 +402,26 @@ def test_whom_a_broker_before_us_parked_is_known_and_comes_back(tmp_path: Path) 
         house.saw(lambda: did(house)[-3:] == ["restore", "restore", "resume"])
         house.saw(lambda: session.parked is None and kernel.page.get(0) == 0)
         assert session.charged == GiB
+
+
+def test_who_is_parked_and_nobody_knows_is_brought_back(house: House) -> None:
+    """K7: by half, say. It is not unlocked; as soon as there is room it is restored, and runs."""
+    row = SessionRow(
+        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+    )  # fmt: skip
+    house.do(lambda: house.broker.adopt(row))
+    house.device.away[os.getpid()] = GiB
+    house.device.moves["restore"] = [MoveOutcome(MoveStatus.NOT_NOW, why="no room")]
+    house.saw(lambda: "resume" in did(house))
+    look_again(house)
+    look_again(house)  # it is not tried again at once
+    assert did(house) == ["resume", "restore"]
+    assert house.broker.engine.moves._again[SessionId("s1")][1] == 2 * moves.AGAIN
+    house.do(house.broker.engine.moves._again.clear)
+    look_again(house)
+    assert did(house) == ["resume", "restore", "restore", "resume"]
+    look_again(house)
+    assert did(house)[-1] == "resume"
 
 
 def look_again(house: House) -> None:

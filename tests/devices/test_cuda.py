@@ -44,7 +44,7 @@ def test_it_is_a_device(gpu: Gpu) -> None:
     assert device.inventory.capacity == 900 * MiB
     assert device.inventory.total == 1000 * MiB
     assert not device.inventory.divisible
-    assert (device.capabilities.can_pause, device.capabilities.can_park) == (True, False)
+    assert (device.capabilities.can_pause, device.capabilities.can_park) == (True, True)
     assert device.lost is None
 
 

@@ -68,6 +68,27 @@ def test_a_park_locks_and_checkpoints_and_says_what_it_freed(gpu: Gpu, program: 
     assert (usage.memory, usage.contexts) == (0, 0)
 
 
+def test_what_a_driver_lists_of_a_parked_one_is_no_context(gpu: Gpu, program: Program) -> None:
+    """K8: should it be listed still, with nothing or with a rest."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.nvml.place = None
+    gpu.device._sampler.look()
+    usage = gpu.device.usage(target, memory=True)
+    assert usage is not None
+    assert (usage.memory, usage.contexts) == (0, 0)
+
+
+def test_who_was_checkpointed_by_somebody_else_is_theirs(gpu: Gpu, program: Program) -> None:
+    """I3: neither on record nor restored by us."""
+    gpu.set(f"state.{program.pid}", "checkpointed")
+    target = Target(program.key)
+    assert gpu.pause(target).status is PauseStatus.NOTHING
+    assert gpu.park(target).status is MoveStatus.NOT_NOW
+    assert gpu.device.parked(target) == 0
+    assert gpu.record.keys == []
+
+
 def test_a_restore_leaves_it_locked_until_it_is_resumed(gpu: Gpu, program: Program) -> None:
     """K4: on record as locked from then on."""
     target = Target(program.key)
