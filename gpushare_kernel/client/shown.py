@@ -3,7 +3,7 @@
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire import parking_texts, texts
-from gpushare_kernel.wire.messages import Announce, Report, Slowed
+from gpushare_kernel.wire.messages import Announce, CellEnded, CellStarted, Report, Slowed
 from gpushare_kernel.wire.snapshot import (
     DeviceView,
     LaneView,
@@ -17,6 +17,8 @@ from gpushare_kernel.wire.snapshot import (
 
 __all__ = [
     "Announce",
+    "CellEnded",
+    "CellStarted",
     "DeviceView",
     "Holder",
     "LaneView",

@@ -168,6 +168,7 @@ class Parking(Realtime):
             (not self.config.can_park, "this device cannot park memory"),
             (session.barred, session.barred),
             (session.realtime, "it has a deadline to keep"),
+            (session.roams, "it uses the device outside its cells, too"),
             (not attached, "gpushare is not loaded in it, so it could not ask for its memory back"),
             (away, "its memory is parked already, or on its way"),
             (not holds, "it holds no memory of this device"),

@@ -162,6 +162,8 @@ class Session:
     barred: str = ""
     spared_until: float = 0.0
     spared: int = 0
+    #: It was seen using the device with no cell open: parked, that would wait, and nobody would ask for its memory.
+    roams: bool = False
     #: Its owner wants it parked as soon as nothing of it runs.
     park_wanted: bool = False
     jobs: dict[JobId, Job] = field(default_factory=dict)

@@ -128,6 +128,7 @@ class Scheduler(Room):
         self._empty(session)
         session.become(Presence.OPENED)
         session.demand = session.used = None
+        session.roams = False
         session.pausable, session.exempt_until = self.config.can_pause, 0.0
         self._admit(event.at)
 
@@ -230,6 +231,7 @@ class Scheduler(Room):
 
     def _plain_begins(self, session: Session, at: float, *, background: bool) -> None:
         """A plain cell was seen using the device: it is a job now, with default needs, in a lane of its own."""
+        session.roams = session.roams or background
         need = self.book.need(session, size=None, persistent=None, ephemeral=None)
         job = Job(
             unannounced(session.id),

@@ -14,6 +14,7 @@ from gpushare_kernel.core.errors import GpushareError, UserError
 from gpushare_kernel.wire import cell_texts, texts
 from gpushare_magics import records, transform
 from gpushare_magics.cells import Cells
+from gpushare_magics.entries import Entries
 from gpushare_magics.lines import Output, UpdatingLine
 from gpushare_magics.node import PlainNode
 from gpushare_magics.row import Row
@@ -56,6 +57,8 @@ class Extension:
         self.first_lines: dict[str, str] = {}
         self._slowed = UpdatingLine(self.output)
         self.notifier: Notifier | None = None
+        kernel = getattr(shell, "kernel", None)
+        self.entries = Entries(kernel, self.session) if is_kernel and self.session else None
 
     def notify(self, words: str) -> None:
         """Tell of cells that waited, or no longer."""
@@ -325,6 +328,8 @@ def load(shell: InteractiveShell) -> None:
     if extension.session is not None:
         extension.session.listen(extension.hear)
         extension.session.when_idle = extension.when_idle
+    if extension.entries is not None:
+        extension.entries.watch()
     _active = extension
 
 
@@ -349,6 +354,8 @@ def unload(shell: InteractiveShell) -> None:
     shell.magics_manager.magics["line"].pop("gpushare", None)
     if extension.notifier is not None:
         extension.notifier.close()
+    if extension.entries is not None:
+        extension.entries.leave()
     display.use(None)
     display.use_steps(None)
     records.unregister(shell)
