@@ -181,6 +181,19 @@ def test_a_use_that_comes_when_its_bundle_has_ended_is_hung_up(house: House) -> 
     assert hung_up == ["late"]
 
 
+def test_a_holders_own_start_is_charged_to_nobody(house: House) -> None:
+    """B11: that Python takes time and memory to start makes no job of it (64 MiB, for a bundle of 12 KiB)."""
+    bundle = Bundle(made(nets(2)).packed, made(nets(2)).modules, device="cpu")
+    bundle.share("eyes")
+    (there,) = held(house)
+    house.device.busy = True
+    seen = house.do(
+        lambda: house.broker.engine_of(there.kernel.id).usage(there.kernel, memory=True)
+    )
+    assert seen is None
+    assert procfs.alive(there.kernel.key)
+
+
 def test_a_holder_knows_nothing_of_its_brokers_environment(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
