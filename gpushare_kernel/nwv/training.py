@@ -200,6 +200,11 @@ class Joint:
         found = self.models.scores(state)
         return Progress(state, state.copy(), _rank(found))
 
+    def go_on(self, kept: Progress) -> Progress:
+        """Return what an earlier call reached; its best is scored anew, by the metric and the data that are given now."""
+        kept.best_score = _rank(self.models.scores(kept.best))
+        return kept
+
     def _round(self, state: State, number: int) -> str:
         """Each model takes its turn, in an order of the round's own; return what went wrong, or nothing."""
         names = list(self.models.tasks)

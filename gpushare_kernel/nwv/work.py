@@ -15,6 +15,7 @@ from gpushare_kernel.nwv import checkpoint
 from gpushare_kernel.nwv import task as tasks_room
 from gpushare_kernel.nwv.beside import control_scores, metrics, plain, plain_scores
 from gpushare_kernel.nwv.budget import Bill, Budget, page_size_for
+from gpushare_kernel.nwv.code import setting_of
 from gpushare_kernel.nwv.fisher import Labels, even, fisher
 from gpushare_kernel.nwv.matching import Cut, Method, Placement, place, total_cost
 from gpushare_kernel.nwv.packed import Packed, table_type
@@ -109,8 +110,9 @@ class Work:
             Where memory runs out; what was reached is kept.
         """
         call = self.call
-        key = checkpoint.key_of(self.cuts, self.count, self.bits, call.plan, call.labels, call.method, call.own, call.seed)  # fmt: skip
-        folder = Path(call.folder) if call.folder is not None else checkpoint.default_folder(key)
+        folder, key = self._kept_in()
+        if call.folder is None:
+            checkpoint.tidy(folder)
         with _nothing_lost(folder):
             stand = self._trained(folder, key)
             packed = self._packed(stand)
@@ -118,6 +120,13 @@ class Work:
         if call.folder is None:
             checkpoint.forget(folder)
         return packed, report
+
+    def _kept_in(self) -> tuple[Path, str]:
+        """Return where progress is kept, and what tells it from that of other packings."""
+        call = self.call
+        judged = [(name, setting_of(one.metric), setting_of(one.loss)) for name, one in self.tasks.items()]  # fmt: skip
+        key = checkpoint.key_of(self.cuts, self.count, self.bits, call.plan, call.labels, call.method, call.own, call.seed, judged)  # fmt: skip
+        return Path(call.folder) if call.folder is not None else checkpoint.default_folder(key), key
 
     def _trained(self, folder: Path, key: str) -> _Stand:
         """Weigh, place and train; from where an earlier call with this key stopped."""
@@ -130,7 +139,7 @@ class Work:
         stand = _Stand(fishers, spots, tables, models, start(models, fishers, self.count))
         if trains:
             joint = Joint(models, fishers, self.call.plan, self.call.seed)
-            stand.reached = kept[1] if kept else joint.begin(stand.begun.copy())
+            stand.reached = joint.go_on(kept[1]) if kept else joint.begin(stand.begun.copy())
             rounds = joint.rounds(stand.reached)
             for after in self.call.shown(rounds, stand.reached.round, "packing"):
                 checkpoint.save(folder, key, tables, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,10 @@ class Killed(BaseException):
     """As a kill would: no handler of ours sees it."""
 
 
+def _killed(*_: object) -> str:
+    raise Killed
+
+
 @pytest.mark.parametrize("problem", [Killed(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])  # fmt: skip
 def test_nothing_is_lost(tasks: dict[str, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> None:  # fmt: skip
     """N9: killed, or out of memory, in the third round: the same call goes on from the second."""
@@ -274,6 +279,48 @@ def test_what_is_resumed_is_what_was_kept(tasks: dict[str, Task], tmp_path: Path
     again = pack(tasks, ratio=2.0, folder=tmp_path, control=False, **HOW)  # nothing is left to do
     assert torch.equal(first.packed.pages, again.packed.pages)
     assert again.report.scores == first.report.scores
+
+
+@pytest.mark.parametrize("change", ["metric", "validate"])
+def test_another_metric_or_other_data_do_not_mix_with_what_was_kept(tasks: dict[str, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:  # fmt: skip
+    """N9: another metric is another packing; what is best is judged by the data that are given now."""
+    plan = Plan(rounds=2, steps=5)
+    how: dict[str, Any] = {"ratio": 2.0, "folder": tmp_path, "control": False, **HOW, "plan": plan}
+    pack(tasks, **how)
+    if change == "metric":
+        other = replace(tasks["a"], metric=lambda out, y: 10 + float((out.argmax(dim=1) == y).float().mean()))  # fmt: skip
+        with pytest.raises(BadDeclaration, match="another metric or loss"):
+            pack({**tasks, "a": other}, **how)
+        return
+    seen: list[training.Progress] = []
+    whole = training.Joint.rounds
+
+    def noted(self: training.Joint, progress: training.Progress) -> Iterator[training.Progress]:
+        seen.append(progress)
+        assert progress.best_score == training._rank(self.models.scores(progress.best))
+        yield from whole(self, progress)
+
+    monkeypatch.setattr(training.Joint, "rounds", noted)
+    pack({name: replace(one, validate=one.train) for name, one in tasks.items()}, **how)
+    assert len(seen) == 1
+    assert seen[0].round == 2
+
+
+def test_the_cache_has_a_bound(tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packings that were killed and never went on: the last eight stay, and what may be under way."""
+    base = checkpoint.default_folder("x").parent
+    for n in range(12):
+        (base / f"old{n:02}").mkdir(parents=True)
+        os.utime(base / f"old{n:02}", (1000 + n, 1000 + n))
+    monkeypatch.setattr(training.Joint, "_round", _killed)
+    with pytest.raises(Killed):
+        pack(tasks, ratio=2.0, control=False, **HOW)
+    assert sorted(one.name for one in base.iterdir()) == [f"old{n:02}" for n in range(5, 12)]
+    for n in range(12):
+        (base / f"new{n:02}").mkdir()
+    checkpoint.tidy(base / "mine")
+    assert len(list(base.glob("new*"))) == 12
+    assert not list(base.glob("old*"))
 
 
 def test_our_own_folder_goes_when_it_is_done(tasks: dict[str, Task]) -> None:
