@@ -103,23 +103,24 @@ def pack(
     PackingStopped
         Where memory ran out. The same call goes on from the last round.
     """
-    call = Call(given=models, budget=Budget(ratio, pages, bytes), bits=bits, page_size=page_size, plan=plan, labels=labels, method=method, own=own, folder=folder, control=control, seed=seed, progress=progress)  # fmt: skip
-    _check(call, max_drop)
+    call = Call(given=models, budget=Budget(ratio, pages, bytes), bits=bits, page_size=page_size, plan=plan, labels=labels, method=method, own=own, folder=folder, control=control, seed=seed, progress=progress, max_drop=max_drop)  # fmt: skip
+    _check(call)
+    found = _made(call)
+    if max_drop is not None and not found.report.holds(max_drop):
+        raise _too_large(call, found.report, max_drop)
+    return found
+
+
+def _made(call: Call) -> Result:
     work = Work(call)
     packed, report = work.done()
-    if max_drop is not None and not _holds(report, max_drop):
-        raise _too_large(call, report, max_drop)
     return Result(packed, report, work.cuts)
 
 
-def _holds(report: PackReport, max_drop: float) -> bool:
-    """Tell whether no model loses more; one whose metric is no number does."""
-    return all(drop <= max_drop for drop in report.drops.values())
-
-
-def _check(call: Call, max_drop: float | None) -> None:
+def _check(call: Call) -> None:
     """Refuse what cannot be packed, before anything is computed."""
     _check_options(call)
+    max_drop = call.max_drop
     given: object = max_drop
     if given is not None and not (isinstance(given, int | float) and isfinite(given)):
         msg = f"max_drop is what a metric may lose on validation data, a number, and {max_drop!r} is none. Write max_drop=0.03 for three points of accuracy."
@@ -162,7 +163,7 @@ def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:
     """Return the refusal, with a ratio that was tried and holds."""
     for name, drop in report.drops.items():
         if isnan(drop):
-            return DropTooLarge(f"model {name}: its metric is no number on validation data once it is packed, so max_drop={max_drop:g} cannot be kept. Have the metric return a number for every model.", report, None)  # fmt: skip
+            return DropTooLarge(f"model {name}: its metric is no number on validation data once it is packed, so max_drop={max_drop:g} cannot be kept. Have the metric return a number for every model.", report)  # fmt: skip
     worst = max(report.drops, key=lambda name: report.drops[name])
     said = f"model {worst} loses {report.drops[worst]:.3g} on validation data at ratio {report.ratio:.3g}, and max_drop is {max_drop:g}."
     ratio, tried = report.ratio, []
@@ -170,10 +171,10 @@ def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:
         ratio = int(100 * _LESS * ratio) / 100  # what is advised is what was tried
         if ratio <= 1:
             break
-        again = replace(call, budget=Budget(ratio=ratio), folder=None, control=False)
-        _, found = Work(again).done()
-        tried.append(f"{found.ratio:.3g}")
-        if _holds(found, max_drop):
-            advice = f"Ratio {ratio:g} was tried and holds (worst {max(found.drops.values()):.3g}): write ratio={ratio:g}."
-            return DropTooLarge(f"{said} {advice}", report, ratio)
-    return DropTooLarge(f"{said} None of these held either: {', '.join(tried) or 'none below it is over 1'}. Train longer (plan=Plan(rounds=30)), allow more, or leave {worst} out.", report, None)  # fmt: skip
+        title = f"{worst} lost {report.drops[worst]:.3g}, trying ratio {ratio:g}"
+        found = _made(replace(call, budget=Budget(ratio=ratio), folder=None, control=False, title=title))  # fmt: skip
+        tried.append(f"{found.report.ratio:.3g}")
+        if found.report.holds(max_drop):
+            advice = f"Ratio {ratio:g} was tried and holds (worst {max(found.report.drops.values()):.3g}): write ratio={ratio:g}, or take that bundle: this error's result."
+            return DropTooLarge(f"{said} {advice}", report, ratio, found)
+    return DropTooLarge(f"{said} None of these held either: {', '.join(tried) or 'none below it is over 1'}. Train longer (plan=Plan(rounds=30)), allow more, or leave {worst} out.", report)  # fmt: skip

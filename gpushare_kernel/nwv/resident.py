@@ -12,6 +12,7 @@ from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.nwv.check import dtype_of
 from gpushare_kernel.nwv.gather import Pages
 from gpushare_kernel.nwv.packed import Member, Packed, Sizes
+from gpushare_kernel.nwv.report import compared
 from gpushare_kernel.nwv.room import measured
 from gpushare_kernel.shown import Table
 
@@ -77,7 +78,7 @@ def table(found: Resident, pages: Pages, mode: str, used: int) -> Table:
         ("tables", format_size(found.tables), "which page holds what"),
         ("private", format_size(found.private), "what models have to themselves"),
         ("scratch", format_size(found.scratch), f"one for all: {largest}"),
-        ("in all", format_size(found.total), f"{found.ratio:.2f} times less"),
+        ("in all", format_size(found.total), compared(found.ratio, "less", "more")),
         ("separate copies", format_size(found.copies), copies),
     ]  # fmt: skip
     notes = []

@@ -43,6 +43,9 @@ class Call:
     control: bool
     seed: int
     progress: bool
+    max_drop: float | None = None
+    title: str = "packing"
+    """What the bar says."""
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -132,16 +135,17 @@ class Work:
         """Weigh, place and train; from where an earlier call with this key stopped."""
         fishers = self._fishers()
         spots = {name: Cut(one.values, fishers[name], self.contents[name]) for name, one in self.cuts.items()}  # fmt: skip
+        call = self.call
         trains = bool(self.tasks) and not self._lossless
         kept = checkpoint.load(folder, key, list(self.cuts), self._device) if trains else None
-        tables = kept[0] if kept else self._placed(spots, self.call.method).tables
+        tables = kept[0] if kept else self._placed(spots, call.method).tables
         models = self._models(tables)
         stand = _Stand(fishers, spots, tables, models, start(models, fishers, self.count))
         if trains:
-            joint = Joint(models, fishers, self.call.plan, self.call.seed)
+            joint = Joint(models, fishers, call.plan, call.seed)
             stand.reached = joint.go_on(kept[1]) if kept else joint.begin(stand.begun.copy())
             rounds = joint.rounds(stand.reached)
-            for after in self.call.shown(rounds, stand.reached.round, "packing"):
+            for after in call.shown(rounds, stand.reached.round, call.title):
                 checkpoint.save(folder, key, tables, after)
         return stand
 
@@ -225,7 +229,8 @@ class Work:
         }
         if stand.reached is not None:
             report.rounds, report.best_round = stand.reached.scores, stand.reached.best_round
-            if call.control:
+            refused = call.max_drop is not None and not report.holds(call.max_drop)
+            if call.control and not refused:  # it takes as long as all the rest
                 report.scores["control"] = control_scores(tasks, self.cuts, call.plan, call.seed, call.shown)  # fmt: skip
 
     def _notes(self, reached: Progress | None) -> list[str]:
