@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 import torch
 from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
 
-from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv import travel
-from gpushare_kernel.nwv.check import check
+from gpushare_kernel.nwv.check import check, check_given
 from gpushare_kernel.nwv.gather import Gather, Norm, Pages, gatherer
 from gpushare_kernel.nwv.layout import Layout, laid_out
-from gpushare_kernel.nwv.packed import BadBundle, Member, Packed
+from gpushare_kernel.nwv.packed import BadBundle, Member, Packed, device_named
 from gpushare_kernel.nwv.region import Region
 from gpushare_kernel.nwv.resident import Resident, alone, table
 from gpushare_kernel.nwv.room import Measures, Room, measured
@@ -83,6 +83,7 @@ class Bundle:
         *,
         take: bool,
     ) -> None:
+        check_given(packed, modules)
         check(packed, modules)
         templates = {name: template_of(modules[name], called=name) for name in packed.members}
         room = how(measured((one, templates[name]) for name, one in packed.members.items()))
@@ -276,7 +277,7 @@ class Bundle:
             pages=self.pages.pages.nbytes,
             scales=0 if scales is None else scales.nbytes,
             tables=sum(one.nbytes for one in self.tables.values()) + lists,
-            private=sum(_bytes(one) for one in self.own.values()),
+            private=sum(one.nbytes for own in self.own.values() for one in own.values()),
             scratch=self.scratch.memory.nbytes,
             alone={name: alone(one, self.own[name]) for name, one in self.members.items()},
             allocated=torch.cuda.memory_allocated(self.device)
@@ -357,11 +358,7 @@ class BundleModel:
 def _place(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type not in ("cpu", "cuda"):
-        msg = f"a bundle is on cpu or cuda, not {place}."
-        raise BadDeclaration(msg)
-    return torch.empty(0, device=place).device  # a GPU by its number, also where none was said
+    return device_named(device)
 
 
 def _shared(packed: Packed) -> dict[str, torch.Tensor]:
@@ -402,10 +399,6 @@ def _private(
         msg = f"model {member.name}: {name} of shape {tuple(like.shape)} must be in the bundle, and {seen}. Pack it again."
         raise BadBundle(msg)
     return kept
-
-
-def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(one.nbytes for one in tensors.values())
 
 
 def _taken(name: str) -> str:

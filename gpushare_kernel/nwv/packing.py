@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite, isnan
+from math import isnan
 
 from torch import nn
 
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.nwv.asked import check_bits, check_call
 from gpushare_kernel.nwv.beside import plain
 from gpushare_kernel.nwv.budget import Budget
 from gpushare_kernel.nwv.fisher import Labels
 from gpushare_kernel.nwv.matching import Method
 from gpushare_kernel.nwv.packed import Packed
-from gpushare_kernel.nwv.pages import Weights, check_apart
-from gpushare_kernel.nwv.quantised import LEVELS
+from gpushare_kernel.nwv.pages import Weights
 from gpushare_kernel.nwv.refusal import DropTooLarge
 from gpushare_kernel.nwv.report import PackReport
-from gpushare_kernel.nwv.task import Task, check_loaders, device_of, tasks_of
+from gpushare_kernel.nwv.task import Task
 from gpushare_kernel.nwv.training import Plan
 from gpushare_kernel.nwv.work import Call, Work
 
@@ -40,6 +39,7 @@ class Result:
 
     def plain(self, bits: int) -> Packed:
         """Return all models in pages of so many bits (8 or 4), none of them shared, nothing trained."""
+        check_bits(bits, none=False)
         return plain(self.cuts, bits)
 
     def _repr_html_(self) -> str:
@@ -104,7 +104,7 @@ def pack(
         Where memory ran out. The same call goes on from the last round.
     """
     call = Call(given=models, budget=Budget(ratio, pages, bytes), bits=bits, page_size=page_size, plan=plan, labels=labels, method=method, own=own, folder=folder, control=control, seed=seed, progress=progress, max_drop=max_drop)  # fmt: skip
-    _check(call)
+    check_call(call)
     found = _made(call)
     if max_drop is not None and not found.report.holds(max_drop):
         raise _too_large(call, found.report, max_drop)
@@ -115,48 +115,6 @@ def _made(call: Call) -> Result:
     work = Work(call)
     packed, report = work.done()
     return Result(packed, report, work.cuts)
-
-
-def _check(call: Call) -> None:
-    """Refuse what cannot be packed, before anything is computed."""
-    _check_options(call)
-    max_drop = call.max_drop
-    given: object = max_drop
-    if given is not None and not (isinstance(given, int | float) and isfinite(given)):
-        msg = f"max_drop is what a metric may lose on validation data, a number, and {max_drop!r} is none. Write max_drop=0.03 for three points of accuracy."
-        raise BadDeclaration(msg)
-    for name, module in call.modules.items():
-        if not callable(getattr(module, "state_dict", None)):
-            msg = f"{name} must be a Task or a torch module, and is a {type(module).__name__}. Write Task(model, train, validate)."
-            raise BadDeclaration(msg)
-    bare = [name for name, one in call.given.items() if not isinstance(one, Task)]
-    if bare and max_drop is not None:
-        msg = f"max_drop={max_drop:g} cannot be checked: {', '.join(bare)} came without data. Give Task(model, train, validate), or leave max_drop out."
-        raise BadDeclaration(msg)
-    check_apart(call.modules)
-    devices = {str(device_of(module)) for module in call.modules.values()}
-    if len(devices) > 1:
-        msg = f"models are on {' and '.join(sorted(devices))}, and pages are in one place. Move them to one device."
-        raise BadDeclaration(msg)
-    for name, one in tasks_of(call.given).items():
-        check_loaders(name, one)
-
-
-def _check_options(one: Call) -> None:
-    if not one.given:
-        msg = "there is nothing to pack. Give {name: Task(model, train, validate)}."
-        raise BadDeclaration(msg)
-    if one.bits not in {None, *LEVELS}:
-        msg = (
-            f"bits must be 8 or 4, and {one.bits} is not. Leave it out for pages like the weights."
-        )
-        raise BadDeclaration(msg)
-    if one.page_size is not None and (one.page_size < 2 or one.page_size % 2):  # noqa: PLR2004
-        msg = f"page_size must be an even number of weights, and {one.page_size} is not. Leave it out, or write 256."
-        raise BadDeclaration(msg)
-    if not 0 <= one.own < 1:
-        msg = f"own is the part of all pages that stay one model's, from 0 up to 1, and {one.own:g} is not. Leave it out."
-        raise BadDeclaration(msg)
 
 
 def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:

@@ -48,8 +48,8 @@ class DropTooLarge(UserError):
 
 
 class PackingStopped(UserError):
-    """Memory ran out while packing. `folder` has what was reached: the same call goes on from there."""
+    """Memory ran out while packing. `folder` has what was reached, if anything (None: not yet): the same call goes on from there."""
 
-    def __init__(self, message: str, folder: Path) -> None:
+    def __init__(self, message: str, folder: Path | None) -> None:
         super().__init__(message)
         self.folder = folder

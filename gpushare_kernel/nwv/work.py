@@ -23,7 +23,7 @@ from gpushare_kernel.nwv.pages import Weights, cut, page_type, paged, twins
 from gpushare_kernel.nwv.quantised import LEVELS, encode
 from gpushare_kernel.nwv.refusal import PackingStopped
 from gpushare_kernel.nwv.report import PackReport
-from gpushare_kernel.nwv.task import Task
+from gpushare_kernel.nwv.task import Task, of_task
 from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, State, start
 
 
@@ -90,6 +90,11 @@ class Work:
     def __init__(self, call: Call) -> None:
         """Cut the models and see what the budget pays for; refuse what cannot be, before anything is computed."""
         self.call = call
+        with _nothing_lost(None):
+            self._begin()
+
+    def _begin(self) -> None:
+        call = self.call
         largest = max(sum(one.numel() for one in module.parameters()) for module in call.modules.values())  # fmt: skip
         size = call.page_size or page_size_for(largest)
         self.cuts: dict[str, Weights] = {name: cut(name, module, size) for name, module in call.modules.items()}  # fmt: skip
@@ -100,9 +105,11 @@ class Work:
         self.bill = Bill.of(self.cuts, different, self.bits)
         self.count = self.bill.pages(call.budget)
         self.tasks = tasks_room.tasks_of(call.given)
-        self.alone = {name: tasks_room.alone(one) for name, one in self.tasks.items()}
+        self.alone: dict[str, tuple[float, float]] = {}
         for name, one in self.tasks.items():
-            tasks_room.check_metric(name, one, self.alone[name])
+            with of_task(name):
+                self.alone[name] = tasks_room.alone(one)
+                tasks_room.check_metric(name, one, self.alone[name])
 
     def done(self) -> tuple[Packed, PackReport]:
         """Return the bundle, and what it costs.
@@ -159,11 +166,12 @@ class Work:
         return self.count >= self.bill.contents and self.bits not in LEVELS
 
     def _fishers(self) -> dict[str, torch.Tensor]:
-        by_name = {
-            name: fisher(self.tasks[name], self.call.labels) if self.tasks else even(module)
-            for name, module in self.call.modules.items()
-        }
-        return {name: paged(self.cuts[name], found) for name, found in by_name.items()}
+        found = {}
+        for name, module in self.call.modules.items():
+            with of_task(name):
+                each = fisher(self.tasks[name], self.call.labels) if self.tasks else even(module)
+            found[name] = paged(self.cuts[name], each)
+        return found
 
     def _placed(self, spots: Mapping[str, Cut], method: Method) -> Placement:
         own = round(self.call.own * sum(self.bill.rows.values()))
@@ -245,7 +253,7 @@ class Work:
 
 
 @contextmanager
-def _nothing_lost(folder: Path) -> Iterator[None]:
+def _nothing_lost(folder: Path | None) -> Iterator[None]:
     """Say what is kept and how to go on where memory runs out."""
     try:
         yield
@@ -253,6 +261,6 @@ def _nothing_lost(folder: Path) -> Iterator[None]:
         if not (isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)):  # fmt: skip
             raise
         said = (str(problem).splitlines() or [type(problem).__name__])[0]
-        kept = f"the rounds that are done are kept in {folder}" if any(folder.glob("*.safetensors")) else "no round was done yet, and your models are as they were"  # fmt: skip
-        msg = f"memory ran out while packing ({said}): {kept}. Free memory or take smaller batches, and make the same call again: it goes on from there."  # fmt: skip
+        kept = f"the rounds that are done are kept in {folder}" if folder is not None and any(folder.glob("*.safetensors")) else "no round was done yet, and your models are as they were"  # fmt: skip
+        msg = f"memory ran out while packing ({said}): {kept}. Free memory or take smaller batches, and make the same call again{': it goes on from there' if kept.startswith('the rounds') else ''}."  # fmt: skip
         raise PackingStopped(msg, folder) from problem

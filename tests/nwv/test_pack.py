@@ -180,7 +180,7 @@ GOOD = task(7)
     [
         ({}, "a budget is one of ratio=, pages= and bytes=, and none is given"),
         ({"ratio": 2, "pages": 3}, "and ratio and pages is given"),
-        ({"ratio": -1}, "ratio must be a number over 0, and -1 is not"),
+        ({"ratio": -1}, "ratio is how many times smaller .* 1 or more, and -1 is not"),
         ({"bytes": "two"}, "is not a size"),
         ({"ratio": 2, "bits": 3}, "bits must be 8 or 4, and 3 is not"),
         ({"ratio": 2, "page_size": 7}, "page_size must be an even number of weights, and 7"),
