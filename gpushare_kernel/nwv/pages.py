@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from gpushare_kernel.nwv.code import code_of
-from gpushare_kernel.nwv.packed import FLOATS, Member, Packed, Piece
-from gpushare_kernel.nwv.quantised import decode
+from gpushare_kernel.nwv.packed import FLOATS, Member, Piece
 
 SMALL = 0.02
 """Biases and norms stay private where they are at most this part of a model's weights."""
@@ -108,21 +107,6 @@ def weights_from(member: Member, values: torch.Tensor) -> dict[str, torch.Tensor
         piece.name: flat[slice(*ends[piece.name])].view(piece.shape).to(FLOATS[piece.dtype])
         for piece in member.pieces
     }
-
-
-def values_of(packed: Packed, name: str) -> torch.Tensor:
-    """Return (M, P) float32 values of a model's pages."""
-    table = packed.tables[name].to(torch.int64)
-    pages = packed.pages[table]
-    if packed.scales is None:
-        return pages.to(torch.float32)
-    return decode(pages, packed.scales[table], packed.bits)
-
-
-def unpack(packed: Packed, name: str) -> dict[str, torch.Tensor]:
-    """Return a model's `state_dict`, in tensors of its own."""
-    found = {key: one.clone() for key, one in weights_from(packed.members[name], values_of(packed, name)).items()}  # fmt: skip
-    return {**found, **{key: one.clone() for key, one in packed.private.get(name, {}).items()}}
 
 
 def page_type(cut_ones: Mapping[str, Weights]) -> torch.dtype:

@@ -25,10 +25,9 @@ from gpushare_kernel.nwv import (
     work,
 )
 from gpushare_kernel.nwv.fisher import fisher
-from gpushare_kernel.nwv.pages import unpack
 from gpushare_kernel.nwv.task import alone, score
 from gpushare_kernel.nwv.training import Plan
-from tests.nwv.small import QUICK, mlp, task, three
+from tests.nwv.small import QUICK, mlp, task, three, unpack
 
 HOW: dict[str, Any] = {"plan": QUICK, "page_size": 32, "progress": False}
 
