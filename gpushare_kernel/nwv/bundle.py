@@ -194,10 +194,10 @@ class Bundle:
         Refused
             Where it does not fit now: for a moment the pages are there twice.
         """
-        if self.store is not None and self.store.held:
-            msg = f"this bundle is shared already, as {self.store.name!r}. Map it elsewhere: Bundle.shared({self.store.name!r}, modules)."
-            raise UserError(msg)
         with self.scratch.held():
+            if self.store is not None and self.store.held:
+                msg = f"this bundle is shared already, as {self.store.name!r}. Map it elsewhere: Bundle.shared({self.store.name!r}, modules)."
+                raise UserError(msg)
             self.check_mapped()
             self._use(Shared.of(name, self._packed(), self.device))
 
@@ -211,10 +211,11 @@ class Bundle:
             store.unmap()
 
     def remap(self) -> None:
-        """Map them again; on a GPU at the address that they had."""
+        """Map them again; on a GPU at the address that they had. Nothing happens where they are mapped."""
         with self.scratch.held():
             store = self._stored()
-            store.remap()
+            if not store.mapped:
+                store.remap()
             self._use(store)
 
     def check_mapped(self) -> None:
@@ -331,10 +332,11 @@ class BundleModel:
     def unpacked(self) -> torch.nn.Module:
         """Return an ordinary module with weights of its own, as the pages have them: for who must have one (and its memory)."""
         bundle, name = self.bundle, self.__name__
-        bundle.check_mapped()
         layout = laid_out(bundle.members[name].pieces)
         memory = torch.empty(layout.size, dtype=torch.uint8, device=bundle.device)
-        bundle.gather(name, layout)(memory)
+        with bundle.scratch.held():  # nobody unmaps meanwhile
+            bundle.check_mapped()
+            bundle.gather(name, layout)(memory)
         own: dict[str, torch.Tensor] = {
             place.name: torch.nn.Parameter(place.view(memory).clone()) for place in layout.places
         }
@@ -349,7 +351,8 @@ class BundleModel:
         return tree_map_only(torch.Tensor, lambda one: one.clone() if one.untyped_storage().data_ptr() == mine else one, result)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return travel.departing(self.bundle, self.__name__)
+        with self.bundle.scratch.held():  # nobody unmaps meanwhile
+            return travel.departing(self.bundle, self.__name__)
 
     def __repr__(self) -> str:
         return f"model {self.__name__} of a bundle of {len(self.bundle)} on {self.bundle.device}"
