@@ -10,9 +10,11 @@ docs/bundles.md has what holds of it (B1 ...).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
@@ -30,6 +32,9 @@ from gpushare_kernel.nwv.scratch import Scratch
 from gpushare_kernel.nwv.shell import emptied, frozen, shell_of, template_of, tensors_of
 from gpushare_kernel.nwv.store import Shared
 from gpushare_kernel.shown import Table
+
+if TYPE_CHECKING:
+    from gpushare_kernel.nwv.report import PackReport
 
 
 class Bundle:
@@ -62,6 +67,8 @@ class Bundle:
 
     store: Shared | None
     """Where the pages are, if a holder has them."""
+    packing: PackReport | None
+    """What packing them said, where a `%%gpulane --pack` cell did that."""
 
     def __init__(
         self,
@@ -109,7 +116,7 @@ class Bundle:
     ) -> None:
         """Set up all that runs; `region` has the pages where they are in memory that others may map."""
         self.region, self.room = region, room
-        self.store = None
+        self.store, self.packing = None, None
         self.members: Mapping[str, Member] = dict(packed.members)
         self.pages = _pages(packed, region, self.device)
         self.tables = {name: packed.tables[name].to(self.device) for name in self.members}
@@ -247,7 +254,7 @@ class Bundle:
         return Packed(pages.page_size, pages.bits, pages.pages, pages.scales, self.members, self.tables, private)  # fmt: skip
 
     def __reduce__(self) -> NoReturn:
-        msg = "a bundle is not copied or pickled: its models would no longer share. Save what pack() returned (result.packed.save(file)), or take bundle[name].unpacked()."
+        msg = "a bundle is not copied or pickled: its models would no longer share. Save it (bundle.save(file)), or take bundle[name].unpacked()."
         raise UserError(msg)
 
     # --- what people use -----------------------------------------------------------------------------------
@@ -268,6 +275,12 @@ class Bundle:
 
     def __contains__(self, name: object) -> bool:
         return name in self.runners
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write its models to a file, as `Packed.save` does: `Bundle(Packed.load(path), modules)` has them again."""
+        with self.scratch.held():
+            self.check_mapped()
+            return self._packed().save(path)
 
     def sizes(self) -> Resident:
         """Return what it takes, in bytes."""

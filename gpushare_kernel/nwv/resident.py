@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 from msgspec import field
+from torch.nn.parameter import UninitializedParameter
 
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.nwv.check import dtype_of
@@ -60,6 +61,19 @@ def needs(packed: Packed, modules: Mapping[str, torch.nn.Module], mode: str = "s
         if key not in modules[name].state_dict()
     )
     return packed.sizes(scratch(packed, modules, mode)).total + unsaved
+
+
+def packing(modules: Mapping[str, torch.nn.Module], ratio: float, bits: int | None = None) -> int:
+    """Return the bytes that packing modules takes beside them, data and activations; counted, not measured.
+
+    All weights in float32 eight times: as they are cut, their copies, what each matters, their values, and how models left them
+    in four states. Pages ten times: four states, gradient, Adam's moments, and what holds them. One model's step is ten times
+    the largest.
+    """
+    counts = [sum(one.numel() for one in each.parameters() if not isinstance(one, UninitializedParameter)) for each in modules.values()]  # fmt: skip
+    whole, largest = 4 * sum(counts), 4 * max(counts)
+    pages = max(largest, min(whole, int(whole * 32 / (bits or 32) / ratio)))
+    return 8 * whole + 10 * pages + 10 * largest
 
 
 def alone(member: Member, own: Mapping[str, torch.Tensor]) -> int:

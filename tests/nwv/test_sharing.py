@@ -34,6 +34,7 @@ from gpushare_kernel.core.errors import (
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.nwv import flat, holder, lease, travel
 from gpushare_kernel.nwv.bundle import Bundle
+from gpushare_kernel.nwv.packed import Packed
 from gpushare_kernel.nwv.region import SEALS, Region
 from gpushare_kernel.nwv.store import Shared
 from gpushare_kernel.transport.peers import Peer
@@ -396,10 +397,11 @@ def test_nobody_unmaps_what_is_being_copied(house: House, monkeypatch: pytest.Mo
     assert free == [False, False]
 
 
-def test_a_second_remap_changes_nothing(house: House) -> None:
+def test_a_second_remap_changes_nothing(house: House, tmp_path: Path) -> None:
     """B12: on a GPU it would map over what is mapped."""
     bundle = Bundle(made(nets(1)).packed, made(nets(1)).modules, device="cpu")
     bundle.share("eyes")
+    assert Packed.load(bundle.save(tmp_path / "b")).members == bundle.members
     there = bundle.region
     bundle.remap()
     assert bundle.region is there
