@@ -292,5 +292,5 @@ def _rank(found: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
 
 
 def _endless(task: Task) -> Iterator[Any]:
-    while True:
-        yield from task.train
+    while True:  # `check_loaders` saw a first batch with rows
+        yield from (batch for batch in task.train if len(batch[0]))

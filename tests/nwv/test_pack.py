@@ -365,6 +365,16 @@ def test_our_own_folder_goes_when_it_is_done(tasks: dict[str, Task]) -> None:
     assert not list(kept.glob("*"))
 
 
+def test_a_batch_of_no_rows_is_passed_over(tasks: dict[str, Task]) -> None:
+    """A filtered last one has no loss, and stops nothing."""
+    one = tasks["a"]
+    x, y = one.train[0]
+    empty = replace(one, train=[*one.train, (x[:0], y[:0])], validate=[*one.validate, (x[:0], y[:0])])  # fmt: skip
+    result = pack({**tasks, "a": empty}, ratio=2.0, control=False, **HOW)
+    assert len(result.report.rounds) == 4
+    assert "no numbers" not in str(result)
+
+
 def test_numbers_that_are_none_stop_it_with_the_last_good_pages(tasks: dict[str, Task]) -> None:
     """N11: the loss of one is NaN from its 25th call on."""
     calls = []
