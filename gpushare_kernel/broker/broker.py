@@ -178,7 +178,10 @@ class Broker(Processes):
         self, uid: int, name: str, engine: Engine, pidfd: int, key: ProcessKey
     ) -> Kernel | None:
         """A holder of pages becomes a session of its user, without a client; takes over its pidfd."""
-        return self._take_in(uid, name, 1.0, engine, pidfd, key)
+        kernel = self._take_in(uid, name, 1.0, engine, pidfd, key)
+        if kernel is not None:
+            kernel.keeps_pages = True
+        return kernel
 
     async def finish(self) -> None:
         """Let bundles go, give up what is being proven, and let everybody run again."""

@@ -74,6 +74,8 @@ class Held:
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     users: set[Lease] = field(default_factory=set)
     ended: bool = False
+    #: Done when the holder's answer is to be read, or nobody waits for it any more.
+    answered: asyncio.Future[None] | None = None
 
     def close(self) -> None:
         """Have the holder end: it does when its line does."""
@@ -145,6 +147,9 @@ class Bundles:
         """
         owner, engine = self._caller(body.token, peer)
         name, key = clean_name(body.name), self._key(owner, engine, body.name)
+        if not body.name.strip():
+            problem = "a bundle is shared under a name, and this one is empty. Write for example bundle.share('eyes')."
+            raise UserError(problem)
         if key in self._held:
             problem = f"you have a bundle {name!r} on this device already. Map it, or give this one another name."
             raise UserError(problem)
@@ -154,8 +159,9 @@ class Bundles:
             )
             raise UserError(problem)
         host = engine.device.inventory.kind != "cuda"
-        if host and (not fds or sealed_size(fds[0], "a bundle's pages") != body.size):
-            problem = "a bundle on a host comes with its pages as a sealed memfd of its size, and none came."
+        came = sealed_size(fds[0], "a bundle's pages") if host and fds else None
+        if host and came != body.size:
+            problem = f"a bundle on a host comes with its pages as a sealed memfd of its {body.size} bytes, and {'none' if came is None else f'one of {came}'} came."
             raise BadFrame(problem)
         held = self._start(owner, engine, name, body)
         self._held[key] = held
@@ -273,17 +279,24 @@ class Bundles:
             )
             raise DeviceError(problem)
         held.kernel = broker.take_in_holder(held.uid, f"bundle {held.name}", engine, pidfd, key)
-        if held.kernel is None:
-            problem = "a bundle's holder could not become a session. Shut a notebook down first."
+        if held.kernel is None and procfs.alive(key):
+            problem = "a bundle's holder is a session, and you have as many as one may. Shut a notebook down first."
             raise UserError(problem)
+        if held.kernel is None:
+            problem = (
+                "a bundle's holder ended as soon as it was started. The broker's log may say why."
+            )
+            raise DeviceError(problem)
         if engine.device.inventory.kind == "cuda":
             engine.bar(held.kernel, HOLDS)
         session, job = held.kernel.id, job_of(held.kernel.id, "pages")
         engine.feed(ev.JobSubmitted(at=engine.now, job=job, session=session, persistent=held.size, ephemeral=0, usage=engine.usage(held.kernel)))  # fmt: skip
         if not _admitted(engine, job):
+            if job not in engine.scheduler.jobs:
+                problem = f"a bundle of {format_size(held.size)} can never fit: the device has {format_size(engine.scheduler.book.whole)} in all. Pack it smaller, or share fewer models."
+                raise Refused(problem)
+            engine.feed(ev.JobCancelled(at=engine.now, job=job))
             free = max(0, engine.scheduler.book.table.free)
-            if job in engine.scheduler.jobs:
-                engine.feed(ev.JobCancelled(at=engine.now, job=job))
             problem = f"a bundle of {format_size(held.size)} does not fit now: {format_size(free)} are free. Release something (%gpushare release), or share it later."
             raise Refused(problem)
         engine.feed(ev.JobEnded(at=engine.now, job=job, persistent=held.size))
@@ -295,7 +308,7 @@ class Bundles:
         try:
             descriptors.send(held.line, request, [] if fd < 0 else [fd])
             async with asyncio.timeout(ANSWER):
-                await _readable(held.line)
+                await _readable(held)
             answer = descriptors.receive(held.line, 200, got).decode(errors="replace").strip()
         except (OSError, TimeoutError) as problem:
             answer = f"no answer ({problem})"
@@ -330,6 +343,8 @@ class Bundles:
             del self._held[key]
         if held.line.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(held.line)
+        if held.answered is not None and not held.answered.done():
+            held.answered.set_result(None)  # what is read then says that there is no line
         held.close()
         held.filled.set()  # whoever waits for it is told that it is gone
         kernel, held.kernel = held.kernel, None
@@ -366,11 +381,13 @@ def _admitted(engine: Engine, job: JobId) -> bool:
     return record is not None and record.state not in {JobState.QUEUED}
 
 
-async def _readable(sock: socket.socket) -> None:
+async def _readable(held: Held) -> None:
+    """Wait until the holder's answer is there, or the bundle has ended."""
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(sock, lambda: None if ready.done() else ready.set_result(None))
+    ready = held.answered = loop.create_future()
+    loop.add_reader(held.line, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready
     finally:
-        loop.remove_reader(sock)
+        if not held.ended:
+            loop.remove_reader(held.line)

@@ -132,6 +132,10 @@ class Engine:
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
         """Sample one kernel; what its interpreter held from the start is not counted as memory it uses."""
         target = kernel.target
+        if kernel.keeps_pages and self.scheduler.config.divisible:
+            target = (
+                None  # its start is no work of anybody's, and its pages are charged as declared
+            )
         active = self.scheduler.turns.asks_for(kernel.id)
         memory = memory and not self.moves.under_way(kernel)
         usage = None if target is None else self.device.usage(target, memory=memory, active=active)

@@ -49,6 +49,8 @@ class Kernel:
     weight: float = 1.0
     #: It yields to every other session.
     background: bool = False
+    #: It keeps a bundle's pages and does nothing.
+    keeps_pages: bool = False
     #: What it is known to need at its next start, in bytes (0: nothing is known).
     needs: int = 0
     #: How far its client has come, by its own count.

@@ -3,7 +3,7 @@
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire import parking_texts, texts
-from gpushare_kernel.wire.messages import Announce, CellEnded, CellStarted, Report, Slowed
+from gpushare_kernel.wire.messages import Announce, CellEnded, CellStarted, Report, Slowed, Submit
 from gpushare_kernel.wire.snapshot import (
     DeviceView,
     LaneView,
@@ -29,6 +29,7 @@ __all__ = [
     "SessionView",
     "Slowed",
     "Snapshot",
+    "Submit",
     "TurnView",
     "UserView",
     "Wait",

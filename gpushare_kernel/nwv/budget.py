@@ -33,9 +33,12 @@ class Budget:
         if len(given) != 1:
             msg = f"a budget is one of ratio=, pages= and bytes=, and {' and '.join(given) or 'none'} is given. Write ratio=1.6 (at most what all models take over what the largest does; bits=8 allows four times that)."
             raise BadDeclaration(msg)
-        value = self.limit if self.bytes is not None else self.ratio if self.ratio is not None else self.pages  # fmt: skip
-        if not isinstance(value, int | float) or not value > 0:
-            msg = f"{given[0]} must be a number over 0, and {value!r} is not. Write ratio=1.6 (at most what all models take over what the largest does; bits=8 allows four times that)."
+        key = given[0]
+        value: object = self.limit if key == "bytes" else getattr(self, key)
+        whole = key != "ratio"
+        if not isinstance(value, int if whole else int | float) or not value >= 1:
+            what = "a whole number of 1 or more" if whole else "how many times smaller than the models by themselves, 1 or more"  # fmt: skip
+            msg = f"{key} is {what}, and {value!r} is not. Write ratio=1.6 (at most what all models take over what the largest does; bits=8 allows four times that)."
             raise BadDeclaration(msg)
 
     @property
@@ -101,7 +104,7 @@ class Bill:
         largest = max(self.rows, key=lambda name: self.rows[name])
         msg = (
             f"{budget} pays for {max(0, found)} pages of {self.page_size} weights, and model {largest} alone needs {self.least}, none twice. "
-            f"Give at most ratio={_down(self.ratio(self.least))} (at least {self.least} pages, {self.total(self.least)} bytes){self._fewer_bits()}, or pack more models that are smaller."
+            f"{self._advice()}, or pack more models that are smaller."
         )
         raise BadDeclaration(msg)
 
@@ -110,10 +113,18 @@ class Bill:
         left = limit - self.private - sum(self.rows.values()) * dtype.itemsize
         return int(min(left // each, torch.iinfo(dtype).max + 1))
 
+    def _advice(self) -> str:
+        """Return what would do: ratios from 1 on are possible, or none is."""
+        most = self.ratio(self.least)
+        takes = f"{self.least} pages, {self.total(self.least)} bytes"
+        if most < 1:
+            return f"These models cannot be smaller so, with tables and all: give pages={self.least} ({takes}, {self.alone} by themselves){self._fewer_bits()}"
+        return f"Give at most ratio={_down(most)} (at least {takes}){self._fewer_bits()}"
+
     def _fewer_bits(self) -> str:
         for bits in LEVELS:
-            if bits < self.bits:
-                fewer = Bill(self.page_size, bits, self.rows, self.contents, self.private, self.alone)  # fmt: skip
+            fewer = Bill(self.page_size, bits, self.rows, self.contents, self.private, self.alone)
+            if bits < self.bits and fewer.ratio(self.least) >= 1:
                 return f", or bits={bits} with up to ratio={_down(fewer.ratio(self.least))}"
         return ""
 

@@ -10,19 +10,21 @@ docs/bundles.md has what holds of it (B1 ...).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
 
-from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv import travel
-from gpushare_kernel.nwv.check import check
+from gpushare_kernel.nwv.check import check, check_given
 from gpushare_kernel.nwv.gather import Gather, Norm, Pages, gatherer
 from gpushare_kernel.nwv.layout import Layout, laid_out
-from gpushare_kernel.nwv.packed import BadBundle, Member, Packed
+from gpushare_kernel.nwv.packed import BadBundle, Member, Packed, device_named
 from gpushare_kernel.nwv.region import Region
 from gpushare_kernel.nwv.resident import Resident, alone, table
 from gpushare_kernel.nwv.room import Measures, Room, measured
@@ -30,6 +32,9 @@ from gpushare_kernel.nwv.scratch import Scratch
 from gpushare_kernel.nwv.shell import emptied, frozen, shell_of, template_of, tensors_of
 from gpushare_kernel.nwv.store import Shared
 from gpushare_kernel.shown import Table
+
+if TYPE_CHECKING:
+    from gpushare_kernel.nwv.report import PackReport
 
 
 class Bundle:
@@ -62,6 +67,8 @@ class Bundle:
 
     store: Shared | None
     """Where the pages are, if a holder has them."""
+    packing: PackReport | None
+    """What packing them said, where a `%%gpulane --pack` cell did that."""
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class Bundle:
         *,
         take: bool,
     ) -> None:
+        check_given(packed, modules)
         check(packed, modules)
         templates = {name: template_of(modules[name], called=name) for name in packed.members}
         room = how(measured((one, templates[name]) for name, one in packed.members.items()))
@@ -108,7 +116,7 @@ class Bundle:
     ) -> None:
         """Set up all that runs; `region` has the pages where they are in memory that others may map."""
         self.region, self.room = region, room
-        self.store = None
+        self.store, self.packing = None, None
         self.members: Mapping[str, Member] = dict(packed.members)
         self.pages = _pages(packed, region, self.device)
         self.tables = {name: packed.tables[name].to(self.device) for name in self.members}
@@ -193,10 +201,10 @@ class Bundle:
         Refused
             Where it does not fit now: for a moment the pages are there twice.
         """
-        if self.store is not None and self.store.held:
-            msg = f"this bundle is shared already, as {self.store.name!r}. Map it elsewhere: Bundle.shared({self.store.name!r}, modules)."
-            raise UserError(msg)
         with self.scratch.held():
+            if self.store is not None and self.store.held:
+                msg = f"this bundle is shared already, as {self.store.name!r}. Map it elsewhere: Bundle.shared({self.store.name!r}, modules)."
+                raise UserError(msg)
             self.check_mapped()
             self._use(Shared.of(name, self._packed(), self.device))
 
@@ -210,10 +218,11 @@ class Bundle:
             store.unmap()
 
     def remap(self) -> None:
-        """Map them again; on a GPU at the address that they had."""
+        """Map them again; on a GPU at the address that they had. Nothing happens where they are mapped."""
         with self.scratch.held():
             store = self._stored()
-            store.remap()
+            if not store.mapped:
+                store.remap()
             self._use(store)
 
     def check_mapped(self) -> None:
@@ -245,7 +254,7 @@ class Bundle:
         return Packed(pages.page_size, pages.bits, pages.pages, pages.scales, self.members, self.tables, private)  # fmt: skip
 
     def __reduce__(self) -> NoReturn:
-        msg = "a bundle is not copied or pickled: its models would no longer share. Save what pack() returned (result.packed.save(file)), or take bundle[name].unpacked()."
+        msg = "a bundle is not copied or pickled: its models would no longer share. Save it (bundle.save(file)), or take bundle[name].unpacked()."
         raise UserError(msg)
 
     # --- what people use -----------------------------------------------------------------------------------
@@ -267,6 +276,12 @@ class Bundle:
     def __contains__(self, name: object) -> bool:
         return name in self.runners
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write its models to a file, as `Packed.save` does: `Bundle(Packed.load(path), modules)` has them again."""
+        with self.scratch.held():
+            self.check_mapped()
+            return self._packed().save(path)
+
     def sizes(self) -> Resident:
         """Return what it takes, in bytes."""
         lists = sum(one.size for one in self.runners.values())
@@ -276,7 +291,7 @@ class Bundle:
             pages=self.pages.pages.nbytes,
             scales=0 if scales is None else scales.nbytes,
             tables=sum(one.nbytes for one in self.tables.values()) + lists,
-            private=sum(_bytes(one) for one in self.own.values()),
+            private=sum(one.nbytes for own in self.own.values() for one in own.values()),
             scratch=self.scratch.memory.nbytes,
             alone={name: alone(one, self.own[name]) for name, one in self.members.items()},
             allocated=torch.cuda.memory_allocated(self.device)
@@ -330,10 +345,11 @@ class BundleModel:
     def unpacked(self) -> torch.nn.Module:
         """Return an ordinary module with weights of its own, as the pages have them: for who must have one (and its memory)."""
         bundle, name = self.bundle, self.__name__
-        bundle.check_mapped()
         layout = laid_out(bundle.members[name].pieces)
         memory = torch.empty(layout.size, dtype=torch.uint8, device=bundle.device)
-        bundle.gather(name, layout)(memory)
+        with bundle.scratch.held():  # nobody unmaps meanwhile
+            bundle.check_mapped()
+            bundle.gather(name, layout)(memory)
         own: dict[str, torch.Tensor] = {
             place.name: torch.nn.Parameter(place.view(memory).clone()) for place in layout.places
         }
@@ -348,7 +364,8 @@ class BundleModel:
         return tree_map_only(torch.Tensor, lambda one: one.clone() if one.untyped_storage().data_ptr() == mine else one, result)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return travel.departing(self.bundle, self.__name__)
+        with self.bundle.scratch.held():  # nobody unmaps meanwhile
+            return travel.departing(self.bundle, self.__name__)
 
     def __repr__(self) -> str:
         return f"model {self.__name__} of a bundle of {len(self.bundle)} on {self.bundle.device}"
@@ -357,11 +374,7 @@ class BundleModel:
 def _place(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type not in ("cpu", "cuda"):
-        msg = f"a bundle is on cpu or cuda, not {place}."
-        raise BadDeclaration(msg)
-    return torch.empty(0, device=place).device  # a GPU by its number, also where none was said
+    return device_named(device)
 
 
 def _shared(packed: Packed) -> dict[str, torch.Tensor]:
@@ -402,10 +415,6 @@ def _private(
         msg = f"model {member.name}: {name} of shape {tuple(like.shape)} must be in the bundle, and {seen}. Pack it again."
         raise BadBundle(msg)
     return kept
-
-
-def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(one.nbytes for one in tensors.values())
 
 
 def _taken(name: str) -> str:

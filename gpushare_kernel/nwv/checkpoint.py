@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from math import isfinite, nan
 from pathlib import Path
@@ -17,6 +19,8 @@ from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.nwv.pages import Weights
 from gpushare_kernel.nwv.training import Progress, State
 
+MOST, OLD = 8, 3600.0
+"""Packings that nobody went on with: so many are kept, and those that were written to within so many seconds."""
 _FILE = "packing.safetensors"
 _KEY = "gpushare.nwv.packing"
 
@@ -38,11 +42,12 @@ def default_folder(key: str) -> Path:
 
 
 def key_of(cuts: Mapping[str, Weights], *choices: Any) -> str:
-    """Return what tells packings apart: the models, their weights, and what was asked for."""
+    """Return what tells packings apart: the models, their weights, and what was asked for. Data are not in it: see `Joint.go_on`."""
     digest = hashlib.sha256(repr(choices).encode())
     for name, one in cuts.items():
-        digest.update(f"{name} {one.member.code}".encode())
-        digest.update(one.raw.contiguous().cpu().view(torch.uint8).numpy().data)
+        digest.update(f"{name} {one.member.code} {tuple(one.raw.shape)}".encode())
+        for tensor in (one.raw, *one.private.values()):
+            digest.update(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:20]
 
 
@@ -94,7 +99,7 @@ def load(folder: Path, key: str, names: list[str], device: torch.device) -> tupl
         msg = f"{place} cannot be read as a packing: {problem}. Delete it, or give another folder."
         raise BadDeclaration(msg) from None
     if said.key != key:
-        msg = f"{folder} has another packing: other weights, or another budget. Give another folder=, or delete {place}."
+        msg = f"{folder} has another packing: of other models or weights, or with another budget, other options, another metric or loss. Give another folder=, or delete {place}."
         raise BadDeclaration(msg)
     now, best = (_state(tensors, role, names) for role in ("now", "best"))
     tables = {name: tensors[f"table/{n}"].cpu() for n, name in enumerate(names)}
@@ -113,6 +118,18 @@ def _state(tensors: Mapping[str, torch.Tensor], role: str, names: list[str]) -> 
         }
     left = {name: tensors[f"{role}/left/{n}"] for n, name in enumerate(names)}
     return State(tensors[f"{role}/pages"], private, left)
+
+
+def tidy(mine: Path) -> None:
+    """Remove packings beside `mine`, in the user's cache, that nobody went on with: all but the last ones."""
+    others = []
+    for one in mine.parent.glob("*"):
+        with contextlib.suppress(OSError):  # somebody else's packing is done in this moment
+            others.append((one.stat().st_mtime, one))
+    others = sorted((when, one) for when, one in others if one != mine)
+    for when, one in others[: -(MOST - 1)]:
+        if time.time() - when > OLD:  # else it may be under way
+            forget(one)
 
 
 def forget(folder: Path) -> None:

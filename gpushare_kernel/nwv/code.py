@@ -40,7 +40,7 @@ def _told(module: nn.Module) -> Iterator[str]:
             yield from _class(kind)
         for key, value in sorted(vars(one).items()):
             if key not in _UNTOLD and not key.startswith("_"):
-                yield f"{key} {_setting(value)}"
+                yield f"{key} {setting_of(value)}"
     for name, tensor in module.state_dict().items():
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
 
@@ -56,10 +56,10 @@ def _class(kind: type) -> Iterator[str]:
             if isinstance(inner, types.FunctionType):
                 yield f"{name} {_function(inner)}"
             elif not name.startswith("__"):
-                yield f"{name} {_setting(inner)}"
+                yield f"{name} {setting_of(inner)}"
 
 
-def _setting(value: object, depth: int = 0) -> str:
+def setting_of(value: object, depth: int = 0) -> str:
     """Return what a setting says, the same in every process: no address, no order of a set."""
     if isinstance(value, _PLAIN):
         return repr(value)
@@ -76,13 +76,13 @@ def _setting(value: object, depth: int = 0) -> str:
 
 def _inside(value: object, depth: int) -> str | None:
     if isinstance(value, list | tuple):
-        return ", ".join(_setting(one, depth) for one in value)
+        return ", ".join(setting_of(one, depth) for one in value)
     if isinstance(value, set | frozenset):
-        return ", ".join(sorted(_setting(one, depth) for one in value))
+        return ", ".join(sorted(setting_of(one, depth) for one in value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{_setting(key, depth)}: {_setting(one, depth)}" for key, one in value.items())  # fmt: skip
+        return ", ".join(f"{setting_of(key, depth)}: {setting_of(one, depth)}" for key, one in value.items())  # fmt: skip
     if is_dataclass(value):
-        return ", ".join(f"{one.name}={_setting(getattr(value, one.name), depth)}" for one in fields(value))  # fmt: skip
+        return ", ".join(f"{one.name}={setting_of(getattr(value, one.name), depth)}" for one in fields(value))  # fmt: skip
     return None
 
 

@@ -78,6 +78,8 @@ def even(model: nn.Module) -> dict[str, torch.Tensor]:
 def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
     left = examples
     for x, y in task.train:
+        if not len(x):
+            continue
         for xs, ys in zip(x[:left].split(chunk), y[:left].split(chunk), strict=True):
             yield xs.to(device), ys.to(device)
         left -= len(x)

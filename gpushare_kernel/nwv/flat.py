@@ -26,13 +26,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 def tensors_of(packed: Packed) -> dict[str, torch.Tensor]:
     """Return all that a bundle is, by name, the head first: laid out one behind the other (`parts_of`) it can be read back."""
-    found = {"pages": packed.pages}
-    if packed.scales is not None:
-        found["scales"] = packed.scales
-    for number, name in enumerate(packed.members):
-        found[f"table/{number}"] = packed.tables[name]
-        for key, one in packed.private.get(name, {}).items():
-            found[f"private/{number}/{key}"] = one
+    found = packed.named()
     parts, _ = parts_of(found)
     head = _Head(packed.page_size, packed.bits, tuple(packed.members.values()), parts)
     said = msgspec.msgpack.encode(head)
@@ -71,17 +65,14 @@ def read(memory: torch.Tensor) -> tuple[Packed, tuple[Part, ...]]:
     start = aligned(_LENGTH + length)
     parts = tuple(msgspec.structs.replace(part, offset=part.offset + start) for part in head.parts)
     found = {part.name: _view(memory, part) for part in parts}
-    members = {one.name: one for one in head.members}
-    tables = {name: found[f"table/{n}"].clone() for n, name in enumerate(members)}
-    private = {
-        name: {
-            key.removeprefix(f"private/{n}/"): one.clone()
-            for key, one in found.items()
-            if key.startswith(f"private/{n}/")
-        }
-        for n, name in enumerate(members)
+    apart = {
+        name: one if name in {"pages", "scales"} else one.clone() for name, one in found.items()
     }
-    return Packed(head.page_size, head.bits, found["pages"], found.get("scales"), members, tables, private), parts  # fmt: skip
+    try:
+        return Packed.assembled(head.page_size, head.bits, head.members, apart), parts
+    except KeyError as missing:
+        msg = f"a bundle in shared memory has all of its parts, and this one lacks {missing}."
+        raise PeerError(msg) from None
 
 
 def _view(memory: torch.Tensor, part: Part) -> torch.Tensor:

@@ -8,6 +8,7 @@ and what nobody maps any more is free.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -44,10 +45,12 @@ def serve(line: socket.socket) -> None:
             answer, beside = _taken(int(size), kept)
         case _:
             answer = f"not understood: {words}"
-    descriptors.send(line, f"{answer[: _LINE - 1]}\n".encode(), beside)
+    with contextlib.suppress(ConnectionError):  # the broker went meanwhile
+        descriptors.send(line, f"{answer[: _LINE - 1]}\n".encode(), beside)
     descriptors.close_all(beside)  # on its way: what is in a message stays open
-    while line.recv(_LINE):
-        pass
+    with contextlib.suppress(ConnectionError):
+        while line.recv(_LINE):
+            pass
 
 
 def _taken(size: int, kept: list[Any]) -> tuple[str, list[int]]:

@@ -11,7 +11,7 @@ from this, and nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import torch
 
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.errors import BadDeclaration, UserError
 
 VERSION = 1
 """Of the file. A newer one is refused."""
@@ -114,10 +114,10 @@ class Packed:
     def sizes(self, scratch: int = 0) -> Sizes:
         """Return the bytes that running it needs, by part; `scratch` as whoever runs it says."""
         return Sizes(
-            pages=_bytes(self.pages),
-            scales=0 if self.scales is None else _bytes(self.scales),
-            tables=sum(map(_bytes, self.tables.values())),
-            private=sum(_bytes(one) for kept in self.private.values() for one in kept.values()),
+            pages=self.pages.nbytes,
+            scales=0 if self.scales is None else self.scales.nbytes,
+            tables=sum(one.nbytes for one in self.tables.values()),
+            private=sum(one.nbytes for kept in self.private.values() for one in kept.values()),
             scratch=scratch,
         )
 
@@ -131,6 +131,7 @@ class Packed:
         """
         width = self.page_size // 2 if self.bits == 4 else self.page_size  # noqa: PLR2004
         rules = [
+            (self.page_size >= 1, f"a page has at least one weight, not {self.page_size}"),
             (self.pages.dtype == _QUANTISED[self.bits] if self.bits in _QUANTISED else self.pages.dtype in FLOATS.values() and self.pages.element_size() * 8 == self.bits,
              f"{self.bits}-bit pages cannot be {self.pages.dtype}"),
             (self.pages.ndim == 2 and self.pages.shape[1] == width, f"pages of {self.page_size} weights in {self.bits} bits have {width} columns, and these are {tuple(self.pages.shape)}"),  # noqa: PLR2004
@@ -162,17 +163,36 @@ class Packed:
         raise BadBundle(msg)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as one safetensors file, whole or not at all; what is no tensor is JSON in its metadata."""
+        """Write it as one safetensors file, whole or not at all; what is no tensor is JSON in its metadata.
+
+        Raises
+        ------
+        BadDeclaration
+            Where it cannot be written there.
+        """
+        from safetensors import SafetensorError  # noqa: PLC0415  an extra
         from safetensors.torch import save_file  # noqa: PLC0415  an extra
 
         said = _Said(VERSION, self.page_size, self.bits, list(self.members.values()))
         place = Path(path)
+        if not place.parent.is_dir():
+            msg = f"a bundle is saved into a folder that is there, and {place.parent} is none. Make it first, or give another path."
+            raise BadDeclaration(msg)
         partial = place.with_name(f".{place.name}.{os.getpid()}")
-        save_file(self._tensors(), partial, {_KEY: msgspec.json.encode(said).decode()})
-        partial.replace(place)
+        # Own and contiguous: safetensors writes no views.
+        tensors = {key: one.detach().clone().contiguous() for key, one in self.named().items()}
+        try:
+            save_file(tensors, partial, {_KEY: msgspec.json.encode(said).decode()})
+            partial.replace(place)
+        except (OSError, SafetensorError) as problem:
+            msg = f"{path} cannot be written: {problem}. Give another path, or make room there."
+            raise BadDeclaration(msg) from None
+        finally:
+            partial.unlink(missing_ok=True)
         return place
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def named(self) -> dict[str, torch.Tensor]:
+        """Return all its tensors by name, as `assembled` takes them."""
         found = {"pages": self.pages}
         if self.scales is not None:
             found["scales"] = self.scales
@@ -180,8 +200,24 @@ class Packed:
             found[f"table/{number}"] = self.tables[name]
             kept = self.private.get(name, {})
             found.update({f"private/{number}/{key}": one for key, one in kept.items()})
-        # Own and contiguous: safetensors writes no views.
-        return {key: one.detach().clone().contiguous() for key, one in found.items()}
+        return found
+
+    @classmethod
+    def assembled(cls, page_size: int, bits: int, members: Sequence[Member], tensors: Mapping[str, torch.Tensor]) -> Packed:  # fmt: skip
+        """Return it from what `named` gave.
+
+        Raises
+        ------
+        KeyError
+            Naming a part that is missing.
+        """
+        tables, private = {}, {}
+        for n, one in enumerate(members):
+            tables[one.name] = tensors[f"table/{n}"]
+            prefix = f"private/{n}/"
+            private[one.name] = {key.removeprefix(prefix): kept for key, kept in tensors.items() if key.startswith(prefix)}  # fmt: skip
+        by_name = {one.name: one for one in members}
+        return cls(page_size, bits, tensors["pages"], tensors.get("scales"), by_name, tables, private)  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Packed:
@@ -191,11 +227,14 @@ class Packed:
         ------
         BadBundle
             Where the file is no bundle, a newer one, or contradicts itself.
+        BadDeclaration
+            Where there is no such device.
         """
         from safetensors import SafetensorError, safe_open  # noqa: PLC0415  an extra
 
+        place = device_named(device)
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
+            with safe_open(path, framework="pt", device=str(place)) as file:
                 said = _said(path, (file.metadata() or {}).get(_KEY))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError) as problem:
@@ -203,7 +242,38 @@ class Packed:
                 f"{path} cannot be read as a bundle: {problem}. Give a file that Packed.save wrote."
             )
             raise BadBundle(msg) from None
-        return _assembled(said, tensors, path).check()
+        try:
+            return cls.assembled(said.page_size, said.bits, said.members, tensors).check()
+        except KeyError as missing:
+            msg = f"{path} lacks its part {missing}. Copy it again, or pack the models again."
+            raise BadBundle(msg) from None
+
+
+def device_named(device: torch.device | str) -> torch.device:
+    """Return a device that is there, a GPU by its number.
+
+    Raises
+    ------
+    BadDeclaration
+        Where there is none such.
+    """
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        msg = f"device is cpu, cuda or cuda:NUMBER, and {device!r} is none of them. Leave it out, or write one."
+        raise BadDeclaration(msg) from None
+    if place.type not in ("cpu", "cuda"):
+        msg = f"a bundle is on cpu or cuda, not {place}. Leave device out, or write one of them."
+        raise BadDeclaration(msg)
+    count = torch.cuda.device_count() if place.type == "cuda" else 0
+    if place.type == "cuda" and (place.index or 0) >= count:
+        msg = f"device is {place}, and torch sees {count or 'no'} GPU{'s' * (count > 1)} here. Leave it out, or write device='cpu'."
+        raise BadDeclaration(msg)
+    return torch.empty(0, device=place).device
+
+
+class _Version(msgspec.Struct):
+    version: int
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -219,31 +289,12 @@ def _said(path: Any, text: str | None) -> _Said:
     if text is None:
         msg = f"{path} has tensors and no bundle's description. Give a file that Packed.save wrote."
         raise BadBundle(msg)
-    version = msgspec.json.decode(text).get("version")
-    if version != VERSION:
-        msg = f"{path} is a bundle of version {version}, and this gpushare reads {VERSION}. Pack the models again, or update gpushare."
-        raise BadBundle(msg)
-    return msgspec.json.decode(text, type=_Said)
-
-
-def _assembled(said: _Said, tensors: Mapping[str, torch.Tensor], path: Any) -> Packed:
     try:
-        tables = {one.name: tensors[f"table/{n}"] for n, one in enumerate(said.members)}
-        pages = tensors["pages"]
-    except KeyError as missing:
-        msg = f"{path} lacks its part {missing}. Copy it again, or pack the models again."
+        version = msgspec.json.decode(text, type=_Version).version
+        if version == VERSION:
+            return msgspec.json.decode(text, type=_Said)
+    except msgspec.DecodeError as problem:
+        msg = f"{path} has a bundle's description that cannot be read: {problem}. Copy it again, or pack the models again."
         raise BadBundle(msg) from None
-    private = {
-        one.name: {
-            key.removeprefix(f"private/{n}/"): tensor
-            for key, tensor in tensors.items()
-            if key.startswith(f"private/{n}/")
-        }
-        for n, one in enumerate(said.members)
-    }
-    members = {one.name: one for one in said.members}
-    return Packed(said.page_size, said.bits, pages, tensors.get("scales"), members, tables, private)
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    msg = f"{path} is a bundle of version {version}, and this gpushare reads {VERSION}. Pack the models again, or update gpushare."
+    raise BadBundle(msg)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite, isnan
+from math import isnan
 
 from torch import nn
 
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.nwv.asked import check_bits, check_call
 from gpushare_kernel.nwv.beside import plain
 from gpushare_kernel.nwv.budget import Budget
 from gpushare_kernel.nwv.fisher import Labels
 from gpushare_kernel.nwv.matching import Method
 from gpushare_kernel.nwv.packed import Packed
-from gpushare_kernel.nwv.pages import Weights, check_apart
-from gpushare_kernel.nwv.quantised import LEVELS
+from gpushare_kernel.nwv.pages import Weights
 from gpushare_kernel.nwv.refusal import DropTooLarge
 from gpushare_kernel.nwv.report import PackReport
-from gpushare_kernel.nwv.task import Task, check_loaders, device_of, tasks_of
+from gpushare_kernel.nwv.task import Task
 from gpushare_kernel.nwv.training import Plan
 from gpushare_kernel.nwv.work import Call, Work
 
@@ -40,6 +39,7 @@ class Result:
 
     def plain(self, bits: int) -> Packed:
         """Return all models in pages of so many bits (8 or 4), none of them shared, nothing trained."""
+        check_bits(bits, none=False)
         return plain(self.cuts, bits)
 
     def _repr_html_(self) -> str:
@@ -103,66 +103,25 @@ def pack(
     PackingStopped
         Where memory ran out. The same call goes on from the last round.
     """
-    call = Call(given=models, budget=Budget(ratio, pages, bytes), bits=bits, page_size=page_size, plan=plan, labels=labels, method=method, own=own, folder=folder, control=control, seed=seed, progress=progress)  # fmt: skip
-    _check(call, max_drop)
+    call = Call(given=models, budget=Budget(ratio, pages, bytes), bits=bits, page_size=page_size, plan=plan, labels=labels, method=method, own=own, folder=folder, control=control, seed=seed, progress=progress, max_drop=max_drop)  # fmt: skip
+    check_call(call)
+    found = _made(call)
+    if max_drop is not None and not found.report.holds(max_drop):
+        raise _too_large(call, found.report, max_drop)
+    return found
+
+
+def _made(call: Call) -> Result:
     work = Work(call)
     packed, report = work.done()
-    if max_drop is not None and not _holds(report, max_drop):
-        raise _too_large(call, report, max_drop)
     return Result(packed, report, work.cuts)
-
-
-def _holds(report: PackReport, max_drop: float) -> bool:
-    """Tell whether no model loses more; one whose metric is no number does."""
-    return all(drop <= max_drop for drop in report.drops.values())
-
-
-def _check(call: Call, max_drop: float | None) -> None:
-    """Refuse what cannot be packed, before anything is computed."""
-    _check_options(call)
-    given: object = max_drop
-    if given is not None and not (isinstance(given, int | float) and isfinite(given)):
-        msg = f"max_drop is what a metric may lose on validation data, a number, and {max_drop!r} is none. Write max_drop=0.03 for three points of accuracy."
-        raise BadDeclaration(msg)
-    for name, module in call.modules.items():
-        if not callable(getattr(module, "state_dict", None)):
-            msg = f"{name} must be a Task or a torch module, and is a {type(module).__name__}. Write Task(model, train, validate)."
-            raise BadDeclaration(msg)
-    bare = [name for name, one in call.given.items() if not isinstance(one, Task)]
-    if bare and max_drop is not None:
-        msg = f"max_drop={max_drop:g} cannot be checked: {', '.join(bare)} came without data. Give Task(model, train, validate), or leave max_drop out."
-        raise BadDeclaration(msg)
-    check_apart(call.modules)
-    devices = {str(device_of(module)) for module in call.modules.values()}
-    if len(devices) > 1:
-        msg = f"models are on {' and '.join(sorted(devices))}, and pages are in one place. Move them to one device."
-        raise BadDeclaration(msg)
-    for name, one in tasks_of(call.given).items():
-        check_loaders(name, one)
-
-
-def _check_options(one: Call) -> None:
-    if not one.given:
-        msg = "there is nothing to pack. Give {name: Task(model, train, validate)}."
-        raise BadDeclaration(msg)
-    if one.bits not in {None, *LEVELS}:
-        msg = (
-            f"bits must be 8 or 4, and {one.bits} is not. Leave it out for pages like the weights."
-        )
-        raise BadDeclaration(msg)
-    if one.page_size is not None and (one.page_size < 2 or one.page_size % 2):  # noqa: PLR2004
-        msg = f"page_size must be an even number of weights, and {one.page_size} is not. Leave it out, or write 256."
-        raise BadDeclaration(msg)
-    if not 0 <= one.own < 1:
-        msg = f"own is the part of all pages that stay one model's, from 0 up to 1, and {one.own:g} is not. Leave it out."
-        raise BadDeclaration(msg)
 
 
 def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:
     """Return the refusal, with a ratio that was tried and holds."""
     for name, drop in report.drops.items():
         if isnan(drop):
-            return DropTooLarge(f"model {name}: its metric is no number on validation data once it is packed, so max_drop={max_drop:g} cannot be kept. Have the metric return a number for every model.", report, None)  # fmt: skip
+            return DropTooLarge(f"model {name}: its metric is no number on validation data once it is packed, so max_drop={max_drop:g} cannot be kept. Have the metric return a number for every model.", report)  # fmt: skip
     worst = max(report.drops, key=lambda name: report.drops[name])
     said = f"model {worst} loses {report.drops[worst]:.3g} on validation data at ratio {report.ratio:.3g}, and max_drop is {max_drop:g}."
     ratio, tried = report.ratio, []
@@ -170,10 +129,10 @@ def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:
         ratio = int(100 * _LESS * ratio) / 100  # what is advised is what was tried
         if ratio <= 1:
             break
-        again = replace(call, budget=Budget(ratio=ratio), folder=None, control=False)
-        _, found = Work(again).done()
-        tried.append(f"{found.ratio:.3g}")
-        if _holds(found, max_drop):
-            advice = f"Ratio {ratio:g} was tried and holds (worst {max(found.drops.values()):.3g}): write ratio={ratio:g}."
-            return DropTooLarge(f"{said} {advice}", report, ratio)
-    return DropTooLarge(f"{said} None of these held either: {', '.join(tried) or 'none below it is over 1'}. Train longer (plan=Plan(rounds=30)), allow more, or leave {worst} out.", report, None)  # fmt: skip
+        title = f"{worst} lost {report.drops[worst]:.3g}, trying ratio {ratio:g}"
+        found = _made(replace(call, budget=Budget(ratio=ratio), folder=None, control=False, title=title))  # fmt: skip
+        tried.append(f"{found.report.ratio:.3g}")
+        if found.report.holds(max_drop):
+            advice = f"Ratio {ratio:g} was tried and holds (worst {max(found.report.drops.values()):.3g}): write ratio={ratio:g}, or take that bundle: this error's result."
+            return DropTooLarge(f"{said} {advice}", report, ratio, found)
+    return DropTooLarge(f"{said} None of these held either: {', '.join(tried) or 'none below it is over 1'}. Train longer (plan=Plan(rounds=30)), allow more, or leave {worst} out.", report)  # fmt: skip

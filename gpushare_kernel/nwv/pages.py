@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from gpushare_kernel.nwv.code import code_of
-from gpushare_kernel.nwv.packed import FLOATS, Member, Packed, Piece
-from gpushare_kernel.nwv.quantised import decode
-from gpushare_kernel.nwv.refusal import BadModel
+from gpushare_kernel.nwv.packed import FLOATS, Member, Piece
 
 SMALL = 0.02
 """Biases and norms stay private where they are at most this part of a model's weights."""
@@ -54,14 +52,7 @@ class Weights:
 
 
 def cut(name: str, model: nn.Module, page_size: int, *, small: float = SMALL) -> Weights:
-    """Return a model's weights in pages of `page_size`, its parameters in order.
-
-    Raises
-    ------
-    BadModel
-        For weights that are tied, missing, of an unknown type, or no numbers.
-    """
-    check_weights(name, model)
+    """Return a model's weights in pages of `page_size`, its parameters in order; `fit` has looked whether that can be."""
     parameters = dict(model.named_parameters())
     small_ones = [key for key, one in parameters.items() if one.ndim <= 1]
     count = sum(one.numel() for one in parameters.values())
@@ -118,21 +109,6 @@ def weights_from(member: Member, values: torch.Tensor) -> dict[str, torch.Tensor
     }
 
 
-def values_of(packed: Packed, name: str) -> torch.Tensor:
-    """Return (M, P) float32 values of a model's pages."""
-    table = packed.tables[name].to(torch.int64)
-    pages = packed.pages[table]
-    if packed.scales is None:
-        return pages.to(torch.float32)
-    return decode(pages, packed.scales[table], packed.bits)
-
-
-def unpack(packed: Packed, name: str) -> dict[str, torch.Tensor]:
-    """Return a model's `state_dict`, in tensors of its own."""
-    found = {key: one.clone() for key, one in weights_from(packed.members[name], values_of(packed, name)).items()}  # fmt: skip
-    return {**found, **{key: one.clone() for key, one in packed.private.get(name, {}).items()}}
-
-
 def page_type(cut_ones: Mapping[str, Weights]) -> torch.dtype:
     """Return what pages are stored as: the models' type where all have the same, else float32."""
     dtypes = {one.raw.dtype for one in cut_ones.values()}
@@ -174,44 +150,6 @@ def _as(member: Member, other: Member) -> Member:
 def _digests(raw: torch.Tensor) -> list[bytes]:
     data = raw.contiguous().cpu().view(torch.uint8).numpy()
     return [hashlib.blake2b(row.data, digest_size=16).digest() for row in data]
-
-
-def check_weights(name: str, model: nn.Module) -> None:
-    """Refuse a module whose weights cannot be in pages: see `cut`."""
-    parameters = list(model.named_parameters(remove_duplicate=False))
-    if not any(one.requires_grad and one.numel() for _, one in parameters):
-        msg = f"model {name} has no trainable weights: {len(parameters)} parameters, none that requires a gradient. Call requires_grad_() on it, or leave it out."
-        raise BadModel(msg)
-    places: dict[tuple[int, int], str] = {}
-    for key, one in parameters:
-        if str(one.dtype).removeprefix("torch.") not in FLOATS:
-            msg = f"model {name}: {key} is {one.dtype}, and pages hold {', '.join(FLOATS)}. Call .float() on the model."
-            raise BadModel(msg)
-        bad = int((~torch.isfinite(one.detach())).sum())
-        if bad:
-            msg = f"model {name}: {bad} of {one.numel()} weights of {key} are NaN or infinite. Train it again before packing it."
-            raise BadModel(msg)
-        place = (one.untyped_storage().data_ptr(), int(one.storage_offset()))
-        if one.numel() and places.setdefault(place, key) != key:
-            msg = f"model {name}: {key} and {places[place]} are one tensor (tied), and each weight has one place in pages. Give each its own copy: {key} = torch.nn.Parameter({places[place]}.detach().clone())."
-            raise BadModel(msg)
-
-
-def check_apart(models: Mapping[str, nn.Module]) -> None:
-    """Refuse models that share a module or a tensor: one would train the other unseen.
-
-    Raises
-    ------
-    BadModel
-        Naming both, and what they share.
-    """
-    seen: dict[int, tuple[str, str]] = {}
-    for name, model in models.items():
-        for key, one in model.named_parameters():
-            other, theirs = seen.setdefault(one.untyped_storage().data_ptr(), (name, key))
-            if other != name and one.numel():
-                msg = f"models {other} and {name} share a tensor ({theirs}, {key}). Pack a copy: copy.deepcopy(model); equal pages are found and shared without loss."
-                raise BadModel(msg)
 
 
 def _named(dtype: torch.dtype) -> str:

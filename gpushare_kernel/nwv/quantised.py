@@ -13,21 +13,13 @@ LEVELS = {8: 127, 4: 7}
 
 
 def encode(values: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return codes and (N,) float16 scales of (N, P) values; codes as `Packed.pages` has them."""
+    """Return codes and (N,) float16 scales of (N, P) values; codes as `Packed.pages` has them (`gather.Pages` reads them back)."""
     codes, scales = _codes(values, bits)
     whole = codes.to(torch.int8)
     if bits == 4:  # noqa: PLR2004
         raised = (whole + 8).to(torch.uint8)
         whole = raised[:, 0::2] | (raised[:, 1::2] << 4)
     return whole, scales
-
-
-def decode(codes: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return (N, P) float32 values of what `encode` gave."""
-    if bits == 4:  # noqa: PLR2004
-        pairs = torch.stack([codes & 15, codes >> 4], dim=2).reshape(len(codes), -1)
-        codes = pairs.to(torch.int8) - 8
-    return codes.to(torch.float32) * scales.to(torch.float32)[:, None]
 
 
 def stored(values: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.core.errors import UserError
 
 if TYPE_CHECKING:
+    from gpushare_kernel.nwv.packing import Result
     from gpushare_kernel.nwv.report import PackReport
 
 
@@ -31,16 +32,24 @@ class DropTooLarge(UserError):
         Of the bundle that was refused.
     holds
         The largest ratio that was tried and held; None where none did.
+    result
+        What `pack` would return for that ratio, without the control; None where none held.
     """
 
-    def __init__(self, message: str, report: PackReport, holds: float | None) -> None:
+    def __init__(
+        self,
+        message: str,
+        report: PackReport,
+        holds: float | None = None,
+        result: Result | None = None,
+    ) -> None:
         super().__init__(message)
-        self.report, self.holds = report, holds
+        self.report, self.holds, self.result = report, holds, result
 
 
 class PackingStopped(UserError):
-    """Memory ran out while packing. `folder` has what was reached: the same call goes on from there."""
+    """Memory ran out while packing. `folder` has what was reached, if anything (None: not yet): the same call goes on from there."""
 
-    def __init__(self, message: str, folder: Path) -> None:
+    def __init__(self, message: str, folder: Path | None) -> None:
         super().__init__(message)
         self.folder = folder

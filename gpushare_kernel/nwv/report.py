@@ -72,8 +72,14 @@ class PackReport:
         return {name: found - packed[name] for name, found in self.validated["alone"].items()}
 
     def with_scratch(self, scratch: int) -> PackReport:
-        """Return it with what the runtime needs besides, in bytes: the ratio counts that too."""
-        return replace(self, sizes=Sizes(self.sizes.pages, self.sizes.scales, self.sizes.tables, self.sizes.private, scratch))  # fmt: skip
+        """Return it with what the runtime needs besides, in bytes: every way that has pages needs it, and their ratios count it too."""
+        more = scratch - self.sizes.scratch
+        bytes_ = {way: size if way == "alone" else size + more for way, size in self.bytes.items()}
+        return replace(self, bytes=bytes_, sizes=Sizes(self.sizes.pages, self.sizes.scales, self.sizes.tables, self.sizes.private, scratch))  # fmt: skip
+
+    def holds(self, max_drop: float) -> bool:
+        """Tell whether no model loses more; one whose metric is no number does."""
+        return all(drop <= max_drop for drop in self.drops.values())
 
     @property
     def own(self) -> int:
@@ -85,13 +91,19 @@ class PackReport:
 
     @property
     def simpler(self) -> int | None:
-        """The bits of plain quantisation that does as well and takes no more; None where sharing earns its place."""
-        mean = self._mean("packed")
+        """The bits of plain quantisation that takes no more, and does as well as the bundle or as the models did; None where sharing earns its place."""
+        asked = min((self._mean(way) or 0.0 for way in ("packed", "alone") if way in self.scores), default=0.0)  # fmt: skip
         for bits in (8, 4):
             plain = self._mean(f"int{bits}")
-            if mean is not None and plain is not None and plain >= mean - AS_WELL and self.bytes[f"int{bits}"] <= 1.05 * self.sizes.total:  # fmt: skip
+            if plain is not None and plain >= asked - AS_WELL and self.bytes[f"int{bits}"] <= 1.05 * self.sizes.total:  # fmt: skip
                 return bits
         return None
+
+    def _offer(self, bits: int) -> str:
+        """Return what is said of plain quantisation that would do."""
+        plain, packed = (self._mean(way) or 0.0 for way in (f"int{bits}", "packed"))
+        does = "does as well here" if plain >= packed - AS_WELL else f"does as well as the models alone ({plain:.3f}; {packed:.3f} when packed is after more training)"  # fmt: skip
+        return f"int{bits} without sharing {does} in as little, and needs no training: plain({bits}) of what gpushare.nwv.pack returns."
 
     def _mean(self, way: str) -> float | None:
         return fmean(self.scores[way].values()) if way in self.scores else None
@@ -118,21 +130,24 @@ class PackReport:
         counted = ", ".join(f"{name} {format_size(size)}" for name, size in parts if size)
         shared = sum(len(one) for one in self.tables.values())
         lines = [
-            f"{self.ratio:.2f} times smaller, all bytes counted: {counted}{'' if sizes.scratch else '; what the runtime needs to gather into comes on top'}. Pages alone: {self.page_ratio:.2f}.",
+            f"{compared(self.ratio)}, all bytes counted: {counted}{'' if sizes.scratch else '; what the runtime needs to gather into comes on top'}. Pages alone: {self.page_ratio:.2f}.",
             f"{shared} pages of {self.page_size} weights in {self.pages}; {self.own} of these are one model's alone.",
         ]
         if self.scores:
-            lines.append(f"Metrics are of {'test' if self.on_test else 'validation'} data; training stopped on validation data (best after round {self.best_round} of {len(self.rounds)}).")  # fmt: skip
+            lines.append(f"Metrics are of {'test' if self.on_test else 'validation'} data{self._chosen()}.")  # fmt: skip
         if self.cost_random:
             lines.append(f"Matching: cost {self.cost:.3g}, at random {self.cost_random:.3g}.")
         if self.simpler is not None:
-            lines.append(f"int{self.simpler} without sharing does as well here in as little, and needs no training: result.plain({self.simpler}).")  # fmt: skip
+            lines.append(self._offer(self.simpler))
         return [*lines, *self.notes]
 
-    def sharing(self) -> torch.Tensor:
-        """Return (models, models) how many pages each two have in common; on the diagonal a model's own count."""
-        sets = [set(table.to(torch.int64).tolist()) for table in self.tables.values()]
-        return torch.tensor([[len(one & other) for other in sets] for one in sets])
+    def _chosen(self) -> str:
+        """Return which round's pages these are."""
+        if not self.rounds:
+            return "; nothing was trained"
+        if not self.best_round:
+            return f"; none of {len(self.rounds)} rounds was better than the merge on validation data, which is kept"
+        return f"; chosen on validation data: the best of {len(self.rounds)} rounds was round {self.best_round}"
 
     def plot(self) -> Any:
         """Return a matplotlib figure: which model has which page, pages of many models first."""
@@ -156,3 +171,8 @@ class PackReport:
     def _repr_html_(self) -> str:
         """Called by IPython."""
         return self.table().html()
+
+
+def compared(ratio: float, below: str = "smaller", above: str = "larger") -> str:
+    """Return in words how many times what was is of what is: `1.25 times larger` for 0.8."""
+    return f"{ratio:.2f} times {below}" if ratio >= 1 else f"{1 / ratio:.2f} times {above}"

@@ -7,11 +7,13 @@ from math import prod
 
 import torch
 from msgspec import field
+from torch.nn.parameter import UninitializedParameter
 
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.nwv.check import dtype_of
 from gpushare_kernel.nwv.gather import Pages
 from gpushare_kernel.nwv.packed import Member, Packed, Sizes
+from gpushare_kernel.nwv.report import compared
 from gpushare_kernel.nwv.room import measured
 from gpushare_kernel.shown import Table
 
@@ -61,6 +63,19 @@ def needs(packed: Packed, modules: Mapping[str, torch.nn.Module], mode: str = "s
     return packed.sizes(scratch(packed, modules, mode)).total + unsaved
 
 
+def packing(modules: Mapping[str, torch.nn.Module], ratio: float, bits: int | None = None) -> int:
+    """Return the bytes that packing modules takes beside them, data and activations; counted, not measured.
+
+    All weights in float32 eight times: as they are cut, their copies, what each matters, their values, and how models left them
+    in four states. Pages ten times: four states, gradient, Adam's moments, and what holds them. One model's step is ten times
+    the largest.
+    """
+    counts = [sum(one.numel() for one in each.parameters() if not isinstance(one, UninitializedParameter)) for each in modules.values()]  # fmt: skip
+    whole, largest = 4 * sum(counts), 4 * max(counts)
+    pages = max(largest, min(whole, int(whole * 32 / (bits or 32) / ratio)))
+    return 8 * whole + 10 * pages + 10 * largest
+
+
 def alone(member: Member, own: Mapping[str, torch.Tensor]) -> int:
     """Return the bytes that a model takes by itself; `own` is what it has to itself."""
     paged = sum(prod(one.shape) * dtype_of(one.dtype).itemsize for one in member.pieces)
@@ -77,7 +92,7 @@ def table(found: Resident, pages: Pages, mode: str, used: int) -> Table:
         ("tables", format_size(found.tables), "which page holds what"),
         ("private", format_size(found.private), "what models have to themselves"),
         ("scratch", format_size(found.scratch), f"one for all: {largest}"),
-        ("in all", format_size(found.total), f"{found.ratio:.2f} times less"),
+        ("in all", format_size(found.total), compared(found.ratio, "less", "more")),
         ("separate copies", format_size(found.copies), copies),
     ]  # fmt: skip
     notes = []

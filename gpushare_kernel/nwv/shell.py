@@ -90,6 +90,10 @@ def shell_of(
     except Exception as problem:
         msg = f"model {called}: its module must be copied without its weights, and cannot be: {problem}. Have it hold no files, locks or connections, and no results of earlier calls."
         raise UserError(msg) from problem
+    for part in made.modules():  # the copy has weights, whoever its pattern gave its own to
+        for key, hook in [*part._forward_pre_hooks.items()]:
+            if isinstance(hook, _Refusing):
+                del part._forward_pre_hooks[key]
     return made.eval()
 
 
@@ -119,8 +123,15 @@ def emptied(module: torch.nn.Module, bundle: Callable[[], str]) -> None:
         for name, parameter in one._parameters.items():
             if parameter is not None:
                 one._parameters[name] = frozen(torch.empty_like(parameter, device="meta"))
+    module.register_forward_pre_hook(_Refusing(bundle))
 
-    def refuse(_module: torch.nn.Module, _given: Any) -> None:
-        raise NotLoaded(bundle())
 
-    module.register_forward_pre_hook(refuse)
+class _Refusing:
+    """A hook of a module without weights."""
+
+    def __init__(self, why: Callable[[], str]) -> None:
+        self._why = why
+
+    def __call__(self, _module: torch.nn.Module, _given: Any) -> None:
+        """Say where they are."""
+        raise NotLoaded(self._why())

@@ -67,6 +67,11 @@ class Shared:
         """Whether a holder has the pages still; else only who maps them does."""
         return self._lease.stands
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the pages may be read here."""
+        return self.region is not None or (self._mapping is not None and self._mapping.mapped)
+
     def packed(self) -> Packed:
         """Return it as it lies there."""
         return flat.read(self._memory())[0]
@@ -95,10 +100,14 @@ class Shared:
         self.map()
 
     def close(self) -> None:
-        """Let go of pages and connection."""
-        if self._mapping is not None:
-            self._mapping.close()
-        self._lease.close()
+        """Let go of pages and connection, once nothing on the device reads them any more."""
+        try:
+            if self._mapping is not None and self._mapping.mapped:
+                torch.cuda.synchronize(self._device)
+        finally:
+            if self._mapping is not None:
+                self._mapping.close()
+            self._lease.close()
 
     def __del__(self) -> None:
         if "_lease" in vars(self):
@@ -112,7 +121,7 @@ class Shared:
         UserError
             Saying what to do.
         """
-        if self.region is None and (self._mapping is None or not self._mapping.mapped):
+        if not self.mapped:
             if self.held:
                 msg = f"bundle {self.name!r} is unmapped. Map it again: bundle.remap()."
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.errors import BadDeclaration, UserError
 
 Batches = Iterable[Any]
 """Anything that gives (x, y) each time it is iterated: a DataLoader, a list."""
@@ -56,6 +57,19 @@ class Task:
 
 
 Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def of_task(name: str) -> Iterator[None]:
+    """Have errors of a task's own code say which task it is; their type and their frames stay."""
+    try:
+        yield
+    except Exception as problem:
+        if not isinstance(problem, UserError):
+            problem.add_note(
+                f"gpushare: this is of task {name}: of its model, data, metric or loss."
+            )
+        raise
 
 
 def outputs_of(run: Run, batches: Batches, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -115,12 +129,17 @@ def check_loaders(name: str, task: Task) -> None:
         if isinstance(batches, Iterator):
             msg = f"task {name}: {role} can be read once only ({type(batches).__name__}), and training reads it many times. Give a DataLoader or a list."
             raise BadDeclaration(msg)
-        first = next(iter(batches), None)
+        with of_task(name):
+            first = next(iter(batches), None)
         if first is None:
             msg = f"task {name}: {role} is empty. Give a loader with at least one batch of (x, y)."
             raise BadDeclaration(msg)
         if not (isinstance(first, Sequence) and len(first) == 2 and all(isinstance(one, torch.Tensor) for one in first)):  # noqa: PLR2004  # fmt: skip
             msg = f"task {name}: {role} must give (x, y), two tensors, and gives {_form(first)}."
+            raise BadDeclaration(msg)
+        rows = [len(one) if one.ndim else 0 for one in first]
+        if not rows[0] or rows[0] != rows[1]:
+            msg = f"task {name}: {role} must give as many rows of x as of y, at least one, and its first batch has {rows[0]} and {rows[1]}. Look at its loader: batches of no rows have no loss."
             raise BadDeclaration(msg)
 
 

@@ -7,21 +7,26 @@ that occupant left it. One long turn each forgets the others (62 points where it
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.pages import Weights, weights_from
 from gpushare_kernel.nwv.quantised import stored
-from gpushare_kernel.nwv.task import Task, device_of, score
+from gpushare_kernel.nwv.task import Task, device_of, of_task, score
 
 _SETTLED = 0.1
 """What is left of the learning rate in the last round: models agree in small steps."""
+
+
+_WHOLE = {"rounds": 0, "steps": 1, "patience": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,16 @@ class Plan:
     lr: float = 1e-3
     clip: float = 5.0
     patience: int = 8
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            given: object = getattr(self, one.name)
+            whole, least = one.name in _WHOLE, _WHOLE.get(one.name, 0)
+            well = isinstance(given, int if whole else int | float) and least <= given < math.inf
+            if not well or (one.name in {"lr", "clip"} and given == 0):
+                rule = f"a whole number of {least} or more" if whole else "a number of 0 or more" if one.name == "kappa" else "a number over 0"  # fmt: skip
+                msg = f"a plan's {one.name} is {rule}, and {given!r} is not. Leave it out for {one.default}."
+                raise BadDeclaration(msg)
 
 
 @dataclass(slots=True)
@@ -129,7 +144,8 @@ class Models:
         for name, task in self.tasks.items():
             self.code[name].eval()
             run = self._runner(name, state)
-            found[name] = score(task, run, task.reported if reported else task.validate, device_of(task.model))  # fmt: skip
+            with of_task(name):
+                found[name] = score(task, run, task.reported if reported else task.validate, device_of(task.model))  # fmt: skip
         return found
 
     def _runner(self, name: str, state: State) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -200,12 +216,19 @@ class Joint:
         found = self.models.scores(state)
         return Progress(state, state.copy(), _rank(found))
 
+    def go_on(self, kept: Progress) -> Progress:
+        """Return what an earlier call reached; its best is scored anew, by the metric and the data that are given now."""
+        kept.best_score = _rank(self.models.scores(kept.best))
+        return kept
+
     def _round(self, state: State, number: int) -> str:
         """Each model takes its turn, in an order of the round's own; return what went wrong, or nothing."""
         names = list(self.models.tasks)
         source = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         for place in torch.randperm(len(names), generator=source).tolist():
-            if not self._turn(names[place], state, number):
+            with of_task(names[place]):
+                well = self._turn(names[place], state, number)
+            if not well:
                 return f"model {names[place]}: loss or pages were no numbers"
         return ""
 
@@ -269,5 +292,5 @@ def _rank(found: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
 
 
 def _endless(task: Task) -> Iterator[Any]:
-    while True:
-        yield from task.train
+    while True:  # `check_loaders` saw a first batch with rows
+        yield from (batch for batch in task.train if len(batch[0]))

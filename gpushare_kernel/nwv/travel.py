@@ -108,6 +108,9 @@ def arrived(ticket: Ticket, luggage: Luggage) -> BundleModel:
 def _opened(ticket: Ticket) -> Region:
     try:
         fd = os.open(f"/proc/{ticket.pid}/fd/{ticket.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as problem:
+        msg = f"the pages of this bundle are in process {ticket.pid}, and this one may not open them: it runs as somebody else, or apart (a container). Send bundle[name].unpacked() instead."
+        raise UserError(msg) from problem
     except OSError as problem:
         raise _gone(ticket) from problem
     if _file(fd) != ticket.file:

@@ -15,6 +15,7 @@ from gpushare_kernel.nwv import checkpoint
 from gpushare_kernel.nwv import task as tasks_room
 from gpushare_kernel.nwv.beside import control_scores, metrics, plain, plain_scores
 from gpushare_kernel.nwv.budget import Bill, Budget, page_size_for
+from gpushare_kernel.nwv.code import setting_of
 from gpushare_kernel.nwv.fisher import Labels, even, fisher
 from gpushare_kernel.nwv.matching import Cut, Method, Placement, place, total_cost
 from gpushare_kernel.nwv.packed import Packed, table_type
@@ -22,7 +23,7 @@ from gpushare_kernel.nwv.pages import Weights, cut, page_type, paged, twins
 from gpushare_kernel.nwv.quantised import LEVELS, encode
 from gpushare_kernel.nwv.refusal import PackingStopped
 from gpushare_kernel.nwv.report import PackReport
-from gpushare_kernel.nwv.task import Task
+from gpushare_kernel.nwv.task import Task, of_task
 from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, State, start
 
 
@@ -42,6 +43,9 @@ class Call:
     control: bool
     seed: int
     progress: bool
+    max_drop: float | None = None
+    title: str = "packing"
+    """What the bar says."""
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -86,6 +90,11 @@ class Work:
     def __init__(self, call: Call) -> None:
         """Cut the models and see what the budget pays for; refuse what cannot be, before anything is computed."""
         self.call = call
+        with _nothing_lost(None):
+            self._begin()
+
+    def _begin(self) -> None:
+        call = self.call
         largest = max(sum(one.numel() for one in module.parameters()) for module in call.modules.values())  # fmt: skip
         size = call.page_size or page_size_for(largest)
         self.cuts: dict[str, Weights] = {name: cut(name, module, size) for name, module in call.modules.items()}  # fmt: skip
@@ -96,9 +105,11 @@ class Work:
         self.bill = Bill.of(self.cuts, different, self.bits)
         self.count = self.bill.pages(call.budget)
         self.tasks = tasks_room.tasks_of(call.given)
-        self.alone = {name: tasks_room.alone(one) for name, one in self.tasks.items()}
+        self.alone: dict[str, tuple[float, float]] = {}
         for name, one in self.tasks.items():
-            tasks_room.check_metric(name, one, self.alone[name])
+            with of_task(name):
+                self.alone[name] = tasks_room.alone(one)
+                tasks_room.check_metric(name, one, self.alone[name])
 
     def done(self) -> tuple[Packed, PackReport]:
         """Return the bundle, and what it costs.
@@ -109,8 +120,9 @@ class Work:
             Where memory runs out; what was reached is kept.
         """
         call = self.call
-        key = checkpoint.key_of(self.cuts, self.count, self.bits, call.plan, call.labels, call.method, call.own, call.seed)  # fmt: skip
-        folder = Path(call.folder) if call.folder is not None else checkpoint.default_folder(key)
+        folder, key = self._kept_in()
+        if call.folder is None:
+            checkpoint.tidy(folder)
         with _nothing_lost(folder):
             stand = self._trained(folder, key)
             packed = self._packed(stand)
@@ -119,20 +131,28 @@ class Work:
             checkpoint.forget(folder)
         return packed, report
 
+    def _kept_in(self) -> tuple[Path, str]:
+        """Return where progress is kept, and what tells it from that of other packings."""
+        call = self.call
+        judged = [(name, setting_of(one.metric), setting_of(one.loss)) for name, one in self.tasks.items()]  # fmt: skip
+        key = checkpoint.key_of(self.cuts, self.count, self.bits, call.plan, call.labels, call.method, call.own, call.seed, judged)  # fmt: skip
+        return Path(call.folder) if call.folder is not None else checkpoint.default_folder(key), key
+
     def _trained(self, folder: Path, key: str) -> _Stand:
         """Weigh, place and train; from where an earlier call with this key stopped."""
         fishers = self._fishers()
         spots = {name: Cut(one.values, fishers[name], self.contents[name]) for name, one in self.cuts.items()}  # fmt: skip
+        call = self.call
         trains = bool(self.tasks) and not self._lossless
         kept = checkpoint.load(folder, key, list(self.cuts), self._device) if trains else None
-        tables = kept[0] if kept else self._placed(spots, self.call.method).tables
+        tables = kept[0] if kept else self._placed(spots, call.method).tables
         models = self._models(tables)
         stand = _Stand(fishers, spots, tables, models, start(models, fishers, self.count))
         if trains:
-            joint = Joint(models, fishers, self.call.plan, self.call.seed)
-            stand.reached = kept[1] if kept else joint.begin(stand.begun.copy())
+            joint = Joint(models, fishers, call.plan, call.seed)
+            stand.reached = joint.go_on(kept[1]) if kept else joint.begin(stand.begun.copy())
             rounds = joint.rounds(stand.reached)
-            for after in self.call.shown(rounds, stand.reached.round, "packing"):
+            for after in call.shown(rounds, stand.reached.round, call.title):
                 checkpoint.save(folder, key, tables, after)
         return stand
 
@@ -146,11 +166,12 @@ class Work:
         return self.count >= self.bill.contents and self.bits not in LEVELS
 
     def _fishers(self) -> dict[str, torch.Tensor]:
-        by_name = {
-            name: fisher(self.tasks[name], self.call.labels) if self.tasks else even(module)
-            for name, module in self.call.modules.items()
-        }
-        return {name: paged(self.cuts[name], found) for name, found in by_name.items()}
+        found = {}
+        for name, module in self.call.modules.items():
+            with of_task(name):
+                each = fisher(self.tasks[name], self.call.labels) if self.tasks else even(module)
+            found[name] = paged(self.cuts[name], each)
+        return found
 
     def _placed(self, spots: Mapping[str, Cut], method: Method) -> Placement:
         own = round(self.call.own * sum(self.bill.rows.values()))
@@ -216,7 +237,8 @@ class Work:
         }
         if stand.reached is not None:
             report.rounds, report.best_round = stand.reached.scores, stand.reached.best_round
-            if call.control:
+            refused = call.max_drop is not None and not report.holds(call.max_drop)
+            if call.control and not refused:  # it takes as long as all the rest
                 report.scores["control"] = control_scores(tasks, self.cuts, call.plan, call.seed, call.shown)  # fmt: skip
 
     def _notes(self, reached: Progress | None) -> list[str]:
@@ -231,7 +253,7 @@ class Work:
 
 
 @contextmanager
-def _nothing_lost(folder: Path) -> Iterator[None]:
+def _nothing_lost(folder: Path | None) -> Iterator[None]:
     """Say what is kept and how to go on where memory runs out."""
     try:
         yield
@@ -239,6 +261,6 @@ def _nothing_lost(folder: Path) -> Iterator[None]:
         if not (isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)):  # fmt: skip
             raise
         said = (str(problem).splitlines() or [type(problem).__name__])[0]
-        kept = f"the rounds that are done are kept in {folder}" if any(folder.glob("*.safetensors")) else "no round was done yet, and your models are as they were"  # fmt: skip
-        msg = f"memory ran out while packing ({said}): {kept}. Free memory or take smaller batches, and make the same call again: it goes on from there."  # fmt: skip
+        kept = f"the rounds that are done are kept in {folder}" if folder is not None and any(folder.glob("*.safetensors")) else "no round was done yet, and your models are as they were"  # fmt: skip
+        msg = f"memory ran out while packing ({said}): {kept}. Free memory or take smaller batches, and make the same call again{': it goes on from there' if kept.startswith('the rounds') else ''}."  # fmt: skip
         raise PackingStopped(msg, folder) from problem

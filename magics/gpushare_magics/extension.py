@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.client.session import Session
+    from gpushare_kernel.client.shown import Submit
     from gpushare_magics.args import Declaration
     from gpushare_magics.notify import Notifier
     from gpushare_magics.pack_cell import PackCell
@@ -85,8 +86,12 @@ class Extension:
         declaration = parse(arguments)
         if declaration.realtime is not None:
             self._check_realtime(declaration)
-        packs = None if declaration.pack is None else self._packed(declaration.pack, declaration)
-        if packs is not None:
+        packs = None
+        if declaration.pack is not None:
+            self._submission(
+                declaration
+            )  # what is wrong with the line is said before anything is packed
+            packs = self._packed(declaration.pack, declaration)
             declaration = packs.declared(declaration)
         cooperative = self._meets_boundaries()
         row = Row(self.output)
@@ -143,7 +148,7 @@ class Extension:
         cell = PackCell(packing, self.shell, self.output)
         row = Row(self.output)
         lane = api.make_lane(
-            name=cell.name, weight=declaration.weight, wait=declaration.wait, code=of_cell(cell.code), show=row.waiting
+            ephemeral=cell.ephemeral, name=cell.name, weight=declaration.weight, wait=declaration.wait, code=of_cell(cell.code), show=row.waiting
         )  # fmt: skip
         failed = True
         try:
@@ -231,23 +236,34 @@ class Extension:
         from gpushare_magics.args import parse  # noqa: PLC0415
 
         with plain_errors():
-            declared = parse(arguments)
-            submit = api.submission(
-                self.session,
-                size=declared.size,
-                persistent=declared.persistent,
-                ephemeral=declared.ephemeral,
-                name=declared.name,
-                weight=declared.weight,
-                wait=declared.wait,
-                time=declared.time,
-                dry_run=True,
-                code=self._code(),
-            )
+            submit = self._submission(parse(arguments), dry_run=True, code=self._code())
             if self.session is None:
                 self.output.show(texts.NO_BROKER)
                 return
             self.output.show(texts.dry_run_text(self.session.dry_run(submit), self.session.noun))
+
+    def _submission(
+        self, declared: Declaration, *, dry_run: bool = False, code: str = ""
+    ) -> Submit:
+        """Return a line as the broker would be told it.
+
+        Raises
+        ------
+        BadSize, BadTime, BadDeclaration
+            Where it makes no sense.
+        """
+        return api.submission(
+            self.session,
+            size=declared.size,
+            persistent=declared.persistent,
+            ephemeral=declared.ephemeral,
+            name=declared.name,
+            weight=declared.weight,
+            wait=declared.wait,
+            time=declared.time,
+            dry_run=dry_run,
+            code=code,
+        )
 
     def hear(self, notice: Slowed | Announce) -> None:
         """Show what the broker says unasked (reader thread)."""

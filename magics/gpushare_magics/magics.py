@@ -56,7 +56,8 @@ class GpuShareMagics(Magics):
                                several models in one set of weight pages: t1 and t2 are variables of the
                                notebook, each a gpushare.nwv.Task or a torch module. They are packed first,
                                and the cell has `bundle`: bundle["digits"](x). What the bundle takes is what
-                               the notebook keeps, unless SIZE or -p says otherwise
+                               the notebook keeps, unless SIZE or -p says otherwise. bundle.save(path) writes
+                               it to a file, and bundle.packing is the report
 
         `gpushare.current_lane()` is the lane inside the cell.
         """

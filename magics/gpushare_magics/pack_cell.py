@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from gpushare_kernel.core.sizes import format_size
-from gpushare_magics.pack_options import OPTIONS
+from gpushare_kernel.client.display import Interrupted
+from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.sizes import format_size, parse_size
+from gpushare_magics.pack_options import OPTIONS, as_in_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 NAME = "bundle"
 """What the notebook calls its packed models, in this cell and after it."""
 EPHEMERAL = "512MiB"
-"""What a cell with packed models is taken to hold beside them, where it does not say."""
+"""What a cell with packed models is taken to hold beside them, where it does not say; and packing, for data and activations."""
+INTERRUPTED = "Packing was interrupted: the rounds that were done are kept, and the same line goes on from them. The cell has not run."
+NOT_OPENED = "Interrupted while the bundle was opened. The cell has not run."
 
 
 class PackCell:
@@ -32,6 +36,7 @@ class PackCell:
         self._packing, self._shell, self._output = packing, shell, output
         self._given = _given(packing, shell.user_ns)
         self._packed: Any = None
+        self._report: Any = None
 
     @property
     def name(self) -> str:
@@ -43,19 +48,38 @@ class PackCell:
         """What names this packing to whoever learns what it takes: models, variables, and how."""
         return repr(self._packing)
 
+    @property
+    def ephemeral(self) -> str:
+        """What packing is taken to hold while it goes on, as a size."""
+        from gpushare_kernel.nwv.resident import packing  # noqa: PLC0415 - torch, hardly ever
+
+        said = self._packing
+        size = packing(self._modules(), said.ratio or 1.0, said.bits)
+        return f"{size + parse_size(EPHEMERAL)}B"
+
     def pack(self) -> None:
-        """Pack the models, which may train them for a while, and show what came of it."""
+        """Pack the models, which may train them for a while, and show what came of it.
+
+        Raises
+        ------
+        Interrupted
+            Where an interrupt comes meanwhile.
+        """
         from gpushare_kernel import nwv  # noqa: PLC0415 - torch, hardly ever
+        from gpushare_kernel.nwv.resident import scratch  # noqa: PLC0415
 
-        packing = self._packing
-        said = {name: getattr(packing, name) for name in OPTIONS}
-        result = nwv.pack(self._given, **{k: v for k, v in said.items() if v is not None})
+        said = {name: getattr(self._packing, name) for name in OPTIONS}
+        try:
+            result = nwv.pack(self._given, **{k: v for k, v in said.items() if v is not None})
+        except KeyboardInterrupt:
+            raise Interrupted(INTERRUPTED) from None
+        except UserError as problem:
+            problem.args = (as_in_line(str(problem)),)
+            raise
         self._packed = result.packed
+        self._report = result.report.with_scratch(scratch(result.packed, self._modules()))
         if not self._output.quiet:
-            from gpushare_kernel.nwv.resident import scratch  # noqa: PLC0415
-
-            report = result.report.with_scratch(scratch(result.packed, self._modules()))
-            self._output.table(str(report), report._repr_html_())
+            self._output.table(str(self._report), self._report._repr_html_())
 
     def declared(self, declaration: Declaration) -> Declaration:
         """Return the line with what the bundle takes as what the notebook keeps, where the line does not say that itself."""
@@ -71,8 +95,11 @@ class PackCell:
         from gpushare_kernel.nwv.bundle import Bundle  # noqa: PLC0415
 
         modules = self._modules()
-        bundle = Bundle(self._packed, modules)
-        self._packed = None
+        try:
+            bundle = Bundle(self._packed, modules)
+        except KeyboardInterrupt:
+            raise Interrupted(NOT_OPENED) from None
+        bundle.packing, self._packed = self._report, None
         self._shell.user_ns[NAME] = bundle
         kept = sum(one.nbytes for m in modules.values() for one in m.parameters() if one.device == bundle.device)  # fmt: skip
         if kept and not self._output.quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 
 from gpushare_kernel.core.errors import BadDeclaration
@@ -69,6 +70,15 @@ def words(packing: Packing | None) -> list[str]:
         if value is not None:
             found += [f"--{option.replace('_', '-')}", f"{value:g}"]
     return found
+
+
+def as_in_line(text: str) -> str:
+    """Return what `nwv.pack` says with its options as a line has them."""
+    text = text.replace("plan=Plan(rounds=30)", "gpushare.nwv.pack has a plan for that")
+    text = text.replace("this error's result", "import sys; sys.last_value.result")
+    for option in OPTIONS:
+        text = re.sub(rf"\b{option}=", f"--{option.replace('_', '-')} ", text)
+    return re.sub(r"\bmax_drop\b", "--max-drop", text)
 
 
 def _models(text: str) -> tuple[tuple[str, str], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ class Packer:
 
     def __init__(self) -> None:
         self.asked: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.result: Any = None
 
     def __call__(self, given: dict[str, Any], **said: Any) -> Any:
@@ -91,7 +92,7 @@ def test_two_nets_are_packed_in_earnest(shell: InteractiveShell, capsys: Capture
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert first.shape == second.shape == (3, 8)
-    assert "times smaller, all bytes counted" in out
+    assert "times larger, all bytes counted" in out  # with the scratch of nets so small
     assert "scratch" in out
 
 
@@ -192,11 +193,72 @@ def test_what_cannot_be_packed_does_not_run(  # noqa: PLR0917
     assert packer.asked == []
 
 
+def test_an_interrupt_while_packing_says_what_was_interrupted(run: Run, shell: InteractiveShell, packer: Packer, capsys: Capture) -> None:  # fmt: skip
+    """Nobody was in a queue."""
+    packer.error = KeyboardInterrupt()
+    assert not run(f"{LINE}\nseen.append(1)").success
+    out = capsys.readouterr().out
+    assert "Packing was interrupted: the rounds that were done are kept" in out
+    assert "queue" not in out
+    assert shell.user_ns["seen"] == []
+
+
+def test_an_interrupt_while_it_is_opened_too(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:  # fmt: skip
+    """The cell has its lane by then."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bundle, "__init__", interrupted)
+    assert not run(f"{LINE}\nseen.append(1)").success
+    out = capsys.readouterr().out
+    assert "Interrupted while the bundle was opened" in out
+    assert "queue" not in out
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ("6Gib6", "is not a size"),
+        ("6", "has no unit"),
+        ("6GiB -p 2GiB", "exclude each other"),
+        ("--weight 0", "weight"),
+        ("--time soon", "soon"),
+    ],
+)
+def test_a_line_that_is_wrong_is_so_before_anything_is_packed(run: Run, packer: Packer, capsys: Capture, size: str, says: str) -> None:  # fmt: skip
+    """Packing may take minutes."""
+    assert not run(f"%%gpulane {size} --pack t1 --ratio 2\nseen.append(1)").success
+    assert says in capsys.readouterr().out
+    assert packer.asked == []
+
+
+def test_a_bundle_can_be_saved_and_has_its_report(run: Run, shell: InteractiveShell, packer: Packer, tmp_path: Path) -> None:  # fmt: skip
+    """What packing gave is in the notebook, without a second copy of the weights."""
+    assert run(f"{LINE}\nbundle.save('{tmp_path / 'b.safetensors'}')").success
+    assert shell.user_ns["bundle"].packing is packer.result.report
+    again = Bundle(nwv.Packed.load(tmp_path / "b.safetensors"), nets_named(shell), device="cpu")
+    x = shell.user_ns["x"]
+    for name in again:
+        assert torch.equal(again[name](x), shell.user_ns["bundle"][name](x))
+
+
+def nets_named(shell: InteractiveShell) -> dict[str, torch.nn.Module]:
+    """The modules, by the names in the line."""
+    return {"digits": shell.user_ns["t1"].model, "wine": shell.user_ns["net"]}
+
+
 def test_packing_that_fails_is_the_cells_error(run: Run, shell: InteractiveShell, packer: Packer, capsys: Capture) -> None:  # fmt: skip
     """The cell has not run, and there is no bundle."""
-    packer.error = UserError("wine loses 4 points, and --max-drop is 0.03.")
+    packer.error = UserError(
+        "wine loses 4 points, and max_drop is 0.03. Write ratio=1.6, max_drop=0.05 or bits=8."
+    )
     assert not run(f"{LINE}\nseen.append(1)").success
-    assert "wine loses 4 points" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (
+        "wine loses 4 points, and --max-drop is 0.03. Write --ratio 1.6, --max-drop 0.05 or --bits 8."
+        in out
+    )  # as the line has them
     assert shell.user_ns["seen"] == []
     assert "bundle" not in shell.user_ns
 
@@ -220,7 +282,10 @@ def test_what_the_bundle_takes_is_declared(  # noqa: PLR0917
     told = [one for one in broker_that_admits.seen if isinstance(one, Submit | End)]
     packing, packed, cell, _ = told
     assert isinstance(packing, Submit)
-    assert (packing.name, packing.size, packing.persistent) == ("packing digits, wine", None, None)
+    assert (packing.name, packing.size, packing.persistent) == ("packing digits, wine", None, 0)
+    weights = 4 * sum(one.numel() for model in nets_named(shell).values() for one in model.parameters())  # fmt: skip
+    assert packing.ephemeral is not None
+    assert 8 * weights < packing.ephemeral - 512 * MiB < 30 * weights
     assert packing.code
     assert isinstance(packed, End)
     assert isinstance(cell, Submit)

@@ -1,4 +1,4 @@
-"""One thread, and a cache of the test's own."""
+"""One thread, a cache of the test's own, and a broker for those that ask for one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from gpushare_kernel.core.values import GiB
+from tests.broker.house import House
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +20,14 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """A broker of 1 GiB, and this process as one of its kernels."""
+    with House(tmp_path, capacity=GiB) as made_house:
+        opened = made_house.open("mine.ipynb")
+        made_house.bind(opened)
+        monkeypatch.setenv("GPUSHARE_TOKEN", opened.token)
+        monkeypatch.setenv("GPUSHARE_SOCKET", str(made_house.path))
+        yield made_house

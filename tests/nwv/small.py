@@ -8,7 +8,9 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from gpushare_kernel.nwv import Task
+from gpushare_kernel.nwv import Packed, Task
+from gpushare_kernel.nwv.gather import Pages
+from gpushare_kernel.nwv.pages import weights_from
 from gpushare_kernel.nwv.training import Plan
 
 untimed = settings(deadline=None, max_examples=25)
@@ -49,6 +51,14 @@ def task(
         nn.functional.cross_entropy(model(a), b).backward()
         optimiser.step()
     return Task(model, train, [(x[96:128], y[96:128])], test=[(x[128:], y[128:])])
+
+
+def unpack(packed: Packed, name: str) -> dict[str, torch.Tensor]:
+    """Return a model's `state_dict` as its pages mean it, in tensors of its own."""
+    pages = Pages(packed.pages, packed.scales, packed.page_size, packed.bits)
+    values = pages.rows(packed.tables[name].to(torch.int64)).float()
+    found = {**weights_from(packed.members[name], values), **packed.private.get(name, {})}
+    return {key: one.clone() for key, one in found.items()}
 
 
 def three() -> dict[str, Task]:

@@ -14,8 +14,7 @@ from torch import nn
 from gpushare_kernel.nwv import BadBundle, Packed, pack
 from gpushare_kernel.nwv.code import code_of
 from gpushare_kernel.nwv.packed import table_type
-from gpushare_kernel.nwv.pages import unpack
-from tests.nwv.small import mlp
+from tests.nwv.small import mlp, unpack
 
 
 def bundle(bits: int | None = None, dtype: torch.dtype = torch.float32) -> Packed:

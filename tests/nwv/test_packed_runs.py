@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gpushare_kernel import nwv
-from gpushare_kernel.nwv.pages import unpack
 from tests.nwv.bundles import nets
+from tests.nwv.small import unpack
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gpushare_kernel.nwv import pack
-from gpushare_kernel.nwv.pages import cut, normal, twins, unpack, weights_from
-from gpushare_kernel.nwv.quantised import LEVELS, decode, encode, stored
+from gpushare_kernel.nwv.gather import Pages
+from gpushare_kernel.nwv.pages import cut, normal, twins, weights_from
+from gpushare_kernel.nwv.quantised import LEVELS, encode, stored
 from gpushare_kernel.nwv.refusal import BadModel
-from tests.nwv.small import mlp, untimed
+from tests.nwv.small import mlp, unpack, untimed
 
 
 class Everything(nn.Module):
@@ -77,7 +78,7 @@ def test_codes_are_within_half_a_step(bits: int, seed: int, magnitude: float) ->
     values = 10**magnitude * torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
     values[2] = 0
     codes, scales = encode(values, bits)
-    back = decode(codes, scales, bits)
+    back = Pages(codes, scales, 8, bits).rows(torch.arange(len(codes)))
     assert torch.equal(back, stored(values, bits, torch.float32))
     step = values.abs().amax(dim=1, keepdim=True) / LEVELS[bits]
     assert bool(((back - values).abs() <= 0.51 * step + 1e-6).all())

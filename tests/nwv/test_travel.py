@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gpushare_kernel.core.errors import PeerError, UserError
+from gpushare_kernel.nwv import travel
 from gpushare_kernel.nwv.bundle import Bundle
 from gpushare_kernel.nwv.region import SEALS, Region
 from gpushare_kernel.realtime import Nodes, OneNode, Pipeline
@@ -64,6 +65,19 @@ def test_pages_that_are_gone_are_said() -> None:
     blob = cloudpickle.dumps(bundle["net0"])
     del bundle
     with pytest.raises(UserError, match=f"were in process {os.getpid()}, which is gone or has let"):
+        pickle.loads(blob)
+
+
+def test_pages_that_may_not_be_opened_are_not_called_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B8: the process that sent them lives, and is somebody else's or in another container."""
+    one = made(nets(1))
+    blob = pickle.dumps(Bundle(one.packed, one.modules, device="cpu")["net0"])
+
+    def refused(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(travel.os, "open", refused)
+    with pytest.raises(UserError, match=rf"are in process {os.getpid()}, and this one may not open them"):  # fmt: skip
         pickle.loads(blob)
 
 
