@@ -28,6 +28,7 @@ _OPTIONS = (
     "device",
     "foreign",
     "over",
+    "parking",
     "record",
 )
 
@@ -117,6 +118,13 @@ class BrokerCommand(Command):
         allow_none=True,
         config=True,
         help="Who holds more than it was granted while others wait: tell it (and pause it a while), or end it in the end.",
+    )
+
+    parking = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="GPU memory of idle notebooks, with all that is in it, goes to the host's memory while others wait for it: off or cold.",
     )
 
     record = Unicode(

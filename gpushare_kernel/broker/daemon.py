@@ -22,7 +22,7 @@ from gpushare_kernel.broker import logs
 from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
-from gpushare_kernel.broker.hardware import AUTO, config_of, find_devices, lock_worker
+from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
@@ -48,6 +48,7 @@ _AGAIN = (
     "device",
     "foreign",
     "over",
+    "parking",
     "turn",
     "policy",
     "record",
@@ -121,6 +122,12 @@ def parser() -> argparse.ArgumentParser:
         "(default), or end its process",
     )
     found.add_argument(
+        "--parking",
+        choices=[one.value for one in Parking],
+        help="whether GPU memory of idle notebooks, with all that is in it, goes to the host's memory while others wait for it: "
+        "off (default) or cold (by the driver's checkpoint)",
+    )
+    found.add_argument(
         "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
     )
     found.add_argument(
@@ -169,6 +176,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
             device,
             policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
             turn=given.turn,
+            parking=Parking(given.parking or Parking.OFF),
         )
         for device in devices
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.core.config import Config
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from gpushare_kernel.devices.nvml import GpuInfo
 
 AUTO, HOST, CUDA = "auto", "host", "cuda"
+_PARKING_OFF = "parking is switched off here: jupyter gpushare start --parking cold"
+_CANNOT_PARK = "this device cannot park memory"
 PLAIN_MARGIN = 256 * MiB
 """What a cell that declares nothing may take on a GPU at once: less than this is no use to any framework."""
 PARK_COST, PARK_SPEED = 0.5, 1.9e9
@@ -64,9 +67,19 @@ def find_devices(
         return [_host(intents, capacity, compute, held)]
 
 
-def config_of(device: Device, *, policy: str, turn: float) -> Config:
+class Parking(StrEnum):
+    """Whether the memory of idle notebooks goes to who waits for it."""
+
+    OFF = "off"
+    COLD = "cold"  # by the driver's checkpoint, from outside
+
+
+def config_of(
+    device: Device, *, policy: str, turn: float, parking: Parking = Parking.OFF
+) -> Config:
     """Return how the core is to treat `device`."""
     inventory, divisible = device.inventory, device.inventory.divisible
+    can_park = not divisible and device.capabilities.can_park
     config = Config(
         capacity=inventory.capacity,
         compute=inventory.compute,
@@ -78,9 +91,11 @@ def config_of(device: Device, *, policy: str, turn: float) -> Config:
         window=device.window,
         enforce=not divisible and device.capabilities.can_pause,
         can_pause=device.capabilities.can_pause,
-        can_park=not divisible and device.capabilities.can_park,
+        can_park=can_park and parking is Parking.COLD,
+        why_not_park=_PARKING_OFF if can_park else _CANNOT_PARK,
         park_cost=PARK_COST,
         park_speed=PARK_SPEED,
+        restore_speed=RESTORE_SPEED,
     )
     return config if divisible else config.for_gpu(PLAIN_MARGIN)
 

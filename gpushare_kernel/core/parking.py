@@ -165,7 +165,7 @@ class Parking(Realtime):
         attached = session.presence is Presence.ATTACHED
         holds = session.charged or session.context or session.jobs
         for stands_in_the_way, why in (
-            (not self.config.can_park, "this device cannot park memory"),
+            (not self.config.can_park, self.config.why_not_park),
             (session.barred, session.barred),
             (session.realtime, "it has a deadline to keep"),
             (session.roams, "it uses the device outside its cells, too"),

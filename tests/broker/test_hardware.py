@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpushare_kernel.broker.hardware import config_of, find_devices
+from gpushare_kernel.broker.hardware import Parking, config_of, find_devices
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.devices import cuda, nvml
@@ -97,8 +97,12 @@ def test_the_core_knows_whether_a_gpu_parks_and_what_it_costs(*, parks: bool) ->
     gpu = PlayedDevice(GiB, 1.0)
     gpu.inventory = dataclasses.replace(gpu.inventory, divisible=False)
     gpu.capabilities = Capabilities(can_pause=True, can_park=parks)
-    config = config_of(gpu, policy="fair", turn=0.1)
+    config = config_of(gpu, policy="fair", turn=0.1, parking=Parking.COLD)
     assert config.can_park is parks
     assert config.park_cost + 4 * GiB / config.park_speed == pytest.approx(2.76, abs=0.01)
+    assert config.park_cost + 4 * GiB / config.restore_speed == pytest.approx(1.48, abs=0.01)
+    off = config_of(gpu, policy="fair", turn=0.1)
+    assert not off.can_park
+    assert ("--parking cold" in off.why_not_park) is parks
     gpu.inventory = dataclasses.replace(gpu.inventory, divisible=True)
-    assert not config_of(gpu, policy="fair", turn=0.1).can_park
+    assert not config_of(gpu, policy="fair", turn=0.1, parking=Parking.COLD).can_park
