@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,17 +164,28 @@ def test_without_room_no_restore_is_begun(gpu: Gpu, program: Program) -> None:
     gpu.resume(target)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 def test_where_nobody_can_say_what_is_free_nothing_is_moved(
-    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
-    """K1: NVML fails, or does not come back."""
+    """K1: NVML fails, or does not come back: neither out nor back."""
     monkeypatch.setattr(sampler, "_FRESH", 0.2)
-    target = Target(program.key)
-    gpu.nvml.failure = DeviceError("NVML is gone")
-    assert gpu.park(target).status is MoveStatus.NOT_NOW
-    assert "checkpoint" not in moves(gpu)
-    assert gpu.state(program.key) == "running"
-    gpu.nvml.failure = None
+    target, other = Target(program.key), threading.Event()
+    gpu.park(target)
+    with Program("say('up'); wait()") as second:
+        second.said()
+        memory = gpu.nvml.memory
+        if hangs:
+            monkeypatch.setattr(gpu.nvml, "memory", lambda: other.wait(20) and memory())
+        else:
+            gpu.nvml.failure = DeviceError("NVML is gone")
+        for outcome in (gpu.restore(target), gpu.park(Target(second.key))):
+            assert outcome.status is MoveStatus.NOT_NOW
+            assert "NVML" in outcome.why
+        assert moves(gpu) == ["lock", "checkpoint", "lock", "unlock"]
+        assert gpu.state(second.key) == "running"
+        gpu.nvml.failure = None
+        other.set()
 
 
 def test_what_nvml_does_not_show_is_not_parked(gpu: Gpu, program: Program) -> None:

@@ -356,7 +356,9 @@ def test_a_worker_killed_in_the_middle_of_a_park_is_answered_for(
     print(f"after {time.monotonic() - began:.2f} s: {outcome.status}, parked {parked}, {outcome.why}")  # fmt: skip
     assert (outcome.status is MoveStatus.DONE) == (parked > 0)
     if parked:
-        back(device, holder, before)
+        eventually(lambda: restore(device, holder.target).status is MoveStatus.DONE, 60)
+        assert resume(device, holder.target) is PauseStatus.NOTHING
+        assert holder.asked("hash") == ["hash", before]
     else:
         eventually(lambda: resume(device, holder.target) is PauseStatus.NOTHING)
         assert holder.asked("hash") == ["hash", before]
