@@ -64,6 +64,11 @@ for line in sys.stdin:
     elif word in ("LOCK", "WORKER"):
         table.add(ProcessKey(*map(int, numbers)), Hold[word])
         print("noted", flush=True)
+    elif word in ("PARK", "MOVER"):
+        key = ProcessKey(*map(int, numbers))
+        table.add(key, Hold.LOCK)
+        table.change(key, Hold[word], 2**30)
+        print("noted", flush=True)
     elif word == "leave":
         table.mark_clean_exit()
         os._exit(0)
@@ -377,6 +382,28 @@ def test_who_is_stopped_by_its_user_stays_on_record(gpu: Gpu) -> None:
     table = IntentTable.open_existing(gpu.scene.runtime / "intents")
     assert table is not None
     assert table.held(Hold.LOCK) == (key,)
+    table.close()
+
+
+def test_who_is_parked_and_who_moves_somebody_is_left_to_the_next_broker(gpu: Gpu) -> None:
+    """K5, K6: a restore needs room that the guardian cannot look for; a worker in a move finishes. The others are unlocked as ever."""
+    watches(gpu.scene)
+    parked, moving = gpu.scene.kernel(), gpu.scene.kernel()
+    (gpu.place / f"state.{parked.pid}").write_text("checkpointed")
+    gpu.scene.note("PARK", parked)
+    gpu.scene.note("MOVER", moving)
+    locked = gpu.locked(gpu.scene.kernel())
+    gpu.scene.kill_broker()
+    gpu.scene.guardian_ended()
+    assert gpu.state(locked) == "running"
+    assert gpu.state(parked) == "checkpointed"
+    assert procfs.alive(moving)
+    asked = (gpu.place / "log").read_text()
+    assert str(parked.pid) not in asked.split()
+    table = IntentTable.open_existing(gpu.scene.runtime / "intents")
+    assert table is not None
+    assert set(table.held(*Hold)) == {parked, moving}
+    assert table.size(parked) == 2**30
     table.close()
 
 
