@@ -191,6 +191,10 @@ class Gpu:
         log = self.place / "log"
         return log.read_text().splitlines() if log.exists() else []
 
+    def moves(self) -> list[str]:
+        """What the driver was asked to do, without the processes."""
+        return [line.split()[0] for line in self.log()]
+
     def holds(self, *keys: ProcessKey, size: int = 600 * MiB) -> None:
         """NVML sees these processes from now on."""
         self.nvml.held = {key.pid: size for key in keys}

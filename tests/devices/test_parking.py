@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus, ProcessKey
-from gpushare_kernel.devices import locker, mover, parkable, sampler
+from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus
+from gpushare_kernel.devices import locker, mover, sampler
 from gpushare_kernel.devices.base import Hold, Target
-from gpushare_kernel.nwv import vmm
 from tests.devices.gpu import Gpu
 from tests.devices.test_gpu_session import Family
 from tests.procs import Program, eventually
-
-
-@pytest.fixture
-def program(gpu: Gpu) -> Iterator[Program]:
-    """A process that holds 600 of the 1000 MiB; 300 are free."""
-    with Program("say('up'); wait()") as program:
-        program.said()
-        gpu.holds(program.key)
-        gpu.nvml.free = 300 * MiB
-        yield program
-    gpu.device.usage(Target(program.key))
 
 
 @pytest.fixture
@@ -43,11 +27,6 @@ def family(gpu: Gpu) -> Iterator[Family]:
     gpu.device.usage(family.target)
 
 
-def moves(gpu: Gpu) -> list[str]:
-    """What the driver was asked, in short."""
-    return [line.split()[0] for line in gpu.log()]
-
-
 # ---------------------------------------------------------------- out and back
 
 
@@ -56,7 +35,7 @@ def test_a_park_locks_and_checkpoints_and_says_what_it_freed(gpu: Gpu, program: 
     target = Target(program.key)
     outcome = gpu.park(target)
     assert (outcome.status, outcome.freed) == (MoveStatus.DONE, 600 * MiB)
-    assert moves(gpu) == ["lock", "checkpoint"]
+    assert gpu.moves() == ["lock", "checkpoint"]
     assert gpu.device.parked(target) == 600 * MiB
     assert gpu.record.held(Hold.PARK) == [program.key]
     assert gpu.record.size(program.key) == 600 * MiB
@@ -122,7 +101,7 @@ def test_a_restore_of_who_is_not_parked_has_it_stand_still(gpu: Gpu, program: Pr
     """Whoever asked resumes it next."""
     target = Target(program.key)
     assert gpu.restore(target).status is MoveStatus.DONE
-    assert moves(gpu) == ["lock"]
+    assert gpu.moves() == ["lock"]
     assert gpu.resume(target) is PauseStatus.NOTHING
 
 
@@ -130,7 +109,7 @@ def test_all_of_a_session_are_parked_and_restored_together(gpu: Gpu, family: Fam
     """K3: all are locked before the first is moved."""
     outcome = gpu.park(family.target)
     assert (outcome.status, outcome.freed) == (MoveStatus.DONE, 900 * MiB)
-    assert moves(gpu) == ["lock"] * 3 + ["checkpoint"] * 3
+    assert gpu.moves() == ["lock"] * 3 + ["checkpoint"] * 3
     assert gpu.restore(family.target).status is MoveStatus.DONE
     assert {gpu.state(key) for key in family.all} == {"locked"}
     assert gpu.resume(family.target) is PauseStatus.NOTHING
@@ -158,7 +137,7 @@ def test_without_room_no_restore_is_begun(gpu: Gpu, program: Program) -> None:
     outcome = gpu.restore(target, margin=100 * MiB)
     assert outcome.status is MoveStatus.NOT_NOW
     assert "0.6 GiB and 0.1 to spare" in outcome.why
-    assert "restore" not in moves(gpu)
+    assert "restore" not in gpu.moves()
     gpu.nvml.free += 1
     assert gpu.restore(target, margin=100 * MiB).status is MoveStatus.DONE
     gpu.resume(target)
@@ -182,7 +161,7 @@ def test_where_nobody_can_say_what_is_free_nothing_is_moved(
         for outcome in (gpu.restore(target), gpu.park(Target(second.key))):
             assert outcome.status is MoveStatus.NOT_NOW
             assert "NVML" in outcome.why
-        assert moves(gpu) == ["lock", "checkpoint", "lock", "unlock"]
+        assert gpu.moves() == ["lock", "checkpoint", "lock", "unlock"]
         assert gpu.state(second.key) == "running"
         gpu.nvml.failure = None
         other.set()
@@ -193,7 +172,7 @@ def test_what_nvml_does_not_show_is_not_parked(gpu: Gpu, program: Program) -> No
     gpu.nvml.held = {}
     outcome = gpu.park(Target(program.key))
     assert outcome.status is MoveStatus.NOT_NOW
-    assert moves(gpu) == ["lock", "unlock"]
+    assert gpu.moves() == ["lock", "unlock"]
 
 
 # ---------------------------------------------------------------- it does not come about
@@ -217,7 +196,7 @@ def test_who_cannot_be_locked_is_not_parked(
     outcome = gpu.park(Target(program.key))
     assert outcome.status is status
     assert outcome.why
-    assert moves(gpu) == ["lock"]
+    assert gpu.moves() == ["lock"]
     assert gpu.record.keys == []
 
 
@@ -236,7 +215,7 @@ def test_one_that_the_driver_does_not_park_keeps_all(
     outcome = gpu.park(family.target)
     assert outcome.status is status
     assert answer in outcome.why
-    assert moves(gpu).count("restore") == 2
+    assert gpu.moves().count("restore") == 2
     assert {gpu.state(key) for key in family.all} == {"running"}
     assert gpu.record.keys == []
     assert gpu.device.parked(family.target) == 0
@@ -249,7 +228,7 @@ def test_where_the_room_is_gone_meanwhile_the_rest_stays_parked(gpu: Gpu, family
     outcome = gpu.park(family.target)
     assert (outcome.status, outcome.freed) == (MoveStatus.DONE, 600 * MiB)
     assert "NOT_SUPPORTED" in outcome.why
-    assert "restore" not in moves(gpu)
+    assert "restore" not in gpu.moves()
     assert gpu.state(family.children[1]) == "locked"
     gpu.nvml.free = 50 * MiB
     assert gpu.restore(family.target).status is MoveStatus.DONE
@@ -290,184 +269,12 @@ def test_a_device_that_does_not_park_says_so(gpu: Gpu, program: Program) -> None
     assert gpu.log() == []
 
 
-# ---------------------------------------------------------------- what speaks against it
-
-
-def test_who_is_stopped_by_its_user_is_not_asked_about(gpu: Gpu, program: Program) -> None:
-    """K9: the driver would hang; and so for one of several."""
-    os.kill(program.pid, signal.SIGSTOP)
-    eventually(lambda: procfs.state(program.pid) == "T")
-    outcome = gpu.park(Target(program.key))
-    assert outcome.status is MoveStatus.NOT_NOW
-    assert "stopped" in outcome.why
-    assert gpu.log() == []
-    os.kill(program.pid, signal.SIGCONT)
-
-
-def test_who_was_stopped_while_parked_is_restored_when_it_is_continued(
-    gpu: Gpu, program: Program
-) -> None:
-    """K9: not before."""
-    target = Target(program.key)
-    gpu.park(target)
-    os.kill(program.pid, signal.SIGSTOP)
-    eventually(lambda: procfs.state(program.pid) == "T")
-    assert gpu.restore(target).status is MoveStatus.NOT_NOW
-    os.kill(program.pid, signal.SIGCONT)
-    eventually(lambda: procfs.state(program.pid) == "S")
-    assert gpu.restore(target).status is MoveStatus.DONE
-    gpu.resume(target)
-
-
-def test_who_draws_a_screen_is_not_parked(gpu: Gpu, program: Program) -> None:
-    """K9, L8: also where it is a notebook's process."""
-    gpu.nvml.displays = {program.pid}
-    gpu.device._sampler.look()
-    outcome = gpu.park(Target(program.key))
-    assert outcome.status is MoveStatus.UNABLE
-    assert "screen" in outcome.why
-    assert gpu.log() == []
-
-
-@pytest.mark.parametrize("name", ["nccl-gpushare-test", "cuda.shm.0.gpushare.1"])
-@pytest.mark.parametrize("how", ["mapped", "open"])
-def test_who_shares_with_others_is_not_parked(gpu: Gpu, name: str, how: str) -> None:
-    """K9: the files of NCCL and of CUDA's IPC, mapped or held open."""
-    path = Path("/dev/shm") / name
-    path.write_bytes(bytes(4096))
-    close = "; fd.close()" if how == "mapped" else ""
-    code = f"import mmap; fd = open({str(path)!r}, 'r+b'); kept = mmap.mmap(fd.fileno(), 4096){close}; say('up'); wait()"
-    if how == "open":
-        code = f"fd = open({str(path)!r}, 'r+b'); say('up'); wait()"
-    try:
-        with Program(code) as program:
-            program.said()
-            gpu.holds(program.key)
-            outcome = gpu.park(Target(program.key))
-    finally:
-        path.unlink()
-    assert outcome.status is MoveStatus.UNABLE
-    assert name in outcome.why
-    assert gpu.log() == []
-
-
-def test_who_maps_a_bundle_is_not_parked_whatever_a_broker_knows(gpu: Gpu) -> None:
-    """K9, I5: the file that is open for as long as it does says so; a broker that has just started sees it too."""
-    code = f"fd = os.memfd_create({vmm.MARK!r}); say('up'); wait(); os.close(fd); say('let go'); wait()"
-    with Program(code) as program:
-        program.said()
-        gpu.holds(program.key)
-        target = Target(program.key)
-        outcome = gpu.park(target)
-        assert outcome.status is MoveStatus.UNABLE
-        assert "bundle" in outcome.why
-        assert gpu.log() == []
-        program.tell()
-        program.said()
-        assert gpu.park(target).status is MoveStatus.DONE
-    gpu.device.usage(target)
-
-
-def test_somebody_elses_is_not_parked_by_a_broker_of_ones_own(
-    program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """K9: said with both uids."""
-    monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    refusal = parkable.may_park(program.key)
-    assert refusal is not None
-    assert refusal.status is MoveStatus.UNABLE
-    assert "54321" in refusal.why
-
-
-# ---------------------------------------------------------------- the host's memory
-
-
-def host(root: Path, key: ProcessKey, files: dict[str, str]) -> Path:
-    """Lay a machine out: 8 GiB available, one group of version 2 for the process unless said otherwise."""
-    usual = {
-        "proc/meminfo": f"MemAvailable: {8 * 1024 * 1024} kB\n",
-        "proc/self/mountinfo": "30 1 0:26 / /cg rw - cgroup2 cgroup2 rw\n",
-        f"proc/{key.pid}/cgroup": "0::/user/nb\n",
-        f"proc/{key.pid}/limits": "Max address space         unlimited            unlimited            bytes\n",
-        f"proc/{key.pid}/status": "VmSize:\t  1048576 kB\nVmData:\t  1048576 kB\n",
-    }
-    for name, text in (usual | files).items():
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    return root
-
-
-GIB = 1024 * MiB
-ROOMY = {"cg/user/nb/memory.current": "0\n", "cg/user/memory.current": "0\n"}
-
-
-@pytest.mark.parametrize(
-    ("files", "fits"),
-    [
-        ({}, True),
-        ({"proc/meminfo": f"MemAvailable: {4 * 1024 * 1024} kB\n"}, False),
-        ({**ROOMY, "cg/user/nb/memory.max": f"{4 * GIB}\n"}, False),
-        ({**ROOMY, "cg/user/nb/memory.max": f"{5 * GIB}\n"}, True),
-        ({**ROOMY, "cg/user/memory.max": f"{4 * GIB}\n"}, False),
-        ({**ROOMY, "cg/user/nb/memory.high": f"{4 * GIB}\n"}, False),
-        ({**ROOMY, "cg/user/nb/memory.max": f"{6 * GIB}\n", "cg/user/nb/memory.current": f"{2 * GIB}\n"}, False),
-        ({"proc/1/limits": ""}, True),
-    ],
-)  # fmt: skip
-def test_the_host_must_hold_what_is_parked(
-    tmp_path: Path, files: dict[str, str], *, fits: bool
-) -> None:
-    """K10: MemAvailable, and memory.max and memory.high of the process's group and of each above it; 4 GiB and a margin."""
-    key = ProcessKey(os.getpid(), 1)
-    refusal = parkable.no_host_room({key: 4 * GIB}, host(tmp_path, key, files))
-    assert (refusal is None) is fits
-    if refusal is not None:
-        assert refusal.status is MoveStatus.NOT_NOW
-        assert "4.0 GiB on the GPU and 0.5 GiB to spare" in refusal.why
-
-
-def test_limits_of_version_1_count_too(tmp_path: Path) -> None:
-    """K10: memory.limit_in_bytes."""
-    key = ProcessKey(os.getpid(), 1)
-    files = {
-        "proc/self/mountinfo": "30 1 0:26 / /m rw - cgroup cgroup rw,memory\n",
-        f"proc/{key.pid}/cgroup": "3:memory:/nb\n",
-        "m/nb/memory.limit_in_bytes": f"{4 * GIB}\n",
-        "m/nb/memory.usage_in_bytes": "0\n",
-    }
-    assert parkable.no_host_room({key: 4 * GIB}, host(tmp_path, key, files)) is not None
-
-
-@pytest.mark.parametrize("name", ["address space", "data size"])
-def test_a_limit_of_its_own_counts_too(tmp_path: Path, name: str) -> None:
-    """K10: ulimit -v and -d, less what it has of it already."""
-    key = ProcessKey(os.getpid(), 1)
-    for limit, fits in ((5 * GIB, False), (6 * GIB, True)):
-        line = f"Max {name:<22}{limit:<21}{limit:<21}bytes\n"
-        root = host(tmp_path, key, {f"proc/{key.pid}/limits": line})
-        refusal = parkable.no_host_room({key: 4 * GIB}, root)
-        assert (refusal is None) is fits
-
-
-def test_a_short_host_keeps_it_on_the_gpu(
-    gpu: Gpu, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """K10: it runs on."""
-    monkeypatch.setattr("gpushare_kernel.devices.machine.Machine.room", lambda _: 800 * MiB)
-    outcome = gpu.park(Target(program.key))
-    assert outcome.status is MoveStatus.NOT_NOW
-    assert "0.8 GiB" in outcome.why
-    assert moves(gpu) == ["lock", "unlock"]
-    assert gpu.state(program.key) == "running"
-
-
 # ---------------------------------------------------------------- somebody dies, or does not answer
 
 
 def in_a_move(gpu: Gpu, program: Program) -> None:
     """Wait until a worker is at it."""
-    eventually(lambda: moves(gpu)[-1:] in (["checkpoint"], ["restore"]))
+    eventually(lambda: gpu.moves()[-1:] in (["checkpoint"], ["restore"]))
     assert gpu.record.held(Hold.MOVER)
     assert gpu.record.held(Hold.PARK) == [program.key]
 
