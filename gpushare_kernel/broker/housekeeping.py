@@ -18,6 +18,7 @@ from gpushare_kernel.broker.memory_watch import MemoryWatch
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
+from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import MiB, SessionId, Usage
 from gpushare_kernel.transport.launch import locked
 from gpushare_kernel.transport.places import Places
@@ -180,9 +181,7 @@ class Housekeeping:
         """What others took of the device since we started is not ours to give."""
         book = engine.scheduler.book
         sessions = engine.scheduler.sessions
-        managed = sum(
-            max(s.measured, self._memory.get(s.id, 0)) + s.context for s in sessions.values()
-        )
+        managed = sum(self._held_by(engine, s) + s.context for s in sessions.values())
         try:
             foreign = engine.device.foreign(managed)
         except DeviceError as problem:
@@ -196,6 +195,14 @@ class Housekeeping:
             engine.feed(
                 ev.CapacityChanged(at=engine.now, capacity=capacity, reserve=inventory.reserve)
             )
+
+    def _held_by(self, engine: Engine, session: Session) -> int:
+        """Return what a session was last seen to hold; of what is on its way back, all (K8): it is taken by nobody else."""
+        seen = max(session.measured, self._memory.get(session.id, 0))
+        kernel = self._broker.registry.get(session.id)
+        if kernel is None or kernel.target is None or not engine.moves.under_way(kernel):
+            return seen
+        return max(seen, engine.device.parked(kernel.target))
 
     def _retire(self) -> None:
         """Nothing to do for a while: go, unless somebody is just coming in."""

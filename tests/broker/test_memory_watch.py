@@ -14,6 +14,7 @@ import pytest
 from gpushare_kernel.broker import overdraft
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.overdraft import Over
+from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.events import Sampled
 from gpushare_kernel.core.values import GiB, JobId, PauseReason, Presence, SessionId, Usage
 from gpushare_kernel.transport.places import Places
@@ -21,6 +22,7 @@ from gpushare_kernel.wire import messages as msg
 from tests.broker import house as house_module
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import session_of, submit
+from tests.broker.test_engine import carry_out
 from tests.procs import Program
 
 Keeper = Callable[..., Callable[[], None]]
@@ -175,6 +177,24 @@ def test_the_zero_of_who_is_parked_is_no_release(gpu_house: House, keeper: Keepe
         tidy()
         lines = heard(client)
         assert lines == [] if size else ["gives back" in line for line in lines] == [True]
+
+
+def test_what_is_on_its_way_back_is_nobody_else_s(gpu_house: House, keeper: Keeper) -> None:
+    """K8: as the driver sees the memory come, it is not taken for use by others; nor is what is parked counted as in use."""
+    client = gpu_house.notebook()
+    tidy = keeper(gpu_house)
+    gpu_house.device.away = {os.getpid(): 3 * GiB}
+    session = gpu_house.broker.scheduler.sessions[session_of(client)]
+    session.parked = (3 * GiB, 0)
+    tidy()
+    assert gpu_house.device.managed == 0
+    gpu_house.do(gpu_house.device.move_gate.clear)
+    carry_out(gpu_house, do.Restore(session.id, 1, 3 * GiB))
+    gpu_house.saw(lambda: ("restore", os.getpid()) in gpu_house.device.calls)
+    tidy()
+    assert gpu_house.device.managed == 3 * GiB
+    gpu_house.do(gpu_house.device.move_gate.set)
+    session.parked = None
 
 
 def test_nobody_is_told_that_it_is_paused_who_is_not(gpu_house: House, keeper: Keeper) -> None:
