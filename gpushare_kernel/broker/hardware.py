@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 AUTO, HOST, CUDA = "auto", "host", "cuda"
 PLAIN_MARGIN = 256 * MiB
 """What a cell that declares nothing may take on a GPU at once: less than this is no use to any framework."""
+PARK_COST, PARK_SPEED = 0.5, 1.9e9
+"""Seconds that a park by the driver takes at least, and bytes it moves in one (measured: docs/parking.md); a restore is quicker."""
 _logger = logging.getLogger(__name__)
 
 
@@ -76,6 +78,9 @@ def config_of(device: Device, *, policy: str, turn: float) -> Config:
         window=device.window,
         enforce=not divisible and device.capabilities.can_pause,
         can_pause=device.capabilities.can_pause,
+        can_park=not divisible and device.capabilities.can_park,
+        park_cost=PARK_COST,
+        park_speed=PARK_SPEED,
     )
     return config if divisible else config.for_gpu(PLAIN_MARGIN)
 

@@ -100,9 +100,9 @@ class CudaDevice:
         #: Who held what when we started: no part of the capacity, until they are gone or in a session.
         self._held_at_start = {user.key: user.size for user in first.users}
         self._given = capacity
-        self.capabilities = Capabilities(
-            can_pause=found.verdict is Verdict.FULL, can_park=False, why=found.text
-        )
+        # A driver that can lock can checkpoint and restore, too: they came with it (12.8).
+        full = found.verdict is Verdict.FULL
+        self.capabilities = Capabilities(can_pause=full, can_park=full, why=found.text)
         self.inventory = Inventory(
             id=DeviceId(info.uuid),
             kind="cuda",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from gpushare_kernel.broker.hardware import find_devices
+from gpushare_kernel.broker.hardware import config_of, find_devices
 from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.values import GiB
 from gpushare_kernel.devices import cuda, nvml
+from gpushare_kernel.devices.base import Capabilities
 from gpushare_kernel.devices.nvml import GpuInfo
+from tests.broker.house import PlayedDevice
 from tests.devices.records import Record
 
 GPUS = [GpuInfo(number, f"GPU-{number}", "NVIDIA Something", 100) for number in range(3)]
@@ -85,3 +89,16 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
         DeviceError, match=r"no GPU is called '9'\. There is: 0 \(NVIDIA Something, GPU-0\)"
     ):
         found("0,9")
+
+
+@pytest.mark.parametrize("parks", [False, True])
+def test_the_core_knows_whether_a_gpu_parks_and_what_it_costs(*, parks: bool) -> None:
+    """4 GiB take about 2.8 s; a CPU never does."""
+    gpu = PlayedDevice(GiB, 1.0)
+    gpu.inventory = dataclasses.replace(gpu.inventory, divisible=False)
+    gpu.capabilities = Capabilities(can_pause=True, can_park=parks)
+    config = config_of(gpu, policy="fair", turn=0.1)
+    assert config.can_park is parks
+    assert config.park_cost + 4 * GiB / config.park_speed == pytest.approx(2.76, abs=0.01)
+    gpu.inventory = dataclasses.replace(gpu.inventory, divisible=True)
+    assert not config_of(gpu, policy="fair", turn=0.1).can_park

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from gpushare_kernel.core.errors import DeviceError
@@ -162,11 +161,9 @@ class Gpu:
     def make(self, capacity: int | None = None) -> CudaDevice:
         """Make another device, as another broker would."""
         probe = Probe(Verdict.FULL)
-        device = CudaDevice(
+        return CudaDevice(
             self.record, nvml=self.nvml, worker=self.worker, probe=probe, capacity=capacity
         )
-        device.capabilities = replace(device.capabilities, can_park=True)
-        return device
 
     def set(self, name: str, value: str) -> None:
         """Script the driver."""
