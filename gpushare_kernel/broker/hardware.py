@@ -22,7 +22,7 @@ _PARKING_OFF = "parking is switched off here: jupyter gpushare start --parking c
 _CANNOT_PARK = "this device cannot park memory"
 PLAIN_MARGIN = 256 * MiB
 """What a cell that declares nothing may take on a GPU at once: less than this is no use to any framework."""
-PARK_COST, PARK_SPEED = 0.5, 1.9e9
+PARK_COST, PARK_SPEED, RESTORE_SPEED = 0.5, 1.9e9, 4.4e9
 """Seconds that a park by the driver takes at least, and bytes it moves in one (measured: docs/parking.md); a restore is quicker."""
 _logger = logging.getLogger(__name__)
 
