@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker import views
-from gpushare_kernel.core.parking import request_of
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.wire import parking_texts
@@ -56,8 +55,11 @@ class Aside:
     def _tell(self, session: SessionId) -> None:
         del self._timers[session]
         core, kernel = self._broker.engine_of(session).scheduler, self._broker.registry.get(session)
-        job, record = core.jobs.get(request_of(session)), core.sessions.get(session)
-        if job is None or record is None or record.parked is None or kernel is None:
+        record = core.sessions.get(session)
+        if record is None or record.parked is None or kernel is None:
+            return
+        job = next((job for job in record.jobs.values() if job.in_driver), None)
+        if job is None:
             return  # the cell is over, or a job of it says what it waits for
         self._told.add(session)
         wait = views.named(self._broker, why(core, job), kernel.uid)

@@ -12,14 +12,12 @@ from gpushare_kernel.broker.aside import Aside
 from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
-from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, user_name
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.parking import request_of
 from gpushare_kernel.core.records import User
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId, Wait
 from gpushare_kernel.devices.base import Device
@@ -86,10 +84,10 @@ class Broker(Processes):
         self.stopping.set()
 
     def queued(self, job: JobId) -> None:
-        """A job waits; where it is what a plain cell has set aside, the cell itself is told."""
-        session = session_of(job)
-        if job == request_of(session):
-            self.aside.asked(session)
+        """A job waits; where that is inside the driver, its client does not know, and its cell is told."""
+        record = self.job(job)
+        if record is not None and record.in_driver:
+            self.aside.asked(record.session)
         super().queued(job)
 
     def returned(self, session: SessionId, lost: str) -> None:

@@ -48,12 +48,15 @@ class Accounts:
     def join(self, session: Session) -> None:
         """`session` wants a turn and has none. An account further behind than credit allows is lifted to the bound."""
         self.joins += 1
+        self.competes(session)
+        self._add(session)
+
+    def competes(self, session: Session) -> None:
+        """`session` does from now on, for a turn or for memory: what it and its user are behind is bounded by their credit."""
         user = session.user
         self.lift(user)
-        session.vtime = max(
-            session.vtime, user.floor - user.floor_turn - self.credit / session.weight
-        )
-        self._add(session)
+        least = user.floor - user.floor_turn - self.credit / session.weight
+        session.vtime = max(session.vtime, least)
 
     def lift(self, user: User) -> None:
         """`user` competes from now on: what it is behind is bounded by its credit."""

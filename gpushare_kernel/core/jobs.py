@@ -102,7 +102,7 @@ class Jobs:
 
     def _enqueue(self, job: Job, session: Session, at: float) -> None:
         """`job` waits for memory from now on."""
-        self.turns.accounts.lift(session.user)
+        self.turns.accounts.competes(session)
         self.book.queue.push(job, session, at)
 
     def _be_patient(self, job: Job, at: float) -> None:
@@ -445,7 +445,7 @@ class Jobs:
         for job in session.jobs.values():
             if job.waits and job.state is JobState.ADMITTED and self._occupies(job):
                 job.become(JobState.RUNNING)
-                job.waits, job.trimmed = False, False
+                job.waits, job.trimmed, job.in_driver = False, False, False
                 job.turns += 1
                 if job.granted is None:
                     job.granted, job.device_time_before = at, session.device_time

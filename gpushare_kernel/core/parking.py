@@ -17,7 +17,7 @@ from typing import Any
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.realtime import Realtime
-from gpushare_kernel.core.records import Job, Key, Moving, Session, Stowed
+from gpushare_kernel.core.records import Job, Moving, Session, Stowed
 from gpushare_kernel.core.speeds import Speeds
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import (
@@ -134,13 +134,10 @@ class Parking(Realtime):
         policy = self.turns.accounts.policy
         if not policy.displaces:
             return
-        first = policy.user_key(session.user, head.rank, 0.0)
         back = self.speeds.back(session.parked.size) if session.parked is not None else 0.0
-        for key, job in self._worst_first(at)[:MOST]:
+        for behind, job in self._worst_first(head, session, at)[:MOST]:
             owner = self.sessions[job.session]
-            if owner is session:
-                continue
-            if key[0] - first[0] <= self._cost(owner) + back:
+            if behind <= self._cost(owner) + back:
                 return
             yield owner, owner.charged + owner.context + job.need.ephemeral
 
@@ -178,16 +175,24 @@ class Parking(Realtime):
                 return why
         return ""
 
-    def _worst_first(self, at: float) -> list[tuple[Key, Job]]:
-        """Who may be displaced now, the worst ranked first."""
+    def _worst_first(self, head: Job, session: Session, at: float) -> list[tuple[float, Job]]:
+        """Who may be displaced for `head` of `session`, and how far it ranks behind it, the worst first.
+
+        Users are told apart by what ranks them, a user's own sessions by what ranks those.
+        """
         policy, found = self.turns.accounts.policy, []
+        first = policy.user_key(session.user, head.rank, 0.0)
         for lane in self.book.table.lanes.values():
             for job in lane.members.values():
-                session = self.sessions[job.session]
-                if self._may_be_displaced(job, session, at):
-                    key = policy.user_key(session.user, policy.job_key(job, session, at), 0.0)
-                    found.append((key, job))
-        return sorted(found, key=lambda entry: entry[0], reverse=True)
+                owner = self.sessions[job.session]
+                if owner is session or not self._may_be_displaced(job, owner, at):
+                    continue
+                own = policy.job_key(job, owner, at)
+                key = own if owner.user is session.user else policy.user_key(owner.user, own, 0.0)
+                best = head.rank if owner.user is session.user else first
+                found.append((key[0] - best[0], key[1], job))
+        found.sort(key=lambda entry: entry[:2], reverse=True)
+        return [(behind, job) for behind, _, job in found]
 
     def _may_be_displaced(self, job: Job, session: Session, at: float) -> bool:
         if self.why_not_parked(session) or len(session.jobs) > 1 or job.realtime:
@@ -298,7 +303,7 @@ class Parking(Realtime):
         """`job` goes on when its memory is back; `beyond` bytes of its E were parked with the rest."""
         if not job.waits:
             job.become(JobState.ADMITTED)
-            job.waits, job.trimmed, job.asked = True, True, False
+            job.waits, job.trimmed, job.asked, job.in_driver = True, True, False, True
             job.need = Need(job.need.persistent, max(0, job.need.ephemeral - beyond))
         self._again(job, session, at)
 
@@ -337,7 +342,7 @@ class Parking(Realtime):
         room = max(0, self.book.whole - session.parked.size)
         need = Need(kept, min(self.config.plain_ephemeral, room))
         job = Job(request_of(session.id), session.id, next(self._order), need, None, at, plain=True)
-        job.part = self.book.part(session, need)
+        job.part, job.in_driver = self.book.part(session, need), True
         self._enlist(session, job)
         job.become(JobState.QUEUED)
         self._enqueue(job, session, at)

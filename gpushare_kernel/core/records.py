@@ -108,6 +108,8 @@ class Job:
     waits: bool = True
     #: The last boundary gave its E back.
     trimmed: bool = True
+    #: Its memory was taken in the middle of its work: it waits inside the driver, not inside our client.
+    in_driver: bool = False
     asked: bool = False
     interval: float | None = None
     overtaken: int = 0

@@ -138,6 +138,26 @@ def test_a_cell_that_is_over_by_then_is_told_nothing(gpu: House, monkeypatch: py
     assert said(client) == []
 
 
+def test_a_cell_whose_memory_was_taken_in_the_middle_is_told(gpu: House) -> None:
+    """It meets no boundary, and somebody waits who had less: it stands still inside the driver, and reads why."""
+    client = gpu.notebook("endless.ipynb")
+    assert isinstance(client.ask(submit("a", ephemeral=7 * GiB)), msg.Granted)
+    other = notebook(gpu, "other.ipynb")
+
+    def had_its_time() -> None:
+        session = next(iter(gpu.broker.scheduler.sessions.values()))
+        session.vtime += 1000.0
+        for job in session.jobs.values():
+            job.resident_since -= 1000.0
+
+    gpu.do(had_its_time)
+    assert isinstance(other.ask(submit("b", ephemeral=6 * GiB)), msg.Granted)
+    soon(lambda: len(said(client)) == 1)
+    assert said(client)[0].startswith("Your GPU memory is set aside (5.0 GiB, nothing lost): calls to the GPU wait")  # fmt: skip
+    other.ask(msg.End("b", persistent=0, peak=0, boundaries=0))
+    soon(lambda: said(client)[1:] == ["Your GPU memory is back."])
+
+
 def test_what_is_lost_is_said(gpu: House) -> None:
     client = idle(gpu)
     client.ask(msg.ParkNotebook())

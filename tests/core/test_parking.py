@@ -338,6 +338,18 @@ def test_one_endless_cell_cannot_hold_others_out() -> None:
     assert sum(got) >= 0.9 * 60
 
 
+def test_a_persons_own_notebooks_have_the_memory_in_turn() -> None:
+    """Among them it is the session that had least."""
+    world = gpu(residency=1.0, park_cost=0.02)
+    for name in "ab":
+        world.open(name, user="ann")
+        world.submit(f"{name}/1", name, 0, 7 * GiB)
+    world.run(60)
+    got = [world.kernels[name].device_time for name in "ab"]
+    assert min(got) >= 0.45 * sum(got)
+    assert sum(got) >= 0.9 * 60
+
+
 def test_what_a_displaced_job_used_is_not_asked_for_twice() -> None:
     """Its E went with the rest, and comes back with it."""
     world = gpu(residency=1.0)
