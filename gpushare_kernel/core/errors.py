@@ -1,7 +1,7 @@
 """What can go wrong, and whose fault it is.
 
 GpushareError
-├── UserError               the declaration or the request; shown in a notebook as its message only
+├── UserError               the declaration or the request
 │   ├── BadSize             a size that cannot be read or makes no sense
 │   ├── BadTime             a time that cannot be read or makes no sense
 │   ├── BadDeclaration      options that contradict each other
@@ -27,15 +27,15 @@ from __future__ import annotations
 
 
 class GpushareError(Exception):
-    """Base of every error gpushare raises."""
-
-
-class UserError(GpushareError):
-    """Something the user can mend. Front ends show the message, never our frames."""
+    """Base of every error gpushare raises. Front ends show the message, never our frames."""
 
     def _render_traceback_(self) -> list[str]:
         """IPython asks this before it prints a traceback."""
         return [f"gpushare: {self}"]
+
+
+class UserError(GpushareError):
+    """Something the user can mend."""
 
 
 class BadSize(UserError):

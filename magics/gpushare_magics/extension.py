@@ -76,7 +76,7 @@ class Extension:
 
     def enter(self, arguments: str) -> None:
         """Enter a lane for the rest of the running cell."""
-        with plain_errors():
+        with plain_interrupt():
             self.entered(arguments)
 
     def entered(self, arguments: str) -> Entered:
@@ -235,7 +235,7 @@ class Extension:
         """Say what the cell would do now."""
         from gpushare_magics.args import parse  # noqa: PLC0415
 
-        with plain_errors():
+        with plain_interrupt():
             submit = self._submission(parse(arguments), dry_run=True, code=self._code())
             if self.session is None:
                 self.output.show(texts.NO_BROKER)
@@ -294,23 +294,15 @@ class Entered(NamedTuple):
     row: Row
 
 
-class plain_errors:  # noqa: N801 - reads as a statement
-    """Let errors of ours, and an interrupt in the queue, be shown as one line without our frames."""
+class plain_interrupt:  # noqa: N801 - reads as a statement
+    """Let an interrupt in the queue be shown as one line without our frames."""
 
     def __enter__(self) -> None:
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            if not isinstance(error, display.Interrupted):
-                _render(error, texts.LEFT_QUEUE)
-        elif isinstance(error, GpushareError) and not isinstance(error, UserError):
-            _render(error, str(error))
-
-
-def _render(error: BaseException, text: str) -> None:
-    # IPython and every front end ask the exception itself how it wants to be shown.
-    error.__dict__["_render_traceback_"] = lambda: [f"gpushare: {text}"]
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, display.Interrupted):
+            display.one_line(error, texts.LEFT_QUEUE)
 
 
 def active() -> Extension:

@@ -61,7 +61,7 @@ class GpuShareMagics(Magics):
 
         `gpushare.current_lane()` is the lane inside the cell.
         """
-        from gpushare_magics.extension import plain_errors  # noqa: PLC0415
+        from gpushare_magics.extension import plain_interrupt  # noqa: PLC0415
         from gpushare_magics.stacked import run  # noqa: PLC0415
 
         __tracebackhide__ = True  # an error of the body is the user's: our frames are not in it
@@ -69,7 +69,7 @@ class GpuShareMagics(Magics):
         if "--dry-run" in line.split():
             extension.dry_run(line)
             return None
-        with plain_errors():
+        with plain_interrupt():
             entered = extension.entered(line)
         failed = True
         try:
@@ -103,13 +103,13 @@ class GpuShareMagics(Magics):
         %gpushare off, %gpushare on   no messages and no cooperation here; the device stays shared
         %gpushare doctor              what this kernel finds, and what is amiss
         """
-        from gpushare_magics.extension import plain_errors  # noqa: PLC0415
+        from gpushare_magics.extension import plain_interrupt  # noqa: PLC0415
 
         words = _words(line) or ["status"]
         command, rest = words[0], words[1:]
         if command not in COMMANDS or (rest and command not in _WITH_WORDS):
             raise UserError(_unknown(" ".join(words) if command in COMMANDS else command))
-        with plain_errors():
+        with plain_interrupt():
             self._run(command, " ".join(rest) or None)
 
     def _run(self, command: str, notebook: str | None) -> None:

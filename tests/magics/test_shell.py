@@ -534,3 +534,11 @@ def test_cell_events_have_their_numbers(run: Run, attached: ScriptedBroker) -> N
     ended = [m.cell for m in attached.seen if isinstance(m, CellEnded)]
     assert started == ended
     assert len(set(started)) == 2
+
+
+@pytest.mark.parametrize("kind", ["DeviceError", "BrokerUnavailable", "InternalError", "BadSize"])
+def test_no_error_of_ours_shows_our_frames(kind: str, shell: InteractiveShell, capsys: Capture) -> None:  # fmt: skip
+    """Also out of a plain cell, where nothing of ours catches it."""
+    shell.run_cell(f"from gpushare_kernel.core import errors\nraise errors.{kind}('the GPU is gone. Restart the kernel.')")  # fmt: skip
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).strip() == "gpushare: the GPU is gone. Restart the kernel."
