@@ -395,9 +395,9 @@ class Session(Questions):
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
         self._set_up(up=False)
-        # Who only waits does not run on, and says so itself.
         if self._jobs or not self._calls.queued:
-            self._tell(Announce(texts.BROKER_AWAY))
+            aside = self.gpu is not None and self.gpu.away
+            self._tell(Announce(texts.BROKER_AWAY_ASIDE if aside else texts.BROKER_AWAY))
         self._calls.lose_all()
 
     def word(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.wire import texts
@@ -42,6 +44,11 @@ def aside_text(size: int, wait: Wait) -> str:
     if wait.reason is not WaitReason.MEMORY:
         return f"{first} {UNPARKING}"
     return " ".join([first, *texts.in_the_way(wait)])
+
+
+def left_aside_text(names: Sequence[str]) -> str:
+    """Return whose memory stays set aside without a broker."""
+    return f"GPU memory stays set aside, and calls to the GPU wait, until a broker runs again (jupyter gpushare start): {', '.join(names)}."
 
 
 def lost_text(why: str) -> str:

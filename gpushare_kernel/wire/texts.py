@@ -29,6 +29,10 @@ NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as
 BROKER_AWAY = (
     "The gpushare broker is away: this notebook runs on, and shares again when it is back."
 )
+BROKER_AWAY_ASIDE = (
+    "The gpushare broker is away: this notebook's GPU memory is set aside, nothing is lost, and calls to the GPU wait until a broker "
+    "is back. Where none comes by itself: jupyter gpushare start"
+)
 BROKER_STOPPED = "the gpushare broker was stopped. Start it again: jupyter gpushare start."
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."
