@@ -109,6 +109,7 @@ class Broker(Processes):
         """Serve an attached client, in the version it speaks."""
         desk = Desk(self, connection, kernel, version)
         if first:
+            kernel.aside = body.aside
             kernel.lines.insert(0, desk)
         else:
             kernel.lines.append(desk)

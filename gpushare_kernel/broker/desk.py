@@ -79,6 +79,8 @@ class Desk:
             msg.RealtimeReleased: self._realtime_released,
             msg.RealtimeDone: self._realtime_done,
             msg.BundleFilled: self._bundle_filled,
+            msg.WentAside: self._moved,
+            msg.CameBack: self._moved,
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -342,6 +344,9 @@ class Desk:
             return  # the session is not idle
         engine = self._engine()
         engine.feed(ev.CellEnded(at=engine.now, session=kernel.id, persistent=body.persistent))
+
+    def _moved(self, _number: int, body: msg.WentAside | msg.CameBack) -> None:
+        self._engine().moves.warm.heard(self._own(), body)
 
     # --- real-time jobs ------------------------------------------------------------------------------------------------
 

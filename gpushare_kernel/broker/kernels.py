@@ -66,6 +66,8 @@ class Kernel:
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     #: Why it must not be parked, of what only we know; "": nothing.
     barred: str = ""
+    #: Bytes of device memory that its client has set aside itself.
+    aside: int = 0
     #: Bytes its interpreter held when its client attached: its context.
     baseline: int = 0
     #: Bytes its tree was last seen to hold beyond that; None before anybody looked.

@@ -12,9 +12,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.kernels import Kernel, Registry
+from gpushare_kernel.broker.warm import Warm, limit
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus, SessionId
@@ -75,6 +77,8 @@ class Moves:
     def __init__(self, engine: Engine, registry: Registry) -> None:
         self._engine, self._registry = engine, registry
         self._restores = asyncio.Lock()
+        #: What clients move themselves.
+        self.warm = Warm()
         self._under_way: set[SessionId] = set()
         #: Whom to bring back unasked: when it is tried next, and how long after that.
         self._again: dict[SessionId, tuple[float, float]] = {}
@@ -86,7 +90,7 @@ class Moves:
     def away(self, kernel: Kernel) -> bool:
         """Tell whether its memory, or some of it, is not on the device, or on the way."""
         target = kernel.target
-        here = target is None or self._engine.device.parked(target) == 0
+        here = target is None or not (self._engine.device.parked(target) or kernel.aside)
         return self.under_way(kernel) or not here
 
     def parking(self, kernel: Kernel, park: do.Park) -> _Action:
@@ -94,12 +98,13 @@ class Moves:
         target = kernel.target
 
         async def action() -> None:
-            kernel.mark_away(away=True)
-            outcome = await self._carried_out(kernel, target, self._park)
-            kernel.mark_away(away=outcome.status is MoveStatus.DONE)
-            left = self._left(kernel) if outcome.status is MoveStatus.DONE else 0
+            outcome = await self._carried_out(kernel, target, partial(self._park, park.least))
+            done = outcome.status is MoveStatus.DONE
+            contexts = done and target is not None and not self._engine.device.parked(target)
+            kernel.mark_away(away=done)
+            left = self._left(kernel) if done else 0
             if kernel.id in self._engine.scheduler.sessions:
-                self._engine.feed(ev.Parked(at=self._engine.now, session=kernel.id, ticket=park.ticket, persistent=left, status=outcome.status, freed=outcome.freed, took=outcome.took, why=outcome.why))  # fmt: skip
+                self._engine.feed(ev.Parked(at=self._engine.now, session=kernel.id, ticket=park.ticket, persistent=left, status=outcome.status, freed=outcome.freed, contexts=contexts, took=outcome.took, why=outcome.why))  # fmt: skip
             if outcome.status in {MoveStatus.DONE, MoveStatus.GONE}:
                 kernel.mark_paused(paused=False)  # nothing of it that anybody else should undo
             else:
@@ -182,12 +187,51 @@ class Moves:
             extra |= {"took": outcome.took}
             _logger.info("a session's memory was to be moved: %s", outcome.status, extra=extra)
 
-    async def _park(self, kernel: Kernel, target: Target) -> MoveOutcome:
+    async def _park(self, least: int, kernel: Kernel, target: Target) -> MoveOutcome:
+        """Have its client set aside what it can; park the rest, where that is needed too."""
         if kernel.barred:
             return MoveOutcome(MoveStatus.UNABLE, why=kernel.barred)
-        return await self._engine.device.park(target, limit=DRAIN)
+        began = self._engine.now
+        aside = await self._set_aside(kernel)
+        kernel.mark_away(away=True)
+        if aside and aside >= least > 0:
+            paused = await self._engine.device.pause(target, limit=DRAIN)
+            if paused.status is PauseStatus.PAUSED:
+                return MoveOutcome(MoveStatus.DONE, aside, self._engine.now - began)
+        outcome = await self._engine.device.park(target, limit=DRAIN)
+        if outcome.status is MoveStatus.DONE:
+            return replace(outcome, freed=outcome.freed + aside, took=self._engine.now - began)
+        if aside:
+            kernel.mark_away(away=False)
+            await self._put_back(kernel, target)
+        return outcome
+
+    async def _set_aside(self, kernel: Kernel) -> int:
+        session = self._engine.scheduler.sessions.get(kernel.id)
+        if not self._engine.scheduler.config.warm or session is None or session.jobs:
+            return 0
+        return await self.warm.set_aside(kernel, limit(session.charged))
+
+    async def _put_back(self, kernel: Kernel, target: Target) -> str:
+        """Let it run, so that its client can copy it back; return why it has not."""
+        if not kernel.aside:
+            return ""
+        await self._engine.let_run(kernel, target)
+        return await self.warm.put_back(kernel, limit(kernel.aside))
 
     async def _restore(self, kernel: Kernel, target: Target) -> MoveOutcome:
+        """Restore what the driver parked, then have its client put back what it set aside."""
+        began, outcome = self._engine.now, MoveOutcome(MoveStatus.DONE)
+        if self._engine.device.parked(target) or not kernel.aside:
+            outcome = await self._restore_held(kernel, target)
+        if outcome.status is MoveStatus.DONE and kernel.aside:
+            kernel.mark_away(away=False)
+            why = await self._put_back(kernel, target)
+            if why:
+                return MoveOutcome(MoveStatus.NOT_NOW, why=why)
+        return replace(outcome, took=self._engine.now - began)
+
+    async def _restore_held(self, kernel: Kernel, target: Target) -> MoveOutcome:
         """Hold the others still, and restore it; where not all can be held there must be twice the room (K2)."""
         device = self._engine.device
         async with self._restores:

@@ -47,6 +47,8 @@ class Config:
     single_lane: bool = False
     #: The device memory of a session can be given back with its state kept.
     can_park: bool = False
+    #: Clients are asked to move their own memory first, which is quicker; the rest is parked where it is needed too.
+    warm: bool = False
     #: Why it cannot, for people.
     why_not_park: str = "this device cannot park memory"
     #: Seconds that a park or a restore takes at least, and bytes that each moves in one, until it is measured.

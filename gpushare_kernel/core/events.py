@@ -279,6 +279,7 @@ class Parked(Event):
     """What came of a `Park`: DONE, and `persistent` bytes of the session beside its contexts are left on the device. Else it keeps what it held.
 
     `freed` bytes, those of its contexts included, were given back within `took` seconds; `why` is what stood in the way.
+    `contexts`: these are on the device still.
     """
 
     session: SessionId
@@ -286,6 +287,7 @@ class Parked(Event):
     persistent: int = 0
     status: MoveStatus = MoveStatus.DONE
     freed: int = 0
+    contexts: bool = False
     took: float = 0.0
     why: str = ""
 

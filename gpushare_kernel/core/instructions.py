@@ -76,10 +76,14 @@ class Resume(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Park(Instruction):
-    """Give back the device memory of the session, which stands still, and keep its state; answer with `Parked` and the same ticket."""
+    """Give back the device memory of the session, which stands still, and keep its state; answer with `Parked` and the same ticket.
+
+    `least` bytes will do where they come quicker than all of it; 0: all of it.
+    """
 
     session: SessionId
     ticket: int
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,17 +81,17 @@ class Parking(Realtime):
         self.turns.accounts.advance()
         session = self.sessions[head.session]
         missing = self.book.added(session, head.need) + head.need.ephemeral - self.book.table.free
-        chosen: list[Session] = []
+        chosen: list[tuple[Session, int]] = []
         for owner, size in self._candidates(head, session, at):
             if missing <= 0:
                 break
+            chosen.append((owner, missing if missing <= owner.charged else 0))
             missing -= size
-            chosen.append(owner)
         if missing > 0:
             self._look_at(at + self.config.residency / RECHECKS, at)
             return
-        for owner in chosen:
-            self._send_away(owner, at)
+        for owner, least in chosen:
+            self._send_away(owner, least, at)
 
     def _relieve(self, at: float) -> None:
         """More is held than there is, and somebody is at work: park idle ones, as far as that goes."""
@@ -231,8 +231,9 @@ class Parking(Realtime):
             if not self.why_not_parked(session):
                 self._park(session, at)
 
-    def _send_away(self, session: Session, at: float) -> None:
+    def _send_away(self, session: Session, least: int, at: float) -> None:
         """Park `session` as soon as it stands still with an empty E, or by force."""
+        session.least = least
         running = [job for job in session.jobs.values() if not job.waits]
         if not running or not running[0].cooperative:
             self._park(session, at)
@@ -268,7 +269,8 @@ class Parking(Realtime):
             if job.state is JobState.PAUSED:
                 job.become(JobState.RUNNING)
         self._wants(session, at)
-        self._emit(do.Park(session.id, session.move))
+        least, session.least = session.least, 0
+        self._emit(do.Park(session.id, session.move, least))
 
     def _parked(self, event: ev.Parked) -> None:
         session = self._moved(event.session, event.ticket)
@@ -285,14 +287,14 @@ class Parking(Realtime):
         self._admit(event.at)
 
     def _is_out(self, session: Session, event: ev.Parked) -> None:
-        before = session.charged
-        measured = max(session.measured, event.freed - session.context)
-        session.parked = Stowed(session.declared, measured, session.context)
+        before, context = session.charged, 0 if event.contexts else session.context
+        measured = max(session.measured, event.persistent + event.freed - context)
+        session.parked = Stowed(session.declared, measured, context)
         session.spared, session.park_wanted = 0, False
         self.speeds.went(session.parked.size, event.took)
         self.turns.noted(session, event.at)
         self.book.charge(session, declared=0, measured=event.persistent)
-        self.book.context(session, 0)
+        self.book.context(session, session.context - context)
         for job in [*session.jobs.values()]:
             if job.lane is not None:
                 self._set_aside(job, session, session.parked.persistent - before, event.at)

@@ -160,6 +160,8 @@ class Session:
     move: int = 0
     #: What of it is parked; None where nothing is.
     parked: Stowed | None = None
+    #: How many bytes of it will do, where it is parked for somebody (0: all of it).
+    least: int = 0
     #: Why it must not be parked; empty: it may be. It is not tried again before `spared_until`, and how often it could not be.
     barred: str = ""
     spared_until: float = 0.0

@@ -70,11 +70,15 @@ class HeldJob(Struct, frozen=True):
 
 
 class Attach(Message, frozen=True):
-    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd + tally fd. The connection stays."""
+    """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd + tally fd. The connection stays.
+
+    `aside` are bytes of device memory that it has set aside itself, for a broker that has gone meanwhile.
+    """
 
     token: str
     held: tuple[HeldJob, ...] = ()
     persistent: int = 0
+    aside: int = 0
 
 
 class Observe(Message, frozen=True):

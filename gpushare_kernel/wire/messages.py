@@ -13,6 +13,7 @@ from enum import IntEnum
 from msgspec import Struct, field
 
 from gpushare_kernel.core.values import JobId, Wait
+from gpushare_kernel.wire.aside import CameBack, PutBack, SetAside, WentAside
 from gpushare_kernel.wire.by_hand import (
     AskedNow,
     AskHolder,
@@ -65,6 +66,7 @@ __all__ = [
     "Attached",
     "Bind",
     "BundleHeld",
+    "CameBack",
     "Close",
     "Exempt",
     "Failure",
@@ -81,6 +83,7 @@ __all__ = [
     "ParkedNow",
     "PauseNotebook",
     "PausedNow",
+    "PutBack",
     "RealtimeBeside",
     "RealtimeDone",
     "RealtimeGrid",
@@ -90,11 +93,13 @@ __all__ = [
     "Restart",
     "ResumeNotebook",
     "ResumedNow",
+    "SetAside",
     "UnparkNotebook",
     "UnparkedNow",
     "Welcome",
+    "WentAside",
 ]
-"""Those of the handshake, of real time and by hand; whatever is defined here besides."""
+"""Those of the handshake, of real time, by hand and of the warm tier; whatever is defined here besides."""
 
 VERSION = 2
 SPOKEN = (2, 1)
@@ -407,7 +412,14 @@ Request = (
     | BundleFilled
 )
 ClientNotice = (
-    CellStarted | CellEnded | RealtimeGrid | RealtimeKept | RealtimeReleased | RealtimeDone
+    CellStarted
+    | CellEnded
+    | RealtimeGrid
+    | RealtimeKept
+    | RealtimeReleased
+    | RealtimeDone
+    | WentAside
+    | CameBack
 )
 Reply = (
     Ok
@@ -425,7 +437,7 @@ Reply = (
     | NeedsReply
     | RealtimePlaced
 )
-BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing
+BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing | SetAside | PutBack
 
 
 class ToBroker(Struct, frozen=True, array_like=True):
@@ -456,6 +468,10 @@ _SINCE_2 = (
     | ResumeNotebook
     | ParkNotebook
     | UnparkNotebook
+    | SetAside
+    | PutBack
+    | WentAside
+    | CameBack
     | AskHolder
     | RealtimeBeside
     | RealtimeGrid

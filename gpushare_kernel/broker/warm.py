@@ -1,0 +1,82 @@
+"""The warm tier as the broker sees it: a notebook's client is asked to set its tensors aside, and to put them back. docs/warm.md has its side.
+
+It is asked while its process runs, and answers in its own time. An answer that comes too late is undone: what was set aside
+after all is put back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import count
+
+from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.core.values import SessionId
+from gpushare_kernel.wire.aside import CameBack, PutBack, SetAside, WentAside
+
+LEAST = 2.0
+"""Seconds that a client has for a move whatever its size: a cell's end, a collection of garbage."""
+SLOWEST = 2e9
+"""Bytes a second that it must copy at least."""
+_logger = logging.getLogger(__name__)
+
+
+def limit(size: int) -> float:
+    """Return how long a client may take to move `size` bytes (seconds)."""
+    return LEAST + size / SLOWEST
+
+
+class Warm:
+    """Asks clients, and takes their answers."""
+
+    def __init__(self) -> None:
+        self._tickets = count(1)
+        self._asked: dict[tuple[SessionId, int], asyncio.Future[WentAside | CameBack]] = {}
+
+    async def set_aside(self, kernel: Kernel, seconds: float) -> int:
+        """Return how many bytes its client has given back; 0 where it did not, or did not answer in time."""
+        answer = await self._ask(kernel, SetAside(next(self._tickets)), seconds)
+        if isinstance(answer, WentAside):
+            kernel.aside = answer.size
+            if answer.why:
+                _logger.info("not set aside: %s", answer.why, extra={"session": kernel.id})
+            return answer.size
+        return 0
+
+    async def put_back(self, kernel: Kernel, seconds: float) -> str:
+        """Have its client copy it back; return "", or why it has not yet."""
+        if not kernel.aside:
+            return ""
+        answer = await self._ask(kernel, PutBack(next(self._tickets)), seconds)
+        if not isinstance(answer, CameBack):
+            return "its kernel does not answer"
+        if not answer.why:
+            kernel.aside = 0
+        return answer.why
+
+    def heard(self, kernel: Kernel, answer: WentAside | CameBack) -> None:
+        """A client has answered."""
+        asked = self._asked.get((kernel.id, answer.ticket))
+        if asked is not None and not asked.done():
+            asked.set_result(answer)
+        elif isinstance(answer, WentAside) and answer.size:
+            kernel.aside = answer.size
+            kernel.notify(PutBack(next(self._tickets)))
+        elif isinstance(answer, CameBack) and not answer.why:
+            kernel.aside = 0
+
+    async def _ask(
+        self, kernel: Kernel, notice: SetAside | PutBack, seconds: float
+    ) -> WentAside | CameBack | None:
+        if not kernel.lines:
+            return None
+        key = kernel.id, notice.ticket
+        self._asked[key] = asyncio.get_running_loop().create_future()
+        kernel.notify(notice)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._asked[key]
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[key]
