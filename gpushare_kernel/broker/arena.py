@@ -59,7 +59,8 @@ class Leased:
         #: Bytes that are to be populated still.
         self.owed = sum(hole.size for hole in self.holes)
         self.fd = -1
-        self.claimed = self.over = False
+        self.connection: Connection | None = None
+        self.over = False
 
     def on_frame(self, payload: bytes) -> None:
         """Hear nothing: no word changes a lease, and none ends it (A4)."""
@@ -90,6 +91,7 @@ class Arenas:
         self._broker, self.budgets, self.room = broker, budgets, room
         self._of: dict[int, Arena] = {}
         self._filling: set[Leased] = set()
+        self._standing: set[Leased] = set()
         self._going: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -138,13 +140,15 @@ class Arenas:
     def claim(self, found: Leased, connection: Connection) -> Leased:
         """The answer is out: from now on the connection is the lease."""
         found.close_fd()
-        found.claimed = True
-        if found.over:
+        found.connection = connection
+        self._standing.add(found)
+        if found.over or self._closed:
             connection.close()
         return found
 
     def left(self, found: Leased) -> None:
         """A lease is over: its memory rests, as far as the budgets allow."""
+        self._standing.discard(found)
         if found.over or self._closed:
             return
         found.over = True
@@ -169,6 +173,9 @@ class Arenas:
             self._timer.cancel()
         await asyncio.to_thread(self._worker.shutdown, wait=True, cancel_futures=True)
         await asyncio.gather(*self._going, return_exceptions=True)
+        for found in [*self._standing]:
+            if found.connection is not None:
+                found.connection.close()
         for arena in self._of.values():
             arena.file.close()
         self._of.clear()
@@ -227,7 +234,7 @@ class Arenas:
         self._give(found.arena, found.span)
 
     def _unclaimed(self, found: Leased) -> None:
-        if not found.claimed:
+        if found.connection is None:
             self.left(found)
 
     def _sum(self) -> tuple[int, int]:

@@ -91,9 +91,8 @@ class Lease:
         """
         if self._map is None:
             return
-        self._buffer.release()  # type: ignore[union-attr]  # it is there with the map
-        self._buffer = memoryview(b"")
         try:
+            self._buffer.release()  # type: ignore[union-attr]  # it is there with the map
             self._map.close()
         except BufferError:
             self._buffer = memoryview(self._map)
