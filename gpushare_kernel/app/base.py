@@ -30,6 +30,8 @@ _OPTIONS = (
     "over",
     "parking",
     "record",
+    "arena",
+    "arena_user",
 )
 
 
@@ -132,6 +134,19 @@ class BrokerCommand(Command):
         allow_none=True,
         config=True,
         help="Write every event into this file (FILE.jsonl), to be replayed; only you can read it.",
+    )
+
+    arena = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Memory of the host into which GPU memory of idle notebooks may be set aside, in all (32GiB; 0: none); a quarter of it by default.",
+    )
+    arena_user = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="How much of it one user's notebooks may have; half by default.",
     )
 
     aliases = {  # noqa: RUF012  traitlets reads it from the class

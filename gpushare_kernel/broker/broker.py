@@ -1,4 +1,4 @@
-"""The broker: kernels, an engine for each device, the accounts on disk, and what people may see. One loop, no thread of its own."""
+"""The broker: kernels, an engine for each device, the accounts on disk, and what people may see. One loop; one thread, for arenas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.aside import Aside
+from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
@@ -21,6 +23,7 @@ from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.records import User
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId, Wait
 from gpushare_kernel.devices.base import Device
+from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
@@ -36,10 +39,17 @@ class Broker(Processes):
     """What all connections share."""
 
     def __init__(
-        self, devices: Sequence[tuple[Config, Device]], ledger: Ledger, *, system: bool
+        self,
+        devices: Sequence[tuple[Config, Device]],
+        ledger: Ledger,
+        *,
+        system: bool,
+        budgets: Budgets | None = None,
     ) -> None:
         super().__init__(devices, ledger, system=system)
+        machine = Machine()
         self.bundles = Bundles(self)
+        self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
 
     # --- what others ask ------------------------------------------------------------------------------------
@@ -183,8 +193,9 @@ class Broker(Processes):
         return kernel
 
     async def finish(self) -> None:
-        """Let bundles go, give up what is being proven, and let everybody run again."""
+        """Let bundles and arenas go, give up what is being proven, and let everybody run again."""
         self.bundles.close()
+        await self.arenas.close()
         self.aside.close()
         for promises in self.promises.values():
             await promises.close()

@@ -23,7 +23,7 @@ from gpushare_kernel import procfs
 from gpushare_kernel.broker.ids import job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadFrame, BadToken, DeviceError, Refused, UserError
+from gpushare_kernel.core.errors import BadFrame, DeviceError, Refused, UserError
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, JobState
 from gpushare_kernel.transport import fds as descriptors
@@ -234,13 +234,7 @@ class Bundles:
 
     def _caller(self, token: str, peer: Peer) -> tuple[Kernel, Engine]:
         """Return whose kernel asks, and on what: a token is believed from inside its kernel only."""
-        kernel = self._broker.registry.by_token(token, peer.uid)
-        inside = kernel.key is not None and (not peer.pid or procfs.is_descendant(peer.pid, kernel.key.pid))  # fmt: skip
-        if not inside:
-            problem = (
-                f"this token belongs to a kernel of yours, and process {peer.pid} is not in it."
-            )
-            raise BadToken(problem)
+        kernel = self._broker.registry.inside(token, peer)
         return kernel, self._broker.engine_of(kernel.id)
 
     @staticmethod

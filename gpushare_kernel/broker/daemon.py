@@ -21,6 +21,7 @@ from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
 from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
+from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
@@ -30,10 +31,11 @@ from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable, GpushareError
+from gpushare_kernel.core.errors import BadDeclaration, BadSize, BrokerUnavailable, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
+from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
 from gpushare_kernel.transport.server import Listener, serve
@@ -52,6 +54,8 @@ _AGAIN = (
     "turn",
     "policy",
     "record",
+    "arena",
+    "arena_user",
 )
 """Options that a broker which is started again gets too."""
 LEAST = 0.01
@@ -143,6 +147,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write down every event, to be replayed (jupyter gpushare replay FILE.jsonl); only you can read it",
     )
+    found.add_argument(
+        "--arena",
+        type=_size,
+        metavar="SIZE",
+        help="memory of the host into which GPU memory of idle notebooks may be set aside, in all (default: a quarter of it; 0: none)",
+    )
+    found.add_argument(
+        "--arena-user",
+        type=_size,
+        metavar="SIZE",
+        help="how much of it one user's notebooks may have (default: half)",
+    )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
@@ -180,7 +196,12 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         )
         for device in devices
     ]
-    broker = Broker([*zip(configs, devices, strict=True)], ledger, system=where.system)
+    broker = Broker(
+        [*zip(configs, devices, strict=True)],
+        ledger,
+        system=where.system,
+        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
+    )
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given), lock_worker(devices))
@@ -285,6 +306,19 @@ def _seconds(text: str) -> float:
         msg = f"{text} is no number of seconds: give 0 or more"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def _size(text: str) -> str:
+    """A size, or 0; kept as it was written, for a broker that is started again."""
+    try:
+        _bytes(text)
+    except BadSize as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
+
+
+def _bytes(text: str | None) -> int | None:
+    return None if text is None else 0 if text.strip() == "0" else parse_size(text)
 
 
 def _positive(text: str) -> float:

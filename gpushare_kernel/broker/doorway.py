@@ -29,7 +29,9 @@ EXEMPT_MOST = 60.0
 _logger = logging.getLogger(__name__)
 
 Factory = Callable[[Connection], Handler] | None
-_Answer = tuple[msg.Opened | msg.Attached | msg.BundleHeld | msg.Ok, Sequence[int], Factory]
+_Answer = tuple[
+    msg.Opened | msg.Attached | msg.BundleHeld | msg.ArenaLeased | msg.Ok, Sequence[int], Factory
+]
 
 
 class Doorway:
@@ -73,6 +75,8 @@ class Doorway:
                 return await self._attach(body, peer, version)
             case msg.OfferBundle() | msg.MapBundle():
                 return await self._bundle(body, fds, peer)
+            case msg.LeaseArena():
+                return await self._lease(body, peer)
             case _:
                 return msg.Ok(), (), self._broker.observe
 
@@ -189,6 +193,13 @@ class Doorway:
         kernel = self._broker.registry.by_token(body.token, peer.uid)
         answer = msg.BundleHeld(held.name, held.size)
         return answer, (held.fd,), lambda c: bundles.lease(held, c, kernel)
+
+    async def _lease(self, body: msg.LeaseArena, peer: Peer) -> _Answer:
+        arenas = self._broker.arenas
+        found = await arenas.lease(body, peer)
+        whole = found.arena.extents.size
+        answer = msg.ArenaLeased(found.span.start, found.span.size, whole)
+        return answer, (found.fd,), lambda c: arenas.claim(found, c)
 
     def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:
         """What ends or exempts a session comes from whoever started it: a kernel does not free itself from turns."""

@@ -18,6 +18,7 @@ from gpushare_kernel.core.errors import BadFrame, BadToken, UserError
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.transport import pidfds
+from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import AWAY, PAUSED, SLOTS, WordPage
 from gpushare_kernel.wire.messages import BrokerNotice
@@ -226,6 +227,21 @@ class Registry:
         kernel = self._by_hash.get(token_hash(token))
         if kernel is None or uid not in (0, kernel.uid):
             msg = "this token belongs to no notebook of yours that the broker knows. Restart the kernel."
+            raise BadToken(msg)
+        return kernel
+
+    def inside(self, token: str, peer: Peer) -> Kernel:
+        """Return the kernel that `token` belongs to; it is believed from inside that kernel only.
+
+        Raises
+        ------
+        BadToken
+            Where it belongs to none, to another user's, or comes from outside.
+        """
+        kernel = self.by_token(token, peer.uid)
+        # A pid of 0 is a process in a pid namespace we cannot see into: its token and uid must do.
+        if kernel.key is None or (peer.pid and not procfs.is_descendant(peer.pid, kernel.key.pid)):
+            msg = f"this token belongs to a kernel of yours, and process {peer.pid} is not in it."
             raise BadToken(msg)
         return kernel
 

@@ -67,6 +67,7 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
             for one in engine.scheduler.turns.gate.windows.standing.values()
         ),
         bundles=tuple(broker.bundles.views(uid)),
+        arenas=tuple(broker.arenas.views(uid)),
     )
 
 

@@ -134,7 +134,7 @@ def _until_up(
     try:
         session.wait_attached(min(BLINK, max(0.0, limit - time.monotonic())))
     except BrokerUnavailable as problem:
-        if problem is session.refusal or was_stopped(session._path):
+        if problem is session.refusal or was_stopped(session.path):
             raise
     else:
         return

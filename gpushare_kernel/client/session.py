@@ -82,8 +82,8 @@ class Session(Questions):
     """What waits in the queue, in the words of whoever reads that it has not run."""
 
     def __init__(self, token: str, path: Path) -> None:
-        self._token = token
-        self._path = path
+        self.token = token
+        self.path = path
         self._listeners: list[Listener] = []
         self._memory: Memory | None = None
         self.gpu: Gpu | None = None
@@ -113,7 +113,7 @@ class Session(Questions):
         """Begin to attach, in the background. Nothing waits for it here."""
         with self._changed:
             if self._link is None:
-                self._link = Link(self._path, self)
+                self._link = Link(self.path, self)
                 atexit.register(self.close)
                 self._link.start()
 
@@ -143,18 +143,18 @@ class Session(Questions):
             Where it will not have us.
         """
         self.start()
-        if not self._answers(min(timeout, BLINK)) and was_stopped(self._path):
+        if not self._answers(min(timeout, BLINK)) and was_stopped(self.path):
             raise BrokerUnavailable(texts.BROKER_STOPPED)
         if not self._answers(min(timeout, REVIVE_AFTER) - BLINK) and timeout > REVIVE_AFTER:
             from gpushare_kernel.client.revive import revive  # noqa: PLC0415 - hardly ever
 
-            revive(self._path)
+            revive(self.path)
         self._answers(timeout - REVIVE_AFTER)
         with self._changed:
             if self.refusal is not None:
                 raise self.refusal
             if not self.up or self.attached is None:
-                raise BrokerUnavailable(texts.no_answer_text(str(self._path)))
+                raise BrokerUnavailable(texts.no_answer_text(str(self.path)))
             return self.attached
 
     def _answers(self, timeout: float) -> bool:
@@ -351,7 +351,7 @@ class Session(Questions):
         with self._changed:
             held = tuple(job.held() for job in self._jobs.values())
             self._confirming = tuple(self._jobs)
-        return Attach(self._token, held, self.memory.known() if held else 0)
+        return Attach(self.token, held, self.memory.known() if held else 0)
 
     def came_up(self, welcome: Welcome, fds: list[int]) -> None:
         """Take over the session's page and its tally (a broker of before has none)."""
@@ -408,7 +408,7 @@ class Session(Questions):
         """Broker and guardian are gone: neighbours may stand still until somebody starts another (I4)."""
         from gpushare_kernel.client.revive import revive  # noqa: PLC0415 - hardly ever
 
-        revive(self._path)
+        revive(self.path)
 
     def refused(self, error: GpushareError) -> None:
         """The broker will not have us: those who wait get its error."""

@@ -58,7 +58,7 @@ class Machine:
 
     def available(self) -> int:
         """Return the bytes that can be taken without swapping and without reaching any group's limit."""
-        bounds = [self._mem_available()]
+        bounds = [self._meminfo("MemAvailable")]
         bounds += [_room(group, _V2) for group in self._v2]
         bounds += [_room(group, _V1) for group in self._v1_memory]
         return max(0, min(bounds))
@@ -66,6 +66,13 @@ class Machine:
     def room(self) -> int:
         """Return the bytes that it can take without being slowed down for it either (`memory.high`)."""
         return max(0, min([self.available(), *(_room(group, _HIGH) for group in self._v2)]))
+
+    def total(self) -> int:
+        """Return the memory that we may use in all: the machine's, bounded by the limit of every group above us."""
+        bounds = [self._meminfo("MemTotal")]
+        bounds += [_limit(group, _V2) for group in self._v2]
+        bounds += [_limit(group, _V1) for group in self._v1_memory]
+        return min(bounds)
 
     def cpu_name(self) -> str:
         """Return the processor's name as the kernel knows it, or its architecture."""
@@ -75,9 +82,9 @@ class Machine:
                 return " ".join(value.split())
         return platform.machine()
 
-    def _mem_available(self) -> int:
+    def _meminfo(self, name: str) -> int:
         for line in _text(self._proc / "meminfo").splitlines():
-            if line.startswith("MemAvailable:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
         return _UNLIMITED
 
@@ -119,16 +126,21 @@ def _quota(quota: str = "max", period: str = "100000") -> float:
     return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
+def _limit(group: Path, version: _Version) -> int:
+    limit = _words(group / version.limit)
+    return min(int(limit[0]), _UNLIMITED) if limit and limit[0] != "max" else _UNLIMITED
+
+
 def _room(group: Path, version: _Version) -> int:
-    limit, usage = _words(group / version.limit), _words(group / version.usage)
-    if not limit or not usage or limit[0] == "max" or int(limit[0]) >= _UNLIMITED:
+    limit, usage = _limit(group, version), _words(group / version.usage)
+    if not usage or limit >= _UNLIMITED:
         return _UNLIMITED
     droppable = 0
     for line in _text(group / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name == version.droppable:
             droppable = int(value)
-    return int(limit[0]) - max(0, int(usage[0]) - droppable)
+    return limit - max(0, int(usage[0]) - droppable)
 
 
 def _words(path: Path) -> list[str]:

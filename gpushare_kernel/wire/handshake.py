@@ -106,6 +106,16 @@ class MapBundle(Message, frozen=True):
     name: str
 
 
+class LeaseArena(Message, frozen=True):
+    """Set `size` bytes of the host's memory apart for this kernel. Reply: `ArenaLeased` + memfd. The connection stays: it is the lease.
+
+    It is answered when there is memory behind all of it, which takes about half a second a GiB where nobody had it before.
+    """
+
+    token: str
+    size: int
+
+
 OfStarter = Open | Restart | Bind | Close | Exempt
 """What whoever starts a kernel says: one a connection."""
 
@@ -115,7 +125,7 @@ class Hello(Struct, frozen=True):
 
     versions: tuple[int, ...]
     agent: str
-    body: OfStarter | Attach | Observe | OfferBundle | MapBundle
+    body: OfStarter | Attach | Observe | OfferBundle | MapBundle | LeaseArena
 
 
 class Opened(Message, frozen=True):
@@ -154,6 +164,18 @@ class BundleHeld(Message, frozen=True):
     size: int
 
 
+class ArenaLeased(Message, frozen=True):
+    """An extent of the user's arena, which is the descriptor beside it: `size` bytes (of whole 2 MiB) from `offset`; all of it has `whole` bytes now.
+
+    Nobody else gets these bytes while the connection stands, and the broker never ends it. What is in them at first is
+    nothing to rely on: zeros, or what another kernel of the same user left.
+    """
+
+    offset: int
+    size: int
+    whole: int
+
+
 class Ok(Message, frozen=True):
     """Done."""
 
@@ -171,4 +193,4 @@ class Welcome(Struct, frozen=True):
     version: int
     broker_pid: int
     broker_version: str
-    body: Opened | Attached | BundleHeld | Ok | Failure
+    body: Opened | Attached | BundleHeld | ArenaLeased | Ok | Failure

@@ -27,6 +27,7 @@ from gpushare_kernel.wire.by_hand import (
     UnparkNotebook,
 )
 from gpushare_kernel.wire.handshake import (
+    ArenaLeased,
     Attach,
     Attached,
     Bind,
@@ -36,6 +37,7 @@ from gpushare_kernel.wire.handshake import (
     Failure,
     HeldJob,
     Hello,
+    LeaseArena,
     MapBundle,
     Observe,
     OfferBundle,
@@ -60,6 +62,7 @@ from gpushare_kernel.wire.realtime import (
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
+    "ArenaLeased",
     "AskHolder",
     "AskedNow",
     "Attach",
@@ -72,6 +75,7 @@ __all__ = [
     "Failure",
     "HeldJob",
     "Hello",
+    "LeaseArena",
     "MapBundle",
     "Observe",
     "OfStarter",
@@ -105,8 +109,8 @@ VERSION = 2
 SPOKEN = (2, 1)
 """Versions this build understands, newest first: N and N-1.
 
-Since 2 an attach is answered with the tally beside the page, and there are the messages of `since` and bundles
-(`OfferBundle`, `MapBundle`).
+Since 2 an attach is answered with the tally beside the page, and there are the messages of `since`, bundles
+(`OfferBundle`, `MapBundle`) and arenas (`LeaseArena`).
 """
 
 TO_BROKER_LIMIT = 64 * 2**10

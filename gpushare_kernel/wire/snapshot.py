@@ -158,6 +158,15 @@ class BundleView(Struct, frozen=True):
     users: int = 0
 
 
+class ArenaView(Struct, frozen=True):
+    """Memory of the host into which a user's kernels set GPU memory aside, in bytes: what is leased to them now, what has memory behind it (for the next one, too), and the most they may lease in all."""
+
+    user: str
+    leased: int
+    populated: int
+    budget: int
+
+
 class NeedView(Struct, frozen=True):
     """What is known of one piece of the caller's code: what its last run declared and took, and what the next is taken to need.
 
@@ -196,3 +205,4 @@ class Snapshot(Struct, frozen=True):
     at: float | None = None
     rt: tuple[RealtimeView, ...] = ()
     bundles: tuple[BundleView, ...] = ()
+    arenas: tuple[ArenaView, ...] = ()

@@ -21,7 +21,8 @@ NOBODY = 65534
 
 # The keys that were promised first, and those that came later. Keys are added, never renamed or retyped.
 KEYS = {
-    "": {"schema", "broker", "devices", "sessions", "queue", "users"} | {"at", "rt", "bundles"},
+    "": {"schema", "broker", "devices", "sessions", "queue", "users"}
+    | {"at", "rt", "bundles", "arenas"},
     "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {
