@@ -72,8 +72,7 @@ class Gate:
         self._holds: list[_Hold] = []
         self._owner: _Hold | None = None
 
-    @property
-    def shut(self) -> bool:
+    def is_shut(self) -> bool:
         """Whether messages wait here."""
         return bool(self._before)
 
@@ -114,7 +113,7 @@ class Gate:
 
         async def handle(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
             content = parent["content"]
-            if kind == "execute_request" and self.shut:
+            if kind == "execute_request" and self.is_shut():
                 saved = _RESCUE.fullmatch(str(content.get("code", "")))
                 if saved is not None:
                     return self._save(stream, ident, parent, saved[1])
@@ -145,13 +144,13 @@ class Gate:
         """Wait until the gate is open; False where the user interrupted it."""
         hold = _Hold(asyncio.get_running_loop(), gives_up)
         with self._lock:
-            if not self.shut:
+            if not self.is_shut():
                 return True
             self._holds.append(hold)
         line = _Shown(self._line())
         restore = self._take_interrupts(hold)
         try:
-            while self.shut and not hold.ended():
+            while self.is_shut() and not hold.ended():
                 line.show(self._why())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_EVERY):
