@@ -16,6 +16,8 @@ GpushareError
 │   ├── BadFrame
 │   └── BadToken
 ├── DeviceError             the device or its driver
+├── NotSetAside             memory could not be copied away; all of it is where it was
+├── NotPutBack              memory could not be brought back; all of it is still set aside, and it can be tried again
 └── InternalError           our own bug: please report it
     ├── InvalidTransition
     └── InvariantBroken
@@ -92,6 +94,14 @@ class BadToken(PeerError):
 
 class DeviceError(GpushareError):
     """The device or its driver failed."""
+
+
+class NotSetAside(GpushareError):
+    """Memory could not be copied away; all of it is where it was (W7)."""
+
+
+class NotPutBack(GpushareError):
+    """Memory could not be brought back; all of it is still set aside, and it can be tried again (W8)."""
 
 
 class InternalError(GpushareError):

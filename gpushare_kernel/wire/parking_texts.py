@@ -54,3 +54,14 @@ def left_aside_text(names: Sequence[str]) -> str:
 def lost_text(why: str) -> str:
     """Return the line of a notebook whose memory the driver did not bring back; `why` says what is left to do."""
     return f"The GPU memory of this notebook is lost, others are fine: {why}"
+
+
+HELD = "Your GPU memory is set aside, nothing is lost. This waits until it is back."
+HELD_INTERRUPTED = "interrupted: the cell has not run. Your GPU memory is still set aside, nothing is lost. %gpushare rescue saves your tensors to a file without the GPU."
+NOTHING_ASIDE = "no GPU memory of this notebook is set aside: there is nothing to rescue. Save your tensors as usual, torch.save(model.state_dict(), 'model.pt')."
+
+
+def rescued_text(count: int, size: int, file: str, left: int) -> str:
+    """Return what was saved, and what was not."""
+    line = f"{count} tensors ({format_size(size)}) are saved in {file}, without the GPU."
+    return line if not left else f"{line} {left} were not set aside and are not in it: they are still on the GPU."  # fmt: skip
