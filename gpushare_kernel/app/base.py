@@ -126,7 +126,7 @@ class BrokerCommand(Command):
         None,
         allow_none=True,
         config=True,
-        help="GPU memory of idle notebooks, with all that is in it, goes to the host's memory while others wait for it: off or cold.",
+        help="GPU memory of idle notebooks, with all that is in it, goes to the host's memory while others wait for it: off, cold or warm.",
     )
 
     record = Unicode(

@@ -56,8 +56,8 @@ class Aside:
         del self._timers[session]
         core, kernel = self._broker.engine_of(session).scheduler, self._broker.registry.get(session)
         record = core.sessions.get(session)
-        if record is None or record.parked is None or kernel is None:
-            return
+        if record is None or record.parked is None or kernel is None or kernel.aside:
+            return  # whose client has set it aside itself says so where it waits
         job = next((job for job in record.jobs.values() if job.in_driver), None)
         if job is None:
             return  # the cell is over, or a job of it says what it waits for

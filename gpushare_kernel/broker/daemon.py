@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         "--parking",
         choices=[one.value for one in Parking],
         help="whether GPU memory of idle notebooks, with all that is in it, goes to the host's memory while others wait for it: "
-        "off (default) or cold (by the driver's checkpoint)",
+        "off (default), cold (by the driver's checkpoint), or warm (quiet torch notebooks move their own tensors first, which is quicker)",
     )
     found.add_argument(
         "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"

@@ -18,14 +18,17 @@ from gpushare_kernel.client.adapters import Adapters
 from gpushare_kernel.client.adapters.base import Adapter
 from gpushare_kernel.client.device_memory import DeviceMemory
 from gpushare_kernel.client.lanes import current_lane
+from gpushare_kernel.client.moving import Moving
 from gpushare_kernel.client.plain import PlainUse
 from gpushare_kernel.client.ptracer import let_workers_in
 from gpushare_kernel.transport.words import AWAY
 from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.aside import PutBack, SetAside
+from gpushare_kernel.wire.messages import Budget, Trim
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
-    from gpushare_kernel.wire.messages import Attached, Budget, Submit
+    from gpushare_kernel.wire.messages import Attached, Submit
 
 
 class Gpu:
@@ -55,6 +58,7 @@ class Gpu:
         self.plain = PlainUse(session)
         self.adapters = Adapters(self)
         self.memory = DeviceMemory(self._asked)
+        self.moving = Moving(session)
 
     @property
     def away(self) -> bool:
@@ -77,9 +81,14 @@ class Gpu:
         except ImportError as problem:  # half an installation must not end the session
             self.say_once(texts.unadapted_text(str(problem)))
 
-    def budget(self, notice: Budget) -> None:
-        """Keep the latest budget; it is applied on the user's thread."""
-        self._set_limit(notice.limit)
+    def hears(self, notice: object) -> None:
+        """Take in what a GPU's broker says: budgets, and what is to go back or to be set aside; done on the user's thread."""
+        if isinstance(notice, Budget):
+            self._set_limit(notice.limit)
+        elif isinstance(notice, Trim):
+            self.trim()
+        elif isinstance(notice, SetAside | PutBack):
+            self.moving.hears(notice)
 
     def _set_limit(self, limit: int | None) -> None:
         self.limit = limit

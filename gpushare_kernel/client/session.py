@@ -31,7 +31,6 @@ from gpushare_kernel.wire.messages import (
     Announce,
     Attach,
     Attached,
-    Budget,
     Cancel,
     CellEnded,
     CellStarted,
@@ -46,7 +45,6 @@ from gpushare_kernel.wire.messages import (
     Soon,
     Submit,
     ToBroker,
-    Trim,
     Waiting,
     Welcome,
     since,
@@ -351,7 +349,8 @@ class Session(Questions):
         with self._changed:
             held = tuple(job.held() for job in self._jobs.values())
             self._confirming = tuple(self._jobs)
-        return Attach(self.token, held, self.memory.known() if held else 0)
+        aside = 0 if self.gpu is None else self.gpu.moving.aside
+        return Attach(self.token, held, self.memory.known() if held else 0, aside)
 
     def came_up(self, welcome: Welcome, fds: list[int]) -> None:
         """Take over the session's page and its tally (a broker of before has none)."""
@@ -433,10 +432,8 @@ class Session(Questions):
             self._calls.nudge()
         elif isinstance(body, Slowed | Announce):
             self._tell(body)
-        elif isinstance(body, Budget) and self.gpu is not None:
-            self.gpu.budget(body)
-        elif isinstance(body, Trim) and self.gpu is not None:
-            self.gpu.trim()
+        elif self.gpu is not None:
+            self.gpu.hears(body)
 
     # --- Inside ----------------------------------------------------------------------------------------
 

@@ -46,6 +46,11 @@ def aside_text(size: int, wait: Wait) -> str:
     return " ".join([first, *texts.in_the_way(wait)])
 
 
+def held_text(size: int) -> str:
+    """Return the line of whatever waits while a notebook's tensors are set aside."""
+    return f"Your GPU memory is set aside ({format_size(size)}, nothing lost). Waiting until there is room. {_RESCUE}"
+
+
 def left_aside_text(names: Sequence[str]) -> str:
     """Return whose memory stays set aside without a broker."""
     return f"GPU memory stays set aside, and calls to the GPU wait, until a broker runs again (jupyter gpushare start): {', '.join(names)}."
@@ -57,6 +62,7 @@ def lost_text(why: str) -> str:
 
 
 HELD = "Your GPU memory is set aside, nothing is lost. This waits until it is back."
+_RESCUE = "%gpushare rescue saves your tensors to a file without the GPU."
 HELD_INTERRUPTED = "interrupted: the cell has not run. Your GPU memory is still set aside, nothing is lost. %gpushare rescue saves your tensors to a file without the GPU."
 NOTHING_ASIDE = "no GPU memory of this notebook is set aside: there is nothing to rescue. Save your tensors as usual, torch.save(model.state_dict(), 'model.pt')."
 

@@ -101,6 +101,8 @@ def test_the_core_knows_whether_a_gpu_parks_and_what_it_costs(*, parks: bool) ->
     assert config.can_park is parks
     assert config.park_cost + 4 * GiB / config.park_speed == pytest.approx(2.76, abs=0.01)
     assert config.park_cost + 4 * GiB / config.restore_speed == pytest.approx(1.48, abs=0.01)
+    warm = config_of(gpu, policy="fair", turn=0.1, parking=Parking.WARM)
+    assert (warm.can_park, warm.warm, config.warm) == (parks, True, False)
     off = config_of(gpu, policy="fair", turn=0.1)
     assert not off.can_park
     assert ("--parking cold" in off.why_not_park) is parks

@@ -1,0 +1,104 @@
+"""The warm tier of one session: the broker asks, the kernel's main thread moves when it is idle, the broker is told.
+
+What is moved, and what is never, is `client.warm`'s to say (docs/warm.md); where it goes, `client.arena`'s (docs/arena.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+from gpushare_kernel.client import arena
+from gpushare_kernel.core.errors import GpushareError
+from gpushare_kernel.wire import parking_texts
+from gpushare_kernel.wire.aside import CameBack, PutBack, SetAside, WentAside
+from gpushare_kernel.wire.messages import CellEnded, CellStarted
+
+if TYPE_CHECKING:
+    from gpushare_kernel.client.copying import Copier
+    from gpushare_kernel.client.session import Session
+    from gpushare_kernel.client.warm.warm import Warm
+
+NOT_HERE = "this kernel has no torch on the GPU, or no front end of ours"
+_NUMBERS = count(-1_000_000, -1)
+
+
+class Build(Protocol):
+    """Makes what moves this kernel's memory, and what copies it; None where nothing can."""
+
+    def __call__(self) -> tuple[Warm, Copier] | None: ...
+
+
+class Moving:
+    """Carries out what the broker asks for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        #: Set by whoever knows the kernel.
+        self.build: Build | None = None
+        self._made: tuple[Warm, Copier] | None = None
+        self._lease: arena.Lease | None = None
+        self._asked: int | None = None
+
+    @property
+    def aside(self) -> int:
+        """Bytes that are set aside."""
+        return 0 if self._made is None else self._made[0].away
+
+    def hears(self, notice: SetAside | PutBack) -> None:
+        """Do it on the kernel's main thread, once nothing is in its way (reader thread)."""
+        later = self._session.when_idle
+        if later is not None:
+            does = self._set_aside if isinstance(notice, SetAside) else self._put_back
+            later(lambda: does(notice.ticket))
+        elif isinstance(notice, SetAside):
+            self._session.note(WentAside(notice.ticket, 0, NOT_HERE))
+
+    def _set_aside(self, ticket: int) -> None:
+        size, why = 0, NOT_HERE
+        with contextlib.suppress(ImportError):
+            self._made = self._made or (None if self.build is None else self.build())
+        if self._made is not None:
+            warm, copier = self._made
+            warm.gate(self._waits)
+            try:
+                size, why = warm.set_aside(self._take, copier).bytes, ""
+            except GpushareError as problem:
+                why = str(problem)
+            except Exception as problem:  # noqa: BLE001 - nothing has changed, whatever it was
+                why = f"{type(problem).__name__}: {problem}"
+            if not size:
+                self._give_back()
+        self._session.note(WentAside(ticket, size, why))
+
+    def _put_back(self, ticket: int) -> None:
+        why = ""
+        if self._made is not None:
+            try:
+                self._made[0].back()
+            except Exception as problem:  # noqa: BLE001 - all of it is set aside still
+                why = f"{type(problem).__name__}: {problem}"
+            else:
+                self._give_back()
+        self._session.note(CameBack(ticket, why))
+        if not why and self._asked is not None:
+            asked, self._asked = self._asked, None
+            self._session.note(CellEnded(asked, 0))
+
+    def _take(self, size: int) -> arena.Lease:
+        self._lease = arena.take(self._session, size)
+        return self._lease
+
+    def _give_back(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            with contextlib.suppress(GpushareError):
+                lease.close()
+
+    def _waits(self) -> str:
+        """Somebody waits at the gate: ask for the memory, and say what it waits for (any thread)."""
+        if self._asked is None:
+            self._asked = next(_NUMBERS)
+            self._session.note(CellStarted(self._asked))
+        return parking_texts.held_text(self.aside)
