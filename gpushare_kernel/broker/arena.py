@@ -149,10 +149,10 @@ class Arenas:
     def left(self, found: Leased) -> None:
         """A lease is over: its memory rests, as far as the budgets allow."""
         self._standing.discard(found)
+        found.close_fd()
         if found.over or self._closed:
             return
         found.over = True
-        found.close_fd()
         found.arena.extents.release(found.span, self._now())
         self._keep_budgets(found.arena)
 
