@@ -48,6 +48,7 @@ ROWS = (
     Row("gpu_realtime_nodes", 480, quick=240),
     Row("gpu_nwv", 150, quick=60),
     Row("gpu_parking", 380, quick=120),
+    Row("gpu_arena", 300, quick=90),
 )
 """All rows, in the order of the figures table."""
 

@@ -149,10 +149,10 @@ class Arenas:
     def left(self, found: Leased) -> None:
         """A lease is over: its memory rests, as far as the budgets allow."""
         self._standing.discard(found)
+        found.close_fd()
         if found.over or self._closed:
             return
         found.over = True
-        found.close_fd()
         found.arena.extents.release(found.span, self._now())
         self._keep_budgets(found.arena)
 
@@ -167,7 +167,7 @@ class Arenas:
         return given
 
     async def close(self) -> None:
-        """Let go of the files. What is leased stays where it is: its kernels have a descriptor (A8)."""
+        """Let go of the files. What is leased stays where it is: its kernels have a descriptor (A9)."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -294,7 +294,7 @@ class Arenas:
             self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
 
     def _sweep(self, arena: Arena) -> None:
-        """Take away what a user wrote outside their leases (A7)."""
+        """Take away what a user wrote outside their leases (A8)."""
         extents, file = arena.extents, arena.file
         busy = extents.draining or any(one.arena is arena for one in self._filling)
         if busy or file.resident() <= extents.leased + extents.resting:

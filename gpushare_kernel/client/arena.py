@@ -1,4 +1,4 @@
-"""A lease of the host's memory, into which this process copies what it sets aside. Rules A1 to A9 in docs/arena.md."""
+"""A lease of the host's memory, into which this process copies what it sets aside. Rules A1 to A10 in docs/arena.md."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MiB = 2**20
 SLOT = 8 * MiB
 """Bytes of a slot: the driver copies them in 0.15 ms at 55 GB/s, so what a call costs beside it is little."""
 MOST_THREADS = 8
-"""With two slots each the ring has 128 MiB. One thread copies 5 to 12 GB/s, by machine."""
+"""With two slots each the ring has 128 MiB. How many it takes is a question to each machine: benchmarks/gpu_arena."""
 SLOTS = 2
 _PAGE = 4096
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module does not name them

@@ -1,7 +1,7 @@
 """The calls of the CUDA driver that copies need, by ctypes.
 
-`libcuda.so.1` is there wherever a kernel has used a GPU, whatever framework it has: torch before 2.11 and CuPy bring no
-`cuda.bindings`, and neither brings the other. ctypes lets the GIL go in each call. Names with `_v2` are what `cuda.h`
+`libcuda.so.1` is there wherever a kernel has used a GPU, whatever framework it has. `cuda.bindings` is an extra of ours and
+a need of torch from 2.11 on, so nobody may count on it; and beside CuPy alone there is no torch. ctypes lets the GIL go in each call. Names with `_v2` are what `cuda.h`
 means by the plain ones; the plain symbols take addresses of 32 bits.
 """
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import arena as arenas_of
+from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.extents import Span
@@ -248,6 +249,18 @@ def test_budgets_by_default(given: tuple[int | None, int | None], expected: Budg
     """A6: a quarter of the memory that we may use, half of it for a user; whole blocks; nobody has more than all."""
     machine: Any = SimpleNamespace(total=lambda: 256 * MiB)
     assert Budgets.of(machine, *given) == expected
+
+
+def test_budgets_are_options_of_a_broker(capsys: pytest.CaptureFixture[str]) -> None:
+    """A6: sizes, or 0; a broker that is started again after a crash has them too."""
+    given = daemon.parser().parse_args(["--arena", "3GiB", "--arena-user", "0"])
+    machine: Any = SimpleNamespace(total=lambda: 256 * MiB)
+    budgets = Budgets.of(machine, daemon._bytes(given.arena), daemon._bytes(given.arena_user))
+    assert budgets == Budgets(3 * GiB, 0)
+    assert daemon._command(given)[-4:] == ["--arena", "3GiB", "--arena-user", "0"]
+    with pytest.raises(SystemExit):
+        daemon.parser().parse_args(["--arena", "12"])
+    assert "--arena: size '12' has no unit" in capsys.readouterr().err
 
 
 def test_the_whole_is_bounded_by_control_groups(tmp_path: Path) -> None:
