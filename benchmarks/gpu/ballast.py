@@ -63,7 +63,8 @@ def _free(cuda: ctypes.CDLL) -> int:
 
 def _check(answer: int, what: str) -> None:
     if answer:
-        raise SystemExit(f"{what} answers {answer}")
+        msg = f"{what} answers {answer}"
+        raise SystemExit(msg)
 
 
 if __name__ == "__main__":

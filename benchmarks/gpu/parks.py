@@ -20,6 +20,7 @@ from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.nvml import Nvml
 
 CELLS = Path(__file__).with_name("park_cells.py").read_text(encoding="utf-8")
+BALLAST = Path(__file__).with_name("ballast.py")
 COLD = ("--parking", "cold")
 QUARTER = GiB // 4
 USABLE = 0.8
@@ -98,10 +99,9 @@ def parked(line: Line, pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def ballast(stage: Stage, leave: int) -> Iterator[tuple[int, int]]:
+def ballast(stage: Stage, leave: int, script: Path = BALLAST) -> Iterator[tuple[int, int]]:
     """Have a process hold all of the GPU's memory but `leave` bytes, as a session; yield what is free, and what it took."""
     stop = stage.folder / f"stop-ballast-{time.monotonic_ns()}"
-    script = Path(__file__).with_name("ballast.py")
     run = [sys.executable, "-m", "gpushare_kernel.app.main", "run", "--name", "ballast", "--"]
     process = subprocess.Popen(
         [*run, sys.executable, str(script), str(leave), str(stop)],
@@ -226,4 +226,5 @@ def gib(name: str, size: float) -> Figure:
 
 def declared(persistent: int, ephemeral: int) -> str:
     """Return the first line of a cell that keeps `persistent` bytes and takes `ephemeral` beside them."""
-    return f"%%gpulane -p {-(-persistent // MiB)}MiB -e {-(-ephemeral // MiB)}MiB"
+    keeps = f"-p {-(-persistent // MiB)}MiB " if persistent else ""  # no size is zero
+    return f"%%gpulane {keeps}-e {-(-ephemeral // MiB)}MiB"

@@ -126,13 +126,17 @@ def measure(options: Options) -> Sequence[Figure]:
         with notebooks(several(SEEN, 2), options.device, []) as (owner, other):
             together([owner, other], parks.CELLS)
             other.run("at = first()")
-            cell = f"{parks.declared(SIZE + 64 * MiB, 256 * MiB)}\nbuild({SIZE}, 7)\nknown = digest()"
+            cell = (
+                f"{parks.declared(SIZE + 64 * MiB, 256 * MiB)}\nbuild({SIZE}, 7)\nknown = digest()"
+            )
             known = owner.run(cell, "known", timeout=LIMIT)
             pair = Pair(stage, owner, other)
             for number in range(1 if options.quick else 2):
                 _round(pair, seen)
                 seen.changed += owner.run("now = digest()", "now", timeout=LIMIT) != known
-                progress(f"round {number + 1}: first {seen.first[-1]:.2f} s, next {seen.next_cell[-1]:.2f} s")
+                progress(
+                    f"round {number + 1}: first {seen.first[-1]:.2f} s, next {seen.next_cell[-1]:.2f} s"
+                )
             found = parks.moves(stage)
     return [
         Figure("first_result_once_there_is_room", "s", seen.first, at_most=1.5, worst=True),

@@ -11,15 +11,14 @@ BESIDE = 256 * 2**20
 """Bytes that an iteration takes beside the weights, at most."""
 RATE = 1e-6
 layers = []
-pool = None
+pools = []
 
 
-def build(size, managed=False):  # noqa: FBT002 - a cell's own word
+def build(size, managed=False):
     """Take `size` bytes for weights and touch hardly any of them; with `managed` in memory that the driver pages."""
-    global pool
     if managed:
-        pool = cupy.cuda.MemoryPool(cupy.cuda.malloc_managed)
-        cupy.cuda.set_allocator(pool.malloc)
+        pools.append(cupy.cuda.MemoryPool(cupy.cuda.malloc_managed))
+        cupy.cuda.set_allocator(pools[-1].malloc)
         free = cupy.cuda.runtime.memGetInfo()[0]
         if size + BESIDE > free:  # more in one process than is free can hang the GPU
             raise MemoryError(f"{size + BESIDE} bytes are not free: {free}")

@@ -20,7 +20,7 @@ from benchmarks.gpu.notebooks import FREE, SEEN, Notebook, notebooks, several, t
 from benchmarks.gpu.reckoning import share_error
 from benchmarks.gpu.row import row, shared_house
 from benchmarks.gpu.windows import Floor, Job, Seen
-from benchmarks.gpu_two_endless.turns import Point, alone, begins, between, parts
+from benchmarks.gpu_two_endless.turns import Point, alone, begins, between, parts, start
 from benchmarks.kernels import Counters
 from gpushare_kernel.core.parking import AMORTISED
 from gpushare_kernel.core.values import GiB, MiB
@@ -114,11 +114,11 @@ def measure(options: Options) -> Sequence[Figure]:
 def _of_turns(points: Sequence[Point], paged: Seen, plan: Plan) -> list[Figure]:
     """Return the figures of both arms: shares over whole rounds of turns, and at the end of the window as it fell."""
     rounds = begins(points)
-    start = points[rounds[0]] if rounds else points[0]
+    began = start(points) or points[0]
     end = points[rounds[-1]] if len(rounds) > 1 else points[-1]
-    cut = next((point for point in points if point.at >= start.at + plan.window), points[-1])
-    done, at_cut = between(start, end), parts(between(start, cut))
-    rate, single = sum(done) / (end.at - start.at), alone(points)
+    cut = next((point for point in points if point.at >= began.at + plan.window), points[-1])
+    done, at_cut = between(began, end), parts(between(began, cut))
+    rate, single = sum(done) / (end.at - began.at), alone(points)
     return [
         Figure("least_progress", "iterations", [float(min(done))], at_least=1.0),
         Figure("error_of_shares", "points", [share_error(parts(done), (1, 1))], at_most=5.0),
@@ -129,7 +129,7 @@ def _of_turns(points: Sequence[Point], paged: Seen, plan: Plan) -> list[Figure]:
         *([Figure("total_of_alone", "", [rate / single])] if single else []),
         Figure("shares_at_the_window_s_end", "%", at_cut),
         Figure("whole_rounds", "", [float(max(0, len(rounds) - 1))], at_least=1.0),
-        Figure("counted_for", "s", [end.at - start.at]),
+        Figure("counted_for", "s", [end.at - began.at]),
     ]
 
 
@@ -160,12 +160,11 @@ def _point(floor: Floor) -> Point:
 
 
 def _enough(points: Sequence[Point], plan: Plan) -> bool:
-    rounds = begins(points)
-    if not rounds:
+    began, rounds = start(points), begins(points)
+    if began is None:
         return False
-    start = points[rounds[0]].at
-    whole = points[rounds[-1]].at - start >= plan.window
-    return whole or points[-1].at - start >= plan.longest
+    whole = bool(rounds) and points[rounds[-1]].at - began.at >= plan.window
+    return whole or points[-1].at - began.at >= plan.longest
 
 
 def _tell_failures(two: Sequence[Notebook]) -> None:

@@ -35,6 +35,11 @@ def begins(points: Sequence[Point]) -> list[int]:
     return found
 
 
+def start(points: Sequence[Point]) -> Point | None:
+    """Return the last point before anything was done; None while nothing is."""
+    return next((a for a, b in itertools.pairwise(points) if b.counts != a.counts), None)
+
+
 def between(one: Point, other: Point) -> list[int]:
     """Return what each did from one point to the other."""
     return [b - a for a, b in zip(one.counts, other.counts, strict=True)]
