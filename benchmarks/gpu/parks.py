@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import Figure, NotMeasured, Options, Stage, progress
+from benchmarks.common import Figure, NotMeasured, Options, Stage
+from benchmarks.gpu.row import note
 from gpushare_kernel.broker.hardware import PARK_COST, PARK_SPEED, RESTORE_SPEED
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.values import GiB, MiB, MoveStatus
@@ -111,7 +112,7 @@ def ballast(stage: Stage, leave: int, script: Path = BALLAST) -> Iterator[tuple[
     )
     try:
         free, taken = _ready(process)
-        progress(f"ballast: {taken / GiB:.2f} GiB, {free / GiB:.2f} GiB are free")
+        note(f"ballast: {taken / GiB:.2f} GiB, {free / GiB:.2f} GiB are free")
         yield free, taken
     finally:
         stop.touch()
@@ -177,7 +178,7 @@ def moves(stage: Stage) -> list[Move]:
     """Return the moves of this stage's broker so far; what did not come about is said."""
     found = moves_of(stage.places.log.read_text(encoding="utf-8", errors="replace"))
     for why in dict.fromkeys(f"{one.status}: {one.why}" for one in found if one.status != "done"):
-        progress(f"a move that was not done: {why}")
+        note(f"a move that was not done: {why}")
     return found
 
 

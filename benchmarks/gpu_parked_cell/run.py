@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import Figure, NotMeasured, Options, Stage, progress
 from benchmarks.gpu import parks
 from benchmarks.gpu.notebooks import SEEN, Notebook, notebooks, several, together
-from benchmarks.gpu.row import row, shared_house
+from benchmarks.gpu.row import note, row, shared_house
 from benchmarks.kernels import CellFailed
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.values import GiB, MiB
@@ -74,7 +74,7 @@ class Pair:
         known, until = len(self.owner.lines), time.monotonic() + LIMIT
         self.owner.run("%gpushare park")
         said = " / ".join(line.text for line in self.owner.lines[known:])
-        progress(f"%gpushare park says: {said}")
+        note(f"%gpushare park says: {said}")
         while not self.is_parked():
             if time.monotonic() > until:
                 parks.moves(self.stage)
@@ -208,7 +208,7 @@ def _heard(owner: Notebook, known: int, seen: Seen) -> None:
     said = [line.text for line in owner.lines[known:]]
     seen.aside.append(float(any(ASIDE in text for text in said)))
     seen.back.append(float(any(BACK in text for text in said)))
-    progress(f"the cell says: {' / '.join(said)}")
+    note(f"the cell says: {' / '.join(said)}")
 
 
 if __name__ == "__main__":

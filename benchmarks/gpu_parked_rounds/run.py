@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import Figure, Options, progress
 from benchmarks.gpu import parks
 from benchmarks.gpu.notebooks import SEEN, Notebook, notebooks, several
-from benchmarks.gpu.row import row, shared_house
+from benchmarks.gpu.row import note, row, shared_house
 from gpushare_kernel.core.values import GiB, MiB
 
 QUESTION = "3 notebooks on a GPU with room for two, cells in turn: does every cell finish, and are the data the same?"
@@ -67,7 +67,7 @@ class Seen:
         """A cell ended by an error."""
         self.out_of_memory += "OutOfMemory" in text
         self.failed += 1
-        progress(text[-800:])
+        note(text[-800:])
 
 
 def measure(options: Options) -> Sequence[Figure]:
@@ -75,7 +75,7 @@ def measure(options: Options) -> Sequence[Figure]:
     parks.needs_gpu(options)
     rounds = 2 if options.quick else 10
     sizes = planned(parks.free_memory(), parks.host_room())
-    progress(f"{sizes.size / GiB:.2f} GiB each ({sizes.bound})")
+    note(f"{sizes.size / GiB:.2f} GiB each ({sizes.bound})")
     seen = Seen()
     with shared_house(options, *parks.COLD) as stage:
         parks.check_parks(stage)
@@ -86,7 +86,7 @@ def measure(options: Options) -> Sequence[Figure]:
             try:
                 _cells(three, sizes.size, rounds, seen)
             except Empty:
-                progress("a cell did not end in time: the row stops here")
+                note("a cell did not end in time: the row stops here")
             found = parks.moves(stage)
     together = sum(parks.sizes(found).values())
     return [

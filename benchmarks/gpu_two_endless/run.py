@@ -14,11 +14,11 @@ from queue import Empty
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common import Figure, NotMeasured, Options, progress
+from benchmarks.common import Figure, NotMeasured, Options
 from benchmarks.gpu import parks
 from benchmarks.gpu.notebooks import FREE, SEEN, Notebook, notebooks, several, together
 from benchmarks.gpu.reckoning import share_error
-from benchmarks.gpu.row import row, shared_house
+from benchmarks.gpu.row import note, row, shared_house
 from benchmarks.gpu.windows import Floor, Job, Seen
 from benchmarks.gpu_two_endless.turns import Point, alone, begins, between, parts, start
 from benchmarks.kernels import Counters
@@ -87,7 +87,7 @@ def measure(options: Options) -> Sequence[Figure]:
     _check_paging()
     plan = QUICK if options.quick else FULL
     sizes = planned(parks.free_memory(), parks.host_room(), plan)
-    progress(f"S is {sizes.size / GiB:.2f} GiB ({sizes.bound})")
+    note(f"S is {sizes.size / GiB:.2f} GiB ({sizes.bound})")
     with shared_house(options, *parks.COLD) as stage:
         parks.check_parks(stage)
         with (
@@ -147,10 +147,10 @@ def _in_turn(floor: Floor, two: Sequence[Notebook], size: int, plan: Plan) -> li
         if points[-1].counts != points[-2].counts:
             moved = points[-1].at
         if time.monotonic() - moved > STALLED:
-            progress(f"no progress for {STALLED:g} s")
+            note(f"no progress for {STALLED:g} s")
             break
     _tell_failures(two)
-    progress(f"in turn: {points[-1].counts} iterations, rounds begin at {begins(points)}")
+    note(f"in turn: {points[-1].counts} iterations, rounds begin at {begins(points)}")
     return points
 
 
@@ -188,7 +188,7 @@ def _paged(floor: Floor, two: Sequence[Notebook], size: int, plan: Plan) -> Seen
     together(two, "fill()")
     jobs = [Job(notebook, KIND) for notebook in two]
     seen = floor.window(jobs, seconds=plan.paging, settle=PAGING_SETTLE)
-    progress(f"under paging: {seen.total:.2f} iterations/s")
+    note(f"under paging: {seen.total:.2f} iterations/s")
     return seen
 
 
