@@ -124,7 +124,9 @@ def _of_turns(points: Sequence[Point], paged: Seen, plan: Plan) -> list[Figure]:
         Figure("error_of_shares", "points", [share_error(parts(done), (1, 1))], at_most=5.0),
         Figure("total_of_paging", "", [rate / max(paged.total, 1e-9)], at_least=1.3),
         Figure("total", "iterations/s", [rate]),
-        Figure("total_paging", "iterations/s", [paged.total]),
+        Figure(
+            "total_paging", "iterations/s", [paged.total], at_least=0.01
+        ),  # else it is no baseline
         Figure("shares_paging", "%", paged.shares if paged.total else [0.0, 0.0]),
         *([Figure("total_of_alone", "", [rate / single])] if single else []),
         Figure("shares_at_the_window_s_end", "%", at_cut),
