@@ -49,6 +49,9 @@ ROWS = (
     Row("gpu_nwv", 150, quick=60),
     Row("gpu_parking", 380, quick=120),
     Row("gpu_arena", 300, quick=90),
+    Row("gpu_parked_rounds", 230, quick=90),
+    Row("gpu_parked_cell", 80, quick=60),
+    Row("gpu_two_endless", 290, quick=130),
 )
 """All rows, in the order of the figures table."""
 

@@ -29,6 +29,8 @@ from gpushare_kernel.broker.daemon import parser
 from gpushare_kernel.client.line import Line
 
 NOT_MEASURED = 3
+NOTES: list[str] = []
+"""What this run's result says beside its figures."""
 _LOG_LINES = 40
 HOST_NOTICE = (
     "CPU stand-ins (--device host): this shows that the script works, and nothing about a GPU"
@@ -75,6 +77,8 @@ def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]
     }
     if options.device == "host":
         found["notice"] = HOST_NOTICE
+    if NOTES:
+        found["notes"] = NOTES
     if why:
         found |= {"not_measured": why, "met": False}
     if given.json:
@@ -84,6 +88,12 @@ def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]
     else:
         print_table(question, described, figures)
     return NOT_MEASURED if why else 0 if found["met"] else 1
+
+
+def note(text: str) -> None:
+    """Say something that belongs to the result: where a size came from, what a cell showed, why something was not done."""
+    progress(text)
+    NOTES.append(text)
 
 
 @contextlib.contextmanager
