@@ -16,11 +16,14 @@ from gpushare_kernel.broker import daemon, hardware
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core import parking
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.validate import validate
 from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.devices import sampler, scale
 from gpushare_kernel.devices.base import Device, Intents
 from gpushare_kernel.devices.cuda import CudaDevice
+from gpushare_kernel.devices.parkable import Refusal, no_host_room
 from gpushare_kernel.devices.unlocking import Unlockers
 from gpushare_kernel.devices.verdict import Probe, Verdict
 from tests.faults.scripted_gpu import COMMAND, FileNvml
@@ -53,6 +56,12 @@ def resume(table: IntentTable) -> list[ProcessKey]:
         unlockers.close()
 
 
+def host_room(sizes: dict[ProcessKey, int]) -> Refusal | None:
+    """Look at the machine that the test has laid out, if it has."""
+    machine = PLACE / "machine"
+    return no_host_room(sizes, machine if machine.exists() else Path("/"))
+
+
 def main() -> int:
     """Be that broker."""
     again = daemon._command
@@ -63,7 +72,14 @@ def main() -> int:
         (daemon, "resume_all"): resume,
         (daemon, "_command"): lambda given: [*COMMAND, *again(given)[4:]],
         (jobs, "Scheduler"): Checked,
-        (hardware, "PARK_COST"): 0.05,  # moves of a scripted driver take no time
+        (scale, "no_host_room"): host_room,
+        (sampler, "_LIST_EVERY"): 0.2,
+        (sampler, "_LIST_RARELY"): 0.2,
+        # Moves of a scripted driver take no time, so nobody has to be idle for long.
+        (hardware, "PARK_COST"): 0.02,
+        (hardware, "PARK_SPEED"): 1e12,
+        (hardware, "RESTORE_SPEED"): 1e12,
+        (parking, "REST"): 0.2,
     }
     for (module, name), value in replaced.items():
         assert hasattr(module, name)

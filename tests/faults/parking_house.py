@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,9 +59,27 @@ class House:
             seconds,
         )
 
+    def run(self, notebook: Notebook, code: str) -> list[str]:
+        """Run a cell that must not fail; return its outputs."""
+        lines = notebook.run(code)
+        assert not any("Traceback" in line for line in lines), lines
+        return lines
+
+    def emptied(self, *notebooks: Notebook) -> None:
+        """Have nothing on the GPU, nothing scripted, and everybody idle."""
+        self.gpu.unset("rogue")
+        self.gpu.set("go", "")
+        shutil.rmtree(self.gpu.place / "machine", ignore_errors=True)
+        for notebook in notebooks:
+            if self.view(notebook).state not in {"idle", "parked"}:
+                notebook.interrupt()
+            self.run(notebook, "scripted.clear()")
+            self.host.until(lambda seen, its=notebook: _is_empty(session_of(seen, its)))  # type: ignore[misc]
+        self.gpu.unset("go")
+
     def parked(self, notebook: Notebook, size: int = 3) -> Notebook:
         """Give it `size` GiB with a value in it, and have that set aside."""
-        notebook.run(f"scripted.put('x', {size * 1024}, 42)")
+        self.run(notebook, f"scripted.put('x', {size * 1024}, 42)")
         self.park(notebook)
         return notebook
 
@@ -89,6 +108,10 @@ class House:
         eventually(lambda: stopped(guardian.pid))
         kill(broker)
         kill(guardian)
+
+
+def _is_empty(session: SessionView) -> bool:
+    return session.state == "idle" and not session.p
 
 
 @contextlib.contextmanager

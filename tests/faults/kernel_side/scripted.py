@@ -94,3 +94,17 @@ def _hold() -> None:
     file = PLACE / f"held.{os.getpid()}"
     file.with_suffix(".new").write_text(str(size))
     file.with_suffix(".new").rename(file)
+
+
+def clear() -> None:
+    """Free all."""
+    for name in [*_blocks]:
+        drop(name)
+
+
+def wait_for(name: str) -> None:
+    """Be at work until the test says so in a file."""
+    while not (PLACE / name).exists():
+        call()
+        time.sleep(0.005)
+    (PLACE / name).unlink()
