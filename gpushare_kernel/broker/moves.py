@@ -35,7 +35,7 @@ AGAIN, RARELY = 5.0, 80.0
 """Seconds between two attempts to bring somebody back of whom the scheduler does not know that it is parked: each holds the others, so it is tried less and less often."""
 _HELD = frozenset({PauseStatus.PAUSED, PauseStatus.NOTHING, PauseStatus.BROKEN, PauseStatus.GONE})
 """What came of a pause of somebody who takes no memory for now; NOTHING has no context yet to take it with."""
-_BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST})
+_BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST, MoveStatus.GONE})
 """What comes of a restore after which nothing is set aside any more."""
 _Action = Callable[[], Awaitable[None]]
 _logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Moves:
             outcome = await self._carried_out(kernel, target, partial(self._park, park.least))
             done = outcome.status is MoveStatus.DONE
             contexts = done and target is not None and not self._engine.device.parked(target)
-            kernel.mark_away(away=done)
+            self._mark_away(kernel, target, away=done)
             left = self._left(kernel) if done else 0
             if kernel.id in self._engine.scheduler.sessions:
                 self._engine.feed(ev.Parked(at=self._engine.now, session=kernel.id, ticket=park.ticket, persistent=left, status=outcome.status, freed=outcome.freed, contexts=contexts, took=outcome.took, why=outcome.why))  # fmt: skip
@@ -118,7 +118,7 @@ class Moves:
 
         async def action() -> None:
             outcome = await self._carried_out(kernel, target, self._restore)
-            kernel.mark_away(away=outcome.status not in _BACK)
+            self._mark_away(kernel, target, away=outcome.status not in _BACK)
             if kernel.id in self._engine.scheduler.sessions:
                 self._engine.feed(ev.Restored(at=self._engine.now, session=kernel.id, ticket=restore.ticket, status=outcome.status, took=outcome.took, why=outcome.why))  # fmt: skip
             if outcome.status is MoveStatus.LOST:
@@ -145,7 +145,7 @@ class Moves:
 
         async def action() -> None:
             outcome = await self._carried_out(kernel, target, self._restore)
-            kernel.mark_away(away=outcome.status not in _BACK)
+            self._mark_away(kernel, target, away=outcome.status not in _BACK)
             if outcome.status in _BACK:
                 self._again.pop(kernel.id, None)
                 await self._run_again(kernel, target)
@@ -153,6 +153,12 @@ class Moves:
                 kernel.mark_paused(paused=False)
 
         return action
+
+    @staticmethod
+    def _mark_away(kernel: Kernel, target: Target | None, *, away: bool) -> None:
+        """Say so in its word, unless that is another process's by now: a restart keeps the word, and begins with nothing set aside."""
+        if target is not None and kernel.key == target.root:
+            kernel.mark_away(away=away)
 
     # --- one move ------------------------------------------------------------------------------------------
 
@@ -193,7 +199,7 @@ class Moves:
             return MoveOutcome(MoveStatus.UNABLE, why=kernel.barred)
         began = self._engine.now
         aside = await self._set_aside(kernel)
-        kernel.mark_away(away=True)
+        self._mark_away(kernel, target, away=True)
         if aside and aside >= least > 0:
             paused = await self._engine.device.pause(target, limit=DRAIN)
             if paused.status is PauseStatus.PAUSED:
@@ -202,7 +208,7 @@ class Moves:
         if outcome.status is MoveStatus.DONE:
             return replace(outcome, freed=outcome.freed + aside, took=self._engine.now - began)
         if aside:
-            kernel.mark_away(away=False)
+            self._mark_away(kernel, target, away=False)
             await self._put_back(kernel, target)
         return outcome
 
@@ -225,7 +231,7 @@ class Moves:
         if self._engine.device.parked(target) or not kernel.aside:
             outcome = await self._restore_held(kernel, target)
         if outcome.status is MoveStatus.DONE and kernel.aside:
-            kernel.mark_away(away=False)
+            self._mark_away(kernel, target, away=False)
             why = await self._put_back(kernel, target)
             if why:
                 return MoveOutcome(MoveStatus.NOT_NOW, why=why)

@@ -111,6 +111,7 @@ class Processes(JobAnswers):
         self.engine_of(kernel.id).feed(ev.SessionRestarted(at=self.now, session=kernel.id))
         self.registry.unbind(kernel)
         kernel.baseline, kernel.held, kernel.told_budget = 0, None, -1
+        kernel.mark_away(away=False)  # the word is the next process's, too
         for key in survivors:
             self._follow(kernel, key)
         self._await_process(kernel)

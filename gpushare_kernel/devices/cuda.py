@@ -251,7 +251,7 @@ class CudaDevice:
         if barred is not None:
             return MoveOutcome(barred.status, why=barred.why)
         outcome = await session.park(members, limit, self._scale.weigh, self._scale.room)
-        self._note_trouble(session)
+        self._note_moved(session, outcome)
         await self._sampler.fresh()  # what is said of its memory from now on is no older than this
         return outcome
 
@@ -264,7 +264,7 @@ class CudaDevice:
         session = self._adopted(target)
         members = self._members(target, session)
         outcome = await session.restore(members, lambda size: self._scale.room(size, margin))
-        self._note_trouble(session)
+        self._note_moved(session, outcome)
         await self._sampler.fresh()
         return outcome
 
@@ -283,6 +283,7 @@ class CudaDevice:
             ):  # whose session it will be restores it
                 self._left_parked[key] = mover.parked
                 del session.lockers[key]
+        session.settle()  # who was parked is resumed by nobody: it leaves the record here
         self._forget(target.root)
         return procfs.topmost(session.members, target.without)
 
@@ -368,6 +369,14 @@ class CudaDevice:
                 f"the CUDA driver does not come up ({answers[0]}): it was replaced, or the GPU is gone. "
                 "Restart the machine, then the broker."
             )
+
+    def _note_moved(self, session: ParkingSession, outcome: MoveOutcome) -> None:
+        self._note_trouble(session)
+        if (
+            outcome.status is MoveStatus.GONE
+        ):  # it ended in the middle, and nobody asks about it again
+            session.settle()
+            self._forget(session.root)
 
     def _forget(self, root: ProcessKey) -> None:
         session = self._sessions.get(root)

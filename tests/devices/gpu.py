@@ -38,6 +38,15 @@ def gate(pid, kind="gate"):
             (place / name).open().read()
             return
 
+def alive(pid):
+    try: return Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError: return False
+
+def fits(pid):
+    held = {{file.suffix[1:]: int(file.read_text() or 0) for file in place.glob("held.*")}}
+    used = sum(size for one, size in held.items() if one != str(pid) and alive(one) and of("state", one, "") != "checkpointed")
+    return used + int(read("rogue", 0)) + held.get(str(pid), 0) <= int(read("total", 0))
+
 class Fake:
     def init(self):
         return read("init", "CUDA_SUCCESS")
@@ -74,6 +83,12 @@ class Fake:
             if name == "restore": (place / f"state.{{pid}}").write_text("failed")
             return answer
         if self.state(pid) != before: return "CUDA_ERROR_ILLEGAL_STATE"
+        if name == "restore" and (place / "total").exists() and not fits(pid):
+            (place / f"state.{{pid}}").write_text("failed")
+            return "CUDA_ERROR_OUT_OF_MEMORY"
+        moved = ("data", "stowed") if name == "checkpoint" else ("stowed", "data")
+        if (place / f"{{moved[0]}}.{{pid}}").exists():
+            (place / f"{{moved[0]}}.{{pid}}").rename(place / f"{{moved[1]}}.{{pid}}")
         (place / f"state.{{pid}}").write_text(after)
         if of(f"dies-{{name}}", pid, ""): sys.exit(1)
         return "CUDA_SUCCESS"
@@ -85,7 +100,8 @@ sys.exit(not Worker(Fake()).serve(sys.stdin, sys.stdout))
 """`answer.PID`, `state.PID`, `crash.PID` (a worker dies of its lock before it holds), `dies.PID` (once it holds),
 `stays.PID` (of an unlock) and `gate.PID` (a fifo: calls wait for its writer) script one process, the same names without a pid all of them; `init` is what cuInit says. `no-checkpoint.PID` and `no-restore.PID` are what these answer (the
 process has failed after such a restore), a worker dies of a move by `crash-...` before and by `dies-...` after it was made,
-and moves wait for the writer of `move.PID`."""
+and moves wait for the writer of `move.PID`. Where there is a `total` (bytes), a restore of `held.PID` that finds less free than
+that (`rogue` is what others took) fails, as a real one does. A move takes `data.PID` along, to `stowed.PID` and back."""
 
 INFO = GpuInfo(0, "GPU-fake", "Fake GPU", 1000 * MiB)
 
