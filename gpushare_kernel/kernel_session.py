@@ -144,6 +144,8 @@ class KernelSession:
         """End the session at the broker (best said early; the broker finds out by itself too) and its page here."""
         if self.page is not None:
             self.page.close()
+        if self.undoing is not None:
+            self.undoing.poll()  # reaped, where it has ended
         with contextlib.suppress(BadToken):  # closed before
             _exchange(self.places, Close(self.session, self.token), SIGNAL_TIMEOUT)
 
@@ -252,6 +254,7 @@ def restart_session(old: KernelSession) -> KernelSession:
         Where the broker does not know the session any more.
     """
     new = _opened(old.places, Restart(old.session, old.token))
+    new.undoing = old.undoing
     if old.page is not None:
         old.page.close()
     return new

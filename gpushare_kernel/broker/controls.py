@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.budget import people_waiting
 from gpushare_kernel.core.errors import BadDeclaration, NotYours
-from gpushare_kernel.core.records import Session
+from gpushare_kernel.core.records import Moving, Session
 from gpushare_kernel.core.values import PauseReason, SessionId
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire import parking_texts, texts
@@ -110,11 +110,11 @@ def unpark(broker: Broker, desk: Desk, body: msg.UnparkNotebook) -> msg.Unparked
     names, waits = [], False
     for kernel in own(broker, desk, body.notebook):
         engine, session = _of(broker, kernel)
-        if session.parked is None:
-            continue
         engine.feed(ev.RestoreWanted(at=engine.now, session=session.id))
+        if session.parked is None and session.moving is None:
+            continue  # where its owner wanted it parked at the cell's end, that is off
         names.append(kernel.name)
-        waits = waits or session.moving is None
+        waits = waits or session.moving is not Moving.BACK
     return msg.UnparkedNow(tuple(names), waits)
 
 

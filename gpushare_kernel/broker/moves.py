@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gpushare_kernel import procfs
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.warm import Warm, limit
 from gpushare_kernel.core import events as ev
@@ -129,12 +130,21 @@ class Moves:
         return action
 
     def look(self) -> None:
-        """Bring back whose memory is parked without the scheduler's knowledge: by a broker before us, or by half (K7)."""
-        for session in self._engine.scheduler.sessions.values():
+        """Bring back whose memory is parked without the scheduler's knowledge: by a broker before us, or by half (K7).
+
+        And say who is back without its knowledge: a worker of a broker before us has ended the restore that it was at.
+        """
+        for session in [*self._engine.scheduler.sessions.values()]:
             kernel = self._registry.get(session.id)
-            if kernel is None or session.moving or session.parked is not None:
+            if kernel is None or session.moving:
                 continue
             idle = kernel.tail is None or kernel.tail.done()
+            if session.parked is not None:
+                alive = kernel.key is not None and procfs.alive(kernel.key)
+                if idle and alive and not self.away(kernel):
+                    kernel.mark_away(away=False)
+                    self._engine.feed(ev.Restored(at=self._engine.now, session=kernel.id, ticket=session.move))  # fmt: skip
+                continue
             due, pause = self._again.get(kernel.id, (0.0, AGAIN))
             if idle and self._engine.now >= due and self.away(kernel):
                 self._again[kernel.id] = self._engine.now + pause, min(2 * pause, RARELY)

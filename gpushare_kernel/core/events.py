@@ -294,7 +294,10 @@ class Parked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored(Event):
-    """What came of a `Restore`: DONE after `took` seconds, and what the session held is on the device again. Else it is parked still, or LOST."""
+    """What came of a `Restore`: DONE after `took` seconds, and what the session held is on the device again. Else it is parked still, or LOST.
+
+    DONE of a session that nobody restores: it is found to be back, by a worker of a broker before us.
+    """
 
     session: SessionId
     ticket: int

@@ -220,7 +220,10 @@ class Parking(Realtime):
         self._falls_idle(session, event.at)
 
     def _restore_wanted(self, event: ev.RestoreWanted) -> None:
-        self._ask_back(self.sessions[event.session], event.at)
+        session = self.sessions[event.session]
+        session.park_wanted = False
+        session.back_wanted = session.moving is Moving.OUT  # as soon as it is out
+        self._ask_back(session, event.at)
 
     def _park_barred(self, event: ev.ParkBarred) -> None:
         self.sessions[event.session].barred = event.why
@@ -245,8 +248,13 @@ class Parking(Realtime):
         self._deadlines.add(at + OVERDUE, lambda now: self._overdue(session, now))
 
     def _overdue(self, session: Session, at: float) -> None:
-        """It was asked and has met no boundary."""
-        if self.leaving.get(session.id) is not session or not self._may_be_forced(session):
+        """It was asked and has met no boundary. Whom nobody can pause does not keep others from being parked."""
+        if self.leaving.get(session.id) is not session:
+            return
+        if not self._may_be_forced(session):
+            if self.config.enforce:
+                del self.leaving[session.id]
+                session.spared_until = at + FIRST_SPARED
             return
         del self.leaving[session.id]
         if session.jobs and len(self.book.queue) and not self.why_not_parked(session):
@@ -254,7 +262,8 @@ class Parking(Realtime):
 
     def _leaves(self, session: Session, at: float) -> bool:
         """It stands empty; say whether it is parked now, as it was asked for."""
-        if self.leaving.pop(session.id, None) is None or not len(self.book.queue):
+        asked = self.leaving.pop(session.id, None) is not None
+        if not asked or not len(self.book.queue) or self.why_not_parked(session):
             return False
         self._park(session, at)
         return True
@@ -298,8 +307,11 @@ class Parking(Realtime):
         for job in [*session.jobs.values()]:
             if job.lane is not None:
                 self._set_aside(job, session, session.parked.persistent - before, event.at)
-        if session.cell_open:
+        if session.cell_open or session.back_wanted:
             self._ask_back(session, event.at)
+        session.back_wanted = False
+        if event.at < session.exempt_until:
+            self._hurry(session, event.at)
 
     def _set_aside(self, job: Job, session: Session, beyond: int, at: float) -> None:
         """`job` goes on when its memory is back; `beyond` bytes of its E were parked with the rest."""
@@ -355,9 +367,9 @@ class Parking(Realtime):
 
     def _hurry(self, session: Session, at: float) -> None:
         """A signal is on its way to it: a call that waits for its memory sees that only afterwards."""
-        job = session.jobs.get(request_of(session.id))
-        if job is not None:
-            self.book.queue.promote(job, at)
+        for job in session.jobs.values():
+            if job.in_driver:
+                self.book.queue.promote(job, at)
 
     def _entered(self, session: Session, at: float) -> None:
         """Its memory is put back before its job goes on; on paper it is there already (I5)."""
@@ -377,7 +389,10 @@ class Parking(Realtime):
 
     def _restored(self, event: ev.Restored) -> None:
         session = self.sessions.get(event.session)
-        if session is None or session.moving is not Moving.BACK or session.move != event.ticket:
+        if session is None or session.parked is None or session.move != event.ticket:
+            return
+        found = session.moving is None
+        if found and event.status is not MoveStatus.DONE:
             return
         if event.status in {MoveStatus.NOT_NOW, MoveStatus.UNABLE}:
             self._later(session, event.at)
@@ -387,15 +402,18 @@ class Parking(Realtime):
         self.turns.noted(session, event.at)
         if event.status is MoveStatus.LOST:
             self._is_lost(session, event.why)
-        elif stowed is not None:
+        elif event.status is MoveStatus.DONE:
             self.speeds.came(stowed.size, event.took)
             self._emit(do.Returned(session.id))
-        session.reported_at = session.idle_since = (
-            event.at
-        )  # what was measured before is not so any more
+        # What was measured before is not so any more.
+        session.reported_at = session.idle_since = event.at
         for job in session.jobs.values():
             job.resident_since = event.at
-        self._stands(session, event.at)
+        if found:  # on the device, it runs; it is charged although nobody let it in
+            self.book.charge(session, declared=stowed.declared, measured=stowed.measured)
+            self.book.context(session, stowed.context)
+        else:
+            self._stands(session, event.at)
         request = session.jobs.get(request_of(session.id))
         if request is not None:
             self._over(session, request, JobState.DONE)
@@ -453,4 +471,5 @@ class Parking(Realtime):
             self.going -= 1
         session.moving = session.parked = None
         session.barred, session.spared, session.spared_until = "", 0, 0.0
+        session.back_wanted = False
         self.turns.noted(session, self.at)

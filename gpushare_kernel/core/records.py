@@ -170,6 +170,8 @@ class Session:
     roams: bool = False
     #: Its owner wants it parked as soon as nothing of it runs.
     park_wanted: bool = False
+    #: It is wanted back although it is still on its way out.
+    back_wanted: bool = False
     jobs: dict[JobId, Job] = field(default_factory=dict)
 
     phase: Phase = Phase.OFF

@@ -41,9 +41,11 @@ def cannot_park_text(name: str, why: str) -> str:
 def aside_text(size: int, wait: Wait) -> str:
     """Return the line of a plain cell whose notebook's memory is set aside: its calls to the GPU wait, its other lines run."""
     first = f"Your GPU memory is set aside ({format_size(size)}, nothing lost): calls to the GPU wait until it is back, all else runs."
-    if wait.reason is not WaitReason.MEMORY:
-        return f"{first} {UNPARKING}"
-    return " ".join([first, *texts.in_the_way(wait)])
+    if wait.reason is WaitReason.MEMORY:
+        return " ".join([first, *texts.in_the_way(wait)])
+    if wait.reason in {WaitReason.GRACE, WaitReason.TURN}:
+        return f"{first} {texts.reason_text(wait)}"
+    return f"{first} {UNPARKING}"
 
 
 def held_text(size: int) -> str:

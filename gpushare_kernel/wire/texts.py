@@ -92,14 +92,14 @@ def format_duration(seconds: float) -> str:
 
 def wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     """Return the line of a job that waits: why, who holds it, the place, how long, what one can do."""
-    parts = [_reason(wait, noun), *_holders(wait), *_place(wait)]
+    parts = [reason_text(wait, noun), *_holders(wait), *_place(wait)]
     return " ".join([*parts, "Interrupt gives up your place."])
 
 
 def others_wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     """Return why somebody else waits; without numbers where these are not for us to see."""
     if wait.needs or wait.reason not in (WaitReason.MEMORY, WaitReason.OCCUPANCY):
-        return _reason(wait, noun)
+        return reason_text(wait, noun)
     using = " that another cell is using" if wait.reason is WaitReason.OCCUPANCY else ""
     return f"Waiting for {noun}{using}."
 
@@ -144,7 +144,7 @@ def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
         return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
     if answer.wait is None:
         return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
-    parts = [_reason(answer.wait, noun), *_holders(answer.wait), *_place(answer.wait)]
+    parts = [reason_text(answer.wait, noun), *_holders(answer.wait), *_place(answer.wait)]
     return " ".join(["It would wait.", *parts])
 
 
@@ -369,7 +369,8 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds <= 2 * _MINUTE else format_duration(seconds)
 
 
-def _reason(wait: Wait, noun: str) -> str:
+def reason_text(wait: Wait, noun: str = "GPU memory") -> str:
+    """Return what is waited for, in a sentence."""
     if wait.reason is WaitReason.MEMORY:
         return f"Waiting for {noun}: {_needs(wait)}."
     if wait.reason is WaitReason.OCCUPANCY:

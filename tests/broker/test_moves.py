@@ -448,3 +448,41 @@ def test_a_look_at_those_paused_leaves_the_parked_alone(house: House) -> None:
     settled(house, client)
     session.parked = session.stopped = None
     assert did(house) == []
+
+
+def test_who_is_back_without_the_schedulers_knowledge_is_found(house: House, told: list[ev.Event]) -> None:  # fmt: skip
+    """K7: a worker of a broker before us ended the restore that it was at: it is charged, and its frameworks are asked again."""
+    client = house.notebook()
+    session = house.broker.scheduler.sessions[session_of(client)]
+    kernel = house.kernel(client.opened)  # type: ignore[attr-defined]
+    session.parked = Stowed(GiB, 0, 0)
+    house.do(lambda: kernel.mark_away(away=True))
+    house.device.away[os.getpid()] = GiB
+    house.do(house.broker.engine.moves.look)
+    assert answers(told) == []
+    house.device.away.clear()
+    house.do(house.broker.engine.moves.look)
+    (answer,) = answers(told)
+    assert answer.status is MoveStatus.DONE
+    assert session.parked is None
+    assert session.charged == GiB
+    assert client.view is not None
+    assert client.view.read(0) == 0
+
+
+def test_a_restart_while_parked_leaves_nothing_in_its_word(house: House) -> None:
+    """The next process of the session has the same word: its frameworks are to be asked. A move that ends late says nothing of it."""
+    client = house.notebook()
+    kernel = house.kernel(client.opened)  # type: ignore[attr-defined]
+    house.device.frees = GiB
+    carry_out(house, park(client))
+    settled(house, client)
+    assert kernel.page.get(0) == AWAY
+    house.do(house.device.move_gate.clear)
+    house.device.moves["restore"] = [MoveOutcome(MoveStatus.GONE)]
+    carry_out(house, restore(client))
+    house.saw(lambda: "restore" in did(house))
+    house.do(lambda: house.broker.emptied(kernel))
+    house.do(house.device.move_gate.set)
+    house.saw(lambda: kernel.tail is not None and kernel.tail.done())
+    assert not kernel.page.get(0) & AWAY

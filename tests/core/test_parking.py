@@ -7,6 +7,7 @@ import pytest
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.parking import GLANCE, REST, request_of
+from gpushare_kernel.core.records import Moving
 from gpushare_kernel.core.values import (
     Activity,
     GiB,
@@ -445,3 +446,72 @@ def test_a_restart_while_parked_leaves_nothing() -> None:
     record = world.core.sessions[SessionId("idle")]
     assert record.parked is None
     assert record.charged == 0
+
+
+def test_a_signal_puts_first_who_was_displaced_in_the_middle_too() -> None:
+    """Q9: its call waits in the driver, and sees the interrupt only when its memory is back."""
+    world = gpu(residency=1.0)
+    world.open("a", user="a")
+    world.submit("a/1", "a", 0, 7 * GiB)
+    world.run(2)
+    waits(world, "b", 8 * GiB)
+    job = world.core.jobs[JobId("a/1")]
+    while job.state is not JobState.QUEUED:
+        world.run(0.05)
+    world.open("c", user="c")
+    world.submit("c/1", "c", 0, 9 * GiB)
+    head = world.core.book.queue.head
+    assert head is not None
+    assert head.id == JobId("c/1")
+    world.send(ev.Exempted(at=world.now, session=SessionId("a"), until=world.now + 9))
+    assert world.core.book.queue.head is job
+
+
+def test_who_cannot_be_paused_keeps_nobody_else_from_being_parked() -> None:
+    """It was asked, meets no boundary, and is profiled: another idle one is parked meanwhile."""
+    world = gpu(residency=1.0)
+    world.open("slow", user="slow", interval=0.05)
+    world.submit("slow/1", "slow", 0, 7 * GiB)
+    world.run(2)
+    record = world.core.sessions[SessionId("slow")]
+    world.kernels["slow"].interval = None
+    waits(world, "b", 8 * GiB)
+    world.run(0.3)
+    assert record.id in world.core.leaving
+    record.pausable = False
+    world.run(1.5)
+    assert not world.core.leaving
+    assert parks(world) == []
+
+
+def test_what_is_found_to_be_back_is_charged() -> None:
+    """A worker of the broker before this one ended the restore: it runs, and its request waits for nothing."""
+    world = gpu(orphan_grace=0.0)
+    name = SessionId("old")
+    world.send(ev.SessionOpened(at=0.0, session=name, user=UserId("ann"), orphaned=True, parked=6 * GiB))  # fmt: skip
+    world.send(ev.SessionReady(at=0.0, session=name, bare=False))
+    world.send(ev.CapacityChanged(at=0.0, capacity=5 * GiB))  # what it holds was taken for others'
+    world.send(ev.CellStarted(at=0.0, session=name))
+    assert request_of(name) in world.core.jobs
+    record = world.core.sessions[name]
+    world.send(ev.Restored(at=0.1, session=name, ticket=record.move))
+    assert activity(world, "old") is Activity.IDLE
+    assert record.charged + record.context == 6 * GiB
+    assert request_of(name) not in world.core.jobs
+    assert record.stopped is None
+
+
+def test_who_wants_it_back_on_its_way_out_has_it_back() -> None:
+    """And who wanted it parked at the end of the cell, and then not, keeps it."""
+    world = gpu()
+    holds(world, "idle", 6 * GiB)
+    world.send(ev.CellStarted(at=world.now, session=SessionId("idle")))
+    world.send(ev.ParkWanted(at=world.now, session=SessionId("idle")))
+    world.send(ev.RestoreWanted(at=world.now, session=SessionId("idle")))
+    world.cell_ends("idle", persistent=6 * GiB)
+    assert parks(world) == []
+    record = world.core.sessions[SessionId("idle")]
+    world.core.handle(ev.ParkWanted(at=world.now, session=record.id))
+    world.core.handle(ev.RestoreWanted(at=world.now, session=record.id))
+    world.core.handle(ev.Parked(at=world.now, session=record.id, ticket=record.move, persistent=0, freed=6 * GiB))  # fmt: skip
+    assert record.moving is Moving.BACK

@@ -466,3 +466,14 @@ def test_a_parked_child_that_outlives_its_root_is_restored_as_a_session_of_its_o
         assert gpu.restore(child).status is MoveStatus.DONE
         assert gpu.resume(child) is PauseStatus.NOTHING
         assert gpu.state(key) == "running"
+
+
+def test_who_dies_while_parked_leaves_the_record(gpu: Gpu) -> None:
+    """K7: nobody resumes it and nobody asks about it again; its session's next process is another one."""
+    with Program("wait()") as program:
+        gpu.holds(program.key)
+        target = Target(program.key)
+        gpu.park(target)
+    assert not gpu.device.survivors(target)
+    assert gpu.record.hows.keys() & {program.key} == set()
+    assert program.key not in gpu.device._sessions

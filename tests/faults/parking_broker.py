@@ -30,8 +30,8 @@ from gpushare_kernel.devices.verdict import Probe, Verdict
 from tests.faults.scripted_gpu import COMMAND, FileNvml
 
 PLACE = Path(os.environ["GPUSHARE_RUNTIME_DIR"]).parent / "gpu"
-GRACE = 1.5
-"""Seconds that a new broker waits for kernels to confirm what they hold: they do at once."""
+GRACE = 2.5
+"""Seconds that a new broker waits for kernels to confirm what they hold: their clients try again every 2 s at least."""
 WORKER = [sys.executable, str(PLACE / "worker.py"), str(PLACE)]
 
 

@@ -160,6 +160,7 @@ def fall(house: House, two: Notebook, who: str, measured: Measured) -> None:
         limit = 5.0
     seconds = took(lambda: two.manager.is_alive() and house.runs(two), 15)
     measured("who is not parked runs again", seconds)
+    ensure_broker(house.host.places, LIMIT)
     assert seconds < limit
 
 
