@@ -46,8 +46,17 @@ class WarmKernel(Kernel):
     def do(self, command: str) -> dict[str, Any]:
         """Have something done on the main thread, in no cell."""
         self._line.sendall(json.dumps(command).encode() + b"\n")
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Return what it says next."""
         answer: dict[str, Any] = json.loads(self._answers.readline())
         return answer
+
+    def has_subshells(self) -> bool:
+        """Say whether this ipykernel has subshells."""
+        info = self.reply(self.ask("kernel_info_request", {}))["content"]
+        return "kernel subshells" in info.get("supported_features", ())
 
     def out(self) -> dict[str, Any]:
         """Set aside; fails where that does not come about."""
@@ -241,8 +250,7 @@ def test_interrupt_leaves_a_widget_waiting(kernel: WarmKernel) -> None:
 
 def test_subshell(kernel: WarmKernel) -> None:
     """A cell in a subshell waits as one in the main shell does, with others of another subshell; an idle subshell is quiet."""
-    info = kernel.reply(kernel.ask("kernel_info_request", {}))["content"]
-    if "kernel subshells" not in info.get("supported_features", ()):
+    if not kernel.has_subshells():
         pytest.skip("ipykernel 6 has no subshells")
     created = [kernel.reply(kernel.ask("create_subshell_request", {}, "control"), "control")["content"]["subshell_id"] for _ in range(2)]  # fmt: skip
     kernel.run("seen = []")
@@ -267,6 +275,22 @@ def test_subshell(kernel: WarmKernel) -> None:
     assert kernel.reply(message)["content"]["status"] == "ok"
     for subshell in created:
         kernel.reply(kernel.ask("delete_subshell_request", {"subshell_id": subshell}, "control"), "control")  # fmt: skip
+
+
+def test_who_comes_while_it_is_copied_waits(kernel: WarmKernel) -> None:
+    """The gate is shut before the look (W10): a cell of a subshell that comes in the middle waits until all is back."""
+    if not kernel.has_subshells():
+        pytest.skip("ipykernel 6 has no subshells")
+    created = kernel.reply(kernel.ask("create_subshell_request", {}, "control"), "control")["content"]["subshell_id"]  # fmt: skip
+    kernel.run("seen = []")
+    assert kernel.do("out_while_somebody_comes") == {"copying": True}
+    message = kernel.ask("execute_request", {"code": "seen.append(int(x.sum()))"}, subshell_id=created)  # fmt: skip
+    assert kernel.answer()["bytes"] >= 4000
+    assert kernel.do("look")["held"] == 1
+    kernel.do("back")
+    assert kernel.reply(message)["content"]["status"] == "ok"
+    assert kernel.run("seen") == ["[499500]"]
+    kernel.reply(kernel.ask("delete_subshell_request", {"subshell_id": created}, "control"), "control")  # fmt: skip
 
 
 NOISE = {
@@ -315,6 +339,7 @@ def test_finalisers_wait(kernel: WarmKernel) -> None:
         "    def __del__(self): sums.append(float(self.t.sum()))\nsums = []\nfor _ in range(3): Circle()"
     )
     kernel.out()
+    assert not kernel.do("look")["collects"]
     kernel.do("back")
     assert kernel.run("print(sums, gc.isenabled())") == ["[5.0, 5.0, 5.0] True"]
 

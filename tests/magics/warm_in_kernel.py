@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -53,7 +54,9 @@ class Remote:
                 self._kernel.io_loop.add_callback(self._do, json.loads(line))
 
     def _do(self, command: str) -> None:
-        if command in ("why", "out") and any(lock.locked() for lock in [*_locks(self._kernel)][:1]):
+        if command not in ("back", "look") and any(
+            lock.locked() for lock in [*_locks(self._kernel)][:1]
+        ):
             self._kernel.io_loop.call_later(0.005, self._do, command)  # the cell before is not over
             return
         try:
@@ -70,13 +73,28 @@ class Remote:
         """Set aside."""
         return self._told(self.warm.set_aside(Buffer, self._copies))
 
+    def out_while_somebody_comes(self) -> dict[str, Any]:
+        """Set aside, and be at it until a message waits."""
+
+        def wait(_lease: Any) -> None:
+            self._socket.sendall(b'{"copying": true}\n')
+            pace = threading.Event()
+            while not self.warm.held:
+                assert not pace.wait(0.002)
+
+        self._copies.after_out = wait
+        try:
+            return self.out()
+        finally:
+            self._copies.after_out = lambda _lease: None
+
     def back(self) -> dict[str, Any]:
         """Bring back."""
         return self._told(self.warm.back())
 
     def look(self) -> dict[str, Any]:
         """Say what is away, and how many messages wait."""
-        return {"away": self.warm.away, "held": self.warm.held}
+        return {"away": self.warm.away, "held": self.warm.held, "collects": gc.isenabled()}
 
     def _told(self, outcome: Outcome) -> dict[str, Any]:
         return {"bytes": outcome.bytes, "count": outcome.count, "away": self.warm.away}
