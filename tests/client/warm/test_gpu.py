@@ -18,6 +18,7 @@ MiB = 1 << 20
 
 def reasons() -> list[str]:
     """Return why torch is not at rest."""
+    gc.collect()  # a graph of the test before, perhaps
     return list(quiet.of_torch(torch))
 
 
@@ -155,7 +156,7 @@ def test_no_room_on_the_device(tier: Tier, device: str) -> None:
     assert (one[:10].sum(), two[:10].sum()) == (30, 40)
 
 
-def test_expandable_segments_and_pools(tier: Tier, device: str) -> None:
+def test_pools(tier: Tier, device: str) -> None:
     """A memory pool of the user's stays, and while it is there all else does."""
     if not hasattr(torch.cuda, "MemPool"):
         pytest.skip("this torch has no pools")
@@ -165,6 +166,10 @@ def test_expandable_segments_and_pools(tier: Tier, device: str) -> None:
     assert tier.why_kept(its) == pools.PRIVATE
     assert tier.why_kept(other) == pools.PRIVATE
     assert its.sum() == MiB
+    del its, pool
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert tier.why_kept(other) == ""
 
 
 def test_recurrent_weights(tier: Tier, device: str) -> None:
