@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
 COMMANDS = (
-    *("status", "lanes", "live", "needs", "release", "pause", "resume", "park", "unpark", "memory"),
+    *("status", "lanes", "live", "needs", "release", "pause", "resume", "park", "unpark"),
+    *("rescue", "memory"),
     *("notify", "debug", "off", "on", "doctor"),
 )
 WORDS = {

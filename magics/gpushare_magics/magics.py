@@ -94,6 +94,7 @@ class GpuShareMagics(Magics):
         %gpushare resume NOTEBOOK     let it run again
         %gpushare park [NOTEBOOK]     set a notebook's GPU memory aside, with all that is in it; its next cell has it back
         %gpushare unpark [NOTEBOOK]   put it back now, or as soon as there is room
+        %gpushare rescue [FILE]       while its memory is set aside: save its tensors to a file, without the GPU
         %gpushare memory              what holds its memory: variables, results, the last error, pools
         %gpushare memory --free       let go of what the last error's frames hold
         %gpushare memory SIZE         what it gets when its kernel starts next, where that is fixed then (JAX)
@@ -120,6 +121,10 @@ class GpuShareMagics(Magics):
             self._switch(on=command == "on")
         elif command == "debug":
             output.show(self._keep_frames(notebook))
+        elif (
+            command == "rescue"
+        ):  # while something is set aside this does not come here: the gate saves it
+            raise UserError(parking_texts.NOTHING_ASIDE)
         elif command == "doctor":
             output.show(tables.doctor(session))
         elif command == "live":
@@ -221,7 +226,18 @@ class GpuShareMagics(Magics):
         extension.output.show(texts.SWITCHED_ON if on else texts.SWITCHED_OFF)
 
 
-_WITH_WORDS = ("release", "pause", "resume", "park", "unpark", "memory", "debug", "live", "notify")
+_WITH_WORDS = (
+    "release",
+    "pause",
+    "resume",
+    "park",
+    "unpark",
+    "rescue",
+    "memory",
+    "debug",
+    "live",
+    "notify",
+)
 _IN_A_TERMINAL = ("policy", "top", "run", "replay", "start", "stop", "install", "uninstall", "demo")
 _WIDGETS = ("anywidget", "ipywidgets")
 _NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gpushare_kernel.client import api
-from gpushare_kernel.client.adapters.torch import QUIET
+from gpushare_kernel.client.adapters.torch import QUIET, Torch
 from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN
 from gpushare_kernel.wire.messages import Granted, Waiting, Yield
@@ -291,3 +291,18 @@ def test_a_version_that_lacks_a_part(
     assert notebook.counted == 2
     (line,) = notebook.shown
     assert line.startswith(f"torch {torch.__version__} is shared, but not all of it is seen: mem_get_info reports the whole GPU")  # fmt: skip
+
+
+def test_exports_are_watched(notebook: Notebook) -> None:
+    """What leaves torch is seen from its import on, until the session is closed."""
+    gpu = notebook.session.gpu
+    assert gpu is not None
+    (adapter,) = gpu.adapters.active
+    assert isinstance(adapter, Torch)
+    given, other = torch.ones(3), torch.ones(3)
+    given.__dlpack__()
+    assert adapter.exports.all_seen
+    assert adapter.exports.has(given.untyped_storage())
+    assert not adapter.exports.has(other.untyped_storage())
+    notebook.session.close()
+    assert not adapter.exports.all_seen

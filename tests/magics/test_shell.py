@@ -436,7 +436,7 @@ def test_notify_says_what_it_needs(
     ("command", "words"),
     [
         ("stats", "%gpushare does not know 'stats'. Did you mean %gpushare status?"),
-        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, park, unpark, memory, notify, debug, off, on, doctor."),
+        ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, park, unpark, rescue, memory, notify, debug, off, on, doctor."),
         ("policy", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
         ("policy srtf", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),

@@ -126,7 +126,7 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
         ("%%gpulane --w", "--w", ["--weight", "--wait"]),
         ("%%gpulane 6GiB --t", "--t", ["--time"]),
         ("%%gpulane --wait 3 --w", "--w", ["--weight"]),
-        ("%gpushare re", "re", ["release", "resume"]),
+        ("%gpushare re", "re", ["release", "resume", "rescue"]),
         (
             "%gpushare ",
             "",
@@ -141,6 +141,7 @@ def test_next_line_is_a_declaration(before: str, after: str) -> None:
                     "resume",
                     "park",
                     "unpark",
+                    "rescue",
                     "memory",
                 ),
                 *("notify", "debug", "off", "on", "doctor"),

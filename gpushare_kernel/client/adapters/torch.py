@@ -16,6 +16,7 @@ from importlib import import_module
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from gpushare_kernel.client.warm.exports import Exports
 from gpushare_kernel.wire import texts
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Torch:
         self._torch = torch
         self._gpu = gpu
         self._undo: list[Callable[[], object]] = []
+        self.exports = Exports(torch)
 
     # --- Hooks -------------------------------------------------------------------------------------------
 
@@ -56,6 +58,7 @@ class Torch:
             (self._hook_steps, "its steps are not seen"),
             (self._hook_first_use, "its first use of the GPU is not seen"),
             (self._hook_mem_info, "mem_get_info reports the whole GPU"),
+            (self._hook_exports, "its memory is set aside by the driver only"),
         ):
             try:
                 part()
@@ -151,6 +154,10 @@ class Torch:
         for place in (cuda, getattr(cuda, "memory", None)):
             if place is not None and getattr(place, "mem_get_info", None) is original:
                 self._replace(place, "mem_get_info", mem_get_info)
+
+    def _hook_exports(self) -> None:
+        self._undo.append(self.exports.remove)
+        self.exports.hook()
 
     def _replace(self, place: Any, name: str, new: object) -> None:
         old = getattr(place, name)

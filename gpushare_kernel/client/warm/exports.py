@@ -37,12 +37,13 @@ class Exports:
         self._torch = torch
         self._known: dict[int, weakref.ref[Any]] = {}
         self._undo: list[Callable[[], None]] = []
-        self._base: Any = torch._C.TensorBase
+        self._base: Any = object
         self.all_seen = False
 
     def hook(self) -> None:
         """Begin to record. What was exported before is not known: where the device was used already, nothing is ever moved."""
         torch = self._torch
+        self._base = torch._C.TensorBase
         before = bool(torch.cuda.is_initialized())
         for name in _METHODS:
             self._wrap(torch.Tensor, name, self._giver)

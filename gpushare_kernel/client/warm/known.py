@@ -11,6 +11,8 @@ from typing import Any
 
 _OURS = ("ipykernel", "tornado", "zmq", "jupyter_client", "gpushare_kernel", "gpushare_magics")
 _LOOP = "asyncio"
+_FILES = ("torch.utils.data._utils.signal_handling",)
+"""Other code that is known: it says that a worker of a DataLoader has died."""
 _STEPS = ("TaskStepMethWrapper",)
 """What takes a task one step further; the tasks themselves are looked at."""
 
@@ -25,7 +27,9 @@ class Known:
 
     def is_file(self, file: str, *, loop: bool = True) -> bool:
         """Say whether code of this file is the kernel's, or asyncio's own."""
-        return file.startswith(self._ours) or (loop and file.startswith(self._asyncio))
+        if file.startswith(self._ours) or (loop and file.startswith(self._asyncio)):
+            return True
+        return any(file == getattr(sys.modules.get(name), "__file__", None) for name in _FILES)
 
     def is_ours(self, call: object) -> bool:
         """Say whether nothing but code of the kernel's packages runs when `call` is called."""
@@ -48,7 +52,7 @@ class Known:
             yield call
             for cell in call.__closure__ or ():
                 yield from self._enclosed(cell)
-        elif type(call).__name__ not in _STEPS:
+        elif type(call).__name__ not in _STEPS and not _is_wakeup(call):
             raise _StrangerError(call)
 
     def _enclosed(self, cell: Any) -> Iterator[FunctionType]:
@@ -70,6 +74,12 @@ class Known:
                 yield from self._functions(given)
         if kind.__module__.startswith("asyncio.") and not hasattr(owner, "_selector"):
             raise _StrangerError(owner)  # a connection or a pipe: what reads it is the user's
+
+
+def _is_wakeup(call: Any) -> bool:
+    """What wakes a task is a method of it."""
+    owner = getattr(call, "__self__", None)
+    return type(owner).__module__ == "_asyncio" and type(owner).__name__ == "Task"
 
 
 class _StrangerError(Exception):

@@ -35,7 +35,7 @@ def _tasks(loop: Any, known: Known) -> Iterator[str]:
 def _timers(loop: Any, known: Known) -> Iterator[str]:
     for handle in (*loop._scheduled, *loop._ready):
         if not handle.cancelled() and not _is_ours(handle, known):
-            yield "a timer or a callback of asyncio is pending"
+            yield f"a timer or a callback of asyncio is pending: {_name(handle._callback)}"
     if loop._signal_handlers:
         yield "a signal handler of asyncio is set"
 
@@ -43,7 +43,7 @@ def _timers(loop: Any, known: Known) -> Iterator[str]:
 def _sockets(io_loop: Any, loop: Any, known: Known) -> Iterator[str]:
     for _, handler in [*io_loop.handlers.values()]:
         if not known.is_ours(handler):
-            yield "something is connected to the kernel's event loop"
+            yield f"something is connected to the kernel's event loop: {_name(handler)}"
     for key in [*loop._selector.get_map().values()]:
         if any(handle is not None and not _is_ours(handle, known) for handle in key.data or ()):
             yield "something is connected to the kernel's event loop"
@@ -52,3 +52,8 @@ def _sockets(io_loop: Any, loop: Any, known: Known) -> Iterator[str]:
 def _is_ours(handle: Any, known: Known) -> bool:
     values = [one for one in handle._args or () if callable(one)]
     return all(known.is_ours(one) for one in (handle._callback, *values))
+
+
+def _name(call: Any) -> str:
+    inner = getattr(call, "func", call)
+    return str(getattr(inner, "__qualname__", type(inner).__name__))

@@ -23,6 +23,7 @@ class Places:
             self.private = self.private or pool != _ORDINARY
             address = segment["address"]
             for block in segment["blocks"]:
+                address = block.get("address", address)
                 if block["state"] == "active_allocated":
                     self._why[segment["device"], address] = why
                 address += block["size"]

@@ -34,7 +34,10 @@ class Quiet:
 
     def why_not(self, torch: Any) -> str:
         """Return why not, in plain words; nothing where it is quiet. On the main thread, in no cell."""
-        return next(self._reasons(torch), "")
+        try:
+            return next(self._reasons(torch), "")
+        except Exception as problem:  # noqa: BLE001 - a version that has other parts: then nobody knows
+            return f"it cannot be seen here what runs ({type(problem).__name__}: {problem})"
 
     def _reasons(self, torch: Any) -> Iterator[str]:
         if threading.current_thread() is not threading.main_thread():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +77,7 @@ class Warm:
         verify: bool = False,
     ) -> None:
         self._torch, self._exports = torch, exports
+        self._kernel = kernel
         self._quiet = Quiet(kernel, running)
         self._gate = Gate(kernel, line, self.rescue)
         self._finder = Finder(torch, exports, devices, types)
@@ -138,6 +143,7 @@ class Warm:
             return Outcome(kept=found.kept)
         moved = aside.set_aside(found.movable, self._store, lease_of, copier, self._verify)
         self._aside = moved
+        atexit.register(self._end)  # last of all, so first of all to be called
         return Outcome(moved.size, len(moved.entries), perf_counter() - began, moved.seconds, found.kept)  # fmt: skip
 
     def back(self) -> Outcome:
@@ -171,7 +177,18 @@ class Warm:
                 raise UserError(parking_texts.NOTHING_ASIDE)
             return rescue.save(self._torch, self._aside, self._namespace(), file)
 
+    def _end(self) -> None:
+        """The kernel ends while memory is away: nothing of the user's runs any more, or a half-empty model would overwrite a good file (W14)."""
+        for last in (self._close_history, self._kernel._at_shutdown, sys.stdout.flush, sys.stderr.flush):  # fmt: skip
+            with contextlib.suppress(Exception):
+                last()
+        os._exit(0)
+
+    def _close_history(self) -> None:
+        self._kernel.shell.history_manager.end_session()
+
     def _open(self) -> None:
+        atexit.unregister(self._end)
         if self._collects:
             gc.enable()
         self._gate.remove()

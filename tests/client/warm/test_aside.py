@@ -90,7 +90,7 @@ def test_lease_refused(tier: Tier) -> None:
         raise MemoryError(msg)
 
     tier.lease_of = refuse
-    with pytest.raises(MemoryError, match="^the arena is full$"):
+    with pytest.raises(MemoryError, match=r"^the arena is full$"):
         tier.out()
     assert whole(tensors)
 
@@ -170,7 +170,7 @@ def test_no_room(tier: Tier, device: str, at: int) -> None:
     tier.out()
     assert tier.aside is not None
     tier.aside._store = FailingStore(tier.store, grow=at)  # type: ignore[assignment]
-    with pytest.raises(NotPutBack, match="nothing is lost.*no grow"):
+    with pytest.raises(NotPutBack, match=r"nothing is lost.*no grow"):
         tier.back()
     assert all(is_away(one) for one in tensors)
     assert Buffer.open == 1

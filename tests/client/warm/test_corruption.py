@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -249,3 +250,25 @@ def test_rng_state(tier: Tier, device: str) -> None:
     tier.there_and_back(kept)
     assert same(kept, torch.rand(4, device=device))
     assert state.initial_seed() == 5
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_model(tier: Tier, device: str, backend: str) -> None:
+    """A compiled model is moved, is not compiled anew, and gives the same results and gradients."""
+    if backend == "inductor" and device == "cpu" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a compiler here")
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.GELU(), torch.nn.Linear(32, 4)).to(device)  # fmt: skip
+    compiled, data = torch.compile(model, backend=backend), torch.randn(8, 32, device=device)
+    compiled(data).sum().backward()
+    kept, gradient = compiled(data).detach().clone(), model[0].weight.grad.clone()
+    torch._dynamo.utils.counters.clear()
+    tier.there_and_back(model[0].weight, model[2].bias)
+    model.zero_grad()
+    result = compiled(data)
+    result.sum().backward()
+    assert same(result, kept)
+    assert same(model[0].weight.grad, gradient)
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpushare_kernel.client.warm import finding, graphs, pools
+from gpushare_kernel.client.warm import finding, graphs, pools, quiet
 from gpushare_kernel.client.warm.exports import Exports
 from tests.client.warm.conftest import Tier
 from tests.client.warm.host_memory import DEVICES, torch
@@ -271,3 +271,55 @@ def test_graph_objects() -> None:
     assert graphs.any_alive(torch_)
     del kept
     assert not graphs.any_alive(torch_)
+
+
+@EVERYWHERE
+def test_default_device(tier: Tier, device: str) -> None:
+    """`torch.set_default_device` sees calls that make tensors: it is no reason, and none of ours goes through it."""
+    one = torch.ones(100, device=device)
+    torch.set_default_device("meta")
+    try:
+        assert not [why for why in quiet.of_torch(torch) if "mode" in why]
+        tier.there_and_back(one)
+        with torch.device("cpu"):
+            assert "a mode of torch is active that sees every call" in [*quiet.of_torch(torch)]
+    finally:
+        torch.set_default_device(None)
+    assert one.sum() == 100
+
+
+class FakeCuda:
+    """As much of torch.cuda as is asked whether it is at rest."""
+
+    def __init__(self) -> None:
+        self.default, self.current = self.stream(done=True), None
+        self.backend = "native"
+        self.memory = SimpleNamespace(get_allocator_backend=lambda: self.backend)
+
+    @staticmethod
+    def stream(*, done: bool) -> Any:
+        return SimpleNamespace(query=lambda: done)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def default_stream(self, _device: int) -> Any:
+        return self.default
+
+    def current_stream(self, _device: int) -> Any:
+        return self.current or self.default
+
+
+def test_cuda_at_rest() -> None:
+    """The stream is the default one and empty, and the allocator is torch's own: else it is said what is not."""
+    cuda = FakeCuda()
+    assert [*quiet._of_cuda(cuda)] == []
+    cuda.default = FakeCuda.stream(done=False)
+    assert [*quiet._of_cuda(cuda)] == ["work that was launched still runs on the GPU"]
+    cuda.current = FakeCuda.stream(done=True)
+    assert [*quiet._of_cuda(cuda)] == ["the current stream is not the default one"]
+    cuda.current, cuda.default, cuda.backend = None, cuda.current, "cudaMallocAsync"
+    assert [*quiet._of_cuda(cuda)] == ["torch's memory is not allocated by its own caching allocator"]  # fmt: skip
