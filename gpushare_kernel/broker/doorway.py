@@ -172,6 +172,7 @@ class Doorway:
             engine.scheduler.config.plain_grace,
             device.reserve,
             self._broker.budget(kernel),
+            engine.scheduler.config.warm,
         )
         if is_root:
             self._broker.attached(kernel)

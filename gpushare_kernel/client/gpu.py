@@ -53,6 +53,7 @@ class Gpu:
         self.limit: int | None = None
         self.reserve = 0
         self.capacity = 0
+        self.warm = False
         self.broken = False
         self.kept: int | None = None
         self.plain = PlainUse(session)
@@ -73,7 +74,7 @@ class Gpu:
 
     def attached(self, body: Attached) -> None:
         """Take over the device's numbers; the first time, look out for frameworks."""
-        self.capacity, self.reserve = body.capacity, body.reserve
+        self.capacity, self.reserve, self.warm = body.capacity, body.reserve, body.warm
         self._set_limit(body.limit)
         let_workers_in()
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gpushare_kernel.client import arena
 from gpushare_kernel.core.errors import GpushareError
@@ -24,21 +24,12 @@ NOT_HERE = "this kernel has no torch on the GPU, or no front end of ours"
 _NUMBERS = count(-1_000_000, -1)
 
 
-class Build(Protocol):
-    """Makes what moves this kernel's memory, and what copies it; None where nothing can."""
-
-    def __call__(self) -> tuple[Warm, Copier] | None: ...
-
-
 class Moving:
     """Carries out what the broker asks for."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        #: Set by whoever knows the kernel.
-        self.build: Build | None = None
         self._made: tuple[Warm, Copier] | None = None
-        self._lease: arena.Lease | None = None
         self._asked: int | None = None
 
     @property
@@ -58,7 +49,8 @@ class Moving:
     def _set_aside(self, ticket: int) -> None:
         size, why = 0, NOT_HERE
         with contextlib.suppress(ImportError):
-            self._made = self._made or (None if self.build is None else self.build())
+            mover = self._session.mover  # whoever knows the kernel has set it
+            self._made = self._made or (None if mover is None else mover())
         if self._made is not None:
             warm, copier = self._made
             warm.gate(self._waits)
@@ -68,8 +60,6 @@ class Moving:
                 why = str(problem)
             except Exception as problem:  # noqa: BLE001 - nothing has changed, whatever it was
                 why = f"{type(problem).__name__}: {problem}"
-            if not size:
-                self._give_back()
         self._session.note(WentAside(ticket, size, why))
 
     def _put_back(self, ticket: int) -> None:
@@ -79,22 +69,13 @@ class Moving:
                 self._made[0].back()
             except Exception as problem:  # noqa: BLE001 - all of it is set aside still
                 why = f"{type(problem).__name__}: {problem}"
-            else:
-                self._give_back()
         self._session.note(CameBack(ticket, why))
         if not why and self._asked is not None:
             asked, self._asked = self._asked, None
             self._session.note(CellEnded(asked, 0))
 
     def _take(self, size: int) -> arena.Lease:
-        self._lease = arena.take(self._session, size)
-        return self._lease
-
-    def _give_back(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            with contextlib.suppress(GpushareError):
-                lease.close()
+        return arena.take(self._session, size)
 
     def _waits(self) -> str:
         """Somebody waits at the gate: ask for the memory, and say what it waits for (any thread)."""

@@ -51,9 +51,11 @@ from gpushare_kernel.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    from gpushare_kernel.client.copying import Copier
     from gpushare_kernel.client.gpu import Gpu
     from gpushare_kernel.client.measure import Memory
     from gpushare_kernel.client.queueing import OnWait
+    from gpushare_kernel.client.warm.warm import Warm
 
 
 REVIVE_AFTER = 1.0
@@ -86,6 +88,7 @@ class Session(Questions):
         self._memory: Memory | None = None
         self.gpu: Gpu | None = None
         self.when_idle: Callable[[Callable[[], None]], None] | None = None
+        self.mover: Callable[[], tuple[Warm, Copier] | None] | None = None
         self._quiet = False
         self.cooperates = True
         self._reset()

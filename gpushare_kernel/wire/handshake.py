@@ -144,7 +144,7 @@ class Opened(Message, frozen=True):
 class Attached(Message, frozen=True):
     """The client is known. Sizes in bytes; `device` is a device id, `kind` its kind (host, cuda, model).
 
-    `reserve` is what one context takes of the device; `limit` as in `Budget`.
+    `reserve` is what one context takes of the device; `limit` as in `Budget`. `warm`: it may be asked to set its own memory aside.
     """
 
     session: SessionId
@@ -155,6 +155,7 @@ class Attached(Message, frozen=True):
     plain_grace: float
     reserve: int = 0
     limit: int | None = None
+    warm: bool = False
 
 
 class BundleHeld(Message, frozen=True):

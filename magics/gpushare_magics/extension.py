@@ -22,9 +22,11 @@ from gpushare_magics.row import Row
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from gpushare_kernel.client.copying import Copier
     from gpushare_kernel.client.lanes import Lane
     from gpushare_kernel.client.session import Session
     from gpushare_kernel.client.shown import Submit
+    from gpushare_kernel.client.warm.warm import Warm
     from gpushare_magics.args import Declaration
     from gpushare_magics.notify import Notifier
     from gpushare_magics.pack_cell import PackCell
@@ -280,6 +282,12 @@ class Extension:
         if loop is not None:
             loop.add_callback(call)
 
+    def mover(self) -> tuple[Warm, Copier] | None:
+        """Return what sets this kernel's tensors aside, and what copies them; None where nothing can."""
+        from gpushare_magics.warm import mover  # noqa: PLC0415 - only where somebody wants that
+
+        return mover(self)
+
     def new_slowed_line(self, _info: object) -> None:
         """Each cell has a line of its own about being slowed."""
         if not self.cells.running:
@@ -338,6 +346,8 @@ def load(shell: InteractiveShell) -> None:
         extension.session.when_idle = extension.when_idle
     if extension.entries is not None:
         extension.entries.watch()
+    if extension.session is not None:
+        extension.session.mover = extension.mover
     _active = extension
 
 
@@ -369,4 +379,4 @@ def unload(shell: InteractiveShell) -> None:
     records.unregister(shell)
     if extension.session is not None:
         extension.session.unlisten(extension.hear)
-        extension.session.when_idle = None
+        extension.session.when_idle = extension.session.mover = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,21 @@ from gpushare_kernel.client.warm.warm import Warm
 from gpushare_magics.lines import UpdatingLine
 
 if TYPE_CHECKING:
+    from gpushare_kernel.client.copying import Copier
     from gpushare_magics.extension import Extension
+
+
+VERIFY = "GPUSHARE_VERIFY"
+"""Set to 1: every byte that is set aside is hashed before and after."""
+
+
+def mover(extension: Extension) -> tuple[Warm, Copier] | None:
+    """Return what moves this kernel's tensors, and what copies them; None where nothing can."""
+    from gpushare_kernel.client.copying import CudaCopier  # noqa: PLC0415 - only where something is moved
+    from gpushare_kernel.client.libcuda import Cuda  # noqa: PLC0415
+
+    warm = warm_tier(extension, verify=os.environ.get(VERIFY) == "1")
+    return None if warm is None else (warm, CudaCopier(Cuda()))
 
 
 def warm_tier(extension: Extension, *, verify: bool = False) -> Warm | None:

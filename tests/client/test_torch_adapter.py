@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from msgspec import structs
 
 from gpushare_kernel.client import api
 from gpushare_kernel.client.adapters.torch import QUIET, Torch
@@ -13,6 +14,7 @@ from gpushare_kernel.transport.words import LANE, TURN
 from gpushare_kernel.wire.messages import Granted, Waiting, Yield
 from tests.client.fake_cuda import FakeCuda, torch
 from tests.client.gpu_notebook import (
+    GPU,
     Block,
     New,
     Notebook,
@@ -293,16 +295,19 @@ def test_a_version_that_lacks_a_part(
     assert line.startswith(f"torch {torch.__version__} is shared, but not all of it is seen: mem_get_info reports the whole GPU")  # fmt: skip
 
 
-def test_exports_are_watched(notebook: Notebook) -> None:
-    """What leaves torch is seen from its import on, until the session is closed."""
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("warm", [True, False])
+def test_exports_are_watched(new_session: New, broker: ScriptedBroker, *, warm: bool) -> None:
+    """Where tensors may be set aside: what leaves torch is seen from its import on, until the session is closed. Else nothing is hooked."""
+    notebook = Notebook(new_session(), broker, structs.replace(GPU, warm=warm))
     gpu = notebook.session.gpu
     assert gpu is not None
     (adapter,) = gpu.adapters.active
     assert isinstance(adapter, Torch)
     given, other = torch.ones(3), torch.ones(3)
     given.__dlpack__()
-    assert adapter.exports.all_seen
-    assert adapter.exports.has(given.untyped_storage())
+    assert adapter.exports.all_seen is warm
+    assert adapter.exports.has(given.untyped_storage()) is warm
     assert not adapter.exports.has(other.untyped_storage())
     notebook.session.close()
     assert not adapter.exports.all_seen

@@ -156,8 +156,9 @@ class Torch:
                 self._replace(place, "mem_get_info", mem_get_info)
 
     def _hook_exports(self) -> None:
-        self._undo.append(self.exports.remove)
-        self.exports.hook()
+        if self._gpu.warm:  # else nobody ever moves a tensor, and nothing is to be slower for it
+            self._undo.append(self.exports.remove)
+            self.exports.hook()
 
     def _replace(self, place: Any, name: str, new: object) -> None:
         old = getattr(place, name)

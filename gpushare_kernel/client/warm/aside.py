@@ -7,27 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gpushare_kernel.client.copying import Piece, Place
 from gpushare_kernel.core.errors import NotPutBack, NotSetAside
 
 ALIGN = 512
 """Storages lie at multiples of this in the lease."""
-Piece = tuple[int, int, int]
-"""An address on the device, bytes, and the offset in the lease."""
 
 
-class Lease(Protocol):
-    """Host memory, ours until it is closed.
-
-    Attributes
-    ----------
-    address
-        Where it begins.
-    size
-        Its bytes.
-    """
-
-    address: int
-    size: int
+class Lease(Place, Protocol):
+    """Host memory, ours until it is closed."""
 
     def close(self) -> None:
         """Give it back."""
@@ -158,7 +146,7 @@ class Aside:
         _try(self._store.trim)
 
     def _pieces(self) -> list[Piece]:
-        return [(self._store.address(e.storage), e.size, e.offset) for e in self.entries]
+        return [Piece(self._store.address(e.storage), e.size, e.offset) for e in self.entries]
 
 
 def set_aside(

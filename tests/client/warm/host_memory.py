@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpushare_kernel.client.warm.aside import Piece
+from gpushare_kernel.client.copying import Piece
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
