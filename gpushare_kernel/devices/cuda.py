@@ -372,7 +372,9 @@ class CudaDevice:
 
     def _note_moved(self, session: ParkingSession, outcome: MoveOutcome) -> None:
         self._note_trouble(session)
-        if outcome.status is MoveStatus.GONE:  # it ended in the middle, and nobody asks about it again
+        if (
+            outcome.status is MoveStatus.GONE
+        ):  # it ended in the middle, and nobody asks about it again
             session.settle()
             self._forget(session.root)
 

@@ -47,7 +47,9 @@ class Checked(Scheduler):
 def devices(_wanted: str, intents: Intents, *, capacity: int | None, **_: object) -> list[Device]:
     """Return the scripted GPU."""
     probe = Probe(Verdict.FULL)
-    return [CudaDevice(intents, nvml=FileNvml(PLACE), worker=WORKER, probe=probe, capacity=capacity)]
+    return [
+        CudaDevice(intents, nvml=FileNvml(PLACE), worker=WORKER, probe=probe, capacity=capacity)
+    ]
 
 
 def resume(table: IntentTable) -> list[ProcessKey]:

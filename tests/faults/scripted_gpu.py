@@ -33,7 +33,9 @@ class FileNvml(FakeNvml):
 
     def processes(self) -> Sequence[Running]:
         found = [int(file.suffix[1:]) for file in self.files.glob("held.*[0-9]")]
-        return [Running(pid, self._number(f"held.{pid}"), False) for pid in found if self._here(pid)]
+        return [
+            Running(pid, self._number(f"held.{pid}"), False) for pid in found if self._here(pid)
+        ]
 
     def _here(self, pid: int) -> bool:
         lives = procfs.state(pid) not in {None, *procfs.ENDED}
@@ -90,4 +92,3 @@ class ScriptedGpu:
             fd = os.open(gate, os.O_RDWR)
             gate.unlink()
             os.close(fd)
-

@@ -67,7 +67,9 @@ def started_again(house: House, notebook: Notebook) -> None:
     notebook.restart(now=True)
     house.is_state(notebook, "idle")
     house.run(notebook, "import scripted, time\nfrom gpushare_kernel.client import api")
-    assert house.run(notebook, "api._session.gpu.away") == ["False"], "its frameworks are asked again"
+    assert house.run(notebook, "api._session.gpu.away") == ["False"], (
+        "its frameworks are asked again"
+    )
     assert house.view(notebook).parked is None
     assert house.on_record(Hold.PARK) == set()
 
@@ -112,7 +114,7 @@ def test_a_kernel_restarted_while_parked(house: House, one: Notebook, two: Noteb
 
 @pytest.mark.parametrize("when", ["parking", "parked", "restoring"])
 @pytest.mark.parametrize("who", ["broker", "both"])
-def test_a_broker_killed(
+def test_a_broker_killed(  # noqa: PLR0917
     house: House, one: Notebook, two: Notebook, when: str, who: str, measured: Measured
 ) -> None:
     """The next one knows what is parked, charges nothing for it and brings it back when it is wanted; nobody else stays held."""
@@ -164,7 +166,9 @@ def fall(house: House, two: Notebook, who: str, measured: Measured) -> None:
     assert seconds < limit
 
 
-def test_a_broker_that_comes_back_restores_nothing_without_room(house: House, one: Notebook) -> None:
+def test_a_broker_that_comes_back_restores_nothing_without_room(
+    house: House, one: Notebook
+) -> None:
     """K1 holds for the next broker, too: somebody else has the memory; what was parked comes when they are gone."""
     house.parked(one)
     with Program("wait()") as other:
