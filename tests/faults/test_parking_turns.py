@@ -45,7 +45,7 @@ def test_two_endless_cells_have_the_memory_in_turn(tmp_path: Path) -> None:
         for _ in range(2):
             goes_on(house, one)
             goes_on(house, two)
-        assert all(house.gpu.log("checkpoint", each.pid) >= 2 for each in (one, two))
+        eventually(lambda: all(house.gpu.log("checkpoint", each.pid) >= 2 for each in (one, two)))
         eventually(lambda: house.gpu.state(one.pid) == "checkpointed")
         one.interrupt()
         lines = list(outputs[0])
