@@ -30,8 +30,8 @@ from gpushare_kernel.devices.verdict import Probe, Verdict
 from tests.faults.scripted_gpu import COMMAND, FileNvml
 
 PLACE = Path(os.environ["GPUSHARE_RUNTIME_DIR"]).parent / "gpu"
-GRACE = 2.5
-"""Seconds that a new broker waits for kernels to confirm what they hold: their clients try again every 2 s at least."""
+GRACE = 1.5
+"""Seconds that a new broker waits for kernels to confirm what they hold: their clients try again within that, when one comes soon."""
 WORKER = [sys.executable, str(PLACE / "worker.py"), str(PLACE)]
 
 
@@ -70,6 +70,8 @@ def host_room(sizes: dict[ProcessKey, int]) -> Refusal | None:
 def main() -> int:
     """Be that broker."""
     again, config = daemon._command, daemon.config_of
+    chosen = PLACE / "residency"
+    residency = float(chosen.read_text()) if chosen.exists() else 10.0
     jobs = sys.modules["gpushare_kernel.broker.jobs"]
     replaced = {
         (daemon, "find_devices"): devices,
@@ -78,7 +80,9 @@ def main() -> int:
         (daemon, "_command"): lambda given: [*COMMAND, *again(given)[4:]],
         (jobs, "Scheduler"): Checked,
         (scale, "no_host_room"): host_room,
-        (daemon, "config_of"): lambda *of, **how: replace(config(*of, **how), orphan_grace=GRACE),
+        (daemon, "config_of"): lambda *of, **how: replace(
+            config(*of, **how), orphan_grace=GRACE, residency=residency
+        ),
         (sampler, "_LIST_EVERY"): 0.2,
         (sampler, "_LIST_RARELY"): 0.2,
         # Moves of a scripted driver take no time, so nobody has to be idle for long.

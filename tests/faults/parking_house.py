@@ -85,7 +85,8 @@ class House:
 
     def park(self, notebook: Notebook) -> None:
         """Have it set aside by hand."""
-        assert any("set aside" in line for line in notebook.run("%gpushare park"))
+        self.host.until(lambda seen: session_of(seen, notebook).p)  # a sample may be a second old
+        assert any("is set aside" in line for line in notebook.run("%gpushare park"))
         self.is_state(notebook, "parked")
         assert self.gpu.state(notebook.pid) == "checkpointed"
 
@@ -115,10 +116,11 @@ def _is_empty(session: SessionView) -> bool:
 
 
 @contextlib.contextmanager
-def made_house(folder: Path) -> Iterator[House]:
-    """Make one, with its broker, for as long as somebody wants it."""
+def made_house(folder: Path, residency: float = 10.0) -> Iterator[House]:
+    """Make one, with its broker, for as long as somebody wants it; who has its memory keeps it for so many seconds at least."""
     with pytest.MonkeyPatch.context() as patch, made_host(folder, patch) as host:
         gpu = ScriptedGpu(host.places.runtime.parent / "gpu")
+        gpu.set("residency", residency)
         house = House(host, gpu, patch)
         ensure_broker(host.places, LIMIT)
         yield house

@@ -83,12 +83,10 @@ def test_an_idle_notebook_makes_room_and_has_its_memory_back(
     told = one.read_until(calling, "set aside")
     assert "(3.5 GiB, nothing lost)" in told
     assert "two.ipynb" in told
-    assert "1.4 GiB free" in told or "1.5 free" in told
     house.gpu.set("go", "")
     list(working)
     rest = list(calling)
-    assert rest[-1] == "43" or rest[-2:] == ["43", "Your GPU memory is back."], rest
-    assert "Your GPU memory is back." in rest
+    assert {"43", "Your GPU memory is back."} <= set(rest), rest
     assert house.runs(one)
     assert house.gpu.log("restore", one.pid) == 1
 
@@ -158,6 +156,24 @@ def _not_now(house: House) -> int:
     )
 
 
+def test_two_that_want_each_others_memory_in_turn(
+    house: House, one: Notebook, two: Notebook
+) -> None:
+    """Twenty rounds: neither waits for ever, nothing is lost, and in the end nobody is charged for more than there is."""
+    for notebook in (one, two):
+        house.run(notebook, "%%gpulane 6GiB\nscripted.put('x', 5120, 0)")
+    for number in range(20):
+        notebook = (one, two)[number % 2]
+        lines = notebook.run("print(scripted.add('x', 1))")
+        assert str(number // 2 + 1) in lines, (number, lines)
+    seen = house.host.snapshot()
+    (device,) = seen.devices
+    states = sorted(session_of(seen, notebook).state for notebook in (one, two))
+    assert states == ["idle", "parked"]
+    assert device.persistent <= 5 * GiB + MiB
+    assert device.free >= 0
+
+
 @pytest.mark.parametrize(
     ("files", "why"),
     [
@@ -181,21 +197,3 @@ def test_a_host_that_is_short_of_memory(house: House, one: Notebook, files: dict
     eventually(lambda: house.runs(one))
     assert house.run(one, "scripted.get('x')") == ["42"]
     assert house.view(one).parked is None
-
-
-def test_two_that_want_each_others_memory_in_turn(
-    house: House, one: Notebook, two: Notebook
-) -> None:
-    """Twenty rounds: neither waits for ever, nothing is lost, and in the end nobody is charged for more than there is."""
-    for notebook in (one, two):
-        house.run(notebook, "%%gpulane 6GiB\nscripted.put('x', 5120, 0)")
-    for number in range(20):
-        notebook = (one, two)[number % 2]
-        lines = notebook.run("print(scripted.add('x', 1))")
-        assert str(number // 2 + 1) in lines, (number, lines)
-    seen = house.host.snapshot()
-    (device,) = seen.devices
-    states = sorted(session_of(seen, notebook).state for notebook in (one, two))
-    assert states == ["idle", "parked"]
-    assert device.persistent <= 5 * GiB + MiB
-    assert device.free >= 0

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import cell_texts, need_texts, texts
+from gpushare_kernel.wire import cell_texts, need_texts, parking_texts, texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 from gpushare_kernel.wire.snapshot import NeedView
 
@@ -407,3 +407,16 @@ def test_who_takes_what_was_learned_is_told() -> None:
         "It would run at once: needs 2.0 GiB of GPU memory (1.0 GiB to keep, 1.0 GiB while it runs, "
         "learned from 2 runs), 4.0 free."
     )
+
+
+def test_a_cell_whose_memory_is_set_aside_reads_what_it_waits_for() -> None:
+    """Only what is under way is said to be put back now."""
+
+    def said(wait: Wait) -> str:
+        return parking_texts.aside_text(4 * GiB, wait).partition("all else runs. ")[2]
+
+    assert said(Wait(WaitReason.RESTORE, 4 * GiB, 0, 0)) == "It is put back now."
+    grace = said(Wait(WaitReason.GRACE, 4 * GiB, 0, 0, until=4.0))
+    assert grace == "Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on in 4 s at most."  # fmt: skip
+    assert said(Wait(WaitReason.TURN, 0, 0, 1)) == "Waiting for a turn: others are running now."
+    assert said(Wait(WaitReason.MEMORY, 4 * GiB, GiB, 2)) == "It needs 4.0 GiB, 1.0 free. 2 ahead of you."  # fmt: skip
