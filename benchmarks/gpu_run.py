@@ -24,7 +24,7 @@ from benchmarks.common import as_json, commit, machine
 from benchmarks.gpu import checkout, facts
 from benchmarks.gpu.children import Ended, run
 from benchmarks.gpu.keeping import Result, found, gather, keep, keep_log, usable
-from benchmarks.gpu.plan import ROWS, TESTS, Budget, Plan, Row, chosen
+from benchmarks.gpu.plan import PARKING_TESTS, ROWS, TESTS, Budget, Plan, Row, chosen
 from benchmarks.gpu.row import HOST_NOTICE, leave_on_signals
 
 ROOT = checkout.ROOT
@@ -74,7 +74,8 @@ def _run_all(plan: Plan, given: argparse.Namespace) -> dict[str, int]:
 
 def _take_in(row: Row, ended: Ended, given: argparse.Namespace) -> int:
     """Keep what a row gave, print its line, and return its status."""
-    result = _of_tests(ended, given) if row.name == TESTS else _last_object(ended.output)
+    tests = row.name in {TESTS, PARKING_TESTS}
+    result = _of_tests(ended, given, row.name) if tests else _last_object(ended.output)
     if ended.late or result is None:
         why = f"ended after {ended.seconds:.0f} s" if ended.late else f"crashed ({ended.status})"
         keep_log(given.out, row.name, f"{ended.said}\n{ended.output if result is None else ''}")
@@ -98,9 +99,8 @@ def _verdict(result: Result) -> str:
 
 
 def _command(row: Row, given: argparse.Namespace) -> list[str]:
-    if row.name == TESTS:
-        of_gpu = sorted(str(path) for path in (ROOT / "tests").glob("*/test_*gpu*.py"))
-        which = ["-m", "gpu", *of_gpu] if given.device == "cuda" else [RECKONING]
+    if row.name in {TESTS, PARKING_TESTS}:
+        which = ["-m", "gpu", *_tests(row.name)] if given.device == "cuda" else [RECKONING]
         return [
             sys.executable,
             "-m",
@@ -117,7 +117,15 @@ def _command(row: Row, given: argparse.Namespace) -> list[str]:
     return [sys.executable, str(ROOT / "benchmarks" / row.name / "run.py"), *words]
 
 
-def _of_tests(ended: Ended, given: argparse.Namespace) -> Result | None:
+def _tests(row: str) -> list[str]:
+    """Return the files of the GPU's tests that belong to `row`; no others are imported, whose needs may not be there."""
+    parking = [*(ROOT / "tests" / "client" / "warm").glob("test_*.py"), ROOT / "tests" / "devices" / "test_parking_gpu.py"]  # fmt: skip
+    if row == PARKING_TESTS:
+        return sorted(map(str, parking))
+    return sorted(str(path) for path in (ROOT / "tests").glob("*/test_*gpu*.py") if path not in parking)  # fmt: skip
+
+
+def _of_tests(ended: Ended, given: argparse.Namespace, row: str) -> Result | None:
     """Return the result of the tests, from pytest's report; None where there is none."""
     report = given.out / REPORT
     try:
@@ -132,7 +140,7 @@ def _of_tests(ended: Ended, given: argparse.Namespace) -> Result | None:
     described = {**machine(), **facts.gpus(), "versions": facts.versions()}
     failed = counts["failures"] + counts["errors"]
     return {
-        **as_json(TESTS, "pytest -m gpu", described, (), quick=given.quick),
+        **as_json(row, "pytest -m gpu", described, (), quick=given.quick),
         "device": given.device,
         "counts": counts,
         "met": failed == 0 and counts["tests"] > counts["skipped"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.plan import ROWS, Budget, Plan, Row, chosen
+from benchmarks.gpu.plan import PARKING_TESTS, ROWS, TESTS, Budget, Plan, Row, chosen
 
 LONG, SHORT, LAST = Row("gpu_long", 100.0), Row("gpu_short", 10.0, quick=5.0), Row("gpu_last", 20.0)
 ALL = (LONG, SHORT, LAST)
@@ -31,7 +31,7 @@ def test_every_row_has_a_folder_and_the_table_has_every_row():
     from benchmarks.gpu.checkout import ROOT
 
     folders = {path.parent.name for path in (ROOT / "benchmarks").glob("gpu_*/run.py")}
-    assert {row.name for row in ROWS} == folders | {"tests"}
+    assert {row.name for row in ROWS} == folders | {TESTS, PARKING_TESTS}
     assert all((ROOT / "benchmarks" / name / "README.md").is_file() for name in folders)
 
 
