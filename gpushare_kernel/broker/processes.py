@@ -112,6 +112,7 @@ class Processes(JobAnswers):
         self.registry.unbind(kernel)
         kernel.baseline, kernel.held, kernel.told_budget = 0, None, -1
         kernel.mark_away(away=False)  # the word is the next process's, too
+        kernel.aside = 0
         for key in survivors:
             self._follow(kernel, key)
         self._await_process(kernel)

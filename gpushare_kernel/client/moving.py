@@ -5,12 +5,10 @@ What is moved, and what is never, is `client.warm`'s to say (docs/warm.md); wher
 
 from __future__ import annotations
 
-import contextlib
 from itertools import count
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.client import arena
-from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.wire import parking_texts
 from gpushare_kernel.wire.aside import CameBack, PutBack, SetAside, WentAside
 from gpushare_kernel.wire.messages import CellEnded, CellStarted
@@ -48,18 +46,15 @@ class Moving:
 
     def _set_aside(self, ticket: int) -> None:
         size, why = 0, NOT_HERE
-        with contextlib.suppress(ImportError):
+        try:
             mover = self._session.mover  # whoever knows the kernel has set it
             self._made = self._made or (None if mover is None else mover())
-        if self._made is not None:
-            warm, copier = self._made
-            warm.gate(self._waits)
-            try:
+            if self._made is not None:
+                warm, copier = self._made
+                warm.gate(self._waits)
                 size, why = warm.set_aside(self._take, copier).bytes, ""
-            except GpushareError as problem:
-                why = str(problem)
-            except Exception as problem:  # noqa: BLE001 - nothing has changed, whatever it was
-                why = f"{type(problem).__name__}: {problem}"
+        except Exception as problem:  # noqa: BLE001 - nothing has changed, whatever it was, and the broker waits for an answer
+            why = f"{type(problem).__name__}: {problem}"
         self._session.note(WentAside(ticket, size, why))
 
     def _put_back(self, ticket: int) -> None:
@@ -72,7 +67,7 @@ class Moving:
         self._session.note(CameBack(ticket, why))
         if not why and self._asked is not None:
             asked, self._asked = self._asked, None
-            self._session.note(CellEnded(asked, 0))
+            self._session.note(CellEnded(asked, self._session.memory.recent()))
 
     def _take(self, size: int) -> arena.Lease:
         return arena.take(self._session, size)

@@ -155,6 +155,17 @@ def test_what_cannot_come_back_yet_is_asked_for_again(gpu: House) -> None:
     soon(lambda: seen(client, "idle.ipynb").parked is None)
 
 
+def test_a_kernel_that_starts_anew_has_nothing_set_aside(gpu: House) -> None:
+    """Its next process is asked to put nothing back."""
+    opened = gpu.open("hw.ipynb")
+    gpu.bind(opened)
+    gpu.attach(opened, aside=5 * GiB)
+    kernel = gpu.kernel(opened)
+    assert gpu.broker.engine.moves.away(kernel)
+    gpu.do(lambda: gpu.broker.emptied(kernel))
+    assert kernel.aside == 0
+
+
 def test_a_broker_that_comes_back_has_it_put_back(gpu: House) -> None:
     """It knows nothing of it but what the client says as it attaches."""
     opened = gpu.open("hw.ipynb")

@@ -41,6 +41,7 @@ warm = Warm(torch, exports, kernel=shell.kernel, running=lambda: here.cells.runn
             namespace=lambda: shell.user_ns, settle=lambda: None, trim=lambda: None, devices=("cpu",), verify=True)
 arena.take = lambda session, size: Buffer(size)
 api._session.mover = lambda: (warm, Copies("cpu"))
+api._session.memory.recent = lambda: 123
 x = torch.arange(1000.0)
 """
 _Kind = TypeVar("_Kind")
@@ -96,6 +97,8 @@ def test_a_cell_that_waits_asks_and_goes_on_with_the_same_bytes(broker: Scripted
     assert shown[0] == parking_texts.held_text(went.size)
     assert shown[-2:] == [parking_texts.MEMORY_BACK, "499500.0"]
     eventually(lambda: any(one.cell == asked for one in told(broker, CellEnded)))
+    (over,) = [one for one in told(broker, CellEnded) if one.cell == asked]
+    assert over.persistent == 123, "what it holds, which is all back: not nothing"
 
 
 def test_who_is_not_quiet_says_why(broker: ScriptedBroker, notebook: Kernel) -> None:
@@ -106,6 +109,12 @@ def test_who_is_not_quiet_says_why(broker: ScriptedBroker, notebook: Kernel) -> 
     assert went.size == 0
     assert "mine" in went.why or "cell" in went.why or "runs" in went.why
     assert notebook.run("halt.set(); float(x.sum())")[-1] == "499500.0"
+
+
+def test_who_cannot_even_begin_says_so_at_once(broker: ScriptedBroker, notebook: Kernel) -> None:
+    """Somebody waits for the answer: no driver for the copies, say."""
+    notebook.run("from gpushare_kernel.core.errors import DeviceError\ndef none(): raise DeviceError('there is no driver here')\napi._session.mover = none")  # fmt: skip
+    assert answer(broker, SetAside(1)) == WentAside(1, 0, "DeviceError: there is no driver here")
 
 
 def test_it_is_told_to_a_broker_that_comes_back(broker: ScriptedBroker, notebook: Kernel) -> None:
