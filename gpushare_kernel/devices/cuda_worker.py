@@ -173,16 +173,15 @@ class Worker:
         return reply
 
     def _checkpoint(self, key: ProcessKey) -> Reply:
-        answer = self._driver.checkpoint(key.pid)
-        done = answer == answers.SUCCESS
-        reply = Reply(answer, ProcessState.CHECKPOINTED if done else self._driver.state(key.pid))
-        self._note(key, held=reply.state is ProcessState.LOCKED)
-        return reply
+        return self._moved(key, self._driver.checkpoint(key.pid), ProcessState.CHECKPOINTED)
 
     def _restore(self, key: ProcessKey) -> Reply:
-        answer = self._driver.restore(key.pid)
+        return self._moved(key, self._driver.restore(key.pid), ProcessState.LOCKED)
+
+    def _moved(self, key: ProcessKey, answer: str, then: ProcessState) -> Reply:
+        """A move was answered; `then` is how the process stands where it went well."""
         done = answer == answers.SUCCESS
-        reply = Reply(answer, ProcessState.LOCKED if done else self._driver.state(key.pid))
+        reply = Reply(answer, then if done else self._driver.state(key.pid))
         self._note(key, held=reply.state is ProcessState.LOCKED)
         return reply
 
