@@ -1,4 +1,4 @@
-"""What is set aside is copied: out of the device's memory into a lease, and back. Rules A11 to A14 in docs/arena.md.
+"""What is set aside is copied: out of the device's memory into a lease, and back. Rules A11 to A13 in docs/arena.md.
 
 A `Copier` copies pieces; which memory of the device they are is the caller's business, and that nothing else uses it meanwhile.
 `CudaCopier` has two ways, behind one switch, because only a measurement on the machine tells which is better (benchmarks/gpu_arena).
@@ -6,7 +6,6 @@ A `Copier` copies pieces; which memory of the device they are is the caller's bu
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,9 +50,6 @@ class Copier(Protocol):
     def back(self, pieces: Sequence[Piece], lease: Place) -> float:
         """Copy pieces from the lease to the device."""
 
-    def read(self, address: int, size: int) -> bytes:
-        """Return some bytes of the device (verification)."""
-
 
 class Way(Enum):
     """How bytes get from the device into a lease that the driver does not know."""
@@ -62,31 +58,6 @@ class Way(Enum):
     """By way of a small pinned ring: the driver copies into it, threads from it. The lease is never registered."""
     REGISTER = "register"
     """Straight into the lease, which is registered with the driver for as long as the copy takes."""
-
-
-class HostCopier:
-    """Copies between plain addresses of this process: for tests, and for a device whose memory is the host's."""
-
-    def out(self, pieces: Sequence[Piece], lease: Place) -> float:
-        """Copy them into the lease."""
-        return self._copy(pieces, lease, lambda piece, there: (there, piece.address))
-
-    def back(self, pieces: Sequence[Piece], lease: Place) -> float:
-        """Copy them from it."""
-        return self._copy(pieces, lease, lambda piece, there: (piece.address, there))
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return some bytes."""
-        return ctypes.string_at(address, size)
-
-    @staticmethod
-    def _copy(
-        pieces: Sequence[Piece], lease: Place, ends: Callable[[Piece, int], tuple[int, int]]
-    ) -> float:
-        began = time.perf_counter()
-        for piece in checked(pieces, lease):
-            ctypes.memmove(*ends(piece, lease.address + piece.offset), piece.size)
-        return time.perf_counter() - began
 
 
 class CudaCopier:
@@ -114,17 +85,6 @@ class CudaCopier:
     def back(self, pieces: Sequence[Piece], lease: Place) -> float:
         """Copy them from it, likewise."""
         return self._run(pieces, lease, out=False)
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return some bytes of the device."""
-        buffer = ctypes.create_string_buffer(size)
-
-        def reading() -> None:
-            with self._stream() as stream:
-                self._driver.to_host(ctypes.addressof(buffer), address, size, stream)
-
-        self._in_a_thread(reading)
-        return buffer.raw
 
     def close(self) -> None:
         """Free the ring."""

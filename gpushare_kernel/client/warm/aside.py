@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gpushare_kernel.client.copying import Piece, Place
+from gpushare_kernel.client.copying import Copier, Piece, Place
 from gpushare_kernel.core.errors import NotPutBack, NotSetAside
 
 ALIGN = 512
@@ -19,16 +19,6 @@ class Lease(Place, Protocol):
 
     def close(self) -> None:
         """Give it back."""
-
-
-class Copier(Protocol):
-    """Copies between the device and a lease; returns how many seconds it took, when all bytes are there."""
-
-    def out(self, pieces: Sequence[Piece], lease: Any) -> float:
-        """Copy to the lease."""
-
-    def back(self, pieces: Sequence[Piece], lease: Any) -> float:
-        """Copy to the device."""
 
 
 class Store(Protocol):

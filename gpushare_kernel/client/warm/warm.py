@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from gpushare_kernel.client.copying import Copier
 from gpushare_kernel.client.warm import aside, rescue
 from gpushare_kernel.client.warm.exports import Exports
 from gpushare_kernel.client.warm.finding import Finder, Kept
@@ -108,7 +109,7 @@ class Warm:
             return _BEFORE_US
         return self._quiet.why_not(self._torch)
 
-    def set_aside(self, lease_of: Callable[[int], aside.Lease], copier: aside.Copier) -> Outcome:
+    def set_aside(self, lease_of: Callable[[int], aside.Lease], copier: Copier) -> Outcome:
         """Move what can be moved to a lease; messages wait from now on, unless there was nothing to move.
 
         Raises
@@ -133,7 +134,7 @@ class Warm:
                     self._open()
 
     def _set_aside(
-        self, lease_of: Callable[[int], aside.Lease], copier: aside.Copier, began: float
+        self, lease_of: Callable[[int], aside.Lease], copier: Copier, began: float
     ) -> Outcome:
         why = self.why_not()
         if why:
