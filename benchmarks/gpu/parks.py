@@ -90,6 +90,16 @@ def check_parks(stage: Stage) -> None:
         raise NotMeasured(reason)
 
 
+def note_sessions(stage: Stage) -> None:
+    """Say how the broker sees everybody, and why who is not parked cannot be."""
+    with Line(stage.places) as line:
+        seen = line.snapshot()
+    note(f"free by the broker: {seen.devices[0].free / GiB:.2f} GiB")
+    for one in seen.sessions:
+        away = f", parked {one.parked / GiB:.2f} GiB" if one.parked else ""
+        note(f"{one.name}: {one.state}, P {(one.p or 0) / GiB:.2f} GiB{away}. {one.why_not_parked or ''}")
+
+
 def parked(line: Line, pid: int) -> int | None:
     """Return how many bytes of the notebook with this process are parked; None where none are."""
     sessions = line.snapshot().sessions

@@ -87,6 +87,7 @@ def measure(options: Options) -> Sequence[Figure]:
                 _cells(three, sizes.size, rounds, seen)
             except Empty:
                 note("a cell did not end in time: the row stops here")
+                parks.note_sessions(stage)
             found = parks.moves(stage)
     together = sum(parks.sizes(found).values())
     return [

@@ -20,15 +20,18 @@ class Glance(Probe):
         """Take in what was seen of `session`."""
         before, since = session.progress, session.sampled_at
         session.progress, session.sampled_at = usage.progress, at
+        told = session.told_at
+        if usage.active is not None:
+            session.told_at = at
         steps = max(0, usage.progress - before)
         works = steps > 0 or bool(usage.active)
         resident = usage.contexts is None or usage.contexts > 0
         if session.phase is Phase.OFF:
-            return self._off(session, steps, at, works=works and resident)
+            return self._off(session, steps, at, told=told, works=works and resident)
         session.quiet = 0.0 if works or usage.active is None else session.quiet + (at - since)
         return Seen(0.0, steps=steps, quiet=session.quiet >= _QUIET)
 
-    def _off(self, session: Session, steps: int, at: float, *, works: bool) -> Seen:
+    def _off(self, session: Session, steps: int, at: float, *, told: float, works: bool) -> Seen:
         if session.cell_since is not None:
             # Whose kernel has a context most likely uses it. Where it does not, it is soon measured, and stands beside
             # the turns; its code runs on meanwhile: a GPU's pause holds up nothing but its calls.
@@ -37,9 +40,9 @@ class Glance(Probe):
                 return Seen(0.0, steps=steps, begins=True)
             self._later(session, 0.0, at)
             return Seen(0.0, steps=steps)
-        # What is seen now was done up to a second ago, perhaps by a cell that has ended since.
+        # What is seen now was done since the driver was asked before, perhaps by a cell that has ended meanwhile.
         bare = session.presence is Presence.BARE
-        before = not bare and at - session.idle_since < LATE
+        before = not bare and told - session.idle_since < LATE
         known = bare or session.begun
         begins = works and known and not session.jobs and not before
         return Seen(0.0, steps=steps, begins=begins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -229,6 +230,8 @@ class Session:
     cell_wait: float = 0.0
     quiet: float = 0.0
     sampled_at: float = 0.0
+    #: When the driver last had word of whether it was at work.
+    told_at: float = -math.inf
     idle_since: float = 0.0
     #: Since when it shares the device without a break, with its device time then; what it was told.
     shared_since: float | None = None

@@ -53,7 +53,21 @@ def test_what_a_cell_did_is_not_taken_for_work_after_it() -> None:
     assert look(made, 1.5, active=True)
     made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
     assert not look(made, 5.5, active=True)
-    assert look(made, 6.5, active=True)
+    assert not look(made, 6.5, active=True), "perhaps done in between"
+    assert look(made, 7.5, active=True)
+
+
+def test_what_a_cell_did_is_not_taken_for_work_after_it_however_seldom_it_is_looked() -> None:
+    """Nobody asks about who is idle for a long while, then the first answer is about the cell that it had."""
+    made = world()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert look(made, 1.5, active=True)
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
+    assert not look(made, 60.0, active=True)
+    assert not look(made, 60.5, active=None)
+    assert not made.core.sessions[A].roams
+    assert look(made, 61.0, active=True)
+    assert made.core.sessions[A].roams
 
 
 def test_what_a_client_does_not_know_of_is_held_until_the_driver_says_otherwise() -> None:

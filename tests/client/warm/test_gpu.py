@@ -82,7 +82,7 @@ def captured(device: str) -> tuple[Any, Any, Any]:
 
 
 def test_graph(tier: Tier, device: str) -> None:
-    """While a graph lives nothing is moved and it is not quiet; its replay is bit-equal. Once it is gone, all is as before."""
+    """While a graph lives nothing is moved and it is not quiet; its replay is bit-equal. Once its pool is gone too, all is as before."""
     graph, given, result = captured(device)
     graph.replay()
     kept, other = result.clone(), torch.ones(100, device=device)
@@ -98,6 +98,9 @@ def test_graph(tier: Tier, device: str) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     assert not graphs.any_alive(torch)
+    assert tier.why_kept(other) == pools.PRIVATE  # cuBLAS' workspace of the capture lives in its pool
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
     assert tier.why_kept(other) == ""
     assert given is not None
 
