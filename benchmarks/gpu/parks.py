@@ -97,7 +97,9 @@ def note_sessions(stage: Stage) -> None:
     note(f"free by the broker: {seen.devices[0].free / GiB:.2f} GiB")
     for one in seen.sessions:
         away = f", parked {one.parked / GiB:.2f} GiB" if one.parked else ""
-        note(f"{one.name}: {one.state}, P {(one.p or 0) / GiB:.2f} GiB{away}. {one.why_not_parked or ''}")
+        note(
+            f"{one.name}: {one.state}, P {(one.p or 0) / GiB:.2f} GiB{away}. {one.why_not_parked or ''}"
+        )
 
 
 def parked(line: Line, pid: int) -> int | None:

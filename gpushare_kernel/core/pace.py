@@ -93,6 +93,10 @@ class Pace:
 
     def take(self, steps: int) -> bool:
         """A sample tells of `steps` boundaries since the last one; say whether its pace has changed."""
+        if steps and not self.met:
+            # Its loop begins only now: what it did on the device before, uncounted, would make it look slow.
+            self.solo.forget()
+            self.beside.forget()
         self.met += steps
         seconds, self.seconds = self.seconds, 0.0
         return self.rate is not None and self.rate.add(steps, seconds)

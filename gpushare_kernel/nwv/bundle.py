@@ -361,7 +361,12 @@ class BundleModel:
     def _apart(self, result: Any) -> Any:
         """Return a result that shares no memory with the scratch: the next model would change it."""
         mine = self.bundle.scratch.memory.untyped_storage().data_ptr()
-        return tree_map_only(torch.Tensor, lambda one: one.clone() if one.untyped_storage().data_ptr() == mine else one, result)  # fmt: skip
+
+        def own(one: torch.Tensor) -> torch.Tensor:
+            return one.clone() if one.untyped_storage().data_ptr() == mine else one
+
+        # Walking even one tensor takes longer than calling a small layer.
+        return own(result) if type(result) is torch.Tensor else tree_map_only(torch.Tensor, own, result)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         with self.bundle.scratch.held():  # nobody unmaps meanwhile

@@ -98,7 +98,9 @@ def test_graph(tier: Tier, device: str) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     assert not graphs.any_alive(torch)
-    assert tier.why_kept(other) == pools.PRIVATE  # cuBLAS' workspace of the capture lives in its pool
+    assert (
+        tier.why_kept(other) == pools.PRIVATE
+    )  # cuBLAS' workspace of the capture lives in its pool
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     assert tier.why_kept(other) == ""
