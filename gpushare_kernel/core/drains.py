@@ -8,10 +8,11 @@ LONGEST_DRAIN = 60.0
 """A pause whose target never drains is tried with longer and longer limits, up to this one (seconds)."""
 BUSY_TRIES, BUSY_SECONDS = 8, 20.0
 """Who cannot be paused after so many tries, or so long, runs beside the others until its work ends: nobody waits for it."""
-USUAL = 0.75
-"""What part of the last drains is within the usual one: who is paused ahead is paused by that. A longer one is in the bound."""
-LATE = 0.001
-"""Seconds by which the longest of the last drains may be beyond the usual one: queues of 40 ms drain in 5 to 40."""
+USUAL, RECENT = 0.75, 32
+"""What part of so many last drains is within the usual one: who is paused ahead is paused by that. A longer one is in the bound."""
+AHEAD, LATE = 1.1, 0.001
+"""So many times the longest of all that are remembered, and so many seconds less, is the least that is usual: queues of 40 ms
+drain in 5 to 40, by where in them the pause falls, and the next longest is longer than the longest so far."""
 MARGIN, LEAST = 1.25, 0.0005
 """A recorded bound is so many times the longest drain of late, and so many seconds."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
@@ -46,5 +47,6 @@ def usual(session: Session) -> float | None:
     """Return how long the work of `session` usually takes to stop; None where no drain was seen."""
     if not session.drains:
         return None
-    drains = sorted(session.drains)
-    return max(drains[min(len(drains) - 1, int(USUAL * len(drains)))], drains[-1] - LATE)
+    recent = sorted([*session.drains][-RECENT:])
+    within = recent[min(len(recent) - 1, int(USUAL * len(recent)))]
+    return max(within, AHEAD * max(session.drains) - LATE)
