@@ -8,7 +8,8 @@ from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import Presence, Usage
 
 LATE = 4.0
-"""Seconds that a driver's word of who was at work may be late, its reading included (3.3 seen on an H200)."""
+"""Seconds that a driver's word of who was at work may be late, its reading included (3.3 seen on an H200). On a device that
+idles it comes when somebody works again, whenever that is: who was idle is excused once (seen there after 6.4 and more)."""
 _QUIET = 5 * QUIET_FOR
 """A driver names one process at a time: who works little is seen rarely."""
 
@@ -18,20 +19,23 @@ class Glance(Probe):
 
     def sample(self, session: Session, usage: Usage, at: float) -> Seen:
         """Take in what was seen of `session`."""
-        before, since = session.progress, session.sampled_at
+        before, since = session.progress, session.told_at
         session.progress, session.sampled_at = usage.progress, at
-        told = session.told_at
-        if usage.active is not None:
-            session.told_at = at
         steps = max(0, usage.progress - before)
         works = steps > 0 or bool(usage.active)
         resident = usage.contexts is None or usage.contexts > 0
+        if usage.active is not None:  # else the driver was not asked again: that is no word of rest, nor of work
+            session.told_at = at
         if session.phase is Phase.OFF:
-            return self._off(session, steps, at, told=told, works=works and resident)
-        session.quiet = 0.0 if works or usage.active is None else session.quiet + (at - since)
+            return self._off(session, steps, at, works=works and resident)
+        if works:
+            session.quiet = 0.0
+        elif usage.active is not None:
+            session.quiet += at - max(since, session.on_since)
         return Seen(0.0, steps=steps, quiet=session.quiet >= _QUIET)
 
-    def _off(self, session: Session, steps: int, at: float, *, told: float, works: bool) -> Seen:
+    def _off(self, session: Session, steps: int, at: float, *, works: bool) -> Seen:
+        nothing = Seen(0.0, steps=steps)
         if session.cell_since is not None:
             # Whose kernel has a context most likely uses it. Where it does not, it is soon measured, and stands beside
             # the turns; its code runs on meanwhile: a GPU's pause holds up nothing but its calls.
@@ -39,10 +43,12 @@ class Glance(Probe):
             if likely and at - session.cell_since >= self.config.plain_grace:
                 return Seen(0.0, steps=steps, begins=True)
             self._later(session, 0.0, at)
-            return Seen(0.0, steps=steps)
-        # What is seen now was done since the driver was asked before, perhaps by a cell that has ended meanwhile.
+            return nothing
         bare = session.presence is Presence.BARE
-        before = not bare and told - session.idle_since < LATE
-        known = bare or session.begun
-        begins = works and known and not session.jobs and not before
-        return Seen(0.0, steps=steps, begins=begins)
+        late = not bare and at - session.idle_since < LATE
+        if not works or late or session.jobs or not (bare or session.begun):
+            return nothing
+        if session.excused != session.idle_since:
+            session.excused = session.idle_since
+            return nothing
+        return Seen(0.0, steps=steps, begins=True)

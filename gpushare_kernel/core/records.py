@@ -233,6 +233,8 @@ class Session:
     #: When the driver last had word of whether it was at work.
     told_at: float = -math.inf
     idle_since: float = 0.0
+    #: Since when it was idle as the driver first said that it works: that may be word of its last work.
+    excused: float = -math.inf
     #: Since when it shares the device without a break, with its device time then; what it was told.
     shared_since: float | None = None
     shared_used: float = 0.0

@@ -53,7 +53,7 @@ def test_what_a_cell_did_is_not_taken_for_work_after_it() -> None:
     assert look(made, 1.5, active=True)
     made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
     assert not look(made, 5.5, active=True)
-    assert not look(made, 6.5, active=True), "perhaps done in between"
+    assert not look(made, 6.5, active=True), "perhaps done before"
     assert look(made, 7.5, active=True)
 
 
@@ -161,3 +161,18 @@ def test_who_waits_for_memory_that_it_holds_itself_on_paper_gets_it_when_the_dri
     assert made.core.jobs[JobId("a/j")].lane is None
     look(made, 3.0, memory=GiB, memory_at=2.5)
     assert made.core.jobs[JobId("a/j")].lane is not None
+
+
+def test_who_works_without_a_cell_is_at_rest_when_the_driver_says_so_for_a_while() -> None:
+    """Most samples find no new word of the driver: that is neither work nor rest."""
+    made = world()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert look(made, 1.5, active=True)
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=0))
+    look(made, 7.0, active=True)
+    assert look(made, 7.4, active=True)
+    for n in range(1, 240):
+        at = 7.4 + n * 0.04
+        if not look(made, at, active=False if n % 10 == 0 else None):
+            break
+    assert 12 < at < 13, "five seconds of rest"
