@@ -25,6 +25,15 @@ from gpushare_kernel.wire.messages import Announce, Slowed, Soon
 
 RESUME_AGAIN = 0.01
 """A resume that could not be done is tried again after this long (seconds), then less and less often."""
+_FREES = (
+    ev.CellEnded,
+    ev.JobEnded,
+    ev.BoundaryReached,
+    ev.Released,
+    ev.SessionClosed,
+    ev.SessionRestarted,
+)
+"""After these somebody may hold less than before."""
 SETTLED = 1.0
 """Who waits for a resume waits no longer than this (seconds): what its own user has stopped stays stopped."""
 _logger = logging.getLogger(__name__)
@@ -59,6 +68,8 @@ class Engine:
         self.device = device
         #: Bytes that displays, and others who take no part, were last seen to hold.
         self.desktop = self.foreign = 0
+        #: Somebody has given memory back, and others wait for some: who holds what is to be read anew.
+        self.freed = asyncio.Event()
         #: Where events are written down, if anybody asked for it.
         self.recorder: Recorder | None = None
         #: Who had the device in the last half minute, for people to see.
@@ -122,6 +133,8 @@ class Engine:
             return False
         if self.recorder is not None:
             self.recorder.note(self.device.inventory.id, event, instructions)
+        if isinstance(event, _FREES) and len(self.scheduler.book.queue):
+            self.freed.set()
         for instruction in instructions:
             try:
                 self._does[type(instruction)](instruction)

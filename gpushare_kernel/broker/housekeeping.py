@@ -26,6 +26,8 @@ from gpushare_kernel.transport.server import Listener
 from gpushare_kernel.wire.messages import Announce
 
 PERIOD = 1.0
+AGAIN = 0.1
+"""Seconds between two looks for memory that was given back: each is a call into the driver that holds others up."""
 ROUNDS = 10
 """Kernels that seem idle are looked at closely (children, memory) once in so many periods."""
 _STIRRED = 0.01
@@ -68,9 +70,25 @@ class Housekeeping:
     async def run(self) -> None:
         """Tidy until cancelled. What sessions of a broker before us hold of a GPU is known before anybody asks for some."""
         self._look_at_what_was_here()
+        async with asyncio.TaskGroup() as followed:
+            for engine in self._broker.engines.values():
+                followed.create_task(self._follow(engine))
+            while True:
+                await asyncio.sleep(PERIOD)
+                self._attempt(self._tidy)
+
+    async def _follow(self, engine: Engine) -> None:
+        """Whoever waits for memory has it as soon as the device says that it is free, not with the next pass."""
         while True:
-            await asyncio.sleep(PERIOD)
-            self._attempt(self._tidy)
+            await engine.freed.wait()
+            engine.freed.clear()
+            try:
+                await engine.device.look()
+            except Exception:
+                _logger.exception("a device could not be looked at")
+            self._attempt(self._look_at_kernels, engine)
+            self._attempt(self._watch_capacity, engine)
+            await asyncio.sleep(AGAIN)
 
     def _attempt(self, step: Callable[..., None], *of: Engine) -> None:
         """Do one step; where it fails, the others are done all the same. It is logged once for each kind of failure."""

@@ -24,7 +24,9 @@ class Glance(Probe):
         steps = max(0, usage.progress - before)
         works = steps > 0 or bool(usage.active)
         resident = usage.contexts is None or usage.contexts > 0
-        if usage.active is not None:  # else the driver was not asked again: that is no word of rest, nor of work
+        if (
+            usage.active is not None
+        ):  # else the driver was not asked again: that is no word of rest, nor of work
             session.told_at = at
         if session.phase is Phase.OFF:
             return self._off(session, steps, at, works=works and resident)

@@ -153,6 +153,9 @@ class Device(Protocol):
         for the pidfd to say, not for this.
         """
 
+    async def look(self) -> None:
+        """Read who holds what: `usage` is no older than this call then, where anybody can tell."""
+
     def utilization(self) -> Busy | None:
         """How busy the device was, as last read; None where nobody measures."""
 

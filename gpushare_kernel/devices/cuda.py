@@ -145,6 +145,10 @@ class CudaDevice:
         held = sum(user.size for user in mine) - len(mine) * self.inventory.reserve
         return Usage(0.0, 0.0, max(0, held), len(mine), active=works, memory_at=sample.at)
 
+    async def look(self) -> None:
+        """Have NVML's list of processes read."""
+        await self._sampler.fresh()
+
     def utilization(self) -> Busy | None:
         """Return how busy the GPU was, as last read."""
         return self._sampler.utilization()

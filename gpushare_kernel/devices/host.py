@@ -121,6 +121,9 @@ class HostDevice:
             else None,
         )
 
+    async def look(self) -> None:
+        """Do nothing: what is asked for is read at once."""
+
     def utilization(self) -> Busy | None:
         """Return None: here demand is measured by session."""
         return None

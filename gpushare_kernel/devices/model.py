@@ -99,6 +99,9 @@ class ModelDevice(ModelGpu):
             process.device_time, process.wanted, held, contexts, int(process.progress), active
         )
 
+    async def look(self) -> None:
+        """Do nothing: it knows."""
+
     def utilization(self) -> Busy | None:
         """Return how busy the device was in its last closed window of model time."""
         if self.fallen or self.nvml_gone or self.busy_before is None:

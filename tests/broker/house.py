@@ -82,6 +82,9 @@ class PlayedDevice:
             return Usage(time.monotonic(), time.monotonic(), 0)
         return self.used
 
+    async def look(self) -> None:
+        self.calls.append(("look", 0))
+
     def foreign(self, managed: int) -> int:
         self.managed = managed
         return self.taken_by_others

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpushare_kernel.broker import overdraft
+from gpushare_kernel.broker import housekeeping, overdraft
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.core import instructions as do
@@ -21,7 +21,7 @@ from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from tests.broker import house as house_module
 from tests.broker.house import Caller, House
-from tests.broker.test_desk import session_of, submit
+from tests.broker.test_desk import end, session_of, submit
 from tests.broker.test_engine import carry_out
 from tests.procs import Program
 
@@ -347,3 +347,26 @@ def test_a_job_is_told_what_it_may_hold_before_it_may_run(gpu_house: House) -> N
     (told,) = [n for n in client.notices if isinstance(n, msg.Budget)]
     assert told.limit is not None
     assert told.limit != 4 * GiB, "what is free, divided by who works"
+
+
+def test_memory_that_somebody_waits_for_is_looked_for_as_soon_as_it_may_be_free(
+    gpu_house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next pass: whoever waits for it would wait for that, too. Where nobody waits nobody looks."""
+    monkeypatch.setattr(housekeeping, "PERIOD", 60.0)
+    places = Places(tmp_path, system=False, named=True)
+    tidying = Housekeeping(gpu_house.broker, gpu_house.listener, places, 0.0, lock=-1)
+    running = gpu_house.do(lambda: asyncio.ensure_future(tidying.run()))
+    holder, waiter = gpu_house.notebook("hw1.ipynb"), gpu_house.notebook("hw2.ipynb")
+    session = gpu_house.broker.scheduler.sessions[session_of(holder)]
+    holder.ask(submit("alone", size=2 * GiB))
+    holder.ask(end("alone", GiB))
+    assert ("look", 0) not in gpu_house.device.calls
+    holder.ask(submit("j", size=4 * GiB))
+    waiter.send(submit("w", size=7 * GiB))
+    gpu_house.saw(lambda: len(gpu_house.broker.scheduler.book.queue))
+    gpu_house.device.used = Usage(1.0, 1.0, GiB)
+    holder.ask(end("j", 3 * GiB))
+    gpu_house.saw(lambda: session.charged == GiB)
+    assert ("look", 0) in gpu_house.device.calls
+    gpu_house.do(running.cancel)
