@@ -29,7 +29,7 @@ from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.parkable import host_margin
 
 QUESTION = "Into an arena and back: by a pinned ring or by registering it? And what does an arena cost the driver's checkpoint?"
-RINGS = ((4, 8), (8, 8), (8, 32), (12, 8), (16, 4))
+RINGS = ((4, 8), (8, 8), (12, 8), (16, 4), (16, 8), (16, 16))
 """Threads, and MiB of a slot (two a thread)."""
 MUST = 50.0
 """GB/s."""

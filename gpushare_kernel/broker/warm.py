@@ -38,8 +38,8 @@ class Warm:
         answer = await self._ask(kernel, SetAside(next(self._tickets)), seconds)
         if isinstance(answer, WentAside):
             kernel.aside = answer.size
-            if answer.why:
-                _logger.info("not set aside: %s", answer.why, extra={"session": kernel.id})
+            told = {"session": kernel.id, "size": answer.size, "copied": answer.copied}
+            _logger.info("set aside by its client: %s", answer.why or "done", extra=told)
             return answer.size
         return 0
 
@@ -50,6 +50,8 @@ class Warm:
         answer = await self._ask(kernel, PutBack(next(self._tickets)), seconds)
         if not isinstance(answer, CameBack):
             return "its kernel does not answer"
+        told = {"session": kernel.id, "size": kernel.aside, "copied": answer.copied}
+        _logger.info("put back by its client: %s", answer.why or "done", extra=told)
         if not answer.why:
             kernel.aside = 0
         return answer.why

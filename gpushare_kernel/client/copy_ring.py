@@ -15,10 +15,10 @@ from itertools import cycle
 from typing import NamedTuple, Protocol
 
 MiB = 2**20
-SLOT = 8 * MiB
-"""Bytes of a slot: the driver copies them in 0.15 ms at 55 GB/s, so what a call costs beside it is little."""
-MOST_THREADS = 8
-"""With two slots each the ring has 128 MiB. How many it takes is a question to each machine: benchmarks/gpu_arena."""
+SLOT = 4 * MiB
+"""Bytes of a slot. Smaller ones have the threads wait for each other's GIL: 16 of them copied 35 GB/s by 4 MiB, 13 by 2, 6 by 1."""
+MOST_THREADS = 16
+"""With two slots each the ring has 128 MiB. On 16 cores beside an H200: 21 GB/s with 4 threads, 27 with 8, 36 to 39 with 16 (benchmarks/gpu_arena)."""
 SLOTS = 2
 _PAGE = 4096
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module does not name them

@@ -45,26 +45,27 @@ class Moving:
             self._session.note(WentAside(notice.ticket, 0, NOT_HERE))
 
     def _set_aside(self, ticket: int) -> None:
-        size, why = 0, NOT_HERE
+        size, copied, why = 0, 0.0, NOT_HERE
         try:
             mover = self._session.mover  # whoever knows the kernel has set it
             self._made = self._made or (None if mover is None else mover())
             if self._made is not None:
                 warm, copier = self._made
                 warm.gate(self._waits)
-                size, why = warm.set_aside(self._take, copier).bytes, ""
+                moved = warm.set_aside(self._take, copier)
+                size, copied, why = moved.bytes, moved.copying, ""
         except Exception as problem:  # noqa: BLE001 - nothing has changed, whatever it was, and the broker waits for an answer
             why = f"{type(problem).__name__}: {problem}"
-        self._session.note(WentAside(ticket, size, why))
+        self._session.note(WentAside(ticket, size, why, copied))
 
     def _put_back(self, ticket: int) -> None:
-        why = ""
+        copied, why = 0.0, ""
         if self._made is not None:
             try:
-                self._made[0].back()
+                copied = self._made[0].back().copying
             except Exception as problem:  # noqa: BLE001 - all of it is set aside still
                 why = f"{type(problem).__name__}: {problem}"
-        self._session.note(CameBack(ticket, why))
+        self._session.note(CameBack(ticket, why, copied))
         if not why and self._asked is not None:
             asked, self._asked = self._asked, None
             self._session.note(CellEnded(asked, self._session.memory.recent()))

@@ -1,7 +1,7 @@
 """One process's device memory: moved out by the driver's checkpoint, and back by its restore. docs/parking.md has the rules.
 
-Both take seconds, by size, and what becomes of a target whose caller is killed in the middle is not known: the worker
-is on record as moving, nobody ends it, and where it does not answer in time it is left to finish.
+Both take seconds, by size. A target whose caller is killed in the middle goes on by itself, and nobody else is answered
+until it has ended: the worker is on record as moving, nobody ends it, and where it does not answer in time it is left to finish.
 """
 
 from __future__ import annotations

@@ -18,15 +18,17 @@ class PutBack(Message, frozen=True):
 
 
 class WentAside(Message, frozen=True):
-    """`size` bytes of device memory were given back and are kept; 0: none, and `why`."""
+    """`size` bytes of device memory were given back and are kept; 0: none, and `why`. Copying took `copied` seconds of that."""
 
     ticket: int
     size: int
     why: str = ""
+    copied: float = 0.0
 
 
 class CameBack(Message, frozen=True):
-    """It is all back; else `why` it is not yet, and nothing is lost: it is asked for again."""
+    """It is all back; else `why` it is not yet, and nothing is lost: it is asked for again. Copying took `copied` seconds."""
 
     ticket: int
     why: str = ""
+    copied: float = 0.0

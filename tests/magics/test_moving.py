@@ -92,7 +92,7 @@ def test_a_cell_that_waits_asks_and_goes_on_with_the_same_bytes(broker: Scripted
     eventually(lambda: len(told(broker, CellStarted)) > cells)
     asked = told(broker, CellStarted)[cells].cell
     assert asked < 0
-    assert answer(broker, PutBack(1000)) == CameBack(1000)
+    assert answer(broker, PutBack(1000)) == CameBack(1000, copied=0.5)
     shown = [line for out in notebook.outputs(message) for line in text_of(out)]
     assert shown[0] == parking_texts.held_text(went.size)
     assert shown[-2:] == [parking_texts.MEMORY_BACK, "499500.0"]
@@ -124,7 +124,7 @@ def test_it_is_told_to_a_broker_that_comes_back(broker: ScriptedBroker, notebook
     broker._peers[-1].close()
     eventually(lambda: len(broker._peers) > before)
     assert broker._peers[-1].attach.aside == went.size
-    assert answer(broker, PutBack(1000)) == CameBack(1000)
+    assert answer(broker, PutBack(1000)) == CameBack(1000, copied=0.5)
     assert notebook.run("float(x.sum())")[-1] == "499500.0"
 
 
