@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import importlib.util
 import io
 import logging
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +25,8 @@ from benchmarks.gpu_parked_cell import run as cell
 from benchmarks.gpu_parked_rounds import run as rounds
 from benchmarks.gpu_two_endless import run as endless
 from benchmarks.gpu_two_endless.turns import Point, alone, begins, between, parts, start
+from benchmarks.gpu_warm import run as warm
+from gpushare_kernel.broker import warm as warm_tier
 from gpushare_kernel.broker.logs import JsonFormatter
 from gpushare_kernel.broker.moves import MARGIN, Moves
 from gpushare_kernel.client.line import Line
@@ -29,13 +34,14 @@ from gpushare_kernel.core.parking import AMORTISED
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import GiB, MiB, MoveStatus
 from gpushare_kernel.devices.base import TORCH_CONTEXT, MoveOutcome
+from gpushare_kernel.wire.aside import CameBack, WentAside
 
 H200, HOST = 139 * GiB, int(0.8 * 120 * GiB)
 PLAIN = 256 * MiB
 """What a plain cell may take at once."""
 
 
-@pytest.mark.parametrize("row", [rounds, cell, endless])
+@pytest.mark.parametrize("row", [rounds, cell, endless, warm])
 def test_a_cpu_has_nothing_to_park(row):
     """Said with the reason, before anything is started."""
     with pytest.raises(NotMeasured, match="no device memory"):
@@ -112,21 +118,28 @@ class TestSizes:
         assert parse(parks.declared(0, PLAIN).removeprefix("%%gpulane")).persistent is None
 
 
-def logged(*outcomes: tuple[str, MoveOutcome]) -> str:
-    """Return the broker's log of moves."""
+@contextlib.contextmanager
+def log_of(module: str) -> Iterator[io.StringIO]:
+    """Have what a module of the broker's logs, as its log has it."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("gpushare_kernel.broker.moves")
+    logger = logging.getLogger(f"gpushare_kernel.broker.{module}")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        for session, outcome in outcomes:
-            Moves._note(SimpleNamespace(id=session), outcome)
+        yield stream
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def logged(*outcomes: tuple[str, MoveOutcome]) -> str:
+    """Return the broker's log of moves."""
+    with log_of("moves") as stream:
+        for session, outcome in outcomes:
+            Moves._note(SimpleNamespace(id=session), outcome)
     return stream.getvalue()
 
 
@@ -164,6 +177,34 @@ class TestMoves:
     def test_a_row_in_which_nothing_moved_is_missed(self):
         """It has shown nothing about parking."""
         assert [figure.name for figure in parks.figures([]) if not figure.met] == ["parks", "restores"]  # fmt: skip
+
+
+class TestWarm:
+    """What clients told the broker of their copies."""
+
+    def test_rates_are_read_from_its_own_log(self):
+        """Of whole moves of that size only; a size that nobody moved has none, and misses."""
+        kernel = SimpleNamespace(id="a", aside=0)
+        tier = warm_tier.Warm()
+        answers = [WentAside(1, 4 * GiB, "", 0.1), CameBack(2, "", 0.2), WentAside(3, 2 * GiB, "", 0.1), WentAside(4, 0, "busy")]  # fmt: skip
+
+        async def told(*_):
+            return answers.pop(0)
+
+        tier._ask = told
+
+        async def moves():
+            assert await tier.set_aside(kernel, 1.0) == 4 * GiB
+            assert await tier.put_back(kernel, 1.0) == ""
+            assert await tier.set_aside(kernel, 1.0) == 2 * GiB
+            assert await tier.set_aside(kernel, 1.0) == 0
+
+        with log_of("warm") as stream:
+            asyncio.run(moves())
+        figures = {one.name: one for one in warm._rates(stream.getvalue(), (4, 12))}
+        assert figures["copy_out_4GiB"].values == [4 * GiB / 0.1 / 1e9]
+        assert figures["copy_back_4GiB"].values == [4 * GiB / 0.2 / 1e9]
+        assert not figures["copy_out_12GiB"].met
 
 
 class TestBallast:
