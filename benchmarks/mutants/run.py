@@ -1,0 +1,117 @@
+"""How many changed lines of the core's lanes and accounts its tests notice. See README.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import ROOT, Figure, Options, main
+
+QUESTION = "Of every small change that can be made to the core's lanes and accounts: how many do its tests notice?"
+MODULES = ("gpushare_kernel/core/lanes.py", "gpushare_kernel/core/accounts.py")
+FIRST = ("tests/core/test_accounts.py", "tests/core/test_lanes.py", "tests/core/test_book.py", "tests/core/test_order.py")  # fmt: skip
+"""Tests that notice most of them, in a few seconds; whoever survives these meets all of `tests/core`."""
+TIMEOUT = 300.0
+EVERY = 25
+"""One mutant in so many is tried in a short run."""
+ANNOTATIONS = "core/ReplaceBinaryOperator_BitOr_.*"
+"""`X | None` in an annotation is never evaluated: such a mutant is none."""
+
+
+def measure(options: Options) -> Sequence[Figure]:
+    """Make every mutant in a copy of the checkout, and run the tests on it."""
+    if importlib.util.find_spec("cosmic_ray") is None:
+        msg = "this benchmark needs cosmic-ray: pip install cosmic-ray"
+        raise SystemExit(msg)
+    with tempfile.TemporaryDirectory(prefix="gpushare-mutants-") as folder:
+        copy = Path(folder)
+        _copied(copy)
+        session, config = copy / "mutants.sqlite", copy / "mutants.toml"
+        config.write_text(_config())
+        _tool(copy, "init", str(config), str(session))
+        _tool_named(copy, "cosmic_ray.tools.filters.operators_filter", str(session), str(config))
+        if options.quick:
+            _thin(session)
+        _tool(copy, "exec", str(config), str(session))
+        outcomes = _outcomes(session)
+    survivors = [name for name, outcome in outcomes if outcome == "SURVIVED"]
+    for name in survivors:
+        print(f"survives: {name}", file=sys.stderr)
+    total = len(outcomes)
+    return [
+        Figure("killed", "%", [100 * (total - len(survivors)) / total], at_least=85.0),
+        Figure("mutants", "", [float(total)]),
+        Figure("survivors", "", [float(len(survivors))]),
+    ]
+
+
+def _config() -> str:
+    tests = " ".join(FIRST)
+    run = f"{sys.executable} -m pytest -x -q -p no:cacheprovider"
+    modules = ", ".join(f'"{module}"' for module in MODULES)
+    return f"""
+[cosmic-ray]
+module-path = [{modules}]
+timeout = {TIMEOUT}
+excluded-modules = []
+test-command = "sh -c '{run} {tests} && {run} tests/core'"
+
+[cosmic-ray.distributor]
+name = "local"
+
+[cosmic-ray.filters.operators-filter]
+exclude-operators = ["{ANNOTATIONS}"]
+"""
+
+
+def _copied(to: Path) -> None:
+    """Copy what git knows of the checkout, as it is now."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=True).stdout  # fmt: skip
+    for name in filter(None, listed.decode().split("\0")):
+        source, target = ROOT / name, to / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+
+
+def _tool(folder: Path, *words: str) -> None:
+    _tool_named(folder, "cosmic_ray.cli", *words)
+
+
+def _tool_named(folder: Path, module: str, *words: str) -> None:
+    variables = {**os.environ, "PYTHONPATH": str(folder)}  # the copy goes before what is installed
+    subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=variables, check=True, stdout=sys.stderr)  # fmt: skip
+
+
+def _thin(session: Path) -> None:
+    """Leave one mutant in `EVERY`."""
+    with sqlite3.connect(session) as kept:
+        jobs = [job for (job,) in kept.execute("SELECT job_id FROM work_items ORDER BY job_id")]
+        done = {job for (job,) in kept.execute("SELECT job_id FROM work_results")}
+        waiting = [job for job in jobs if job not in done]
+        for job in set(waiting) - set(waiting[::EVERY]):
+            kept.execute("DELETE FROM mutation_specs WHERE job_id = ?", (job,))
+            kept.execute("DELETE FROM work_items WHERE job_id = ?", (job,))
+
+
+def _outcomes(session: Path) -> list[tuple[str, str]]:
+    """Return each mutant that was run: where and what, and its tests' outcome."""
+    query = (
+        "SELECT module_path, start_pos_row, operator_name, test_outcome FROM work_results"
+        " JOIN mutation_specs USING (job_id) WHERE worker_outcome = 'NORMAL' ORDER BY 1, 2, 3"
+    )
+    with sqlite3.connect(session) as kept:
+        rows: Iterable[tuple[str, int, str, str]] = kept.execute(query).fetchall()
+    return [(f"{path}:{line} {operator}", outcome) for path, line, operator, outcome in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main("mutants", QUESTION, measure))
