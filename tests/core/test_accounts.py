@@ -12,8 +12,8 @@ from tests_core_world import Kernel, World  # type: ignore[import-not-found]
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.policies import policy_named
-from gpushare_kernel.core.records import Session, User
-from gpushare_kernel.core.values import SessionId, UserId
+from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.values import JobId, Need, SessionId, UserId
 
 
 def fair(credit: float = 1.0) -> Accounts:
@@ -245,3 +245,96 @@ def test_a_wide_kernel_of_ones_own_does_not_starve_behind_a_narrow_one() -> None
     )
     assert wide == pytest.approx(0.5, abs=0.05)
     assert narrow == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_session_is_one_turn_ahead_of_its_users_others_and_no_more() -> None:
+    """Like users among each other: one turn of whoever competes, and one of its own."""
+    accounts, ann = fair(credit=2.0), User(UserId("ann"))
+    busy, late = session("busy", ann, 1, weight=4.0), session("late", ann, 2, weight=0.5)
+    accounts.charge(busy, 400.0)
+    accounts.join(busy)
+    accounts.advance()
+    assert (ann.floor, ann.floor_turn) == (100.0, 0.5)
+    accounts.join(late)
+    assert late.vtime == 100.0 - 0.5 - 4.0
+
+
+def test_the_present_never_falls() -> None:
+    """Somebody with an old account who competes again does not take everybody back."""
+    accounts, ann, bob = fair(), User(UserId("ann")), User(UserId("bob"), weight=2.0)
+    a, b = session("a", ann, 1), session("b", bob, 2)
+    accounts.charge(a, 50.0)
+    accounts.join(a)
+    accounts.advance()
+    assert (accounts.now, accounts.now_turn) == (50.0, 1.0)
+    accounts.leave(a)
+    accounts.join(b)
+    assert bob.vtime == 50.0 - 1.0 - 0.5
+    accounts.advance()
+    assert (accounts.now, accounts.now_turn) == (50.0, 1.0)
+    accounts.charge(b, 3.0)
+    accounts.advance()
+    assert (accounts.now, accounts.now_turn) == (50.0, 0.5)
+
+
+def test_whoever_is_where_the_present_is_is_told_nothing() -> None:
+    """Only an account that is lifted has changed."""
+    accounts, ann = fair(), User(UserId("ann"))
+    told: list[User] = []
+    accounts.charged = told.append
+    accounts.now, accounts.now_turn = 5.0, 1.0
+    ann.vtime = 3.0  # one turn of those who compete, and one of its own: the bound itself
+    accounts.lift(ann)
+    assert told == []
+    ann.vtime = 2.9
+    accounts.lift(ann)
+    assert (told, ann.vtime) == ([ann], 3.0)
+
+
+def test_who_waits_for_memory_competes() -> None:
+    """What others use meanwhile is charged, where the policy shares; nobody waits, and nobody pays."""
+    accounts, ann, bob = fair(), User(UserId("ann")), User(UserId("bob"))
+    assert not accounts.contended
+    queued = session("q", bob, 1)
+    accounts.queued = lambda: queued
+    assert accounts.contended
+    bob.vtime = 4.0
+    ann.vtime = 7.0
+    accounts.join(session("a", ann, 2))
+    accounts.advance()
+    assert accounts.now == 4.0
+    assert not Accounts(policy_named("fifo"), 1.0).contended
+
+
+def ranks(accounts: Accounts, waiting: float, running: float, served_since: float | None) -> bool:
+    """Whether a job with `waiting` seconds to go ranks before one that runs and has `running`."""
+    jobs = []
+    for order, seconds in enumerate((running, waiting)):
+        user = User(UserId(f"u{order}"))
+        one = session(f"s{order}", user, order)
+        its = Job(JobId(f"j{order}"), one.id, order, Need(0, 0), None, 0.0, time=seconds)
+        one.jobs[its.id] = its
+        jobs.append(one)
+    jobs[0].served_since = served_since
+    accounts.join(jobs[1])
+    return accounts.better_waits(jobs[:1])
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "margin", "better"),
+    [(5.0, 10.0, 0.0, True), (10.0, 5.0, 0.0, False), (5.0, 10.0, 4.0, True), (5.0, 10.0, 6.0, False)],
+)  # fmt: skip
+def test_a_better_one_takes_the_turn_where_it_is_better_by_the_margin(
+    waiting: float, running: float, margin: float, better: bool
+) -> None:
+    """Seconds to go, and by how many the one is to be shorter."""
+    accounts = Accounts(policy_named("srtf"), 1.0)
+    assert accounts.margin == 0.0
+    accounts.margin = margin
+    assert ranks(accounts, waiting, running, None) is better
+
+
+def test_nobody_waits_and_nobody_is_better() -> None:
+    """An empty queue takes nothing from anybody."""
+    accounts = Accounts(policy_named("srtf"), 1.0)
+    assert not accounts.better_waits([session("s", User(UserId("u")), 1)])

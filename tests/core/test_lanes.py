@@ -8,8 +8,8 @@ from hypothesis import given
 
 from gpushare_kernel.core.errors import InvariantBroken
 from gpushare_kernel.core.lanes import LaneTable, Placement
-from gpushare_kernel.core.records import Job
-from gpushare_kernel.core.values import JobId, LaneId, Need, SessionId
+from gpushare_kernel.core.records import Job, User
+from gpushare_kernel.core.values import JobId, LaneId, Need, SessionId, UserId
 
 sizes = st.integers(0, 24)
 
@@ -171,3 +171,97 @@ def test_joining_a_lane_never_makes_it_smaller() -> None:
     table.place(job("large", 7), Placement(None, 7), 0.0)
     lane = table.place(job("small", 2), Placement(LaneId(1), 2), 0.0)
     assert lane.size == 7
+
+
+def test_what_each_user_had_of_a_lane_is_counted_by_its_weight_and_only_while_it_was_shared() -> (
+    None
+):
+    """Six seconds at weight 3 are two; alone in the lane nobody takes anything from anybody."""
+    ann, bob = User(UserId("ann"), weight=3.0), User(UserId("bob"))
+    table = LaneTable(10)
+    first, second = job("a", 2), job("b", 2)
+    lane = table.place(first, Placement(None, 2), 10.0)
+    lane.give_up(ann, 14.0)
+    assert lane.held == {}
+    table.place(second, Placement(lane.id, 2), 14.0)
+    assert table.crowded == {lane.id: lane}
+    lane.give_up(ann, 16.0)
+    assert lane.held == {"ann": 2.0}
+    assert (first.lane_left, lane.since) == (16.0, 16.0)
+    lane.give_up(ann, 19.0)
+    assert lane.held == {"ann": 3.0}
+    owners = {first.id: ann, second.id: bob}
+    assert lane.heir(lambda one: owners[one.id]) is second
+    table.leave(first)
+    assert table.crowded == {}
+
+
+def test_nobody_gives_up_a_lane_that_nobody_has() -> None:
+    """A lane between two occupants is charged to no user."""
+    table, ann = LaneTable(10), User(UserId("ann"))
+    first = job("a", 2)
+    lane = table.place(first, Placement(None, 2), 0.0)
+    for name in ("b", "c"):
+        table.place(job(name, 2), Placement(lane.id, 2), 0.0)
+    table.leave(first)
+    assert lane.occupant is None
+    lane.give_up(ann, 5.0)
+    assert lane.held == {}
+
+
+def test_the_heir_is_of_the_user_who_had_the_lane_least() -> None:
+    """Then who waits for it longest, then who came first; a newcomer begins with the least of the others."""
+    ann, bob, new = (User(UserId(name)) for name in ("ann", "bob", "new"))
+    table = LaneTable(10)
+    jobs = {name: job(name, 2) for name in ("a1", "b1", "b2", "n1")}
+    for order, one in enumerate(jobs.values()):
+        one.order = order
+    owners = {"a1": ann, "b1": bob, "b2": bob, "n1": new}
+    lane = table.place(jobs["a1"], Placement(None, 2), 0.0)
+    for name in ("b1", "b2", "n1"):
+        table.place(jobs[name], Placement(lane.id, 2), 0.0)
+    lane.held = {ann.id: 9.0, bob.id: 4.0}
+    jobs["b1"].lane_left = 3.0
+    assert lane.heir(lambda one: owners[str(one.id)]) is jobs["b2"]
+    assert lane.held == {"ann": 9.0, "bob": 4.0, "new": 4.0}
+    jobs["b2"].lane_left = 3.0
+    assert lane.heir(lambda one: owners[str(one.id)]) is jobs["n1"]
+
+
+def test_a_table_says_that_it_has_changed() -> None:
+    """Whoever keeps what follows from lanes knows when to look again; a lane that anybody may share is in the list of those."""
+    table = LaneTable(10)
+    assert (table.version, [*table.shared]) == (0, [])
+    one, alone = job("a", 2), job("b", 3)
+    lane = table.place(one, Placement(None, 2), 0.0)
+    table.place(alone, Placement(None, 3), 0.0, private=True)
+    assert [*table.shared] == [lane]
+    seen = table.version
+    assert seen > 0
+    table.leave(alone)
+    assert table.version > seen
+    assert [*table.shared] == [lane]
+    table.leave(one)
+    assert [*table.shared] == []
+
+
+def test_who_leaves_is_not_the_occupant() -> None:
+    """The lane stays with whoever has it."""
+    table = LaneTable(10)
+    first, second = job("a", 2), job("b", 2)
+    lane = table.place(first, Placement(None, 2), 0.0)
+    table.place(second, Placement(lane.id, 2), 0.0)
+    table.leave(second)
+    assert lane.occupant is first
+
+
+@pytest.mark.parametrize(("ephemeral", "where"), [(6, LaneId(2)), (7, LaneId(2)), (8, None)])
+def test_of_lanes_that_are_too_small_the_smallest_that_can_grow_is_taken(
+    ephemeral: int, where: LaneId | None
+) -> None:
+    """Growing a lane of 4 to 7 takes the 3 bytes that are free, and not one more."""
+    table = LaneTable(9)
+    table.place(job("a", 2), Placement(None, 2), 0.0)
+    table.place(job("b", 4), Placement(None, 4), 0.0)
+    found = table.find(0, ephemeral)
+    assert (found and found.lane) == where
