@@ -66,6 +66,12 @@ class Accounts:
             self._waiting.rerank(user)
             self.charged(user)
 
+    def rerank(self, session: Session) -> None:
+        """What ranks `session` has changed."""
+        if self.waits(session):
+            self.leave(session)
+            self._add(session)
+
     def leave(self, session: Session) -> None:
         """`session` got its turn, or wants none."""
         self._waiting.remove(session.user, session)

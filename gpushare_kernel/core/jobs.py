@@ -285,7 +285,7 @@ class Jobs:
         head = self.book.queue.head
         again = head is None or self.may_enter(head)
         while again:
-            credit, idle = self.turns.accounts.credit, self.turns.load <= SLACK
+            credit, idle = self.turns.accounts.credit, self._nobody_works()
             for job in self.book.admit(self.sessions, at, self.may_enter, credit, idle=idle):
                 job.become(JobState.ADMITTED)
                 self._let_in.add(job.id)
@@ -298,6 +298,20 @@ class Jobs:
                     if lane.occupant is not job:
                         self._emit(do.Queue(job.id, job.session))
             again = self._make_room(at)
+
+    def _nobody_works(self) -> bool:
+        """Whether the device idles and idle notebooks keep what is missing: jobs that have memory give theirs back as they get on."""
+        head, table = self.book.queue.head, self.book.table
+        if head is None or self.turns.load > SLACK:
+            return False
+        missing = (
+            self.book.added(self.sessions[head.session], head.need)
+            + head.need.ephemeral
+            - table.free
+        )
+        names = {job.session for lane in table.lanes.values() for job in lane.members.values()}
+        owners = [self.sessions[name] for name in names]
+        return missing > table.in_lanes + sum(one.charged + one.context for one in owners)
 
     def may_enter(self, job: Job) -> bool:
         """Whether the policy has one more in the device's memory; what ranks above all, or is inside another job, waits for no policy."""
@@ -390,8 +404,12 @@ class Jobs:
         if not policy.preempts and at < lane.since + self.config.lane_turn:
             self._await_lane(lane, at)
             return
+        passes = policy.preempts and job.trimmed and not self.book.deficit
+        if policy.preempts and not (job.waits and passes):
+            job.lent = self._job_key(self._best(lane, at), at)
+            self.turns.rank_anew(self.sessions[job.session])
         if job.waits:
-            if policy.preempts and job.trimmed and not self.book.deficit:
+            if passes:
                 self._pass(lane, at)
             return  # else its word is read when it runs: its next grant asks again
         job.asked = True
@@ -402,6 +420,7 @@ class Jobs:
         """`lane` is free: the waiting member to whom it is due gets it."""
         former = lane.occupant
         if former is not None:
+            former.lent = None
             lane.give_up(self.sessions[former.session].user, at)
         policy = self.turns.accounts.policy
         if policy.rotates and not policy.preempts:

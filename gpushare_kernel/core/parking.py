@@ -69,6 +69,10 @@ class Parking(Realtime):
 
     # --- for whom ---------------------------------------------------------------------------------------------
 
+    def _nobody_works(self) -> bool:
+        """Those on their way out make room for whoever is first: nobody takes that before it."""
+        return super()._nobody_works() and not (self.leaving or self.going)
+
     def _park_for(self, head: Job, at: float) -> None:
         """Park whoever gives `head` its memory, if that is enough."""
         if not self._may_look(at):

@@ -103,6 +103,11 @@ class Srtf(Policy):
         """Least remaining first; waiting makes up for it."""
         return (_first(job) or remaining(job, session, at) + AGEING * job.submitted, job.order)
 
+    def session_key(self, session: Session, at: float) -> Key:
+        """Rank of its best job, or of who waits for a lane that one has: else whoever is in between would hold up both."""
+        own = super().session_key(session, at)
+        return min((job.lent for job in session.jobs.values() if job.lent is not None and job.lent < own), default=own)  # fmt: skip
+
     def turn(self, session: Session, usual: float, at: float) -> float:
         """Long where the time is known; else a part of what it had, so that equals alternate rarely."""
         turns = [usual]

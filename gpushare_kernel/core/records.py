@@ -112,6 +112,8 @@ class Job:
     #: Its memory was taken in the middle of its work: it waits inside the driver, not inside our client.
     in_driver: bool = False
     asked: bool = False
+    #: The rank of who waits for its lane and comes before it: it has turns by that until it has given the lane up.
+    lent: Key | None = None
     interval: float | None = None
     overtaken: int = 0
     #: When it first got a lane, and its first turn in it.

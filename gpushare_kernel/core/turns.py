@@ -21,14 +21,7 @@ from gpushare_kernel.core.probe import Seen
 from gpushare_kernel.core.records import Job, Session, User
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.telling import Telling
-from gpushare_kernel.core.values import (
-    JobState,
-    Mode,
-    PauseReason,
-    PauseStatus,
-    SessionId,
-    Usage,
-)
+from gpushare_kernel.core.values import JobState, Mode, PauseReason, PauseStatus, SessionId, Usage
 from gpushare_kernel.core.watch import Watch
 
 SLACK = 0.1
@@ -143,6 +136,11 @@ class Turns(ABC):
             self.accounts.join(session)
             # What it used of a turn that it gave back with its last job may not be on its accounts yet.
             self.watch.sampled(session)
+
+    def rank_anew(self, session: Session) -> None:
+        """What ranks `session` has changed: it may come before who has the device now."""
+        self._came += 1
+        self.accounts.rerank(session)
 
     def unwant(self, session: Session, at: float) -> None:
         """`session` has no work left: nothing of it stays paused."""

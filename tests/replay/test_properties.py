@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.salus_table.arms import part_of_bound
 from gpushare_kernel.core.policies import POLICIES
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.replay.costs import FREE, MEASURED
@@ -22,6 +23,19 @@ SLICED = Law(together=1.0, friction=0.0)
 A_TURN = MEASURED.handover + MEASURED.trim + MEASURED.pause + MEASURED.resume
 A_MOVE = MEASURED.park(CAPACITY) + MEASURED.restore(CAPACITY)
 """Seconds that the device stands idle for one turn, and for one park and restore, at most."""
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> list[TraceJob]:
+    """Up to thirty jobs of one user that say how long they take, from a blink to minutes."""
+    jobs, at = [], 0.0
+    for n in range(draw(st.integers(3, 30))):
+        at += draw(st.sampled_from([0.0, 0.5, 3.0, 20.0, 60.0]))
+        duration = draw(st.sampled_from([0.2, 1.0, 4.0, 12.0, 60.0, 200.0]))
+        persistent, ephemeral = (draw(st.sampled_from(sizes)) * MiB for sizes in ([0, 50, 200], [0, 100, 400, 800]))  # fmt: skip
+        iteration = min(duration, draw(st.sampled_from([0.01, 0.1, 0.7])))
+        jobs.append(TraceJob(name=f"j{n}", submitted=at, duration=duration, persistent=persistent, ephemeral=ephemeral, iteration=iteration, demand=1.0, declared=duration))  # fmt: skip
+    return jobs
 
 
 @st.composite
@@ -110,3 +124,24 @@ def test_the_policies_are_those_we_know() -> None:
     assert set(KNOWN) <= set(POLICIES)
     assert MEASURED != FREE
     assert DRIVER.together < SLICED.together
+
+
+@settings(deadline=None, max_examples=60)
+@given(jobs=queues(), parking=st.booleans())
+def test_nobody_waits_for_more_under_srtf_than_its_bound_says(
+    jobs: list[TraceJob], *, parking: bool
+) -> None:
+    """S2: who needs r seconds has its first turn before all who were submitted r / AGEING after it, whatever memory and lanes do."""
+    done = replay(jobs, Settings(policy="srtf", parking=parking, capacity=CAPACITY, costs=MEASURED))
+    assert part_of_bound(jobs, done.jobs) <= 1.0
+
+
+@pytest.mark.parametrize("long", [2, 3])
+def test_whoever_is_displaced_for_somebody_does_not_go_before_it(long: int) -> None:
+    """S2, S5: two or three leave for one short job: the first that is out does not take back what the others are to make room with."""
+    sizes = {2: (400, 600), 3: (200, 600)}[long]
+    jobs = [TraceJob(name=f"long{n}", submitted=float(n), duration=2000.0, persistent=sizes[0] * MiB, ephemeral=100 * MiB, iteration=0.1, demand=1.0, declared=2000.0) for n in range(long)]  # fmt: skip
+    short = TraceJob(name="short", submitted=60.0, duration=1.0, persistent=sizes[1] * MiB, ephemeral=300 * MiB, iteration=0.1, demand=1.0, declared=1.0)  # fmt: skip
+    done = replay([*jobs, short], Settings(policy="srtf", parking=True, capacity=CAPACITY, costs=MEASURED))  # fmt: skip
+    record = next(one for one in done.jobs if one.name == "short")
+    assert record.first_run - short.submitted < 10.0
