@@ -13,7 +13,7 @@ from traitlets import Bool, Float, Integer, Unicode
 
 from gpushare_kernel.app import words
 from gpushare_kernel.app.base import Command, console, say
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.errors import BadDeclaration, BadSize
 from gpushare_kernel.core.policies import POLICIES
 from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_kernel.replay.engine import CAPACITY, Settings, replay
@@ -118,10 +118,10 @@ class ReplayApp(Command):
         declared = one_of("--durations", self.durations, DURATIONS) == DURATIONS[0]
         plot = Path(self.plot) if self.plot else None
         if plot is not None:
-            check_can_write("--plot", plot)
+            check_can_write("--plot", plot, reads=self._trace or Path())
             check_can_draw(plot)
         if self.jobs:
-            check_can_write("--jobs", Path(self.jobs))
+            check_can_write("--jobs", Path(self.jobs), reads=self._trace or Path())
         source = read_source(
             self._trace or Path(), seed=self.seed, declare=declared, device=self.device
         )
@@ -131,9 +131,15 @@ class ReplayApp(Command):
             name: replay(source.jobs, dataclasses.replace(settings, policy=name))
             for name in policies
         }
+        differs = {"differs": source.differs} if source.differs else {}
         if self.json:
             found = {
-                name: {**outcome.summary(), "durations": self.durations, "seed": self.seed}
+                name: {
+                    **outcome.summary(),
+                    "durations": self.durations,
+                    "seed": self.seed,
+                    **differs,
+                }
                 for name, outcome in outcomes.items()
             }
             say(json.dumps(found if len(found) > 1 else found[policies[0]], indent=2))
@@ -144,6 +150,11 @@ class ReplayApp(Command):
                 f"parking {'on' if first.settings.parking else 'off'}, turns of {first.turn:g} s"
             )
             console().print(table(outcomes))
+            if source.differs:
+                say(
+                    f"{source.differs} events give other instructions now than when they were recorded, by another gpushare or a bug: "
+                    "who had the device when, and for how long, may be a little off. The gpushare that recorded it replays it exactly."
+                )
         if self.jobs:
             write_records(Path(self.jobs), outcomes)
         if plot is not None:
@@ -158,9 +169,20 @@ class ReplayApp(Command):
         return Settings(
             admission=one_of("--admission", self.admission, ADMISSIONS),
             parking=one_of("--parking", self.parking, PARKINGS) == "on",
-            capacity=CAPACITY if self.capacity is None else parse_size(self.capacity),
+            capacity=CAPACITY if self.capacity is None else _bytes("--capacity", self.capacity),
             turn=self.turn,
         )
+
+
+def _bytes(option: str, text: str) -> int:
+    """Return a size; a number alone is bytes, as in a trace."""
+    if text.strip().isdecimal() and int(text):
+        return int(text)
+    try:
+        return parse_size(text)
+    except BadSize as problem:
+        msg = f"{option}: {problem}"
+        raise BadDeclaration(msg) from None
 
 
 def chosen_policies(text: str) -> list[str]:
@@ -172,9 +194,9 @@ def chosen_policies(text: str) -> list[str]:
         With the one that was meant.
     """
     known = [name for name in _ORDER if name in POLICIES]
-    if text.strip().lower() == "all":
-        return known
-    return list(dict.fromkeys(one_of("--policy", word, known) for word in text.split(",")))
+    words_ = [word for word in text.split(",") if word.strip()] or [text]
+    chosen = [one_of("--policy", word, [*known, "all"]) for word in words_]
+    return known if "all" in chosen else list(dict.fromkeys(chosen))
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> str:
@@ -189,6 +211,6 @@ def one_of(option: str, value: str, known: Sequence[str]) -> str:
     if word in known:
         return word
     near = difflib.get_close_matches(word, known, 1)
-    hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
-    msg = f"{option} {value.strip()!r} is not known. {hint}"
+    hint = f" Did you mean {near[0]}?" if near else ""
+    msg = f"{option} {value.strip()!r} is not known.{hint} There are: {', '.join(sorted(known))}."
     raise BadDeclaration(msg)

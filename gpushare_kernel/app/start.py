@@ -28,7 +28,7 @@ class StartApp(BrokerCommand):
         with Line(where) as line:
             said = f"The broker (pid {line.pid}) answers at {where.socket}. Its log: {where.log}"
         if unused:
-            said += f". It ran already: {' '.join(arguments)} changes nothing."
+            said += f". It ran already: {' '.join(arguments)} changes nothing. Stop it first (jupyter gpushare stop); a policy changes while it runs: jupyter gpushare policy NAME."
         say(said)
         if unused:
             self.exit(1)

@@ -149,7 +149,9 @@ class Parking(Realtime):
         """Return who has been idle for long enough, first whom it costs least for how long that was."""
         found = []
         for session in self.sessions.values():
-            if self.why_not_parked(session) or session.jobs or session.cell_open:
+            if session.jobs or session.cell_open or not (session.charged or session.context):
+                continue  # asked first: that is most of them
+            if self.why_not_parked(session):
                 continue
             rested = session.idle_since + max(REST, self._cost(session))
             ready = max(rested, session.spared_until, session.exempt_until)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +29,14 @@ _EVENTS: dict[str, type[ev.Event]] = {cls.__name__: cls for cls in ev.Event.__su
 
 class Differs(BadTrace):
     """A recorded event gives other instructions than it gave live: another version, or a bug of ours."""
+
+
+class Recorded(NamedTuple):
+    """What ran while it was recorded, the device's bytes, and how many events give other instructions than they gave live."""
+
+    jobs: list[TraceJob]
+    capacity: int
+    differs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +70,8 @@ def check_recording(path: Path) -> int:
     return number
 
 
-def read_recording(path: Path, device: str = "") -> tuple[list[TraceJob], int]:
-    """Return the jobs that ran while `path` was recorded, and the device's capacity in bytes.
+def read_recording(path: Path, device: str = "") -> Recorded:
+    """Return the jobs that ran while `path` was recorded.
 
     A job's duration is what it would have taken alone: the time for which it had the device, at the pace of its samples;
     its demand, sizes and iteration are what the scheduler knew of it at its end. Whoever never ran is left out; who still ran at the end counts with what it had done.
@@ -73,8 +83,10 @@ def read_recording(path: Path, device: str = "") -> tuple[list[TraceJob], int]:
     """
     seen: dict[str, _Device] = {}
     devices: tuple[str, ...] = ()
+    differs: Counter[str] = Counter()
     for step in _steps(path):
         devices = step.devices
+        differs[step.device] += not step.same
         here = seen.get(step.device)
         if here is None or here.core is not step.core:
             former = [] if here is None else here.finish()
@@ -87,7 +99,7 @@ def read_recording(path: Path, device: str = "") -> tuple[list[TraceJob], int]:
     chosen = _chosen(
         path, device, (*devices, *(name for name in seen if name not in devices)), found
     )
-    return _from_zero(found[chosen]), seen[chosen].core.config.capacity
+    return Recorded(_from_zero(found[chosen]), seen[chosen].core.config.capacity, differs[chosen])
 
 
 def _chosen(path: Path, wanted: str, devices: Sequence[str], found: Collection[str]) -> str:
@@ -130,6 +142,9 @@ def _steps(path: Path) -> Iterator[Step]:
 
 
 def _step(number: int, line: Entry, cores: Mapping[str, Scheduler]) -> Step:
+    if line.device not in cores:
+        msg = f"an event of the device {line.device}, which no line before it describes: the beginning is missing"
+        raise BadFrame(msg)
     core = cores[line.device]
     event = msgspec.json.decode(line.data, type=_EVENTS[line.event])
     try:
@@ -185,6 +200,8 @@ class _Device:
     core: Scheduler
     done: list[TraceJob] = field(default_factory=list)
     there: dict[JobId, _Watched] = field(default_factory=dict)
+    #: How often a job of this name is over: a cell that is run again has the same.
+    runs: Counter[JobId] = field(default_factory=Counter)
     at: float = 0.0
 
     def look(self) -> None:
@@ -213,15 +230,18 @@ class _Device:
         duration = watched.duration(demand)
         if duration < LEAST:
             return
-        number = sum(done.name.split("#")[0] == job.id for done in self.done)
+        number, self.runs[job.id] = self.runs[job.id], self.runs[job.id] + 1
+        kept = max(job.need.persistent, session.measured)
+        # A SIZE is for both: what is kept of it is no E as well.
+        beside = job.need.ephemeral if job.size is None else min(job.need.ephemeral, max(0, job.size - kept))  # fmt: skip
         self.done.append(
             TraceJob(
                 name=f"{job.id}#{number + 1}" if number else job.id,
                 submitted=job.submitted,
                 duration=duration,
                 user=session.user.id,
-                persistent=max(job.need.persistent, session.measured),
-                ephemeral=job.need.ephemeral,
+                persistent=kept,
+                ephemeral=beside,
                 iteration=min(job.interval or ITERATION, duration),
                 realtime=job.realtime,
                 demand=min(1.0, max(_LIGHTEST, demand / self.core.config.compute)),

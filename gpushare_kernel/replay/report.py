@@ -57,8 +57,8 @@ def readable(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def check_can_write(option: str, path: Path) -> None:
-    """Refuse, before anything is replayed, a file that cannot be written after it.
+def check_can_write(option: str, path: Path, *, reads: Path) -> None:
+    """Refuse, before anything is replayed, a file that cannot be written after it, and the one that it `reads`.
 
     Raises
     ------
@@ -71,6 +71,8 @@ def check_can_write(option: str, path: Path) -> None:
         why = f"there is no folder {path.parent}"
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         why = "it is not yours to write"
+    elif path.exists() and reads.exists() and path.samefile(reads):
+        why = "it is what is replayed"
     else:
         return
     msg = f"{option} {path} cannot be written: {why}. Name a file in a folder of yours."

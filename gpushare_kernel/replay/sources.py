@@ -15,10 +15,11 @@ from gpushare_kernel.wire.recording import SUFFIX
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Jobs in the order of their arrival, and the bytes of the device that they ran on (None: it says nothing)."""
+    """Jobs in the order of their arrival, the bytes of the device that they ran on (None: it says nothing), and how many events of a recording went otherwise live."""
 
     jobs: Sequence[TraceJob]
     capacity: int | None = None
+    differs: int = 0
 
 
 def read_source(path: Path, *, seed: int = 0, declare: bool = True, device: str = "") -> Source:
@@ -34,14 +35,16 @@ def read_source(path: Path, *, seed: int = 0, declare: bool = True, device: str 
     BadTrace
         Where it is none of these, or a row breaks a rule.
     """
-    capacity: int | None = None
+    capacity, differs = None, 0
     if device and path.suffix != SUFFIX:
         msg = f"--device {device} chooses one of a recording's ({SUFFIX}), and {path} is a trace, which has none. Leave it out."
         raise BadDeclaration(msg)
     if is_salus(path):
         jobs, capacity = read_salus(path, seed), CAPACITY
     elif path.suffix == SUFFIX:
-        jobs, capacity = read_recording(path, device)
+        jobs, capacity, differs = read_recording(path, device)
     else:
         jobs = read_trace(path)
-    return Source(jobs if declare else [replace(job, declared=None) for job in jobs], capacity)
+    return Source(
+        jobs if declare else [replace(job, declared=None) for job in jobs], capacity, differs
+    )

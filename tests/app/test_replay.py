@@ -67,7 +67,10 @@ def test_several_policies_are_compared(gpushare: Gpushare, trace: Path) -> None:
 def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) -> None:
     done = gpushare("replay", str(trace), "--policy", "fifp")
     assert done.returncode == 1
-    assert done.stderr == "gpushare: --policy 'fifp' is not known. Did you mean fifo?\n"
+    assert (
+        done.stderr
+        == "gpushare: --policy 'fifp' is not known. Did you mean fifo? There are: all, fair, fifo, pack, srtf.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,9 @@ def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) ->
     [
         ((), "a replay needs one trace, and got none"),
         (("TRACE", "--turn", "0"), "--turn 0 is no length of a turn"),
-        (("TRACE", "--parking", "maybe"), "--parking 'maybe' is not known. There are off, on."),
+        (("TRACE", "--parking", "maybe"), "--parking 'maybe' is not known. There are: off, on."),
+        (("TRACE", "--capacity", "8 GX"), "--capacity: "),
+        (("TRACE", "--jobs", "TRACE"), "--jobs "),
         (("TRACE", "--capacity", "8GiB"), "job a never fits: it needs 10.0 GiB"),
         (("TRACE", "--plot", "a.pdf"), "--plot a.pdf: a picture's name ends in .svg or .png."),
         (("nowhere.csv",), "nowhere.csv: there is no such file."),
@@ -179,3 +184,16 @@ def test_a_recording_has_its_name(gpushare: Gpushare) -> None:
     done = gpushare("start", "--record", "day.txt")
     assert done.returncode == 1
     assert "day.txt is to end in .jsonl, by which replay knows a recording" in done.stderr
+
+
+def test_what_is_replayed_is_not_written_over(gpushare: Gpushare, trace: Path) -> None:
+    """Neither by its name nor by another one of it."""
+    before, link = trace.read_bytes(), trace.with_name("link.csv")
+    link.symlink_to(trace)
+    done = gpushare("replay", str(trace), "--jobs", str(link))
+    assert (done.returncode, trace.read_bytes()) == (1, before)
+    assert "cannot be written: it is what is replayed" in done.stderr
+
+
+def test_a_capacity_is_bytes_as_in_a_trace(gpushare: Gpushare, trace: Path) -> None:
+    assert "16.0 GiB" in gpushare("replay", str(trace), "--capacity", str(16 * 2**30)).stdout

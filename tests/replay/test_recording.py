@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_a_changed_event_shows(recording: Path) -> None:
 
 
 def test_a_recording_is_a_trace(recording: Path) -> None:
-    jobs, capacity = read_recording(recording)
+    jobs, capacity, differs = read_recording(recording)
+    assert differs == 0
     assert capacity == 10 * GiB
     found = {job.name: job for job in jobs}
     assert set(found) == {"a1", "b1", "c/plain"}
@@ -169,3 +171,34 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     path.write_text("job_id,submit_time,duration\n")
     with pytest.raises(BadTrace, match=r"trace\.jsonl, line 1: no line of a recording"):
         check_recording(path)
+
+
+def test_what_is_kept_of_a_size_is_no_part_of_what_it_takes_beside(tmp_path: Path) -> None:
+    """`%%gpulane 3GiB` that keeps 2 GiB is 2 and 1, not 2 and 3: it would never fit where it ran."""
+    path = tmp_path / "day.jsonl"
+    world = RecordedWorld(path, compute=1.0, capacity=4 * GiB)
+    world.open("a", "ann", interval=0.01)
+    world.submit("a1", "a", size=3 * GiB)
+    world.run(1.0)
+    world.end("a1", persistent=2 * GiB)
+    world.recorder.close()
+    (job,) = read_recording(path).jobs
+    assert (job.persistent, job.ephemeral) == (2 * GiB, 1 * GiB)
+
+
+def test_events_that_go_otherwise_now_are_counted(recording: Path) -> None:
+    """A recording of another version is a trace still, and says that it is not exact."""
+    lines = recording.read_text().splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if '"JobSubmitted"' in line)
+    lines[at] = re.sub(r'"out":\d+', '"out":1', lines[at])
+    recording.write_text("".join(lines))
+    found = read_recording(recording)
+    assert found.differs == 1
+    assert {job.name for job in found.jobs} == {"a1", "b1", "c/plain"}
+
+
+def test_a_recording_without_its_beginning_is_refused(recording: Path) -> None:
+    lines = recording.read_bytes().splitlines(keepends=True)
+    recording.write_bytes(b"".join(lines[1:]))
+    with pytest.raises(BadTrace, match="line 1: an event of the device host, which no line before"):
+        read_recording(recording)
