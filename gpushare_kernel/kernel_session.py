@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
-from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.client.start import start_again
 from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, NoBroker
 from gpushare_kernel.core.values import ProcessKey, SessionId
 from gpushare_kernel.transport.channel import connect, handshake
@@ -269,7 +269,7 @@ def find_broker(places: Places, *, start: bool = True) -> None:
         Where none runs and none may be started.
     """
     if start and may_start(places):
-        ensure_broker(places, timeout=EXCHANGE_TIMEOUT)
+        start_again(places, timeout=EXCHANGE_TIMEOUT)
         return
     try:
         connect(places.socket, EXCHANGE_TIMEOUT).close()

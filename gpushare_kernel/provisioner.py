@@ -20,7 +20,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Enum, Float, Unicode
 
 from gpushare_kernel import procfs
-from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.client.start import start_again
 from gpushare_kernel.core.errors import (
     BadToken,
     BrokerUnavailable,
@@ -289,7 +289,7 @@ class GpuShareProvisioner(LocalProvisioner):
 
     def _revive(self, where: Places) -> None:
         try:
-            ensure_broker(where, timeout=EXCHANGE_TIMEOUT)
+            start_again(where, timeout=EXCHANGE_TIMEOUT)
         except GpushareError as problem:
             self._warn_once(f"no broker could be started: {problem}")
 

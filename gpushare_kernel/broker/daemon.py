@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import json
 import logging
 import math
 import os
@@ -58,6 +59,8 @@ _AGAIN = (
     "arena_user",
 )
 """Options that a broker which is started again gets too."""
+_PROGRAM = 4
+"""So many words of a broker's command are no arguments: an interpreter, -P, -m, the module."""
 LEAST = 0.01
 """A turn shorter than this (seconds) would be spent on its own end; less of a core is nothing to share."""
 _logger = logging.getLogger(__name__)
@@ -232,6 +235,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         },
     )
     where.stopped.unlink(missing_ok=True)
+    _keep_arguments(where, _command(given))
     gc.freeze()
     if given.ready_fd is not None:
         report_ready(given.ready_fd)
@@ -240,6 +244,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     async with contextlib.AsyncExitStack() as leaving:  # the last goes first, and all of them go
         leaving.callback(table.close)
         leaving.callback(ledger.close)
+        leaving.callback(where.again.unlink, missing_ok=True)
         if broker.recorder is not None:
             leaving.callback(broker.recorder.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
@@ -286,6 +291,16 @@ def _mark_stopped(broker: Broker, where: Places) -> None:
         where.stopped.touch(mode=0o644)
     except OSError as problem:
         _logger.warning("open notebooks may start another broker: %s", problem)
+
+
+def _keep_arguments(where: Places, command: Sequence[str]) -> None:
+    """Note how we were started, for a kernel that finds both us and our guardian killed; the guardian has it by itself."""
+    fresh = where.again.with_name("again.new")
+    try:
+        fresh.write_text(json.dumps(command[_PROGRAM:]), encoding="utf-8")
+        fresh.replace(where.again)
+    except OSError as problem:
+        _logger.warning("a broker started after both are killed has its defaults: %s", problem)
 
 
 def _resume_left_over(where: Places) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.client.start import start_again
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.transport.places import Places, may_revive, places
 
@@ -32,4 +32,4 @@ def revive(socket: Path) -> None:
 
 def _start(where: Places) -> None:
     with contextlib.suppress(GpushareError):  # whoever waits is told that no broker answers
-        ensure_broker(where)
+        start_again(where)
