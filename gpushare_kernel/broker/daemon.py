@@ -234,8 +234,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
             "capacity": sum(device.inventory.capacity for device in devices),
         },
     )
-    where.stopped.unlink(missing_ok=True)
-    _keep_arguments(where, _command(given))
+    _note_start(where, _command(given))
     gc.freeze()
     if given.ready_fd is not None:
         report_ready(given.ready_fd)
@@ -244,7 +243,6 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     async with contextlib.AsyncExitStack() as leaving:  # the last goes first, and all of them go
         leaving.callback(table.close)
         leaving.callback(ledger.close)
-        leaving.callback(where.again.unlink, missing_ok=True)
         if broker.recorder is not None:
             leaving.callback(broker.recorder.close)
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
@@ -284,7 +282,9 @@ async def _hang_up(broker: Broker, listener: Listener, serving: asyncio.Task[Non
 
 
 def _mark_stopped(broker: Broker, where: Places) -> None:
-    """Have open notebooks start no other one, where that can be written down."""
+    """Have open notebooks start no other one, where that can be written down; what we were told holds for nobody after us."""
+    with contextlib.suppress(OSError):
+        where.again.unlink()
     if not broker.stopped_for_good:
         return
     try:
@@ -293,8 +293,9 @@ def _mark_stopped(broker: Broker, where: Places) -> None:
         _logger.warning("open notebooks may start another broker: %s", problem)
 
 
-def _keep_arguments(where: Places, command: Sequence[str]) -> None:
-    """Note how we were started, for a kernel that finds both us and our guardian killed; the guardian has it by itself."""
+def _note_start(where: Places, command: Sequence[str]) -> None:
+    """There is a broker again. Note how it was started, for a kernel that finds both us and our guardian killed; the guardian has it by itself."""
+    where.stopped.unlink(missing_ok=True)
     fresh = where.again.with_name("again.new")
     try:
         fresh.write_text(json.dumps(command[_PROGRAM:]), encoding="utf-8")

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,7 @@ def test_both_killed(
 def arguments_of(host: Host) -> tuple[str, ...]:
     """What the broker that answers was told, as far as these tests tell one something."""
     words = Path(f"/proc/{host.broker.pid}/cmdline").read_text().split("\0")
-    pairs = zip(words, words[1:], strict=False)
-    told = {word: value for word, value in pairs if word in CONTENDED}
+    told = {word: value for word, value in pairwise(words) if word in CONTENDED}
     return tuple(word for name in CONTENDED[::2] for word in (name, told.get(name, "")))
 
 
