@@ -84,18 +84,40 @@ class Host:
             msg = f"{len(self.sessions)} sessions were there, and the broker tells of {seen}"
             raise AssertionError(msg)
 
+    def add(self, session: KernelSession, burners: subprocess.Popen[str]) -> None:
+        """Have a session whose process is at work."""
+        self.sessions.append(session)
+        burners.stdin.write(json.dumps(session.environment()) + "\n")
+        burners.stdin.flush()
+        self.pids.append(int(burners.stdout.readline()))
+        session.bind(self.pids[-1])
+        if burners.stdout.readline().strip() != "at work":
+            msg = f"the process of {session.session} could not attach"
+            raise AssertionError(msg)
+
+    def end(self, burners: subprocess.Popen[str]) -> None:
+        """End the processes: those that stand still do not see the end of a pipe."""
+        burners.stdin.close()
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        burners.wait()
+        for session in self.sessions:
+            if session.page is not None:
+                session.page.close()
+
     # --- one trial --------------------------------------------------------------------------------------------
 
     def kill_broker(self) -> float:
         """Return the seconds from its SIGKILL until nobody stands still; the guardian starts the next one."""
         broker = self.broker()
         self.guardian(broker)
-        return self._after(lambda: self._kill(broker))
+        return self._after(lambda: self.kill(broker))
 
     def kill_guardian(self) -> float:
         """The same of its guardian; the broker starts another."""
         guardian = self.guardian(self.broker())
-        return self._after(lambda: self._kill(guardian))
+        return self._after(lambda: self.kill(guardian))
 
     def kill_both(self, *, polled: bool) -> float:
         """The same of both, so that neither sees the other's end. `polled`: a Jupyter server looks at its kernels."""
@@ -105,8 +127,8 @@ class Host:
         def kill() -> None:
             procfs.send(guardian, signal.SIGSTOP)
             wait_for(lambda: procfs.state(guardian.pid) == "T", "the guardian to stop")
-            self._kill(broker)
-            self._kill(guardian)
+            self.kill(broker)
+            self.kill(guardian)
 
         return self._after(kill, polled=polled)
 
@@ -114,7 +136,8 @@ class Host:
         """Wait until kernels stand still in each other's turns."""
         wait_for(lambda: self.stopped() == KERNELS - 1, "somebody to stand still", 0.005)
 
-    def _kill(self, key: ProcessKey) -> None:
+    def kill(self, key: ProcessKey) -> None:
+        """Kill -9 this very process, and wait for its end."""
         pidfd = os.pidfd_open(key.pid)
         try:
             procfs.send(key, signal.SIGKILL)
@@ -162,28 +185,14 @@ def hosted(stage: Stage) -> Iterator[Host]:
     ):
         try:
             for n in range(KERNELS):
-                session = open_session(
-                    stage.places, f"burn-{n}.ipynb", kernel_id="", language="python", weight=1.0
+                name = f"burn-{n}.ipynb"
+                host.add(
+                    open_session(stage.places, name, kernel_id="", language="python", weight=1.0),
+                    burners,
                 )
-                host.sessions.append(session)
-                burners.stdin.write(json.dumps(session.environment()) + "\n")
-                burners.stdin.flush()
-                host.pids.append(int(burners.stdout.readline()))
-                session.bind(host.pids[-1])
-                if burners.stdout.readline().strip() != "at work":
-                    msg = f"the process of session {n} could not attach"
-                    raise AssertionError(msg)
             yield host
         finally:
-            stage.stop_broker()  # it resumes them: who stands still does not see the end
-            burners.stdin.close()
-            for pid in host.pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            burners.wait()
-            for session in host.sessions:
-                if session.page is not None:
-                    session.page.close()
+            host.end(burners)
 
 
 def wait_for(condition: object, what: str, pace: float = _PACE) -> None:

@@ -50,6 +50,11 @@ class SessionReady(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AllBack(Event):
+    """Nobody of the broker before is missing any more: all have said what they hold, and the grace for that is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRestarted(Event):
     """The kernel starts anew: jobs end, P and E are free; id, user and weight stay."""
 
