@@ -33,10 +33,14 @@ def measure(options: Options) -> Sequence[Figure]:
     rounds = 2 if options.quick else 10
     figures: dict[str, list[float]] = {"resumed": [], "answers": [], "all_back": [], "turns": [], "accounts": []}  # fmt: skip
     for n in range(rounds):
-        with staged() as stage, stage.broker(*ARGUMENTS), crowd(stage, IDLE) as idle:
-            with _at_work(stage) as host:
-                for name, value in _kill(stage, host, len(idle)).items():
-                    figures[name].append(value)
+        with (
+            staged() as stage,
+            stage.broker(*ARGUMENTS),
+            crowd(stage, IDLE) as idle,
+            _at_work(stage) as host,
+        ):
+            for name, value in _kill(stage, host, len(idle)).items():
+                figures[name].append(value)
         progress(f"round {n + 1} of {rounds}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in figures.items()))  # fmt: skip
     return (
         Figure("resumed", "s", figures["resumed"], at_most=1.0, worst=True),
