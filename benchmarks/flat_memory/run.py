@@ -39,7 +39,6 @@ def measure(options: Options) -> Sequence[Figure]:
         Figure("resident", "MB", resident),
         Figure("grown", "MB", [settled[-1] - settled[0]], at_most=2.0),
         Figure("objects", "objects", objects),
-        Figure("objects_grown", "%", [100 * (objects[-1] / objects[WARM_UP] - 1)], at_most=2.0),
     )
 
 
