@@ -251,9 +251,10 @@ class CapacityChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLost(Event):
-    """The device is unusable: resume everything, admit nothing."""
+    """The device is unusable: resume everything, admit nothing. `why` says so to people, and what to do."""
 
     lost: bool
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -271,6 +271,7 @@ class Scheduler(Room):
 
     def _device_lost(self, event: ev.DeviceLost) -> None:
         self.lost = self.turns.lost = event.lost
+        self.why_lost = event.why if event.lost else ""
         if event.lost:
             for session in self.sessions.values():
                 self._lift(session, event.at)
