@@ -120,7 +120,11 @@ class Host:
         return self._after(lambda: self.kill(guardian))
 
     def kill_both(self, *, polled: bool) -> float:
-        """The same of both, so that neither sees the other's end. `polled`: a Jupyter server looks at its kernels."""
+        """The same of both, so that neither sees the other's end. `polled`: a Jupyter server looks at its kernels.
+
+        -1 where there is none, and not one kernel ran at that moment, which could have missed its broker: nobody is left to
+        resume them then but a person, whom we play.
+        """
         broker = self.broker()
         guardian = self.guardian(broker)
 
@@ -130,7 +134,7 @@ class Host:
             self.kill(broker)
             self.kill(guardian)
 
-        return self._after(kill, polled=polled)
+        return self._after(kill, polled=polled, alone=not polled)
 
     def contended(self) -> None:
         """Wait until kernels stand still in each other's turns."""
@@ -145,13 +149,18 @@ class Host:
         finally:
             os.close(pidfd)
 
-    def _after(self, kill: object, *, polled: bool = False) -> float:
+    def _after(self, kill: object, *, polled: bool = False, alone: bool = False) -> float:
         """Kill while somebody stands still; return how long somebody did after that."""
         time.sleep(random.random() * float(TURN))  # anywhere in a turn
         self.contended()
         assert callable(kill)
         began = time.monotonic()
         kill()
+        if alone and self.stopped() == KERNELS:
+            for session, pid in zip(self.sessions, self.pids, strict=True):
+                session.resume(pid)
+            self._revive()
+            return -1.0
         looks = [began + random.random() * LOOK_EVERY for _ in self.sessions]
         wait_for(lambda: self._look(looks, polled=polled) and not self.stopped(), "all to run")
         return time.monotonic() - began
