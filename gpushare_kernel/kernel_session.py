@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
-from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.client.start import start_again
 from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, NoBroker
 from gpushare_kernel.core.values import ProcessKey, SessionId
 from gpushare_kernel.transport.channel import connect, handshake
 from gpushare_kernel.transport.peers import check_broker, peer_of
 from gpushare_kernel.transport.places import Places, may_start
-from gpushare_kernel.transport.words import PAUSED
+from gpushare_kernel.transport.words import ENDED, PAUSED
 from gpushare_kernel.wire.messages import (
     SPOKEN,
     Bind,
@@ -50,7 +50,9 @@ LOOK_EVERY = 2.0
 TOKEN, SESSION, SOCKET = "GPUSHARE_TOKEN", "GPUSHARE_SESSION", "GPUSHARE_SOCKET"
 STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
-KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER)
+BEFORE = "GPUSHARE_BEFORE"
+"""Why the kernel before this one ended, where nobody had asked for that; shown with the first cell."""
+KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER, BEFORE)
 DEVICE = "GPUSHARE_DEVICE"
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -70,10 +72,17 @@ class Page:
 
     def says_paused(self) -> bool:
         """Say whether the broker paused the session, or was about to."""
+        return self._says(PAUSED)
+
+    def says_ended(self) -> bool:
+        """Say whether the broker ended the session's process, as its administrator wanted."""
+        return self._says(ENDED)
+
+    def _says(self, bit: int) -> bool:
         if not self._closing.alive:
             return False
         word = os.pread(self._fd, 4, 0)
-        return bool(int.from_bytes(word, sys.byteorder) & PAUSED)
+        return bool(int.from_bytes(word, sys.byteorder) & bit)
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
@@ -269,7 +278,7 @@ def find_broker(places: Places, *, start: bool = True) -> None:
         Where none runs and none may be started.
     """
     if start and may_start(places):
-        ensure_broker(places, timeout=EXCHANGE_TIMEOUT)
+        start_again(places, timeout=EXCHANGE_TIMEOUT)
         return
     try:
         connect(places.socket, EXCHANGE_TIMEOUT).close()

@@ -20,7 +20,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Enum, Float, Unicode
 
 from gpushare_kernel import procfs
-from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.client.start import start_again
+from gpushare_kernel.client.vitals import Vitals
 from gpushare_kernel.core.errors import (
     BadToken,
     BrokerUnavailable,
@@ -31,6 +32,7 @@ from gpushare_kernel.core.errors import (
 from gpushare_kernel.core.values import SessionId
 from gpushare_kernel.interpreters import has_package
 from gpushare_kernel.kernel_session import (
+    BEFORE,
     EXCHANGE_TIMEOUT,
     LOOK_EVERY,
     KernelSession,
@@ -41,11 +43,14 @@ from gpushare_kernel.kernel_session import (
     without_session,
 )
 from gpushare_kernel.transport.places import Places, may_revive, may_start, places
+from gpushare_kernel.wire.end_texts import ENDED_BY_US
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 DEFAULT_PROVISIONER = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+_ENDING = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+"""Signals by which Jupyter ends a kernel."""
 
 
 class GpuShareProvisioner(LocalProvisioner):
@@ -72,6 +77,10 @@ class GpuShareProvisioner(LocalProvisioner):
     _launched = False
     _warned = False
     _looked = 0.0
+    #: Of the kernel that runs, until its end is noted; whether its end was asked for; why the one before ended.
+    _vitals: Vitals | None = None
+    _asked = False
+    _before = ""
     _reviving: threading.Thread | None = None
 
     # --- Starting ---------------------------------------------------------------------------------
@@ -93,6 +102,7 @@ class GpuShareProvisioner(LocalProvisioner):
         try:
             info = await super().launch_kernel(cmd, **kwargs)
             if session is not None and self.pid is not None:
+                self._vitals, self._asked = Vitals.of(self.pid), False
                 await self._bind(session, self.pid)
         except BaseException:
             await self._end_process()
@@ -163,6 +173,9 @@ class GpuShareProvisioner(LocalProvisioner):
         self, env: dict[str, str], session: KernelSession | None
     ) -> dict[str, str]:
         env = without_session(env) if session is None else session.joined(env)
+        before, self._before = self._before, ""
+        if before and session is not None:
+            env[BEFORE] = before
         program = self.kernel_spec.argv[0]
         # A nested nbconvert in an environment without us could not find its provisioner.
         if DEFAULT_PROVISIONER in env and not await off_loop(has_package, program, env.get("PATH")):
@@ -219,6 +232,7 @@ class GpuShareProvisioner(LocalProvisioner):
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel's process group; a paused kernel runs again first, or it would not notice."""
         if signum != 0 and self.process is not None:
+            self._note_asked(ends=signum in _ENDING)
             await self._exempt(briefly=signum == signal.SIGINT)
             if signum == signal.SIGINT and self._interrupt(self.process.pid):
                 return
@@ -235,6 +249,7 @@ class GpuShareProvisioner(LocalProvisioner):
 
     async def shutdown_requested(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  jupyter_client's signature
         """A shutdown message was sent; a paused kernel could not read it."""
+        self._note_asked(ends=True)
         await self._exempt()
         await super().shutdown_requested(restart=restart)
 
@@ -265,11 +280,30 @@ class GpuShareProvisioner(LocalProvisioner):
     async def poll(self) -> int | None:
         """Return the exit code, or None while the kernel runs. Called every few seconds, so also the last resort (I4)."""
         code = await super().poll()
+        if code is not None and self.process is not None:
+            self._note_end(code)
         now = time.monotonic()
         if code is None and self._session is not None and now - self._looked >= LOOK_EVERY:
             self._looked = now
             self._look_after(self._session)
         return code
+
+    def _note_asked(self, *, ends: bool) -> None:
+        """Somebody presses a button: what the kernel ends of from here on is no surprise."""
+        code = None if self.process is None else self.process.poll()
+        if code is not None:
+            self._note_end(code)
+        self._asked |= ends
+
+    def _note_end(self, code: int) -> None:
+        """Keep why it ended, where nobody asked for that, for the log and for the next start. Once for each kernel."""
+        vitals, self._vitals = self._vitals, None
+        if vitals is None or self._asked or code == 0:
+            return
+        page = None if self._session is None else self._session.page
+        ours = page is not None and page.says_ended()
+        self._before = ENDED_BY_US if ours else vitals.ended(code)
+        self.log.warning("gpushare: %s: %s", self.kernel_id, self._before)
 
     def _look_after(self, session: KernelSession) -> None:
         """Broker and guardian gone: let the kernel run, and get a broker."""
@@ -289,7 +323,7 @@ class GpuShareProvisioner(LocalProvisioner):
 
     def _revive(self, where: Places) -> None:
         try:
-            ensure_broker(where, timeout=EXCHANGE_TIMEOUT)
+            start_again(where, timeout=EXCHANGE_TIMEOUT)
         except GpushareError as problem:
             self._warn_once(f"no broker could be started: {problem}")
 

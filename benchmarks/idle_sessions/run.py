@@ -26,7 +26,7 @@ def measure(options: Options) -> Sequence[Figure]:
     """Open, bind and attach the sessions, then watch the broker do nothing."""
     windows, seconds = (3, 3.0) if options.quick else (6, 10.0)
     cpu: list[list[float]] = [[], []]
-    with staged() as stage, stage.broker(), _crowd(stage) as sessions:
+    with staged() as stage, stage.broker(), crowd(stage) as sessions:
         _check(stage, len(sessions))
         broker, guardian = stage.pids
         time.sleep(_SETTLE)
@@ -50,7 +50,7 @@ def measure(options: Options) -> Sequence[Figure]:
 
 
 @contextlib.contextmanager
-def _crowd(stage: Stage) -> Iterator[list[KernelSession]]:
+def crowd(stage: Stage, number: int = SESSIONS) -> Iterator[list[KernelSession]]:
     """Have the sessions and their processes while the block runs. We are their provisioner."""
     program = Path(__file__).with_name("crowd.py")
     sessions: list[KernelSession] = []
@@ -58,7 +58,7 @@ def _crowd(stage: Stage) -> Iterator[list[KernelSession]]:
         [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as crowd:
         try:
-            for n in range(SESSIONS):
+            for n in range(number):
                 session = open_session(
                     stage.places, f"idle-{n}.ipynb", kernel_id="", language="python", weight=1.0
                 )

@@ -58,6 +58,7 @@ def examine(where: Places, gpu: Probe) -> Iterator[Check]:
     """Yield each check."""
     yield from _gpu(gpu)
     yield from _broker(where, gpu)
+    yield from _kept_aside(where)
     yield _registered()
     yield _chosen()
     yield _startup_file()
@@ -88,6 +89,8 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
         yield Check(Finding.FAILED, "broker", " ".join(str(problem).split()))
         return
     yield Check(Finding.WELL, "broker", f"A broker (pid {pid}) answers at {where.socket}.")
+    if snapshot.broker is not None and snapshot.broker.trouble:
+        yield Check(Finding.NOTE, "ledger", snapshot.broker.trouble)
     for device in snapshot.devices:
         yield _device(device)
     if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
@@ -96,6 +99,18 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
             "device",
             "It does not share the GPU. Once what is said above is mended: jupyter gpushare stop, then start.",
         )
+
+
+def _kept_aside(where: Places) -> Iterator[Check]:
+    """Damaged ledgers of before: what was in them is not known to the broker."""
+    kept = where.ledger.parent.glob(f"{where.ledger.name}.corrupt-*")
+    names = sorted(one.name for one in kept if one.suffix[-1:].isdigit())
+    if names:
+        text = (
+            f"A ledger could not be used, and a new one was begun: accounts and learned needs of before are in "
+            f"{', '.join(names)} in {where.ledger.parent}. The broker's log says what was wrong. Remove it once it is of no use."
+        )
+        yield Check(Finding.NOTE, "ledger", text)
 
 
 def _startable(where: Places) -> Check:

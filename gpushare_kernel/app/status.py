@@ -58,6 +58,8 @@ def show(snapshot: Snapshot, out: Console) -> None:
             f"gpushare {snapshot.broker.version}, {kind} {snapshot.broker.pid}, "
             f"up {format_duration(snapshot.broker.uptime)}"
         )
+        if snapshot.broker.trouble:
+            out.print(Text(snapshot.broker.trouble, style="yellow"))
     numbered = len(snapshot.devices) > 1
     for number, device in enumerate(snapshot.devices):
         out.print()

@@ -133,6 +133,7 @@ class Broker(Processes):
         desk.adopt(body.held)
         if back:
             self.look(kernel)  # with its jobs confirmed: what their lanes hold is not what it keeps
+            self._nobody_missing(self.engine_of(kernel.id))
         return desk
 
     def observe(self, connection: Connection) -> Desk:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import json
 import logging
 import math
 import os
@@ -58,6 +59,8 @@ _AGAIN = (
     "arena_user",
 )
 """Options that a broker which is started again gets too."""
+_PROGRAM = 4
+"""So many words of a broker's command are no arguments: an interpreter, -P, -m, the module."""
 LEAST = 0.01
 """A turn shorter than this (seconds) would be spent on its own end; less of a core is nothing to share."""
 _logger = logging.getLogger(__name__)
@@ -231,7 +234,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
             "capacity": sum(device.inventory.capacity for device in devices),
         },
     )
-    where.stopped.unlink(missing_ok=True)
+    _note_start(where, _command(given))
     gc.freeze()
     if given.ready_fd is not None:
         report_ready(given.ready_fd)
@@ -279,13 +282,26 @@ async def _hang_up(broker: Broker, listener: Listener, serving: asyncio.Task[Non
 
 
 def _mark_stopped(broker: Broker, where: Places) -> None:
-    """Have open notebooks start no other one, where that can be written down."""
+    """Have open notebooks start no other one, where that can be written down; what we were told holds for nobody after us."""
+    with contextlib.suppress(OSError):
+        where.again.unlink()
     if not broker.stopped_for_good:
         return
     try:
         where.stopped.touch(mode=0o644)
     except OSError as problem:
         _logger.warning("open notebooks may start another broker: %s", problem)
+
+
+def _note_start(where: Places, command: Sequence[str]) -> None:
+    """There is a broker again. Note how it was started, for a kernel that finds both us and our guardian killed; the guardian has it by itself."""
+    where.stopped.unlink(missing_ok=True)
+    fresh = where.again.with_name("again.new")
+    try:
+        fresh.write_text(json.dumps(command[_PROGRAM:]), encoding="utf-8")
+        fresh.replace(where.again)
+    except OSError as problem:
+        _logger.warning("a broker started after both are killed has its defaults: %s", problem)
 
 
 def _resume_left_over(where: Places) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from gpushare_kernel.broker import controls, realtime
 from gpushare_kernel.broker.answers import dry_run, release
@@ -16,7 +19,7 @@ from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError,
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.sizes import check_weight, parse_time
-from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait
+from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait, WaitReason
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
@@ -103,6 +106,8 @@ class Desk:
         """Send a notice, where the client's version has it."""
         if msg.since(notice) > self._version:
             return
+        if self._version == 1 and isinstance(notice, msg.Waiting):
+            notice = _for_version_1(notice)
         self._connection.send(encode(msg.FromBroker(msg.Kind.NOTICE, 0, notice)))
 
     def hang_up(self) -> None:
@@ -477,3 +482,10 @@ def _check_held(*sizes: int) -> None:
         if not 0 <= size < LARGEST_SIZE:
             problem = f"what a session holds must be from 0 to under {LARGEST_SIZE} bytes, and {size} is not."
             raise BadFrame(problem)
+
+
+def _for_version_1(notice: msg.Waiting) -> msg.Waiting:
+    """A reason that version 1 has no word for would be a broken frame to it: it waits for its turn on the device."""
+    if notice.wait.reason is not WaitReason.RESTORE:
+        return notice
+    return replace(notice, wait=dataclasses.replace(notice.wait, reason=WaitReason.TURN))

@@ -106,6 +106,7 @@ class Doorway:
         token = self._broker.registry.renew(kernel)
         kernel.opener = procfs.process_key(peer.pid) if peer.pid else None
         self._broker.emptied(kernel)
+        kernel.mark_ended(ended=False)
         return self._opened(kernel, token)
 
     def _bind(self, body: msg.Bind, fds: list[int], peer: Peer) -> _Answer:

@@ -182,7 +182,7 @@ class Housekeeping:
         why = engine.device.lost
         if (why is not None) == engine.scheduler.lost:
             return
-        engine.feed(ev.DeviceLost(at=engine.now, lost=why is not None))
+        engine.feed(ev.DeviceLost(at=engine.now, lost=why is not None, why=why or ""))
         if why is not None:
             _logger.error("a device is lost: %s", why, extra={"device": engine.device.inventory.id})
             self._broker.say(Announce(why))

@@ -20,7 +20,7 @@ from gpushare_kernel.devices.base import Target
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.tally import Tally
-from gpushare_kernel.transport.words import AWAY, PAUSED, SLOTS, WordPage
+from gpushare_kernel.transport.words import AWAY, ENDED, PAUSED, SLOTS, WordPage
 from gpushare_kernel.wire.messages import BrokerNotice
 
 MOST_SESSIONS_PER_USER = 1024
@@ -123,6 +123,10 @@ class Kernel:
     def mark_away(self, *, away: bool) -> None:
         """Say in the session's own word that its device memory is not there: its client then asks no framework for anything."""
         self._mark(AWAY, there=away)
+
+    def mark_ended(self, *, ended: bool) -> None:
+        """Say in the session's own word that it was we who ended its process; until the next one starts."""
+        self._mark(ENDED, there=ended)
 
     def _mark(self, bit: int, *, there: bool) -> None:
         if self.page.fd >= 0:

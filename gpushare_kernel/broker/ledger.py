@@ -159,6 +159,8 @@ class Ledger:
         self._closing = False
         self._writing = False
         self._failing = False
+        #: What people are to know of it; None while all is well.
+        self.trouble: str | None = None
         self._thread = threading.Thread(target=self._work, name="gpushare-ledger", daemon=True)
         self._thread.start()
 
@@ -324,11 +326,13 @@ class Ledger:
         else:
             if self._failing:
                 self._failing = False
+                self.trouble = None
                 _logger.warning("the ledger %s is written again", self._path)
 
     def _failed(self, problem: Exception) -> None:
         if not self._failing:
             self._failing = True
+            self.trouble = f"The ledger {self._path} is not written, it is kept in memory: {problem}. Make room on that disk."
             _logger.error(
                 "the ledger %s is not written, it is kept in memory: %s", self._path, problem
             )

@@ -106,6 +106,7 @@ class MemoryWatch:
             number.name,
             extra={"session": kernel.id, "pid": kernel.key.pid if kernel.key else None},
         )
+        kernel.mark_ended(ended=True)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(kernel.pidfd, number)
 

@@ -34,6 +34,9 @@ _logger = logging.getLogger(__name__)
 class Processes(JobAnswers):
     """The processes behind sessions."""
 
+    #: Whether a command of the broker before is among them.
+    _commands_here = False
+
     # --- kernels ---------------------------------------------------------------------------------------------
 
     def opened(self, kernel: Kernel, *, device: str = "", needs: int = 0) -> None:
@@ -102,6 +105,7 @@ class Processes(JobAnswers):
 
     def accompanied(self, kernel: Kernel) -> None:
         """Its starter attaches for it: it is a session without a client until one of its own comes."""
+        self._commands_here |= kernel.orphaned
         self._still_bare(kernel)
 
     def emptied(self, kernel: Kernel) -> None:
@@ -116,6 +120,9 @@ class Processes(JobAnswers):
         for key in survivors:
             self._follow(kernel, key)
         self._await_process(kernel)
+        if kernel.orphaned:
+            kernel.orphaned = False
+            self._nobody_missing(self.engine_of(kernel.id))
 
     def close(self, kernel: Kernel) -> None:
         """The session is over."""
@@ -131,6 +138,20 @@ class Processes(JobAnswers):
         self._placed.pop(kernel.id, None)
         self.touch()
         _logger.info("a session is closed", extra={"session": kernel.id})
+        if kernel.orphaned:
+            self._nobody_missing(engine)
+
+    def _nobody_missing(self, engine: Engine) -> None:
+        """End the grace after a restart, where all that the ledger told of have said what they hold, or are gone.
+
+        A command is known before its starter has said what it holds: where there is one, the grace lasts as long as it may.
+        """
+        if self._commands_here or any(
+            one.orphaned and self.engine_of(one.id) is engine for one in self.registry
+        ):
+            return
+        if engine.now < engine.scheduler.turns.free_until:
+            engine.feed(ev.AllBack(at=engine.now))
 
     def adopt(self, row: SessionRow) -> None:
         """A session of the broker before this one, from the ledger: its process lives."""

@@ -51,7 +51,12 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
     return view.Snapshot(
         schema=view.SCHEMA,
         broker=view.BrokerView(
-            broker.pid, __version__, broker.uptime, broker.system, broker.longest_wait or None
+            broker.pid,
+            __version__,
+            broker.uptime,
+            broker.system,
+            broker.longest_wait or None,
+            broker.ledger.trouble if broker.administers(uid) else None,
         ),
         devices=tuple(_device(broker, engine, uid, now) for engine in broker.engines.values()),
         sessions=tuple(_session(broker, s, uid) for s in broker.sessions()),

@@ -38,7 +38,10 @@ from gpushare_kernel.wire.messages import (
     Welcome,
 )
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+FIRST_PAUSE, LONG_PAUSE, LONGEST_PAUSE = 0.1, 0.4, 2.0
+"""Seconds between two looks for a broker: at first, while one is about to come (who is missing holds up the others), and later."""
+SOON = 15.0
+"""Seconds for which one may be about to come."""
 LONG_AWAY = 3.0
 """Seconds of pauses after which nobody else seems to start a broker."""
 _HANDSHAKE_TIMEOUT = 5.0
@@ -141,7 +144,7 @@ class Link:
                 sock.close()
 
     def _run(self) -> None:
-        pause, away = FIRST_PAUSE, 0.0
+        pause, away, gone = FIRST_PAUSE, 0.0, 0.0
         while not self._closed.is_set():
             try:
                 sock = self._connect()
@@ -153,12 +156,13 @@ class Link:
                     pause = LONGEST_PAUSE
                 self._closed.wait(pause)
                 away += pause
+                gone += pause
                 if away >= LONG_AWAY and not self._closed.is_set():
                     away = 0.0
                     self._events.stays_away()
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, LONG_PAUSE if gone < SOON else LONGEST_PAUSE)
                 continue
-            pause, away = FIRST_PAUSE, 0.0
+            pause, away, gone = FIRST_PAUSE, 0.0, 0.0
             with sock:
                 self._read(sock)
                 with self._sending:

@@ -10,8 +10,9 @@ import contextlib
 import threading
 from pathlib import Path
 
-from gpushare_kernel.client.start import ensure_broker
+from gpushare_kernel.client.start import start_again
 from gpushare_kernel.core.errors import GpushareError
+from gpushare_kernel.transport.launch import free
 from gpushare_kernel.transport.places import Places, may_revive, places
 
 _starting: threading.Thread | None = None
@@ -23,6 +24,8 @@ def revive(socket: Path) -> None:
     where = places()
     if where.socket != socket or not may_revive(where):
         return
+    if not free(where.start_lock):
+        return  # somebody starts it: hundreds of kernels that look at the lock would only slow that down
     if _starting is None or not _starting.is_alive():
         _starting = threading.Thread(
             target=_start, args=(where,), name="gpushare-revive", daemon=True
@@ -32,4 +35,4 @@ def revive(socket: Path) -> None:
 
 def _start(where: Places) -> None:
     with contextlib.suppress(GpushareError):  # whoever waits is told that no broker answers
-        ensure_broker(where)
+        start_again(where)

@@ -68,6 +68,21 @@ def ensure_broker(
             raise BrokerUnavailable(msg) from problem
 
 
+def start_again(places: Places, timeout: float = 10.0) -> None:
+    """As `ensure_broker`, where broker and guardian were killed: the new one gets the arguments of the one before (I4)."""
+    ensure_broker(places, timeout, _arguments_before(places.again))
+
+
+def _arguments_before(path: Path) -> list[str]:
+    """Return them; none where nobody knows: then a broker is started as for a first notebook."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    known = isinstance(found, list) and all(isinstance(one, str) for one in found)
+    return found if known else []
+
+
 def _answers_or_is_gone(places: Places, deadline: float) -> bool:
     """Wait for the end of a broker that goes (it has its lock, but no socket any more), or for the start of one.
 

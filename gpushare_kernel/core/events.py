@@ -50,6 +50,11 @@ class SessionReady(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AllBack(Event):
+    """Nobody of the broker before is missing any more: all have said what they hold, and the grace for that is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRestarted(Event):
     """The kernel starts anew: jobs end, P and E are free; id, user and weight stay."""
 
@@ -246,9 +251,10 @@ class CapacityChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLost(Event):
-    """The device is unusable: resume everything, admit nothing."""
+    """The device is unusable: resume everything, admit nothing. `why` says so to people, and what to do."""
 
     lost: bool
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

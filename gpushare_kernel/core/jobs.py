@@ -45,6 +45,7 @@ class Jobs:
         self.turns.accounts.queued = self.book.queue.first
         self.probe = Probe(config) if config.divisible else Glance(config)
         self.lost = False
+        self.why_lost = ""
         #: Jobs that have come through the memory queue and are in a lane.
         self._let_in: set[JobId] = set()
         #: Confirmed jobs of one former lane meet again: former lane -> lane.
@@ -110,10 +111,14 @@ class Jobs:
         patience = self.turns.accounts.policy.patience
         if patience is not None:
             job.queued_since = at
-            self._deadlines.add(at + patience, lambda now: self._promote(job, at, now))
+            name = (
+                job.id
+            )  # not the job: it is over long before that, as a rule, and would be kept until then
+            self._deadlines.add(at + patience, lambda now: self._promote(name, at, now))
 
-    def _promote(self, job: Job, since: float, at: float) -> None:
-        if job.queued_since == since:  # it had its memory meanwhile, else
+    def _promote(self, name: JobId, since: float, at: float) -> None:
+        job = self.jobs.get(name)
+        if job is not None and job.queued_since == since:  # it had its memory meanwhile, else
             self.book.queue.promote(job, at)
 
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:

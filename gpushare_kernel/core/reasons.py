@@ -20,6 +20,9 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
     if job.state is JobState.QUEUED:
         book = scheduler.book
         needs = book.added(session, job.need) + job.need.ephemeral
+        if scheduler.lost:
+            free, ahead = max(0, book.table.free), book.queue.ahead(job.id)
+            return Wait(WaitReason.MEMORY, needs, free, ahead, lost=scheduler.why_lost)
         if needs <= book.table.free and not scheduler.may_enter(job):
             # The policy has no more of them at once.
             eta, exact = for_memory(scheduler, job)

@@ -29,6 +29,7 @@ class Scheduler(Room):
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionOpened: self._session_opened,
             ev.SessionReady: self._session_ready,
+            ev.AllBack: self._all_back,
             ev.SessionRestarted: self._session_restarted,
             ev.SessionClosed: self._session_closed,
             ev.JobSubmitted: self._job_submitted,
@@ -122,6 +123,12 @@ class Scheduler(Room):
             self.book.context(session, event.context)
         if event.bare:  # nobody is there to ask for it
             self._ask_back(session, event.at)
+
+    def _all_back(self, event: ev.AllBack) -> None:
+        missing = any(one.presence is Presence.ORPHANED for one in self.sessions.values())
+        if not missing and event.at < self.turns.free_until:
+            self.turns.free_until = event.at
+            self._admit(event.at)
 
     def _session_restarted(self, event: ev.SessionRestarted) -> None:
         session = self.sessions[event.session]
@@ -264,6 +271,7 @@ class Scheduler(Room):
 
     def _device_lost(self, event: ev.DeviceLost) -> None:
         self.lost = self.turns.lost = event.lost
+        self.why_lost = event.why if event.lost else ""
         if event.lost:
             for session in self.sessions.values():
                 self._lift(session, event.at)

@@ -144,6 +144,7 @@ class Wait:
     """Why a job waits, with the numbers its sentence needs (bytes, seconds).
 
     `eta` is when it may run (None: not known); `exact` where that is a sum of known times, not an estimate.
+    `lost` is why the device does not answer, and what to do; while it is set, nothing else is in the way.
     """
 
     reason: WaitReason
@@ -155,6 +156,7 @@ class Wait:
     longest_today: float | None = None
     until: float | None = None
     exact: bool = False
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class Places:
         return self.runtime / "stopped"
 
     @property
+    def again(self) -> Path:
+        """The arguments of the broker that lives here, or was killed here: JSON, for whoever starts it again."""
+        return self.runtime / "again"
+
+    @property
     def intents(self) -> Path:
         """The table of processes that are paused, or about to be."""
         return self.runtime / "intents"

@@ -23,6 +23,8 @@ PAUSED = 1
 
 AWAY = 2
 """Bit of the session's word (slot 0): set *before* its device memory is given back, cleared when it is there again."""
+ENDED = 4
+"""Bit of the session's word (slot 0): the broker has signalled its process to end, as its administrator wanted."""
 
 SLOTS = 64
 _WORD = 4

@@ -13,13 +13,14 @@ SCHEMA = 1
 
 
 class BrokerView(Struct, frozen=True):
-    """The broker's process."""
+    """The broker's process. `trouble` is what keeps it from remembering, and what to do (None: nothing does)."""
 
     pid: int
     version: str
     uptime: float
     system: bool = False
     longest_wait_today: float | None = None
+    trouble: str | None = None
 
 
 class LaneView(Struct, frozen=True):

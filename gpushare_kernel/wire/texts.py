@@ -371,6 +371,9 @@ def _seconds(seconds: float) -> str:
 
 def reason_text(wait: Wait, noun: str = "GPU memory") -> str:
     """Return what is waited for, in a sentence."""
+    if wait.lost:
+        device = "the GPU" if noun.startswith("GPU") else "the device"
+        return f"Waiting for {device} to answer again: {wait.lost} Nothing is let in until then, and nobody stands still."
     if wait.reason is WaitReason.MEMORY:
         return f"Waiting for {noun}: {_needs(wait)}."
     if wait.reason is WaitReason.OCCUPANCY:
@@ -407,8 +410,8 @@ def free_text(free: int, beside: int) -> str:
 
 
 def _holders(wait: Wait) -> list[str]:
-    """Return own notebooks first: those one can do something about. During a grace nobody is in the way."""
-    if wait.reason is WaitReason.GRACE:
+    """Return own notebooks first: those one can do something about. During a grace, or without a device, nobody is in the way."""
+    if wait.reason is WaitReason.GRACE or wait.lost:
         return []
     own = sorted((h for h in wait.holders if h.own), key=lambda h: -h.size)
     others = sorted((h for h in wait.holders if not h.own), key=lambda h: -h.size)
@@ -442,6 +445,8 @@ def _stem(name: str) -> str:
 def _place(wait: Wait) -> list[str]:
     to_go = wait.eta if wait.eta is not None and wait.eta >= 1 else None
     about = "" if wait.exact else "About "
+    if wait.lost:
+        return []
     said = [] if to_go is None else [f"{about}{format_duration(to_go)} to go."]
     if wait.reason in (WaitReason.TURN, WaitReason.GRACE, WaitReason.RESTORE):
         return said

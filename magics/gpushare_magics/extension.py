@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -59,6 +60,9 @@ class Extension:
         #: The first line of each cell that declared something here, by its hash.
         self.first_lines: dict[str, str] = {}
         self._slowed = UpdatingLine(self.output)
+        self._before = os.environ.pop(
+            "GPUSHARE_BEFORE", ""
+        )  # `kernel_session.BEFORE`, which a kernel need not load
         self.notifier: Notifier | None = None
         kernel = getattr(shell, "kernel", None)
         self.entries = Entries(kernel, self.session) if is_kernel and self.session else None
@@ -289,7 +293,10 @@ class Extension:
         return mover(self)
 
     def new_slowed_line(self, _info: object) -> None:
-        """Each cell has a line of its own about being slowed."""
+        """Each cell has a line of its own about being slowed; the first one says why the kernel before this one ended."""
+        before, self._before = self._before, ""
+        if before:
+            self.output.show(before)
         if not self.cells.running:
             self._slowed = UpdatingLine(self.output)
 

@@ -69,6 +69,7 @@ class PlayedDevice:
         self.move_gate = asyncio.Event()
         self.move_gate.set()
         self.used = Usage(0.0, 0.0, 0)
+        self.lost: str | None = None
         #: Whether every session seems to use the whole device all the time.
         self.busy = False
         self.taken_by_others = 0
@@ -128,10 +129,6 @@ class PlayedDevice:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    @property
-    def lost(self) -> str | None:
-        return None
 
     async def still(self, target: Target) -> bool:
         return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpushare_kernel.core.values import GiB, JobId, MiB, Presence, Usage
+from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
@@ -59,6 +59,27 @@ def test_what_a_notebook_keeps_is_not_taken_for_its_context(tmp_path: Path, clie
         released = house.call(msg.Observe()).ask(msg.Release(opened.session))
         assert released == msg.ReleasedNow(0, ("hw.ipynb",))
         assert seen(house).sessions[0].p == 300 * MiB
+
+
+def test_the_grace_ends_with_the_last_who_is_missing(tmp_path: Path) -> None:
+    """Whoever comes back last, or is gone: who waits for memory has it then, not five seconds later."""
+    with House(tmp_path) as house:
+        first, second, third = (house.notebook() for _ in range(3))
+        opened = [caller.opened for caller in (first, second, third)]  # type: ignore[attr-defined]
+        assert house.ledger.flush()
+    with House(tmp_path, orphan_grace=3600.0) as house:
+        for row in house.ledger.load().sessions:
+            house.do(lambda row=row: house.broker.adopt(row))
+        held = msg.HeldJob(JobId("j"), "cell", 0, 6 * GiB, 1, 1, running=True)
+        newcomer = house.notebook("new.ipynb")
+        number = newcomer.send(submit("n", persistent=0, ephemeral=GiB))
+        house.attach(opened[0], held=(held,))
+        house.call(msg.Close(opened[1].session, opened[1].token))
+        house.saw(lambda: any(job.state is JobState.QUEUED for job in house.broker.scheduler.jobs.values()))  # fmt: skip
+        house.attach(opened[2])
+        assert isinstance(newcomer.reply(number), msg.Granted)
+        (device,) = seen(house).devices
+        assert sum(lane.size for lane in device.lanes) == 7 * GiB
 
 
 def test_what_a_confirmed_lane_holds_is_not_kept(tmp_path: Path) -> None:

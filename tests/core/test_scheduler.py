@@ -452,6 +452,23 @@ def test_during_the_grace_nobody_is_paused_and_nothing_is_admitted() -> None:
     assert any(isinstance(i, do.Pause) for i in world.log), "three wide ones take turns again"
 
 
+def test_the_grace_is_over_when_everybody_has_said_what_they_hold() -> None:
+    """And not before: while one is missing, the same word changes nothing."""
+    world = World(capacity=10 * GiB)
+    orphans(world, "a", "b")
+    world.open("new", user="new")
+    world.submit("new/1", "new", 0, GiB)
+    confirm(world, "a/1", 0, group=1)
+    world.send(ev.AllBack(at=world.now))
+    assert world.core.jobs[JobId("new/1")].state is JobState.QUEUED
+    confirm(world, "b/1", 0, group=2)
+    world.send(ev.AllBack(at=world.now))
+    assert world.core.jobs[JobId("new/1")].state is JobState.ADMITTED
+    world.run(1.0)
+    assert any(isinstance(i, do.Pause) for i in world.log)
+    world.send(ev.AllBack(at=world.now))  # once more is as good as once
+
+
 def test_a_job_confirmed_at_its_boundary_goes_on_when_it_is_due() -> None:
     """It waits inside our client and gets its grant like any other."""
     world = World(capacity=10 * GiB)

@@ -16,9 +16,17 @@ from benchmarks.gpu.checkout import place_startup
 from gpushare_kernel.kernel_session import KERNEL_VARIABLES
 from gpushare_kernel.transport.places import places
 from tests.faults.host import Host
+from tests.leaks import none_left
 
 Measured = Callable[[str, float], None]
 _times = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No descriptor, thread, child, mapping or folder of ours outlives a test."""
+    with none_left():
+        yield
 
 
 @pytest.fixture

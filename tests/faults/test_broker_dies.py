@@ -6,6 +6,8 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,9 @@ from tests.procs import eventually
 
 TURNS = ("--compute", "1", "--turn", "2", "--capacity", "1GiB")
 """One core and long turns: of two that burn, one runs and one stands still."""
+
+
+CONTENDED = ("--compute", "1.0", "--turn", "8.0", "--capacity", "1GiB")
 
 
 def one_paused(*notebooks: Notebook) -> tuple[Notebook, Notebook]:
@@ -65,7 +70,7 @@ def test_broker_killed(host: Host, measured: Measured) -> None:
 @pytest.fixture
 def contended(host: Host) -> tuple[Notebook, Notebook]:
     """Two notebooks whose plain cells want the same core for long turns: (paused, running)."""
-    host.start("--compute", "1", "--turn", "8", "--capacity", "1GiB")
+    host.start(*CONTENDED)
     one, two = host.notebook("one.ipynb"), host.notebook("two.ipynb")
     one.burn()
     two.burn()
@@ -138,6 +143,16 @@ def test_both_killed(
     measured("all run again", time.monotonic() - began)
     assert host.broker != broker
     host.until(lambda seen: session_of(seen, paused).state not in {"opened", "orphaned", "bare"})
+    # Whoever started it: it shares what the one before shared, and takes turns of its length.
+    if how is not by_broker_start:  # a person's start says itself what is wanted
+        assert (host.snapshot().devices[0].compute, arguments_of(host)) == (1.0, CONTENDED)
+
+
+def arguments_of(host: Host) -> tuple[str, ...]:
+    """What the broker that answers was told, as far as these tests tell one something."""
+    words = Path(f"/proc/{host.broker.pid}/cmdline").read_text().split("\0")
+    told = {word: value for word, value in pairwise(words) if word in CONTENDED}
+    return tuple(word for name in CONTENDED[::2] for word in (name, told.get(name, "")))
 
 
 def test_what_was_chosen_live_outlives_a_crash_and_no_start(host: Host) -> None:

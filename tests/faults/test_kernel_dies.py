@@ -212,6 +212,28 @@ def test_restarted_after_a_new_broker(crowd: Host) -> None:
     crowd.until(lambda seen: session_of(seen, one).pid == one.pid)
 
 
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed (SIGKILL)"),
+        ("os._exit(3)", "ended with exit status 3"),
+    ],
+)
+def test_the_next_start_says_why_the_kernel_died(crowd: Host, end: str, how: str) -> None:
+    """With its first cell, once, and that it was not us; of an end that was asked for nothing is said."""
+    one = crowd.notebook("one.ipynb")
+    one.restart(now=True)
+    assert one.run("'quiet'") == ["'quiet'"]
+    key = one.key
+    one.start(f"import os, signal\n{end}")
+    eventually(lambda: not procfs.alive(key))
+    one.restart(now=True)
+    first = one.run("'again'")
+    assert how in first[0]
+    assert "not ended by gpushare" in first[0]
+    assert one.run("'quiet'") == ["'quiet'"]
+
+
 # --- interrupted -----------------------------------------------------------------------------------------
 
 

@@ -53,8 +53,8 @@ def never_starts(monkeypatch):
             called.set()
             raise
 
-    monkeypatch.setattr("gpushare_kernel.provisioner.ensure_broker", ensure)
-    monkeypatch.setattr("gpushare_kernel.kernel_session.ensure_broker", ensure)
+    monkeypatch.setattr("gpushare_kernel.provisioner.start_again", ensure)
+    monkeypatch.setattr("gpushare_kernel.kernel_session.start_again", ensure)
     return calls, called
 
 

@@ -1,0 +1,142 @@
+"""Two things that happen in the same moment, in each order: held at a gate or done in one step of the loop, never by luck.
+
+Others of these pairs: guardian against a worker in flight (`test_guardian.py`), idle exit against connect
+(`test_housekeeping.py`, `tests/transport/test_server.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel.broker import broker as broker_module
+from gpushare_kernel.client.session import Session
+from gpushare_kernel.core.values import GiB, JobId, JobState, PauseStatus, SessionId
+from gpushare_kernel.devices.base import PauseOutcome
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire import texts
+from tests.broker.house import LIMIT, Caller, House
+from tests.broker.test_desk import end, submit
+from tests.procs import Program
+
+
+@pytest.fixture
+def victim(house: House) -> Iterator[tuple[Program, msg.Opened]]:
+    """A process of its own that is a session, and wants the device beside this one."""
+    with Program("say('up'); wait()") as program:
+        program.said()
+        opened = house.open("victim.ipynb")
+        house.bind(opened, program.pid)
+        yield program, opened
+
+
+@pytest.mark.parametrize("status", [PauseStatus.PAUSED, PauseStatus.GONE, PauseStatus.BUSY])
+def test_a_pause_in_flight_against_its_process_s_exit(
+    house: House, victim: tuple[Program, msg.Opened], status: PauseStatus
+) -> None:
+    """Whatever the device says of it afterwards: nothing stays paused, and the other one has the device."""
+    program, opened = victim
+    other = house.notebook("other.ipynb")
+    engine, session = house.broker.engine, SessionId(opened.session)
+    house.device.answers["pause"] = [PauseOutcome(status) for _ in range(8)]
+    house.device.gate.clear()
+    house.device.busy = True
+    other.tell(msg.CellStarted(1))
+    house.saw(lambda: ("pause", program.pid) in house.device.calls)
+    program.process.kill()
+    program.process.wait()
+    kernel = house.broker.registry
+    house.saw(lambda: (one := kernel.get(session)) is None or one.key is None)
+    house.do(house.device.gate.set)
+    house.saw(lambda: not any(one.pausing for one in engine.scheduler.sessions.values()))
+    left = house.do(lambda: engine.scheduler.sessions.get(session))
+    assert left is None or (left.stopped is None and not left.jobs)
+    house.saw(lambda: all(one.stopped is None for one in engine.scheduler.sessions.values()))
+
+
+def hang_up_first(caller: Caller, give: Callable[[], None]) -> None:
+    """The waiter's end is on its way when its memory comes free."""
+    caller.sock.close()
+    give()
+
+
+def grant_first(caller: Caller, give: Callable[[], None]) -> None:
+    """Its grant is on its way when it hangs up."""
+    give()
+    caller.sock.close()
+
+
+@pytest.mark.parametrize("order", [hang_up_first, grant_first])
+def test_a_grant_against_the_waiter_s_disconnect(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    order: Callable[[Caller, Callable[[], None]], None],
+) -> None:
+    """Granted to nobody, the memory goes to whoever is next: no lane stays with a line that is down."""
+    monkeypatch.setattr(broker_module, "LEFT_AFTER", 0.0)
+    holder, waiter, next_one = (house.notebook(f"{n}.ipynb") for n in range(3))
+    holder.ask(submit("h", persistent=0, ephemeral=7 * GiB))
+    for number, caller in ((1, waiter), (2, next_one)):
+        caller.send(submit(f"w{number}", persistent=0, ephemeral=6 * GiB))
+        caller.ask(msg.GetSnapshot())  # it has been queued by now
+    core = house.broker.scheduler
+    names = [job.id for job in core.jobs.values() if job.state is JobState.RUNNING]
+    assert len(names) == 1
+    desk = house.broker.jobs[names[0]]
+
+    def both() -> None:
+        order(waiter, lambda: desk._end(99, end("h")))
+
+    house.do(both)
+    reply = next_one.reply(1)
+    assert isinstance(reply, msg.Granted)
+    house.saw(lambda: len(core.jobs) == 1)
+    assert core.book.table.used == 6 * GiB
+
+
+def test_a_restart_against_the_queue(tmp_path: Path) -> None:
+    """Its broker dies while it waits: it says so, waits again at the next one, and has its memory when there is room."""
+    said: list[str] = []
+    lost, granted = threading.Event(), threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        lost.set()
+
+    with House(tmp_path) as house:
+        holder = house.notebook("holder.ipynb")
+        holder.ask(submit("h", persistent=0, ephemeral=7 * GiB))
+        opened = house.open("waiter.ipynb")
+        house.bind(opened)
+        session = Session(opened.token, house.path)
+        session.listen(lambda _: None)
+        session.wait_attached(LIMIT)
+        waiting = threading.Thread(
+            target=lambda: (
+                session.submit(
+                    msg.Submit(JobId("w"), "cell", persistent=0, ephemeral=2 * GiB), say=say
+                ),
+                granted.set(),
+            )
+        )
+        waiting.start()
+        house.saw(lambda: any(job.state is JobState.QUEUED for job in house.broker.scheduler.jobs.values()))  # fmt: skip
+        assert house.ledger.flush()
+    held = msg.HeldJob(JobId("h"), "cell", 0, 7 * GiB, 1, 1, running=True)
+    with House(tmp_path, orphan_grace=3600.0) as again:
+        for row in again.ledger.load().sessions:
+            again.do(lambda row=row: again.broker.adopt(row))
+        assert lost.wait(LIMIT)
+        again.saw(lambda: any(job.state is JobState.QUEUED for job in again.broker.scheduler.jobs.values()))  # fmt: skip
+        assert not granted.is_set()
+        back = again.attach(holder.opened, held=(held,))  # type: ignore[attr-defined]
+        back.ask(msg.GetSnapshot())
+        assert not granted.is_set(), "who is back holds what it held"
+        back.ask(end("h"))
+        assert granted.wait(LIMIT)
+        waiting.join(LIMIT)
+        session.close()
+    assert said == [texts.PLACE_LOST]
