@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -39,8 +40,6 @@ async def greet(
     try:
         async with asyncio.timeout(SECONDS):
             payload = await _read_hello(sock, fds)
-        descriptors.close_all(fds[MOST_FDS:])
-        del fds[MOST_FDS:]
         reply, beside, factory = await on_hello(payload, fds, peer)
         async with asyncio.timeout(SECONDS):
             await _send(sock, reply, beside)
@@ -63,6 +62,15 @@ async def greet(
     return None
 
 
+def turn_away(sock: socket.socket, error: GpushareError | None, release: str) -> None:
+    """End a connection that is not answered, with why where it takes a word at once."""
+    with contextlib.closing(sock), contextlib.suppress(OSError):
+        if error is not None:
+            sock.settimeout(0)
+            welcome = Welcome(SPOKEN[0], os.getpid(), release, failure_from(error))
+            descriptors.send(sock, pack(encode(welcome), FROM_BROKER_LIMIT), ())
+
+
 async def _read_hello(sock: socket.socket, fds: list[int]) -> bytes:
     (length,) = HEADER.unpack(await _read_exactly(sock, HEADER.size, fds))
     check_length(length, TO_BROKER_LIMIT)
@@ -80,6 +88,13 @@ async def _read_exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes
         if not data:
             raise EOFError
         parts += data
+        # At once: a hello in single bytes, each with its descriptors, would hold thousands.
+        descriptors.close_all(fds[MOST_FDS:])
+        del fds[MOST_FDS:]
+        if len(parts) < size:
+            await asyncio.sleep(
+                0
+            )  # and whoever sends single bytes as fast as we read would have the loop
     return bytes(parts)
 
 
