@@ -20,6 +20,7 @@ from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.records import User
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId, Wait
 from gpushare_kernel.devices.base import Device
@@ -130,7 +131,11 @@ class Broker(Processes):
             held = 0 if session is None else session.charged
             _logger.info("a session is back", extra={"session": kernel.id, "p": held})
         self._take_back(kernel, body.held)
-        desk.adopt(body.held)
+        try:
+            desk.adopt(body.held, back=back)
+        except GpushareError:
+            self.left(desk)  # the connection ends here, and nobody will say so
+            raise
         if back:
             self.look(kernel)  # with its jobs confirmed: what their lanes hold is not what it keeps
         return desk
