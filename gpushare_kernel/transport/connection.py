@@ -154,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Asyncio: the socket is gone."""
-        if exc is not None:
+        if exc is not None and self._allowance.worth_saying("broke"):
             _logger.info("a connection broke: %r", exc, extra={"pid": self.peer.pid})
         if self._deadline is not None:
             self._deadline.cancel()
