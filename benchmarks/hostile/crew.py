@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PYTHON = "/usr/bin/python3"
-UIDS = (61001, 61002, 61003, 61004)
+UIDS = tuple(range(61001, 61009))
 """Of people, as far as the broker can tell, and nobody's here."""
 _HERE = Path(__file__).parent
 _SCRIPTS = (_HERE / "mallory.py", _HERE / "frames.py", _HERE.parents[1] / "tests/faults/wire.py")

@@ -20,8 +20,12 @@ CONNECTIONS = 2048
 """At most, and never more than a quarter of the broker's descriptors."""
 UNREAD = 32 * 2**20
 """Bytes that all connections of one user may leave unread together."""
-SHARE = 0.25
-"""How much of the loop's time one user's frames may take, in seconds a second; who takes more waits until it has less."""
+SHARE = 0.05
+"""How much of the loop's time one user's frames may take, in seconds a second; who takes more waits until it has less.
+
+So little because a broker that is busy is no longer woken at once where cores are contended: at 0.25 a flood made others' hand-overs
+20 times as long, though the loop itself was free (benchmarks/hostile). Fifty hand-overs a second take 0.01.
+"""
 BURST = 0.25
 """Seconds of it that somebody quiet may take at once. Nobody's debt is larger either, so that it ends."""
 HELLO = 0.0005

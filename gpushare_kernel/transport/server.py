@@ -21,6 +21,8 @@ __all__ = ["Connection", "Handler", "HandlerFactory", "Listener", "OnHello", "se
 
 _BACKLOG = 512
 _ACCEPTS_PER_TURN = 16
+_REST = 0.01
+"""Seconds without looking at who comes in, after somebody was turned away: who is may come back at once, without end."""
 _logger = logging.getLogger(__name__)
 
 
@@ -46,6 +48,7 @@ class Listener:
         self._closed = asyncio.Event()
         self._handshakes: set[asyncio.Task[bool]] = set()
         self._allowances = Allowances()
+        self._resting: asyncio.TimerHandle | None = None
         self.sock = self._bind()
         self._spare = os.open(os.devnull, os.O_RDONLY)
 
@@ -125,7 +128,20 @@ class Listener:
         if self._on_hello is not None:
             asyncio.get_running_loop().add_reader(self.sock, self._accept, _ACCEPTS_PER_TURN)
 
+    def _rest(self) -> None:
+        if self._resting is None and self._on_hello is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.sock)
+            self._resting = loop.call_later(_REST, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._watch()
+
     def _stop_watching(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         if self._on_hello is not None:
             asyncio.get_running_loop().remove_reader(self.sock)
 
@@ -160,6 +176,7 @@ class Listener:
             if refusal is not None and allowance.worth_saying("connections"):
                 _logger.warning("turned a connection away: %s", refusal, extra={"uid": peer.uid})
             turn_away(sock, refusal, self._release)
+            self._rest()
             return
         sock.settimeout(0)
         allowance.greeting += 1

@@ -33,19 +33,30 @@ class Scene:
     def victim(self) -> dict[str, Any]:
         """What a thief knows of our notebook: all of it."""
         key = {"session": self.ours.session, "token": self.ours.token, "pid": self.ours.pid}
-        secrets = [self.ours.name, self.ours.token, f'"pid": {self.ours.pid},']
-        return {**key, "name": self.ours.name, "job": "j1", "secrets": secrets}
+        secrets = ["secret-hw1", self.ours.token, f'"pid": {self.ours.pid},']
+        return {**key, "name": "secret-hw1.ipynb", "job": "j1", "secrets": secrets}
 
     def unharmed(self) -> None:
         """Fail where anything has happened to our notebook or the broker."""
         assert self.host.broker == self.broker
         seen = self.host.snapshot()
         session = session_of(seen, self.ours)
-        assert (session.user, session.name, session.pid) == ("root", self.ours.name, self.ours.pid)
+        assert (session.user, session.name, session.pid) == (
+            "root",
+            "secret-hw1.ipynb",
+            self.ours.pid,
+        )
         assert session.state == "idle"
         assert {device.policy for device in seen.devices} == {"fair"}
         assert "42" in self.ours.run("%%gpulane 10MiB\n6 * 7")
         assert not self.host.log("error")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host without a broker yet."""
+    with made_host(tmp_path, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
