@@ -33,6 +33,8 @@ LEFT_AFTER = 5.0
 """A client whose line broke may come back within this time; then its jobs are over."""
 WORTH_SAVING = 0.1
 """Device seconds of one session that a broker's sudden end may lose, beside those of the last second."""
+SAMPLED_AGAIN = 0.1
+"""Seconds between two samples that somebody's look at the broker causes."""
 _logger = logging.getLogger(__name__)
 
 
@@ -49,6 +51,7 @@ class Broker(Processes):
     ) -> None:
         super().__init__(devices, ledger, system=system)
         machine = Machine()
+        self._sampled = -SAMPLED_AGAIN
         self.bundles = Bundles(self)
         self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
@@ -84,9 +87,11 @@ class Broker(Processes):
         return named(self, wait, uid)
 
     def snapshot(self, uid: int) -> Snapshot:
-        """Return the state as `uid` may see it, sampled now."""
-        for engine in self.engines.values():
-            engine.sample()
+        """Return the state as `uid` may see it, sampled a moment ago at most: looking must not drive the scheduler."""
+        if self.now - self._sampled >= SAMPLED_AGAIN:
+            self._sampled = self.now
+            for engine in self.engines.values():
+                engine.sample()
         return snapshot(self, uid)
 
     def stop(self, reason: str, *, for_good: bool = True) -> None:

@@ -26,8 +26,8 @@ SHARE = 0.05
 So little because a broker that is busy is no longer woken at once where cores are contended: at 0.25 a flood made others' hand-overs
 20 times as long, though the loop itself was free (benchmarks/hostile). Fifty hand-overs a second take 0.01.
 """
-BURST = 0.25
-"""Seconds of it that somebody quiet may take at once. Nobody's debt is larger either, so that it ends."""
+BURST = 0.05
+"""Seconds of it that somebody quiet may take at once: nobody else's hand-over waits longer. Nobody's debt is larger, so that it ends."""
 HELLO = 0.0005
 """What a handshake counts for, in seconds (it waits between its steps, so it is not measured)."""
 TURNED_AWAY = 0.0001

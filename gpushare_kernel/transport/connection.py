@@ -26,7 +26,7 @@ MOST_BUFFERED = 8 * 2**20
 """A peer that leaves more than this unread is cut off, in bytes."""
 FRAMES_PER_TURN = 32
 """A peer that sends more at once waits its turn, so that the others get theirs."""
-SECONDS_PER_TURN = 0.001
+SECONDS_PER_TURN = 0.0003
 """The same, where its requests are dear."""
 _WORTH_COUNTING = 2**20
 _FLUSH_SECONDS = 5.0
@@ -99,8 +99,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, payload: bytes) -> None:
         """Send one frame; at once where the socket takes it. Does nothing once the connection is over."""
-        if not self._open or self._transport is None:
-            return
+        if not self._open or self._transport is None or self._transport.is_closing():
+            return  # asyncio logs a line for each word to somebody who has gone
         self._transport.write(pack(payload, FROM_BROKER_LIMIT))
         unread = self._transport.get_write_buffer_size()
         if unread > MOST_BUFFERED or (

