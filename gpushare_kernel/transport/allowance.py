@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.transport.strange import Strange
 from gpushare_kernel.wire import limit_texts as texts
 
 HANDSHAKES = 64
@@ -48,6 +49,8 @@ class Allowance:
     def __init__(self, *, limited: bool) -> None:
         self.greeting = 0
         self.connections: set[Reader] = set()
+        #: Descriptors that it passed.
+        self.strange = Strange()
         self._limited = limited
         self._left, self._at = BURST, 0.0
         self._waiting: deque[Callable[[], object]] = deque()

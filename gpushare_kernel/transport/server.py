@@ -189,7 +189,7 @@ class Listener:
         allowance = self._allowances.of(peer.uid)
         await allowance.turn()
         allowance.spend(HELLO)
-        factory = await greet(sock, peer, on_hello, self._release)
+        factory = await greet(sock, peer, on_hello, self._release, allowance.strange)
         if factory is None:
             return False
         connection = Connection(
