@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from gpushare_kernel import procfs
@@ -35,6 +36,8 @@ WORTH_SAVING = 0.1
 """Device seconds of one session that a broker's sudden end may lose, beside those of the last second."""
 SAMPLED_AGAIN = 0.1
 """Seconds between two samples that somebody's look at the broker causes."""
+TELLING, TELLING_A_TURN = 0.02, 0.001
+"""Seconds for waiters' lines: with each call (once a second), and in one turn of the loop."""
 _logger = logging.getLogger(__name__)
 
 
@@ -52,6 +55,9 @@ class Broker(Processes):
         super().__init__(devices, ledger, system=system)
         machine = Machine()
         self._sampled = -SAMPLED_AGAIN
+        #: Whose lines are to be brought up to date, and how long (seconds) that may take yet.
+        self._to_tell: deque[JobId] = deque()
+        self._telling = 0.0
         self.bundles = Bundles(self)
         self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
@@ -171,9 +177,30 @@ class Broker(Processes):
     # --- housekeeping ---------------------------------------------------------------------------------------------
 
     def tell_waits(self) -> None:
-        """Bring every waiter's line up to date."""
-        for desk in {*self.jobs.values()}:
-            desk.tell_waits()
+        """Bring waiters' lines up to date, some in each turn of the loop; of a queue that is long, the rest with the next call.
+
+        Why a job waits takes as long to find out as the queue is long, and turns go on meanwhile.
+        """
+        going_on, self._telling = self._telling > 0.0, TELLING
+        if not self._to_tell:
+            self._to_tell.extend(self.jobs)
+        if not going_on:
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        began = time.thread_time()
+        spent = 0.0
+        try:
+            while self._to_tell and spent < TELLING_A_TURN:
+                job = self._to_tell.popleft()
+                desk = self.jobs.get(job)
+                if desk is not None:
+                    desk.tell_wait(job)
+                spent = time.thread_time() - began
+        finally:
+            self._telling = max(0.0, self._telling - spent) if self._to_tell else 0.0
+            if self._telling:
+                self._loop.call_soon(self._tell_some)
 
     def know_user(self, user: UserId, device_time: float, weight: float) -> None:
         """A user of whom the ledger tells."""

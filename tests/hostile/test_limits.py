@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gpushare_kernel.broker import desk, kernels
+from gpushare_kernel.broker import broker, desk, kernels
 from gpushare_kernel.broker.kernels import EXEMPT_AT_ONCE, EXEMPT_SHARE, Kernel
 from gpushare_kernel.core.errors import NotYours, UserError
 from gpushare_kernel.core.values import GiB, JobId, ProcessKey
@@ -160,6 +160,7 @@ def test_sessions_leave_descriptors_to_the_others(monkeypatch: pytest.MonkeyPatc
 def test_jobs_are_counted_over_all_notebooks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait as well as those that run."""
     monkeypatch.setattr(desk, "MOST_JOBS_PER_USER", 2)
+    monkeypatch.setattr(house.broker, "administers", lambda uid: False)
     one, two = house.notebook("a"), house.notebook("b")
     assert isinstance(one.ask(_submit("j1")), msg.Granted)
     assert isinstance(two.ask(_submit("j2")), msg.Granted)
@@ -168,6 +169,29 @@ def test_jobs_are_counted_over_all_notebooks(house: House, monkeypatch: pytest.M
     assert "may be 2 at once" in refused.message
     one.ask(msg.End(JobId("j1"), 0, 0, 0))
     assert isinstance(two.ask(_submit("j3")), msg.Granted)
+
+
+def test_a_long_queue_is_told_in_pieces(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One waiter a turn of the loop, one a call where there is no time for more: the next call goes on where this one stopped."""
+    client = house.notebook()
+    assert isinstance(client.ask(_submit("first", 8 * GiB)), msg.Granted)
+    for n in range(4):
+        client.send(_submit(f"j{n}", GiB))
+    house.saw(lambda: len(house.broker.jobs) == 5)
+    told: list[str] = []
+    (line,) = set(house.broker.jobs.values())
+    monkeypatch.setattr(line, "tell_wait", lambda job: told.append(job.split("/")[1]))
+    for each in ("TELLING", "TELLING_A_TURN"):
+        monkeypatch.setattr(broker, each, 1e-9)
+    for n in range(1, 7):
+        house.do(house.broker.tell_waits)
+        assert len(told) == n
+    assert told[:5] == ["first", "j0", "j1", "j2", "j3"]
+    assert told[5] == "first"
+    monkeypatch.setattr(broker, "TELLING", 1.0)
+    told.clear()
+    house.do(house.broker.tell_waits)
+    house.saw(lambda: len(told) == 4)
 
 
 def test_proofs_are_counted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
