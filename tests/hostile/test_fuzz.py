@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import msgspec
@@ -19,11 +19,22 @@ from gpushare_kernel.transport.frames import HEADER, FrameBuffer
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House
 
-_SIZES = st.one_of(
-    st.sampled_from([0, 1, -1, 2**31, 2**50, 2**63 - 1, -(2**63)]), st.integers(0, 9 * GiB)
-)
-_FLOATS = st.one_of(st.floats(), st.sampled_from([0.0, 1e308, -1e308, float("nan"), float("inf")]))
-_TEXTS = st.one_of(st.sampled_from(["j1", "j2", "x", "", "../x", "\x1b[2J"]), st.text(max_size=80))
+_WRONG = [-1, 2**50, 2**63 - 1, -(2**63)]
+_SIZES = st.sampled_from([*[0, 1, 2**20, GiB, 3 * GiB, 9 * GiB] * 3, *_WRONG])
+_FLOATS = st.sampled_from([*[0.0, 0.001, 1.0, 60.0] * 6, 1e308, -1e308, 5e-324, float("nan"), float("inf")])  # fmt: skip
+_TEXTS = st.one_of(st.sampled_from(["j1", "x", "", "../x", "\x1b[2J"]), st.text(max_size=80))
+_FIELDS: dict[str, st.SearchStrategy[object]] = {
+    "job": st.sampled_from([*["j1", "j2", "j3", "j4", "j5"] * 20, "", "\u202e", "j" * 65]),
+    "weight": st.sampled_from([*[1.0, 0.5, 3.0] * 5, 0.0, -1.0, 1e308, float("nan")]),
+    "notebook": st.sampled_from([None, "fuzz.ipynb", "other.ipynb", "nobody's"]),
+    "frameworks": st.sampled_from([[], ["torch 2.9.0"], ["\x00"]]),
+    "realtime": st.none(),
+    "dry_run": st.sampled_from([False, False, False, True]),
+    "persistent": st.one_of(st.none(), _SIZES),
+    "ephemeral": st.one_of(st.none(), _SIZES),
+    "size": st.one_of(st.none(), st.none(), _SIZES),
+}
+"""Fields whose values decide how far a request gets: most of them make sense, so that it gets somewhere."""
 _KEPT = (msg.Stop, msg.SetPolicy)
 """An administrator may do these, and the test is root's."""
 
@@ -54,20 +65,39 @@ def _value(kind: object) -> st.SearchStrategy[object]:  # noqa: PLR0911  one a t
     raise AssertionError(kind)
 
 
+def _field(field: msgspec.inspect.Field) -> st.SearchStrategy[object]:
+    known = _FIELDS.get(field.name)
+    if known is None:
+        return _value(field.type)
+    # None only where it may be: what is refused by its shape gets nowhere.
+    may_be_none = not field.required and isinstance(field.type, msgspec.inspect.UnionType)
+    return known if may_be_none else known.filter(lambda value: value is not None)
+
+
 def _body(cls: type) -> st.SearchStrategy[object]:
     """Return messages of a type as plain data; fields with a default are there or not."""
     info = msgspec.inspect.type_info(cls)
     assert isinstance(info, msgspec.inspect.StructType)
-    needed = {f.encode_name: _value(f.type) for f in info.fields if f.required}
-    others = {f.encode_name: _value(f.type) for f in info.fields if not f.required}
+    needed = {f.name: _field(f) for f in info.fields if f.required}
+    others = {f.name: _field(f) for f in info.fields if not f.required}
     told = {"type": st.just(str(info.tag))} if info.tag is not None else {}
     return st.fixed_dictionaries({**told, **needed}, optional=others)
 
 
 REQUESTS = [cls for cls in get_args(msg.Request) if cls not in _KEPT]
+NOTICES = get_args(msg.ClientNotice)
+JOBS = [msg.Submit, msg.Submit, msg.Submit, msg.Yield, msg.End, msg.Cancel, msg.Release]
+
+
+def _frames(classes: Sequence[type], kind: int) -> st.SearchStrategy[object]:
+    number = st.just(0) if kind == msg.Kind.NOTICE else st.integers(1, 1000)
+    return st.one_of([st.tuples(st.just(kind), number, _body(cls)) for cls in classes])
+
+
 FRAMES = st.one_of(
-    st.tuples(st.just(0), st.integers(1, 1000), st.one_of([_body(cls) for cls in REQUESTS])),
-    st.tuples(st.just(2), st.just(0), st.one_of([_body(c) for c in get_args(msg.ClientNotice)])),
+    *[_frames(JOBS, msg.Kind.REQUEST)] * 5,
+    _frames(REQUESTS, msg.Kind.REQUEST),
+    _frames([msg.CellStarted, msg.CellEnded] * 5 + [*NOTICES], msg.Kind.NOTICE),
 )
 
 
@@ -79,17 +109,15 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 class Line:
-    """A client that attaches again where its last frame ended the connection."""
+    """A client that has another session where its last frame ended the connection."""
 
     def __init__(self, house: House) -> None:
         self.house = house
-        self.opened = house.open("fuzz.ipynb")
-        house.bind(self.opened)
         self.caller: Caller | None = None
 
     def handled(self, frames: list[object]) -> None:
         """Send frames and a plain question, and read until that is answered or the line ends."""
-        caller = self.caller or self.house.attach(self.opened)
+        caller = self.caller or self.house.notebook("fuzz.ipynb")
         last = [0, 2**40, {"type": "GetNeeds"}]
         data = [msgspec.msgpack.encode(frame) for frame in [*frames, last]]
         self.caller = caller
@@ -101,6 +129,8 @@ class Line:
                 if kind == msg.Kind.REPLY and number == 2**40:
                     return
         except (OSError, BrokerUnavailable):  # it has hung up
+            opened: msg.Opened = caller.opened  # type: ignore[attr-defined]
+            self.house.call(msg.Close(opened.session, opened.token)).close()
             caller.close()
             self.caller = None
 
@@ -111,9 +141,9 @@ def line(house: House) -> Line:
     return Line(house)
 
 
-@given(st.lists(FRAMES, min_size=1, max_size=6))
+@given(st.lists(FRAMES, min_size=6, max_size=12))
 @settings(
-    max_examples=400,
+    max_examples=300,
     derandomize=True,
     deadline=None,
     database=None,
