@@ -33,8 +33,8 @@ def measure(options: Options) -> Sequence[Figure]:
         for kernel in pair:
             kernel.run(LOOP)
         for n in range(windows):
-            stamps = _window(pair, seconds)
-            sent, met = _hand_overs(stamps, since=1), _hand_overs(stamps, since=0)
+            stamps = window(pair, seconds)
+            sent, met = hand_overs(stamps, since=1), hand_overs(stamps, since=0)
             if len(sent) < 0.2 * seconds / TURN:
                 msg = f"{len(sent)} hand-overs in {seconds:g} s of turns of {TURN:g} s: the loops do not pass it"
                 raise AssertionError(msg)
@@ -55,14 +55,15 @@ def measure(options: Options) -> Sequence[Figure]:
     )
 
 
-def _window(pair: Sequence[Kernel], seconds: float) -> list[list[Stamp]]:
+def window(pair: Sequence[Kernel], seconds: float) -> list[list[Stamp]]:
+    """Let both loop for a while; return the stamps of each."""
     until = time.monotonic() + seconds
     for kernel in pair:
         kernel.begin(f"stamps = hand_over({until})", "stamps")
     return [[tuple(stamp) for stamp in kernel.finish(timeout=60)] for kernel in pair]
 
 
-def _hand_overs(stamps: Sequence[Sequence[Stamp]], *, since: int) -> list[float]:
+def hand_overs(stamps: Sequence[Sequence[Stamp]], *, since: int) -> list[float]:
     """Return the microseconds from each release to the other kernel's next grant.
 
     A release with no grant of the other before its own next one passed nothing on (the broker granted the

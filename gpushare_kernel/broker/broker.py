@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from gpushare_kernel import procfs
@@ -20,6 +21,7 @@ from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.records import User
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId, Wait
 from gpushare_kernel.devices.base import Device
@@ -32,6 +34,10 @@ LEFT_AFTER = 5.0
 """A client whose line broke may come back within this time; then its jobs are over."""
 WORTH_SAVING = 0.1
 """Device seconds of one session that a broker's sudden end may lose, beside those of the last second."""
+SAMPLED_AGAIN = 0.1
+"""Seconds between two samples that somebody's look at the broker causes."""
+TELLING, TELLING_A_TURN = 0.02, 0.001
+"""Seconds for waiters' lines: with each call (once a second), and in one turn of the loop."""
 _logger = logging.getLogger(__name__)
 
 
@@ -48,6 +54,10 @@ class Broker(Processes):
     ) -> None:
         super().__init__(devices, ledger, system=system)
         machine = Machine()
+        self._sampled = -SAMPLED_AGAIN
+        #: Whose lines are to be brought up to date, and how long (seconds) that may take yet.
+        self._to_tell: deque[JobId] = deque()
+        self._telling = 0.0
         self.bundles = Bundles(self)
         self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
@@ -83,9 +93,11 @@ class Broker(Processes):
         return named(self, wait, uid)
 
     def snapshot(self, uid: int) -> Snapshot:
-        """Return the state as `uid` may see it, sampled now."""
-        for engine in self.engines.values():
-            engine.sample()
+        """Return the state as `uid` may see it, sampled a moment ago at most: looking must not drive the scheduler."""
+        if self.now - self._sampled >= SAMPLED_AGAIN:
+            self._sampled = self.now
+            for engine in self.engines.values():
+                engine.sample()
         return snapshot(self, uid)
 
     def stop(self, reason: str, *, for_good: bool = True) -> None:
@@ -130,7 +142,11 @@ class Broker(Processes):
             held = 0 if session is None else session.charged
             _logger.info("a session is back", extra={"session": kernel.id, "p": held})
         self._take_back(kernel, body.held)
-        desk.adopt(body.held)
+        try:
+            desk.adopt(body.held, back=back)
+        except GpushareError:
+            self.left(desk)  # the connection ends here, and nobody will say so
+            raise
         if back:
             self.look(kernel)  # with its jobs confirmed: what their lanes hold is not what it keeps
             self._nobody_missing(self.engine_of(kernel.id))
@@ -162,9 +178,30 @@ class Broker(Processes):
     # --- housekeeping ---------------------------------------------------------------------------------------------
 
     def tell_waits(self) -> None:
-        """Bring every waiter's line up to date."""
-        for desk in {*self.jobs.values()}:
-            desk.tell_waits()
+        """Bring waiters' lines up to date, some in each turn of the loop; of a queue that is long, the rest with the next call.
+
+        Why a job waits takes as long to find out as the queue is long, and turns go on meanwhile.
+        """
+        going_on, self._telling = self._telling > 0.0, TELLING
+        if not self._to_tell:
+            self._to_tell.extend(self.jobs)
+        if not going_on:
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        began = time.thread_time()
+        spent = 0.0
+        try:
+            while self._to_tell and spent < TELLING_A_TURN:
+                job = self._to_tell.popleft()
+                desk = self.jobs.get(job)
+                if desk is not None:
+                    desk.tell_wait(job)
+                spent = time.thread_time() - began
+        finally:
+            self._telling = max(0.0, self._telling - spent) if self._to_tell else 0.0
+            if self._telling:
+                self._loop.call_soon(self._tell_some)
 
     def know_user(self, user: UserId, device_time: float, weight: float) -> None:
         """A user of whom the ledger tells."""

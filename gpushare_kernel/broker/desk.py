@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from gpushare_kernel.broker import controls, realtime
 from gpushare_kernel.broker.answers import dry_run, release
+from gpushare_kernel.broker.checks import check_held, check_id, check_sizes, check_words
 from gpushare_kernel.broker.ids import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
 from gpushare_kernel.broker.placement import named
@@ -18,9 +19,10 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadFrame, GpushareError, NotYours, UserError
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.sizes import check_weight, parse_time
+from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import LARGEST_SIZE, JobId, Wait, WaitReason
 from gpushare_kernel.transport.server import Connection
+from gpushare_kernel.wire import limit_texts
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import decode_to_broker, encode, failure_from
 
@@ -32,7 +34,10 @@ _BROKEN = msg.Failure(
     "InternalError", "the broker failed on this job; its log has the traceback. Please report it."
 )
 _MOST_CELLS = 1000
-_LONGEST_WORD, _MOST_WORDS = 64, 8
+MOST_JOBS_PER_USER = 128
+"""That run or wait, in all notebooks of a user who does not administer: what is told of a queue takes the square of its length."""
+MOST_PROOFS_PER_USER = 8
+"""Deadlines are proven one after the other, and one proof may take a minute."""
 _DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
 
 
@@ -137,11 +142,6 @@ class Desk:
         """`job` left before it was granted."""
         self.refused(job, _DROPPED)
 
-    def tell_waits(self) -> None:
-        """Tell the client why its jobs wait, where that has changed."""
-        for job in list(self._waiting):
-            self.tell_wait(job)
-
     def tell_wait(self, job: JobId) -> None:
         """Tell the client why `job` waits, where that has changed."""
         record = self._broker.job(job)
@@ -157,17 +157,19 @@ class Desk:
 
     def _submit(self, number: int, body: msg.Submit) -> None:
         kernel = self._own()
-        _check_sizes(body)
-        _check_words(body.code, *body.frameworks)
+        check_sizes(body)
+        check_words(body.code, *body.frameworks)
         if body.dry_run:
             self._reply(number, dry_run(self._broker, kernel, body))
             return
         if body.job in self.jobs:
             problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
             raise BadDeclaration(problem)
+        check_id(body.job)
         check_weight(body.weight)
         if body.realtime is not None:
             check_task(body.realtime)
+        self._check_numbers(kernel, realtime=body.realtime is not None)
         job = job_of(kernel.id, body.job)
         engine = self._broker.engine_of(kernel.id)
         if job in engine.scheduler.jobs or job in self._broker.jobs:
@@ -183,6 +185,14 @@ class Desk:
             self._queue(job, kernel, asked.submit, None)
         else:
             self._broker.prove(job, body.realtime, lambda proven: self._proven(job, kernel, proven))
+
+    def _check_numbers(self, kernel: Kernel, *, realtime: bool) -> None:
+        """Refuse what would make one user's jobs too many for everybody else."""
+        jobs = [job for one in self._broker.registry.of(kernel.uid) for job in one.slot_of]
+        if len(jobs) >= MOST_JOBS_PER_USER and not self._broker.administers(kernel.uid):
+            raise UserError(limit_texts.jobs_text(MOST_JOBS_PER_USER))
+        if realtime and sum(map(self._broker.proves, jobs)) >= MOST_PROOFS_PER_USER:
+            raise UserError(limit_texts.proofs_text(MOST_PROOFS_PER_USER))
 
     def _proven(self, job: JobId, kernel: Kernel, proven: Proven) -> None:
         """What came of the proof of a real-time job that nobody has given up meanwhile."""
@@ -230,7 +240,7 @@ class Desk:
 
     def _yield(self, number: int, body: msg.Yield) -> None:
         job = self._mine(body.job)
-        _check_held(body.persistent, body.peak, body.ephemeral)
+        check_held(body.persistent, body.peak, body.ephemeral)
         self._waiting[job] = number
         self._broker.boundaries[job] = body.boundaries
         self._broker.note_peak(job, body.peak)
@@ -254,11 +264,11 @@ class Desk:
 
     def _end(self, number: int, body: msg.End) -> None:
         job = self._mine(body.job)
-        _check_held(body.persistent, body.peak)
+        check_held(body.persistent, body.peak)
         pending = self._waiting.pop(job, None)
         if pending is not None:
             self._reply(pending, _DROPPED)
-        _check_words(*body.frameworks)
+        check_words(*body.frameworks)
         self._broker.note_peak(job, body.peak)
         known = self._broker.learn(job, body)
         report = self._broker.end(
@@ -277,15 +287,19 @@ class Desk:
                 self._broker.end(job, persistent=session.measured, boundaries=0)
             self._forget(job)
 
-    def adopt(self, held: tuple[msg.HeldJob, ...]) -> None:
-        """The client comes back after a broker's restart or a broken line: take its jobs as they are."""
+    def adopt(self, held: tuple[msg.HeldJob, ...], *, back: bool = False) -> None:
+        """The client comes back after a broker's restart (`back`) or a broken line: take its jobs as they are."""
         kernel = self._own()
         engine = self._engine()
+        core = engine.scheduler
         for one in held:
+            check_id(one.job)
+            check_held(one.persistent, one.ephemeral)
             job = job_of(kernel.id, one.job)
-            _check_held(one.persistent, one.ephemeral)
-            # What a device cannot hold nobody holds: a wrong number must not hold up everybody else.
-            most = engine.scheduler.book.whole
+            # What a device cannot hold nobody holds: a wrong number must not hold up everybody else. And who was here
+            # all the time is believed no more than is free: a claim is no way past the queue.
+            room = core.sessions[kernel.id].charged + max(0, core.book.table.free)
+            most = core.book.whole if back else min(core.book.whole, room)
             persistent = min(one.persistent, most)
             self.jobs[one.job] = job
             self._broker.jobs[job] = self
@@ -343,7 +357,7 @@ class Desk:
 
     def _cell_ended(self, _number: int, body: msg.CellEnded) -> None:
         kernel = self._own()
-        _check_held(body.persistent, 0)
+        check_held(body.persistent, 0)
         self._cells.discard(body.cell)
         if self._cells:
             return  # the session is not idle
@@ -379,7 +393,7 @@ class Desk:
     # --- everything else ---------------------------------------------------------------------------------------------
 
     def _release(self, number: int, body: msg.Release) -> None:
-        _check_held(body.given or 0)
+        check_held(body.given or 0)
         self._reply(number, release(self._broker, self, body))
 
     def _pause(self, number: int, body: msg.PauseNotebook) -> None:
@@ -401,7 +415,7 @@ class Desk:
         self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
 
     def _needs(self, number: int, body: msg.GetNeeds) -> None:
-        _check_words(*body.frameworks)
+        check_words(*body.frameworks)
         kernel, broker = self.kernel, self._broker
         user = user_name(self.peer.uid) if kernel is None else kernel.user
         place = None if kernel is None else broker.place(kernel, body.frameworks)
@@ -445,43 +459,6 @@ class Desk:
                 f"only the broker's owner or root may {what}, and you are uid {self.peer.uid}."
             )
             raise NotYours(problem)
-
-
-def _check_sizes(body: msg.Submit) -> None:
-    named = {
-        "size": body.size,
-        "persistent": body.persistent,
-        "ephemeral": body.ephemeral,
-        "held": body.held,
-    }
-    for name, value in named.items():
-        if value is not None and not 0 <= value < LARGEST_SIZE:
-            problem = f"{name} must be from 0 to under {LARGEST_SIZE} bytes, and {value} is not."
-            raise UserError(problem)
-    if body.size is not None and (body.persistent is not None or body.ephemeral is not None):
-        problem = "give one size, or -p and -e, not both."
-        raise BadDeclaration(problem)
-    if body.time is not None:
-        parse_time(body.time)
-
-
-def _check_words(*words: str) -> None:
-    """A hash of code, and frameworks with their versions: short, a few, and kept on disk."""
-    if len(words) > _MOST_WORDS or any(
-        len(word) > _LONGEST_WORD or not word.isprintable() for word in words
-    ):
-        problem = (
-            f"a job names its code and frameworks in at most {_MOST_WORDS} words of up to {_LONGEST_WORD} printable "
-            f"characters, and {len(words)} came, the longest of {max(map(len, words))}."
-        )
-        raise BadFrame(problem)
-
-
-def _check_held(*sizes: int) -> None:
-    for size in sizes:
-        if not 0 <= size < LARGEST_SIZE:
-            problem = f"what a session holds must be from 0 to under {LARGEST_SIZE} bytes, and {size} is not."
-            raise BadFrame(problem)
 
 
 def _for_version_1(notice: msg.Waiting) -> msg.Waiting:

@@ -135,8 +135,10 @@ class Doorway:
 
     async def _exempt(self, body: msg.Exempt, peer: Peer) -> _Answer:
         kernel = self._starter_of(body.session, body.token, peer)
-        seconds = min(max(body.seconds, 0.0), EXEMPT_MOST)
         engine = self._broker.engine_of(kernel.id)
+        session = self._broker.session(kernel)
+        until = engine.now if session is None else session.exempt_until
+        seconds = kernel.exempted(min(max(body.seconds, 0.0), EXEMPT_MOST), engine.now, until)
         engine.feed(ev.Exempted(at=engine.now, session=kernel.id, until=engine.now + seconds))
         await engine.settled(kernel)
         return msg.Ok(), (), None
@@ -206,7 +208,7 @@ class Doorway:
     def _starter_of(self, session: str, token: str, peer: Peer) -> Kernel:
         """What ends or exempts a session comes from whoever started it: a kernel does not free itself from turns."""
         kernel = self._kernel(session, token, peer)
-        started = kernel.opener is not None and peer.pid == kernel.opener.pid
+        started = kernel.opener is not None and procfs.process_key(peer.pid) == kernel.opener
         inside = kernel.key is not None and procfs.is_descendant(peer.pid, kernel.key.pid)
         if peer.pid and inside and not started:
             problem = "only whoever started this kernel may end or exempt its session, not the kernel itself."

@@ -247,6 +247,10 @@ class JobAnswers:
         core = self.engine_of(session_of(job)).scheduler
         self.promises_of(job).begin(job, task, core.longest_drain(), then, keeps)
 
+    def proves(self, job: JobId) -> bool:
+        """Tell whether the deadline of `job` is being proven."""
+        return self.promises_of(job).proves(job)
+
     def forget(self, job: JobId) -> None:
         """Nobody waits for `job` any more."""
         self.promises_of(job).forget(job)

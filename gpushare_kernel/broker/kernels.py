@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import resource
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf
 from typing import Protocol
 
 from gpushare_kernel import procfs
@@ -21,10 +23,16 @@ from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import AWAY, ENDED, PAUSED, SLOTS, WordPage
+from gpushare_kernel.wire.limit_texts import sessions_text
 from gpushare_kernel.wire.messages import BrokerNotice
 
 MOST_SESSIONS_PER_USER = 1024
+"""At most, and never with more than a quarter of the broker's descriptors; its connections get as many."""
+_DESCRIPTORS = 3
+"""Of a session: its process, its words, its tally."""
 LONGEST_NAME = 200
+EXEMPT_AT_ONCE, EXEMPT_SHARE = 120.0, 0.1
+"""For how long (seconds) a session may be exempt from pauses, and how much of the time when it asks again and again."""
 
 
 class Line(Protocol):
@@ -79,6 +87,9 @@ class Kernel:
     #: Pauses and resumes are carried out one after the other.
     tail: asyncio.Task[None] | None = None
     orphaned: bool = False
+    #: Seconds for which it may still be exempt, and when that was reckoned.
+    exempt_left: float = 0.0
+    exempt_at: float = -inf
     #: How often it was left without a process: a deadline of an earlier time does not count.
     awaited: int = 0
     #: Its device time in the ledger.
@@ -115,6 +126,19 @@ class Kernel:
         if slot is not None and self.page.fd >= 0:  # a client's line may outlast its session
             self.page.set(slot, 0)
             self.slots.append(slot)
+
+    def exempted(self, seconds: float, now: float, until: float) -> float:
+        """Return for how many of `seconds` it is exempt from pauses, and charge what that is beyond `until`.
+
+        Whoever asks is resumed at once in any case; who asks without end is paused like everybody else.
+        """
+        back = EXEMPT_SHARE * (now - self.exempt_at)
+        self.exempt_left = min(EXEMPT_AT_ONCE, self.exempt_left + back)
+        self.exempt_at = now
+        anyway = max(0.0, until - now)
+        taken = min(max(0.0, seconds - anyway), self.exempt_left)
+        self.exempt_left -= taken
+        return min(seconds, anyway + taken)
 
     def mark_paused(self, *, paused: bool) -> None:
         """Put the intent into the session's own word, where its provisioner reads it (I4)."""
@@ -190,9 +214,9 @@ class Registry:
         UserError
             Where the user has as many as anyone may have.
         """
-        if len(self.of(uid)) >= MOST_SESSIONS_PER_USER:
-            msg = f"a user may have {MOST_SESSIONS_PER_USER} notebooks open, and you have so many. Shut some down first."
-            raise UserError(msg)
+        most = most_sessions()
+        if len(self.of(uid)) >= most:
+            raise UserError(sessions_text(most))
         token = secrets.token_urlsafe(24)
         kernel = Kernel(
             SessionId(f"s{secrets.token_hex(6)}"),
@@ -264,8 +288,8 @@ class Registry:
         kernel.pidfd, kernel.key = pidfd, key
         kernel.bound.set()
         for other in self._kernels.values():
-            if other is kernel or other.key is None:
-                continue
+            if other is kernel or other.key is None or other.key.pid == pid:
+                continue  # a second session of a process takes nothing from the first: it is paused for either
             if procfs.is_descendant(pid, other.key.pid):
                 other.without.add(pid)
             elif procfs.is_descendant(other.key.pid, pid):
@@ -284,6 +308,12 @@ class Registry:
         self._kernels.pop(kernel.id, None)
         self._by_hash.pop(kernel.token_hash, None)
         kernel.close()
+
+
+def most_sessions() -> int:
+    """Return how many sessions a user may have."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(MOST_SESSIONS_PER_USER, descriptors // 4 // _DESCRIPTORS)
 
 
 def clean_name(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -13,6 +14,8 @@ from pathlib import Path
 
 FILES = 5
 FILE_SIZE = 2 * 2**20
+MOST_A_MINUTE = 600
+"""Lines from one place in the code. More tell nothing new, and whoever causes them would push everything else out of the files."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -31,6 +34,31 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=repr)
+
+
+class Sparse(logging.Filter):
+    """Lets so many lines a minute through from each place in the code; the next one after that says how many it dropped (`dropped`)."""
+
+    def __init__(self, most: int = MOST_A_MINUTE) -> None:
+        super().__init__()
+        self._most = most
+        self._minute = 0
+        self._seen: Counter[tuple[str, int]] = Counter()
+        self._dropped: Counter[tuple[str, int]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether this one is written."""
+        minute, place = int(record.created // 60), (record.pathname, record.lineno)
+        if minute != self._minute:
+            self._minute = minute
+            self._seen.clear()
+        self._seen[place] += 1
+        if self._seen[place] > self._most:
+            self._dropped[place] += 1
+            return False
+        if place in self._dropped:
+            record.dropped = self._dropped.pop(place)
+        return True
 
 
 class _PrivateFile(RotatingFileHandler):
@@ -64,6 +92,7 @@ def set_up(path: Path, *, level: int = logging.INFO, stderr: bool = False) -> No
             _PrivateFile(path, maxBytes=FILE_SIZE, backupCount=FILES - 1, encoding="utf-8")
         )
         handlers[0].setFormatter(JsonFormatter())
+        handlers[0].addFilter(Sparse())
     except OSError as problem:
         trouble = f"cannot write the log {path}: {problem.strerror}. It goes to stderr."
     if stderr or not handlers:

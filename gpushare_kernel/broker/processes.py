@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.adoption import adopted_name
@@ -19,6 +20,7 @@ from gpushare_kernel.core.values import (
     DeviceId,
     Presence,
     ProcessKey,
+    SessionId,
 )
 from gpushare_kernel.devices.base import Stranger, Target
 from gpushare_kernel.transport import pidfds
@@ -128,6 +130,7 @@ class Processes(JobAnswers):
         """The session is over."""
         if self.registry.get(kernel.id) is not kernel:
             return
+        used = kernel.key is not None or kernel.awaited > 1
         survivors = self._survivors(kernel)
         engine = self.engine_of(kernel.id)
         engine.feed(ev.SessionClosed(at=self.now, session=kernel.id))
@@ -137,7 +140,8 @@ class Processes(JobAnswers):
             self._follow(kernel, key)
         self._placed.pop(kernel.id, None)
         self.touch()
-        _logger.info("a session is closed", extra={"session": kernel.id})
+        if used:  # who opens sessions by the thousand and never starts anything fills no log
+            _logger.info("a session is closed", extra={"session": kernel.id})
         if kernel.orphaned:
             self._nobody_missing(engine)
 
@@ -235,11 +239,11 @@ class Processes(JobAnswers):
         """A session without a process gets one within a while, counted from now, or is closed."""
         kernel.awaited += 1
         this = kernel.awaited
-        self._later(GONE_AFTER, lambda: self._still_opened(kernel, this))
+        self._later(GONE_AFTER, partial(self._still_opened, kernel.id, this))
 
-    def _still_opened(self, kernel: Kernel, awaited: int) -> None:
-        known = self.registry.get(kernel.id) is kernel
-        if known and kernel.key is None and kernel.awaited == awaited:
+    def _still_opened(self, session: SessionId, awaited: int) -> None:
+        kernel = self.registry.get(session)  # by name: a timer keeps no session that is closed
+        if kernel is not None and kernel.key is None and kernel.awaited == awaited:
             self.close(kernel)
 
     def _still_bare(self, kernel: Kernel) -> None:

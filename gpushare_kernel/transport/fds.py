@@ -8,15 +8,15 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 _MOST = 4
-_SPACE = socket.CMSG_SPACE(_MOST * array("i").itemsize)
 
 
-def receive(sock: socket.socket, size: int, fds: list[int]) -> bytes:
+def receive(sock: socket.socket, size: int, fds: list[int], most: int = _MOST) -> bytes:
     """Receive at most `size` bytes; descriptors that came beside them are added to `fds`, closed on exec.
 
-    The kernel drops descriptors for which there is no room. Whoever owns `fds` closes what it does not want.
+    The kernel drops those beyond `most`. Whoever owns `fds` closes what it does not want.
     """
-    data, beside, _, _ = sock.recvmsg(size, _SPACE, socket.MSG_CMSG_CLOEXEC)
+    space = socket.CMSG_LEN(most * array("i").itemsize) if most else 0
+    data, beside, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, content in beside:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             got = array("i")

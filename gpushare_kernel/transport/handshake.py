@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from gpushare_kernel.transport import fds as descriptors
 from gpushare_kernel.transport.connection import Connection, Handler
 from gpushare_kernel.transport.frames import HEADER, check_length, pack
 from gpushare_kernel.transport.peers import Peer
+from gpushare_kernel.transport.strange import MOST, Strange
 from gpushare_kernel.wire.codec import encode, failure_from
 from gpushare_kernel.wire.messages import FROM_BROKER_LIMIT, SPOKEN, TO_BROKER_LIMIT, Welcome
 
@@ -23,24 +25,21 @@ OnHello = Callable[
 
 SECONDS = 5.0
 """How long a peer may take to say hello, and then to take its answer."""
-MOST_FDS = 1
 _logger = logging.getLogger(__name__)
 
 
 async def greet(
-    sock: socket.socket, peer: Peer, on_hello: OnHello, release: str
+    sock: socket.socket, peer: Peer, on_hello: OnHello, release: str, strange: Strange
 ) -> HandlerFactory | None:
     """Read a hello and answer it; return what goes on with the connection, None where nothing does.
 
     Reads exactly one frame: what the peer sends right behind it stays in the socket.
-    Descriptors that `on_hello` leaves in its list are closed; those it sends stay the caller's.
+    Descriptors that `on_hello` leaves in its list are closed (`strange` are those of its user); those it sends stay the caller's.
     """
     fds: list[int] = []
     try:
         async with asyncio.timeout(SECONDS):
-            payload = await _read_hello(sock, fds)
-        descriptors.close_all(fds[MOST_FDS:])
-        del fds[MOST_FDS:]
+            payload = await _read_hello(sock, fds, strange)
         reply, beside, factory = await on_hello(payload, fds, peer)
         async with asyncio.timeout(SECONDS):
             await _send(sock, reply, beside)
@@ -59,27 +58,43 @@ async def greet(
     else:
         return factory
     finally:
-        descriptors.close_all(fds)
+        strange.close(fds)
     return None
 
 
-async def _read_hello(sock: socket.socket, fds: list[int]) -> bytes:
-    (length,) = HEADER.unpack(await _read_exactly(sock, HEADER.size, fds))
+def turn_away(sock: socket.socket, error: GpushareError | None, release: str) -> None:
+    """End a connection that is not answered, with why where it takes a word at once."""
+    with contextlib.closing(sock), contextlib.suppress(OSError):
+        if error is not None:
+            sock.settimeout(0)
+            welcome = Welcome(SPOKEN[0], os.getpid(), release, failure_from(error))
+            descriptors.send(sock, pack(encode(welcome), FROM_BROKER_LIMIT), ())
+
+
+async def _read_hello(sock: socket.socket, fds: list[int], strange: Strange) -> bytes:
+    (length,) = HEADER.unpack(await _read_exactly(sock, HEADER.size, fds, strange))
     check_length(length, TO_BROKER_LIMIT)
-    return await _read_exactly(sock, length, fds)
+    return await _read_exactly(sock, length, fds, strange)
 
 
-async def _read_exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
+async def _read_exactly(sock: socket.socket, size: int, fds: list[int], strange: Strange) -> bytes:
     loop, parts = asyncio.get_running_loop(), bytearray()
     while len(parts) < size:
         try:
-            data = descriptors.receive(sock, size - len(parts), fds)
+            data = descriptors.receive(sock, size - len(parts), fds, strange.most)
         except BlockingIOError:
             await _ready(sock, loop.add_reader, loop.remove_reader)
             continue
         if not data:
             raise EOFError
         parts += data
+        # At once: a hello in single bytes, each with its descriptors, would hold thousands.
+        strange.close(fds[MOST:])
+        del fds[MOST:]
+        if len(parts) < size:
+            await asyncio.sleep(
+                0
+            )  # and whoever sends single bytes as fast as we read would have the loop
     return bytes(parts)
 
 

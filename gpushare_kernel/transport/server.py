@@ -7,22 +7,22 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import socket
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from gpushare_kernel.transport.allowance import HELLO, TURNED_AWAY, Allowances
 from gpushare_kernel.transport.connection import Connection, Handler
-from gpushare_kernel.transport.handshake import HandlerFactory, OnHello, greet
+from gpushare_kernel.transport.handshake import HandlerFactory, OnHello, greet, turn_away
 from gpushare_kernel.transport.peers import Peer, peer_of
 from gpushare_kernel.transport.places import check_socket_path
 
 __all__ = ["Connection", "Handler", "HandlerFactory", "Listener", "OnHello", "serve"]
 
-HANDSHAKES_PER_USER = 64
 _BACKLOG = 512
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 16
+_REST = 0.01
+"""Seconds without looking at who comes in, after somebody was turned away: who is may come back at once, without end."""
 _logger = logging.getLogger(__name__)
 
 
@@ -47,8 +47,8 @@ class Listener:
         self._on_hello: OnHello | None = None
         self._closed = asyncio.Event()
         self._handshakes: set[asyncio.Task[bool]] = set()
-        self._greeting: Counter[int] = Counter()
-        self._connected: Counter[int] = Counter()
+        self._allowances = Allowances()
+        self._resting: asyncio.TimerHandle | None = None
         self.sock = self._bind()
         self._spare = os.open(os.devnull, os.O_RDONLY)
 
@@ -128,7 +128,20 @@ class Listener:
         if self._on_hello is not None:
             asyncio.get_running_loop().add_reader(self.sock, self._accept, _ACCEPTS_PER_TURN)
 
+    def _rest(self) -> None:
+        if self._resting is None and self._on_hello is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.sock)
+            self._resting = loop.call_later(_REST, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._watch()
+
     def _stop_watching(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         if self._on_hello is not None:
             asyncio.get_running_loop().remove_reader(self.sock)
 
@@ -156,35 +169,40 @@ class Listener:
 
     def _take(self, sock: socket.socket) -> None:
         peer = peer_of(sock)
-        # Half of the descriptors at most for one user: the others can always connect.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-        busy = self._greeting[peer.uid] >= HANDSHAKES_PER_USER or self._connected[peer.uid] >= most
-        if self._on_hello is None or busy:
-            _logger.warning(
-                "turned a connection away: one user has too many", extra={"uid": peer.uid}
-            )
-            sock.close()
+        allowance = self._allowances.of(peer.uid)
+        refusal = allowance.refusal()
+        if self._on_hello is None or refusal is not None:
+            allowance.spend(TURNED_AWAY)
+            if refusal is not None and allowance.worth_saying("connections"):
+                _logger.warning("turned a connection away: %s", refusal, extra={"uid": peer.uid})
+            turn_away(sock, refusal, self._release)
+            self._rest()
             return
         sock.settimeout(0)
-        self._greeting[peer.uid] += 1
+        allowance.greeting += 1
         task = asyncio.get_running_loop().create_task(self._welcome(sock, peer, self._on_hello))
         self._handshakes.add(task)
         task.add_done_callback(partial(self._welcomed, sock, peer))
 
     async def _welcome(self, sock: socket.socket, peer: Peer, on_hello: OnHello) -> bool:
         """Greet a peer; return whether its socket has become a connection."""
-        factory = await greet(sock, peer, on_hello, self._release)
+        allowance = self._allowances.of(peer.uid)
+        await allowance.turn()
+        allowance.spend(HELLO)
+        factory = await greet(sock, peer, on_hello, self._release, allowance.strange)
         if factory is None:
             return False
-        self._connected[peer.uid] += 1
-        connection = Connection(peer, factory, partial(self._leave, peer))
+        connection = Connection(
+            peer, factory, lambda: allowance.connections.discard(connection), allowance
+        )
+        allowance.connections.add(connection)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         return True
 
     def _welcomed(self, sock: socket.socket, peer: Peer, task: asyncio.Task[bool]) -> None:
         # Not in a `finally` of the task: one that is cancelled before its first step runs none.
         self._handshakes.discard(task)
-        self._greeting -= Counter({peer.uid: 1})
+        self._allowances.of(peer.uid).greeting -= 1
         if task.cancelled():
             sock.close()
         elif task.exception() is not None:
@@ -192,9 +210,6 @@ class Listener:
             sock.close()
         elif not task.result():
             sock.close()
-
-    def _leave(self, peer: Peer) -> None:
-        self._connected -= Counter({peer.uid: 1})
 
 
 async def serve(listener: Listener, on_hello: OnHello) -> None:

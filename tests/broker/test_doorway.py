@@ -261,7 +261,7 @@ def test_a_deadline_of_an_earlier_start_does_not_close_a_session(house: House) -
     awaited = kernel.awaited
     reply = house.call(msg.Restart(opened.session, opened.token)).body
     assert isinstance(reply, msg.Opened)
-    house.do(lambda: house.broker._still_opened(kernel, awaited))
+    house.do(lambda: house.broker._still_opened(kernel.id, awaited))
     assert house.kernel(reply) is kernel
-    house.do(lambda: house.broker._still_opened(kernel, kernel.awaited))
+    house.do(lambda: house.broker._still_opened(kernel.id, kernel.awaited))
     assert house.broker.registry.get(kernel.id) is None

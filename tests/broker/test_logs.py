@@ -92,3 +92,22 @@ def test_foreground_and_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("UserWarning: old ways") == 1
     (line,) = lines(path)
     assert "old ways" in str(line["message"])
+
+
+def test_a_place_that_floods_leaves_room_for_the_others() -> None:
+    """So many lines a minute from one place; the first of the next minute says how many were dropped; others are not touched."""
+    sparse = logs.Sparse(most=3)
+
+    def said(at: float, line: int = 1) -> logging.LogRecord | None:
+        record = logging.LogRecord("n", logging.INFO, "f.py", line, "x", None, None)
+        record.created = at
+        return record if sparse.filter(record) else None
+
+    assert [said(60.0) is not None for _ in range(5)] == [True, True, True, False, False]
+    assert said(61.0, line=2) is not None
+    again = said(120.0)
+    assert again is not None
+    assert again.__dict__["dropped"] == 2
+    last = said(121.0)
+    assert last is not None
+    assert "dropped" not in last.__dict__

@@ -15,21 +15,21 @@ import pytest
 
 from gpushare_kernel.core.errors import (
     BadToken,
-    BrokerUnavailable,
     FrameTooLong,
     GpushareError,
     InternalError,
     NoBroker,
     NotYours,
+    UserError,
 )
 from gpushare_kernel.transport import fds as descriptors
 from gpushare_kernel.transport import handshake as greeting
+from gpushare_kernel.transport.allowance import HANDSHAKES
 from gpushare_kernel.transport.channel import connect, handshake, read_frame, send_frame
 from gpushare_kernel.transport.connection import MOST_BUFFERED
 from gpushare_kernel.transport.frames import HEADER, FrameBuffer, pack
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.server import (
-    HANDSHAKES_PER_USER,
     Connection,
     HandlerFactory,
     Listener,
@@ -338,12 +338,12 @@ def test_one_user_has_so_many_handshakes(path: Path) -> None:
     """With all its places taken by silent peers, a user's next one is turned away; a free place is given again."""
 
     async def test(room: Room, listener: Listener) -> None:
-        silent = [connect(path, 30) for _ in range(HANDSHAKES_PER_USER)]
-        await eventually(lambda: listener.handshakes == HANDSHAKES_PER_USER)
-        with pytest.raises(BrokerUnavailable, match="closed the connection"):
+        silent = [connect(path, 30) for _ in range(HANDSHAKES)]
+        await eventually(lambda: listener.handshakes == HANDSHAKES)
+        with pytest.raises(UserError, match="answers 64 new connections of a user at once"):
             await asyncio.to_thread(greet, path)
         silent.pop().close()
-        await eventually(lambda: listener.handshakes < HANDSHAKES_PER_USER)
+        await eventually(lambda: listener.handshakes < HANDSHAKES)
         sock, _fds = await asyncio.to_thread(greet, path)
         for each in [*silent, sock]:
             each.close()
@@ -352,13 +352,13 @@ def test_one_user_has_so_many_handshakes(path: Path) -> None:
 
 
 def test_one_user_has_so_many_connections(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One user gets half of the descriptors, and gets a place back when a connection ends."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (4, 4))
+    """One user's connections get a quarter of the descriptors, and gets a place back when a connection ends."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
 
     async def test(room: Room, listener: Listener) -> None:
         first, second = [(await asyncio.to_thread(greet, path))[0] for _ in range(2)]
         with second:
-            with pytest.raises(BrokerUnavailable, match="closed the connection"):
+            with pytest.raises(UserError, match="may have 2 connections to the broker, and yours"):
                 await asyncio.to_thread(greet, path)
             first.close()
             await room.until("closed")

@@ -1,0 +1,50 @@
+"""What somebody reads who meets a limit that keeps one user from holding up the others: the rule, the value, the next step."""
+
+from __future__ import annotations
+
+
+def connections_text(most: int, seen: int) -> str:
+    """Too many connections stand."""
+    return f"a user may have {most} connections to the broker, and yours are {seen}. Close some of them."
+
+
+def handshakes_text(most: int, seen: int) -> str:
+    """Too many connections come in at once."""
+    return (
+        f"the broker answers {most} new connections of a user at once, and yours are {seen}. "
+        "Try again in a moment."
+    )
+
+
+def requests_text(share: float) -> str:
+    """Too much is asked: it is answered, later."""
+    return (
+        f"one user's requests get at most {share:.0%} of the broker's time, and yours take more: they are answered late. "
+        "Ask less often, and look for a loop that asks without end."
+    )
+
+
+def sessions_text(most: int) -> str:
+    """Too many sessions are open."""
+    return f"a user may have {most} notebooks open, and you have so many. Shut some down first."
+
+
+def jobs_text(most: int) -> str:
+    """Too many jobs run or wait."""
+    return (
+        f"the jobs of all your notebooks may be {most} at once, and so many run or wait. "
+        "Let one end first."
+    )
+
+
+def proofs_text(most: int) -> str:
+    """Too many deadlines are being proven."""
+    return (
+        f"{most} deadlines of a user are proven at once, and so many of yours are. "
+        "Begin this job when one of them has its answer."
+    )
+
+
+def job_id_text(longest: int, seen: int) -> str:
+    """A job's id is no id."""
+    return f"a job's id has 1 to {longest} printable ASCII characters, and one with {seen} characters came."
