@@ -21,8 +21,11 @@ from gpushare_kernel.transport.places import check_socket_path
 __all__ = ["Connection", "Handler", "HandlerFactory", "Listener", "OnHello", "serve"]
 
 HANDSHAKES_PER_USER = 64
+RESERVED = 64
+"""Descriptors that no connection gets, or a quarter of all where that is less: ours for processes, files and workers."""
 _BACKLOG = 512
 _ACCEPTS_PER_TURN = 64
+_TOO_FEW = "out of file descriptors: turned a connection away"
 _logger = logging.getLogger(__name__)
 
 
@@ -152,12 +155,18 @@ class Listener:
         with contextlib.suppress(OSError):
             self.sock.accept()[0].close()
         self._spare = os.open(os.devnull, os.O_RDONLY)
-        _logger.error("out of file descriptors: turned a connection away")
+        _logger.error(_TOO_FEW)
 
     def _take(self, sock: socket.socket) -> None:
         peer = peer_of(sock)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The kernel gives the lowest number that is free. Without any left we could not even read how our processes stand.
+        if sock.fileno() >= limit - min(RESERVED, limit // 4):
+            _logger.error(_TOO_FEW)
+            sock.close()
+            return
         # Half of the descriptors at most for one user: the others can always connect.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        most = limit // 2
         busy = self._greeting[peer.uid] >= HANDSHAKES_PER_USER or self._connected[peer.uid] >= most
         if self._on_hello is None or busy:
             _logger.warning(
