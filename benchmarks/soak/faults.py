@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.common import progress
 from benchmarks.soak.judge import Tally
 from benchmarks.soak.people import Person
-from benchmarks.soak.script import Fault, Step
+from benchmarks.soak.script import Step
 from benchmarks.soak.watch import below, broker_at, guardian_of, read
 from gpushare_kernel import procfs
 from gpushare_kernel.client.line import Line
@@ -234,8 +234,8 @@ class Adversary:
     def _slow_reader(self, _: int) -> Iterator[None]:
         self.broker()
         with Line(self._places) as line:
-            sock = line._sock  # noqa: SLF001 - what no client does
-            sock.setblocking(False)
+            sock = line._sock  # what no client does
+            sock.settimeout(0)
             with contextlib.suppress(OSError):  # it is full, or we were cut off
                 for n in range(20_000):
                     sock.sendall(
@@ -292,10 +292,12 @@ class Adversary:
     @contextlib.contextmanager
     def _descriptors(self, _: int) -> Iterator[None]:
         broker = self.broker()
-        most = max(map(int, os.listdir(f"/proc/{broker.pid}/fd"))) + 3
+        most = max(int(fd.name) for fd in Path(f"/proc/{broker.pid}/fd").iterdir()) + 3
         with _limited(broker, resource.RLIMIT_NOFILE, most), contextlib.ExitStack() as peers:
             for _each in range(20):
-                sock = peers.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                sock = peers.enter_context(
+                    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                )
                 with contextlib.suppress(OSError):
                     sock.connect(str(self._places.socket))
             yield

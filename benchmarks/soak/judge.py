@@ -20,6 +20,7 @@ EXPECTED = (
     r"^a guardian cannot be started",
     r"^the broker could not start",
     r"^cannot write the log",
+    r"^out of file descriptors",
 )
 """What a log may say at level error while somebody breaks disks, descriptors and brokers."""
 
@@ -146,7 +147,15 @@ def wrong(lines: Sequence[Mapping[str, object]]) -> tuple[list[str], list[str]]:
 
 def _explained(text: str, last: str) -> bool:
     """Say whether a fault of ours explains an error: memory, descriptors or the disk were taken away."""
-    taken = ("MemoryError", "Errno 12]", "Errno 23]", "Errno 24]", "Errno 28]", "Errno 30]", "new thread")
+    taken = (
+        "MemoryError",
+        "Errno 12]",
+        "Errno 23]",
+        "Errno 24]",
+        "Errno 28]",
+        "Errno 30]",
+        "new thread",
+    )
     return any(re.search(one, text) for one in EXPECTED) or any(word in last for word in taken)
 
 

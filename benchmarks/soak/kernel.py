@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from gpushare_kernel.client import api
@@ -20,13 +21,12 @@ from gpushare_kernel.client import api
 def main() -> None:
     """Serve one notebook after the other, until killed."""
     names: dict[str, Any] = {}
-    place = os.environ["SOAK_SOCKET"]
+    place = Path(os.environ["SOAK_SOCKET"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     api.get_session()
     with socket.socket(socket.AF_UNIX) as door:
-        if os.path.exists(place):
-            os.unlink(place)
-        door.bind(place)
+        place.unlink(missing_ok=True)
+        door.bind(str(place))
         door.listen()
         while True:
             sock, _ = door.accept()
@@ -40,8 +40,8 @@ def _answer(code: str, value: str, names: dict[str, Any]) -> list[Any]:
     try:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            exec(code, names)  # noqa: S102 - a cell
-            found = eval(value, names)  # noqa: S307
+            exec(code, names)  # a cell
+            found = eval(value, names)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as error:  # noqa: BLE001 - as a kernel does

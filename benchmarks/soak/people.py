@@ -149,7 +149,9 @@ class Person:
         #: Whether the adversary killed the kernel that there was; whether it has stopped it just now.
         self.killed = self.stopped = False
         self.calm = threading.Event()
+        self.refused = ""
         self.before: dict[str, int] = {}
+        self.now: dict[str, int] = {}
         self._chance = random.Random(f"{seed} {number}")
         self._stage = stage
         self._place = stage.folder / f"k{number}"
@@ -168,13 +170,17 @@ class Person:
 
     def _live(self) -> None:
         try:
-            self._start(lambda: self.manager.start_kernel(env=self._environment(), stderr=self._log))
+            self._start(
+                lambda: self.manager.start_kernel(env=self._environment(), stderr=self._log)
+            )
             while not self._leaving.is_set():
                 self.calm.clear()
                 self._next()
                 self.calm.set()
                 self._leaving.wait(self._chance.uniform(*THINKS))
             self._check(self._run("", "player.look()"))
+            if self.refused:
+                self._again()
         except Exception as problem:  # noqa: BLE001 - a person that is gone would be missed by nobody
             self.tally.stuck.append(f"{self}: {type(problem).__name__}: {problem}")
         finally:
@@ -185,6 +191,7 @@ class Person:
             code = self._chosen()
             self.tally.cells += 1
             self._check(self._run("", code))
+            self._read()
         except Died:
             self._again()
         except CellFailed as problem:
@@ -209,9 +216,12 @@ class Person:
     def _failed(self, text: str) -> None:
         kind = _kind_of(text)
         self.tally.failed[kind] += 1
-        found = self._run("", "player.look()")
-        self._check(found)
-        if kind == "BadToken":  # its broker forgot it: shared again after a restart, of which its user reads
+        self._check(self._run("", "player.look()"))
+
+    def _read(self) -> None:
+        """Do what a notebook tells its user to: one that its broker forgot is shared again after a restart."""
+        if self.refused:
+            self.tally.failed["told to restart"] += 1
             self._again()
 
     def _check(self, found: dict[str, Any]) -> None:
@@ -221,6 +231,7 @@ class Person:
         self._count = found["count"]
         if not self.before:
             self.before = {"fds": found["fds"], "threads": found["threads"]}
+        self.refused = found["refused"]
         self.now = {"fds": found["fds"], "threads": found["threads"]}
 
     # --- Its kernel ------------------------------------------------------------------------------------
@@ -238,7 +249,7 @@ class Person:
         self._start(lambda: self.manager.restart_kernel(now=True))
 
     def _start(self, how: Callable[[], None]) -> None:
-        while not self._leaving.is_set():
+        while True:
             with self._stage.starting:
                 with self.lock:
                     if self._kernel is not None:
@@ -251,12 +262,13 @@ class Person:
                     self.key = procfs.process_key(self.manager.provisioner.pid or 0)
                 how = lambda: self.manager.restart_kernel(now=True)  # noqa: E731
                 with contextlib.suppress(Died, CellFailed, TimeoutError):
-                    self._kernel = Real(self.manager) if self.real else Light(self._place, self._alive)
+                    self._kernel = (
+                        Real(self.manager) if self.real else Light(self._place, self._alive)
+                    )
                     self._secret, self._count = f"{self._chance.getrandbits(64):016x}", 0
                     return self._check(
                         self._run("import player", f"player.begin({self._secret!r})")
                     )
-        return None
 
     def _alive(self) -> bool:
         return self.key is not None and procfs.alive(self.key)
@@ -307,8 +319,11 @@ class Person:
         self._log.close()
 
     def __str__(self) -> str:
+        session = getattr(getattr(self.manager.provisioner, "_session", None), "session", None)
         kind = "ipykernel" if self.real else "light kernel"
-        return f"soak-{self.number} ({kind} on {'the GPU' if self.on_gpu else 'the CPU'})"
+        return (
+            f"soak-{self.number} ({kind} on {'the GPU' if self.on_gpu else 'the CPU'}, {session})"
+        )
 
 
 class Stage:
@@ -350,5 +365,7 @@ def _value(content: dict[str, Any]) -> Any:
 
     shown = content.get("user_expressions", {}).get("v", content)
     if shown["status"] != "ok":
-        raise CellFailed("\n".join([*shown.get("traceback", []), f"{shown.get('ename')}: {shown.get('evalue')}"]))
+        raise CellFailed(
+            "\n".join([*shown.get("traceback", []), f"{shown.get('ename')}: {shown.get('evalue')}"])
+        )
     return json.loads(ast.literal_eval(shown["data"]["text/plain"]))

@@ -49,9 +49,15 @@ def look() -> dict[str, Any]:
         "secret": _secret,
         "count": _count,
         "there": [there.get("secret"), there.get("count")],
-        "fds": len(os.listdir("/proc/self/fd")) - 1,
+        "fds": len([*Path("/proc/self/fd").iterdir()]) - 1,
         "threads": threading.active_count(),
+        "refused": str(_refusal() or ""),
     }
+
+
+def _refusal() -> object:
+    session = api.get_session()
+    return None if session is None else session.refusal
 
 
 def cell(rounds: int, *, steps: bool) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def once() -> None:
 
 
 def _add() -> None:
-    global _count
+    global _count  # noqa: PLW0603
     if ON_GPU:
         _under_way(lambda: scripted.add("count", 1))
     _count += 1

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -78,9 +80,7 @@ def _run(  # noqa: PLR0917
     first = broker_at(where)
     bare = len(descriptors(first.pid)) if first else 0
     before = ours(descriptors(os.getpid()))
-    people = [
-        Person(n, sessions, seed, stage, tally, real=n % 10 < 2) for n in range(sessions)
-    ]
+    people = [Person(n, sessions, seed, stage, tally, real=n % 10 < 2) for n in range(sessions)]
     watch = Watch(where, stage.gpu, people, tally.pauses)
     with _polled(people):
         try:
@@ -94,7 +94,7 @@ def _run(  # noqa: PLR0917
             adversary.run(steps(seed, kinds), time.monotonic() + 60 * minutes)
             progress("the adversary rests")
             adversary.broker()
-            _rest(where, stage, people, watch, tally)
+            _rest(where, people, watch, tally)
         finally:
             watch.stop()
             for one in people:
@@ -102,9 +102,25 @@ def _run(  # noqa: PLR0917
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(Person.close, people))
     _ends(where, stage, tally, bare, before)
+    _keep(folder, tally)
 
 
-def _rest(where: Places, stage: Stage, people: Sequence[Person], watch: Watch, tally: Tally) -> None:
+def _keep(folder: Folder, tally: Tally) -> None:
+    """Keep the logs of a run that did not go well."""
+    if all(figure.met for figure in tally.figures()):
+        return
+    kept = Path(tempfile.mkdtemp(prefix="gpushare-soak-"))
+    for path in [
+        *folder.places.runtime.glob("broker.log*"),
+        folder.folder / "kernels.log",
+        folder.folder / "gpu" / ERRORS,
+    ]:
+        if path.exists():
+            shutil.copy(path, kept)
+    progress(f"logs: {kept}")
+
+
+def _rest(where: Places, people: Sequence[Person], watch: Watch, tally: Tally) -> None:
     """Everybody finishes and looks at what they have; then nobody may be paused, wait or hold a lane."""
     for one in people:
         one.leave()
@@ -140,7 +156,9 @@ def _ends(where: Places, stage: Stage, tally: Tally, bare: int, before: Sequence
     if broker is not None:
         held = descriptors(broker.pid)
         if len(held) > bare + _WORKERS:
-            tally.leaks.append(f"broker: {bare} descriptors at its start, {len(held)} at the end: {sorted(held)}")
+            tally.leaks.append(
+                f"broker: {bare} descriptors at its start, {len(held)} at the end: {sorted(held)}"
+            )
         progress(f"broker at the end: {len(held)} descriptors, {threads(broker.pid)} threads")
     with contextlib.suppress(BrokerUnavailable):
         stop_broker(where, 30)
@@ -159,14 +177,20 @@ def _ends(where: Places, stage: Stage, tally: Tally, bare: int, before: Sequence
 
 def _unquiet(seen: Snapshot) -> list[str]:
     """Say what is not as it must be while nobody does anything."""
-    found = [f"{one.id} is {one.state}" for one in seen.sessions if one.state not in {"idle", "parked"}]
+    found = [
+        f"{one.name} ({one.id}) is {one.state}"
+        for one in seen.sessions
+        if one.state not in {"idle", "parked"}
+    ]
     found += [f"{one.id} has jobs {one.jobs}" for one in seen.sessions if one.jobs]
     found += [f"{one.job} waits: {one.reason}" for one in seen.queue]
     for device in seen.devices:
         found += [f"lane {lane.id} of {device.id} lives" for lane in device.lanes]
         kept = sum(one.p or 0 for one in seen.sessions if one.device == device.id)
         if kept != device.persistent:
-            found.append(f"{device.id} has {device.persistent} bytes charged, its sessions keep {kept}")
+            found.append(
+                f"{device.id} has {device.persistent} bytes charged, its sessions keep {kept}"
+            )
     return found
 
 
@@ -199,8 +223,8 @@ def _have(command: Sequence[str]) -> None:
     defaults = ensure_broker.__kwdefaults__
     assert defaults is not None
     defaults["command"] = command
-    kernel_session._NVIDIA = Path("/dev/null")  # noqa: SLF001
-    kernel_session._UNLOCKING = (*command, "unlock")  # noqa: SLF001
+    kernel_session._NVIDIA = Path("/dev/null")
+    kernel_session._UNLOCKING = (*command, "unlock")
 
 
 @contextlib.contextmanager
@@ -236,13 +260,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/soak/run.py", description=QUESTION)
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M")
     parser.add_argument("--sessions", type=int, default=SESSIONS, metavar="N")
-    parser.add_argument("--seed", type=int, default=SEED, help="what the adversary does follows from it")
     parser.add_argument(
-        "--only", action="append", choices=[one.value for one in Fault], help="of all faults only this (again for more)"
+        "--seed", type=int, default=SEED, help="what the adversary does follows from it"
     )
-    parser.add_argument("--script", action="store_true", help="print the first 100 steps and do nothing")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[one.value for one in Fault],
+        help="of all faults only this (again for more)",
+    )
+    parser.add_argument(
+        "--script", action="store_true", help="print the first 100 steps and do nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="1 minute, 6 sessions, to see that it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="1 minute, 6 sessions, to see that it works"
+    )
     given = parser.parse_args()
     kinds = [Fault(one) for one in given.only or Fault]
     if given.script:

@@ -48,7 +48,9 @@ def guardian_of(broker: ProcessKey) -> ProcessKey | None:
 class Watch:
     """Looks every 10 ms while a broker is gone, and waits for its end otherwise."""
 
-    def __init__(self, places: Places, gpu: Path, people: Sequence[Person], seen: PauseWatch) -> None:
+    def __init__(
+        self, places: Places, gpu: Path, people: Sequence[Person], seen: PauseWatch
+    ) -> None:
         self._places, self._gpu, self._people, self._seen = places, gpu, people, seen
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -108,7 +110,11 @@ def _guardian_now(broker: ProcessKey | None, known: ProcessKey | None) -> Proces
 
 
 def _able(guardian: ProcessKey | None) -> bool:
-    return guardian is not None and procfs.alive(guardian) and procfs.state(guardian.pid) not in {"T", "t"}
+    return (
+        guardian is not None
+        and procfs.alive(guardian)
+        and procfs.state(guardian.pid) not in {"T", "t"}
+    )
 
 
 def _wait_for(key: ProcessKey | None, seconds: float) -> None:
@@ -152,14 +158,14 @@ def descriptors(pid: int) -> list[str]:
     with contextlib.suppress(OSError):
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.append(os.readlink(fd))
+                found.append(str(fd.readlink()))
     return found
 
 
 def threads(pid: int) -> int:
     """Return how many threads a process has."""
     with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{pid}/task"))
+        return len([*Path(f"/proc/{pid}/task").iterdir()])
     return 0
 
 

@@ -228,10 +228,11 @@ class Housekeeping:
             with locked(self._places.start_lock, 0.0):
                 if self._listener.try_retire():
                     self._broker.stop("nothing to do", for_good=False)
-        except BrokerUnavailable:
-            self._broker.touch()  # somebody is just looking for a broker
-        except OSError:
-            self._broker.stop("its folder is gone, and nobody can find it", for_good=False)
+        except (BrokerUnavailable, OSError) as problem:
+            if isinstance(problem, OSError) or isinstance(problem.__cause__, FileNotFoundError):
+                self._broker.stop("its folder is gone, and nobody can find it", for_good=False)
+            else:
+                self._broker.touch()  # somebody is just looking for a broker, or the disk is read-only
 
 
 def _leads_to(path: Path, fd: int) -> bool:
