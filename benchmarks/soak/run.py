@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -48,39 +50,44 @@ _WORKERS = 12
 """Descriptors of a broker for workers, a database and a listener that its first look did not show."""
 
 
-def soak(minutes: float, sessions: int, seed: int, kinds: Sequence[Fault]) -> Tally:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, with how many, and which faults: `steps` of the script at most, in `minutes` at most."""
+
+    minutes: float
+    sessions: int
+    seed: int
+    kinds: Sequence[Fault] = tuple(Fault)
+    steps: int | None = None
+
+
+def soak(plan: Plan) -> Tally:
     """Run it all and return what was counted."""
     tally = Tally()
     with staged() as folder, Stage(folder.folder) as stage:
         place_startup(folder.folder / "ipython")
         disk = Disk(folder.places.runtime)
         try:
-            _run(folder, stage, disk, tally, minutes, sessions, seed, kinds)
+            _run(folder, stage, disk, tally, plan)
         finally:
             disk.close()
     return tally
 
 
-def _run(  # noqa: PLR0917
-    folder: Folder,
-    stage: Stage,
-    disk: Disk,
-    tally: Tally,
-    minutes: float,
-    sessions: int,
-    seed: int,
-    kinds: Sequence[Fault],
-) -> None:
+def _run(folder: Folder, stage: Stage, disk: Disk, tally: Tally, plan: Plan) -> None:
     where = folder.places
     stage.gpu.mkdir()
-    for name, value in {"total": total_for(-(-sessions // 2)), "residency": 2.0}.items():
+    for name, value in {"total": total_for(-(-plan.sessions // 2)), "residency": 2.0}.items():
         (stage.gpu / name).write_text(str(value))
     _have(COMMAND)
     ensure_broker(where, 60.0, command=COMMAND)
     first = broker_at(where)
     bare = len(descriptors(first.pid)) if first else 0
     before = ours(descriptors(os.getpid()))
-    people = [Person(n, sessions, seed, stage, tally, real=n % 10 < 2) for n in range(sessions)]
+    people = [
+        Person(n, plan.sessions, plan.seed, stage, tally, real=n % 10 < 2)
+        for n in range(plan.sessions)
+    ]
     watch = Watch(where, stage.gpu, people, tally.pauses)
     with _polled(people):
         try:
@@ -89,9 +96,10 @@ def _run(  # noqa: PLR0917
                 one.thread.start()
             for one in people:
                 one.calm.wait(CALM)
-            progress(f"{sessions} notebooks work")
+            progress(f"{plan.sessions} notebooks work")
             adversary = Adversary(where, stage.gpu, people, disk, tally)
-            adversary.run(steps(seed, kinds), time.monotonic() + 60 * minutes)
+            script = islice(steps(plan.seed, plan.kinds), plan.steps)
+            adversary.run(script, time.monotonic() + 60 * plan.minutes)
             progress("the adversary rests")
             adversary.broker()
             _rest(where, people, watch, tally)
@@ -263,6 +271,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=SEED, help="what the adversary does follows from it"
     )
+    parser.add_argument("--steps", type=int, metavar="N", help="of the script at most so many")
     parser.add_argument(
         "--only",
         action="append",
@@ -285,7 +294,7 @@ def main() -> int:
     minutes, sessions = (1.0, 6) if given.quick else (given.minutes, given.sessions)
     progress(f"{minutes:g} min, {sessions} sessions, again with: --seed {given.seed}")
     described_now, measured = machine(), commit()
-    tally = soak(minutes, sessions, given.seed, kinds)
+    tally = soak(Plan(minutes, sessions, given.seed, kinds, given.steps))
     figures = tally.figures()
     if given.json:
         found = as_json("soak", QUESTION, described_now, figures, quick=given.quick)
