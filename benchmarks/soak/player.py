@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -38,7 +39,8 @@ def begin(secret: str) -> dict[str, Any]:
         for name in ("state", "data", "stowed", "held", "calls"):  # of one who had our pid before
             (scripted.PLACE / f"{name}.{os.getpid()}").unlink(missing_ok=True)
         with api.lane("64MiB", "16MiB"):
-            _on_gpu(lambda: (scripted.put("secret", 32, secret), scripted.put("count", 32, 0)))
+            _put("secret", secret)
+            _put("count", 0)
     return look()
 
 
@@ -111,6 +113,17 @@ def _add() -> None:
     if ON_GPU:
         _under_way(lambda: scripted.add("count", 1))
     _count += 1
+
+
+def _put(name: str, value: object) -> None:
+    """Allocate, which may wait for memory, then write, which whoever locks us waits for."""
+    scripted._blocks[name] = scripted.cupy.empty(32 * scripted.MiB)
+
+    def write() -> None:
+        scripted._data().write_text(json.dumps(scripted._values() | {name: value}))
+        scripted._hold()
+
+    _on_gpu(write)
 
 
 def _on_gpu(work: Callable[[], Any]) -> Any:
