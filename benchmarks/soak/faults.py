@@ -33,6 +33,8 @@ PATIENCE = 15.0
 """Seconds to wait for a broker before a fault that needs one; where none comes the fault is missed."""
 ROOM = 24
 """MiB of the folder's own file system."""
+LEFT = 48
+"""Descriptors that a broker has left before everybody connects."""
 _LOOP = 7
 _LITTLE = 1 << 20
 
@@ -292,9 +294,9 @@ class Adversary:
     @contextlib.contextmanager
     def _descriptors(self, _: int) -> Iterator[None]:
         broker = self.broker()
-        most = max(int(fd.name) for fd in Path(f"/proc/{broker.pid}/fd").iterdir()) + 3
+        most = max(int(fd.name) for fd in Path(f"/proc/{broker.pid}/fd").iterdir()) + LEFT
         with _limited(broker, resource.RLIMIT_NOFILE, most), contextlib.ExitStack() as peers:
-            for _each in range(20):
+            for _each in range(2 * LEFT):
                 sock = peers.enter_context(
                     socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                 )

@@ -6,12 +6,15 @@ interrupt ends the code that runs, and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from gpushare_kernel.client import api
 def main() -> None:
     """Serve one notebook after the other, until killed."""
     names: dict[str, Any] = {}
+    numbers = count(1)
     place = Path(os.environ["SOAK_SOCKET"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     api.get_session()
@@ -32,8 +36,22 @@ def main() -> None:
             sock, _ = door.accept()
             with sock, sock.makefile("rw", encoding="utf-8") as lines:
                 for line in lines:
-                    lines.write(json.dumps(_answer(*json.loads(line), names)) + "\n")
+                    with _told(next(numbers)):
+                        answer = _answer(*json.loads(line), names)
+                    lines.write(json.dumps(answer) + "\n")
                     lines.flush()
+
+
+@contextlib.contextmanager
+def _told(number: int) -> Iterator[None]:
+    """Tell the broker of a cell, as our magics do."""
+    session = api.get_session()
+    assert session is not None
+    session.cell_started(number)
+    try:
+        yield
+    finally:
+        session.cell_ended(number)
 
 
 def _answer(code: str, value: str, names: dict[str, Any]) -> list[Any]:

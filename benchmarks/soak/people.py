@@ -112,8 +112,9 @@ class Real:
 
     def run(self, code: str, value: str, patience: float) -> Any:
         """Run a cell."""
-        wanted = f"__import__('json').dumps({value})"
-        asked = self._client.execute(code, store_history=False, user_expressions={"v": wanted})
+        # In the cell, not in the expression: what an expression asks of a GPU that is set aside nobody brings back.
+        cell = f"{code}\n_said = __import__('json').dumps({value})"
+        asked = self._client.execute(cell, store_history=False, user_expressions={"v": "_said"})
         deadline = time.monotonic() + patience
         while True:
             with contextlib.suppress(Empty):
@@ -197,7 +198,7 @@ class Person:
         except CellFailed as problem:
             self._failed(str(problem))
         except TimeoutError:
-            self.tally.stuck.append(f"{self}: a cell has not ended within {STUCK:g} s")
+            self.tally.stuck.append(f"{self}: a cell has not ended within {STUCK:g} s{self._how()}")
             self._again(patience=0)
 
     def _chosen(self) -> str:
@@ -269,6 +270,15 @@ class Person:
                     return self._check(
                         self._run("import player", f"player.begin({self._secret!r})")
                     )
+
+    def _how(self) -> str:
+        """How a kernel stands that does not answer; where it is goes to its log."""
+        if self.key is None:
+            return ""
+        procfs.send(self.key, signal.SIGUSR1)
+        state = self._stage.gpu / f"state.{self.key.pid}"
+        driver = state.read_text() if state.exists() else "running"
+        return f" (pid {self.key.pid} {procfs.state_of(self.key)}, the driver says {driver}, refused: {self.refused!r})"
 
     def _alive(self) -> bool:
         return self.key is not None and procfs.alive(self.key)

@@ -6,11 +6,13 @@ Imported by real kernels and by the light ones of `kernel.py`.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ else:
     from gpushare_kernel.client.start import ensure_broker
 
     ensure_broker.__kwdefaults__["command"] = tuple(os.environ["SCRIPTED_BROKER"].split())
+faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)
 SPIN = 0.005
 """Seconds that a round takes: of the CPU where that is the device, else of waiting for the GPU."""
 _secret, _count = "", 0

@@ -286,7 +286,8 @@ def main() -> int:
         "--quick", action="store_true", help="1 minute, 6 sessions, to see that it works"
     )
     given = parser.parse_args()
-    kinds = [Fault(one) for one in given.only or Fault]
+    left_out = {*(given.without or ())}
+    kinds = [Fault(one) for one in given.only or Fault if one not in left_out]
     if given.script:
         script = steps(given.seed, kinds)
         print(*(next(script) for _ in range(100)), sep="\n")
@@ -298,7 +299,13 @@ def main() -> int:
     figures = tally.figures()
     if given.json:
         found = as_json("soak", QUESTION, described_now, figures, quick=given.quick)
-        more = {"commit": measured, "seed": given.seed, "minutes": minutes, "sessions": sessions}
+        more = {
+            "commit": measured,
+            "seed": given.seed,
+            "minutes": minutes,
+            "sessions": sessions,
+            "kinds": kinds,
+        }
         print(json.dumps({**found, **more, **tally.details()}))
     else:
         print_table(QUESTION, described_now, figures)
