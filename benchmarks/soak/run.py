@@ -279,6 +279,9 @@ def main() -> int:
         help="of all faults only this (again for more)",
     )
     parser.add_argument(
+        "--without", action="append", choices=[one.value for one in Fault], help="all but this"
+    )
+    parser.add_argument(
         "--script", action="store_true", help="print the first 100 steps and do nothing"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
