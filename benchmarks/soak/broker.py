@@ -26,7 +26,7 @@ from gpushare_kernel.devices.base import Device, Intents
 from gpushare_kernel.devices.host import HostDevice
 from tests.faults import parking_broker as base
 
-HOST_CAPACITY = 1024 * MiB
+HOST_CAPACITY = 4096 * MiB
 OPTIONS = ("--compute", "1", "--turn", "0.2", "--idle-exit", "120")
 
 

@@ -16,6 +16,7 @@ ERRORS = "errors.jsonl"
 """Beside the GPU: what went wrong in any broker of a run."""
 KEPT = 64 * MiB
 """What each notebook keeps there."""
+LANE = 32 * MiB
 _LAST = "sys.exit(not Worker"
 _DRAINS = '''
 import fcntl, time
@@ -48,8 +49,8 @@ def place_worker(place: Path) -> list[str]:
 
 
 def total_for(sessions: int) -> int:
-    """Return a size on which three of four notebooks find room, so that idle ones are parked."""
-    return max(3, -(-sessions * 3 // 4)) * (CONTEXT + KEPT)
+    """Return a size on which nine of ten notebooks find room, so that idle ones are parked."""
+    return max(2, sessions * 9 // 10) * (CONTEXT + KEPT + LANE)
 
 
 class Sized(FileNvml):
