@@ -1,5 +1,5 @@
-# make demo: see it. make test: check it. Both need python >= 3.11 (with venv and pip) and nothing else;
-# they make their environment in .venv.
+# make demo: see it. make test: check it. make soak: an hour of faults. All need python >= 3.11 (with venv and pip)
+# and nothing else; they make their environment in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What an installation copies or reads; everything else is used where it lies.
 INSTALLED := pyproject.toml $(wildcard etc/ipython/startup/*.py)
 
-.PHONY: demo test clean
+.PHONY: demo test soak clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/jupyter gpushare demo --notebooks examples --output .demo
@@ -17,6 +17,10 @@ test: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# An hour; as root also on a disk that is full and read-only. SOAK="--minutes 5 --seed 7" for another one.
+soak: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/soak/run.py $(SOAK)
 
 clean:
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -169,8 +169,7 @@ class Broker(Processes):
             kernel.lines.remove(desk)
         if self.registry.get(kernel.id) is not kernel or not desk.jobs:
             return
-        client = procfs.process_key(desk.peer.pid)
-        if desk.peer.pid and (client is None or not procfs.alive(client)):
+        if desk.peer.pid and _has_ended(desk.peer.pid):
             desk.abandon()
         else:
             self._later(LEFT_AFTER, desk.abandon)
@@ -266,3 +265,12 @@ class Broker(Processes):
                 _, seconds = found.get(user.id, (0.0, 0.0))
                 found[user.id] = (user.weight, seconds + user.device_time)
         return [(user, *account) for user, account in found.items()]
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is known to be gone; where that cannot be read (no descriptor is left), it may come back."""
+    try:
+        key = procfs.process_key(pid)
+        return key is None or not procfs.alive(key)
+    except OSError:
+        return False

@@ -171,6 +171,9 @@ class Desk:
             check_task(body.realtime)
         self._check_numbers(kernel, realtime=body.realtime is not None)
         job = job_of(kernel.id, body.job)
+        former = self._broker.jobs.get(job)
+        if former is not None and former not in kernel.lines:
+            former.give_up(job)  # its line broke while it waited, and its client asks again
         engine = self._broker.engine_of(kernel.id)
         if job in engine.scheduler.jobs or job in self._broker.jobs:
             problem = f"job id {body.job!r} is taken by a job of this session."
@@ -280,12 +283,16 @@ class Desk:
     def abandon(self) -> None:
         """Its client will not come back: its jobs are over."""
         for job in list(self.jobs.values()):
-            record = self._broker.job(job)
-            if record is not None:
-                engine = self._broker.engine_of(record.session)
-                session = engine.scheduler.sessions[record.session]
-                self._broker.end(job, persistent=session.measured, boundaries=0)
-            self._forget(job)
+            self.give_up(job)
+
+    def give_up(self, job: JobId) -> None:
+        """Nobody waits for `job` on this line any more: it is over."""
+        record = self._broker.job(job)
+        if record is not None:
+            engine = self._broker.engine_of(record.session)
+            session = engine.scheduler.sessions[record.session]
+            self._broker.end(job, persistent=session.measured, boundaries=0)
+        self._forget(job)
 
     def adopt(self, held: tuple[msg.HeldJob, ...], *, back: bool = False) -> None:
         """The client comes back after a broker's restart (`back`) or a broken line: take its jobs as they are."""

@@ -15,6 +15,7 @@ from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.memory_watch import MemoryWatch
+from gpushare_kernel.broker.moves import MARGIN
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
@@ -73,6 +74,7 @@ class Housekeeping:
         async with asyncio.TaskGroup() as followed:
             for engine in self._broker.engines.values():
                 followed.create_task(self._follow(engine))
+                followed.create_task(self._bring_back(engine))
             while True:
                 await asyncio.sleep(PERIOD)
                 self._attempt(self._tidy)
@@ -89,6 +91,20 @@ class Housekeeping:
             self._attempt(self._look_at_kernels, engine)
             self._attempt(self._watch_capacity, engine)
             await asyncio.sleep(AGAIN)
+
+    async def _bring_back(self, engine: Engine) -> None:
+        """Whoever was parked and is in no session (the ledger was lost) would wait for ever: nobody else asks for it."""
+        while True:
+            targets = [kernel.target for kernel in self._broker.registry if kernel.target]
+            try:
+                for key in await engine.device.bring_back(targets, margin=MARGIN):
+                    _logger.warning(
+                        "what a former broker had parked, of nobody we know, is back",
+                        extra={"pid": key.pid},
+                    )
+            except Exception:
+                _logger.exception("what was parked could not be brought back")
+            await asyncio.sleep(PERIOD)
 
     def _attempt(self, step: Callable[..., None], *of: Engine) -> None:
         """Do one step; where it fails, the others are done all the same. It is logged once for each kind of failure."""
@@ -228,10 +244,11 @@ class Housekeeping:
             with locked(self._places.start_lock, 0.0):
                 if self._listener.try_retire():
                     self._broker.stop("nothing to do", for_good=False)
-        except BrokerUnavailable:
-            self._broker.touch()  # somebody is just looking for a broker
-        except OSError:
-            self._broker.stop("its folder is gone, and nobody can find it", for_good=False)
+        except (BrokerUnavailable, OSError) as problem:
+            if isinstance(problem, OSError) or isinstance(problem.__cause__, FileNotFoundError):
+                self._broker.stop("its folder is gone, and nobody can find it", for_good=False)
+            else:
+                self._broker.touch()  # somebody is just looking for a broker, or the disk is read-only
 
 
 def _leads_to(path: Path, fd: int) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from gpushare_kernel import procfs
-from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
 from gpushare_kernel.core.values import MiB, ProcessKey
 from gpushare_kernel.devices.base import Hold
 from gpushare_kernel.devices.unlocking import WITHIN, Unlockers
@@ -55,9 +55,7 @@ class IntentTable:
         before = self.open_existing(path)
         fresh = path.with_name(f"{path.name}.new")
         fresh.unlink(missing_ok=True)
-        self._map(
-            os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), size=_SIZE
-        )
+        self._map(_room_for(fresh))
         self._words[_BOOT], self._words[_BOOT + 1] = _boot()
         self.refresh()
         if before is not None:
@@ -93,10 +91,8 @@ class IntentTable:
         table.refresh()
         return table
 
-    def _map(self, fd: int, size: int = 0) -> None:
+    def _map(self, fd: int) -> None:
         self.fd = fd
-        if size:
-            os.ftruncate(fd, size)
         self._memory = mmap.mmap(fd, _SIZE)
         self._words = memoryview(self._memory).cast("Q")
 
@@ -265,6 +261,28 @@ def _unlock(
     for key in done:
         table.remove(key)
     return [key for key in done if procfs.alive(key)]
+
+
+def _room_for(path: Path) -> int:
+    """Return a new file with all of its blocks: a store into a mapping that finds none on a full disk is a SIGBUS.
+
+    Raises
+    ------
+    BrokerUnavailable
+        Where the disk has no room for it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, _SIZE)
+    except OSError as problem:
+        os.close(fd)
+        path.unlink()
+        msg = (
+            f"a broker needs {_SIZE // 1024} KiB at {path} to note whom it pauses, but there is no room: {problem.strerror}. "
+            "Free some, then start it: jupyter gpushare start."
+        )
+        raise BrokerUnavailable(msg) from problem
+    return fd
 
 
 def _boot() -> tuple[int, int]:

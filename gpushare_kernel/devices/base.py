@@ -219,6 +219,12 @@ class Device(Protocol):
     def parked(self, target: Target) -> int:
         """Return how many bytes of the session `park` took from the device; 0 where it is not parked."""
 
+    async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:
+        """Restore and resume who was parked by a broker before us and is in none of these sessions; return who runs again.
+
+        Nobody is held still for it, so each waits for room for it twice, and `margin` twice. Asked again and again.
+        """
+
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
         """Living processes of a session whose root has ended, those at the top of what is left of its tree.
 

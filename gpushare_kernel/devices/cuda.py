@@ -92,6 +92,8 @@ class CudaDevice:
         # By a broker before us: locked, perhaps; and parked, perhaps, by how many bytes.
         self._left_over = set(intents.held(Hold.LOCK))
         self._left_parked = _parked_before(intents)
+        #: Those of them that are in no session.
+        self._unclaimed: set[ProcessKey] = set()
         self._scale = Scale(self._sampler)
         self._sick: str | None = None
         first = self._sampler.now
@@ -271,6 +273,24 @@ class CudaDevice:
         self._note_moved(session, outcome)
         await self._sampler.fresh()
         return outcome
+
+    async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:
+        """Restore whom a broker before us parked and nobody knows any more, each where there is room for it twice."""
+        known = {target.root.pid for target in targets}
+        self._unclaimed |= self._left_parked.keys()
+        self._unclaimed = {key for key in self._unclaimed if not procfs.is_below(key.pid, known)}
+        back = []
+        for key in [*self._unclaimed]:
+            target = Target(key)
+            outcome = await self.restore(target, margin=self.parked(target) + 2 * margin)
+            if outcome.status is MoveStatus.DONE:
+                if (await self.resume(target)).status is not PauseStatus.NOTHING:
+                    continue  # asked for again
+                back.append(key)
+            if outcome.status in {MoveStatus.DONE, MoveStatus.GONE, MoveStatus.LOST}:
+                self._unclaimed.discard(key)
+                self._forget(key)
+        return back
 
     def parked(self, target: Target) -> int:
         """Return the bytes that are parked of the session; those that a broker before us wrote down, too."""

@@ -204,6 +204,10 @@ class HostDevice:
         """Return 0."""
         return 0
 
+    async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:  # noqa: ARG002
+        """Nobody was parked."""
+        return ()
+
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
         """Return the children that outlived their root, as far as a walk has seen them; forget the rest."""
         session = self._sessions.get(target.root)

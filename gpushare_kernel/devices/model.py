@@ -204,6 +204,10 @@ class ModelDevice(ModelGpu):
         self.checkpoint(target)
         return MoveOutcome(MoveStatus.DONE, freed)
 
+    async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:  # noqa: ARG002
+        """Nobody was parked by another broker."""
+        return ()
+
     async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
         """Restore it, where there is room in fact; it stays locked."""
         if target.root in self._ended:

@@ -116,9 +116,9 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
     Raises
     ------
     BrokerUnavailable
-        Where somebody else held it for all of `timeout` seconds.
+        Where somebody else held it for all of `timeout` seconds, or the disk does not let it be opened.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = _opened(path, os.O_CREAT)
     try:
         _wait_for_lock(fd, path, timeout)
         yield
@@ -127,11 +127,13 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
 
 
 def free(path: Path) -> bool:
-    """Say whether nobody holds the lock file at `path` now."""
+    """Say whether nobody holds the lock file at `path` now. `BrokerUnavailable` as in `locked`."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return True
+        fd = _opened(path)
+    except BrokerUnavailable as problem:
+        if isinstance(problem.__cause__, FileNotFoundError):
+            return True
+        raise
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -139,6 +141,14 @@ def free(path: Path) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def _opened(path: Path, flags: int = 0) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    except OSError as problem:
+        msg = f"no gpushare broker can be started: the lock file {path} cannot be opened: {problem.strerror}."
+        raise BrokerUnavailable(msg) from problem
 
 
 def _wait_for_lock(fd: int, path: Path, timeout: float) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,13 @@ from gpushare_kernel.transport.places import check_socket_path
 
 __all__ = ["Connection", "Handler", "HandlerFactory", "Listener", "OnHello", "serve"]
 
+RESERVED = 64
+"""Descriptors that no connection gets, or a quarter of all where that is less: ours for processes, files and workers."""
 _BACKLOG = 512
 _ACCEPTS_PER_TURN = 16
 _REST = 0.01
 """Seconds without looking at who comes in, after somebody was turned away: who is may come back at once, without end."""
+_TOO_FEW = "out of file descriptors: turned a connection away"
 _logger = logging.getLogger(__name__)
 
 
@@ -165,10 +169,16 @@ class Listener:
         with contextlib.suppress(OSError):
             self.sock.accept()[0].close()
         self._spare = os.open(os.devnull, os.O_RDONLY)
-        _logger.error("out of file descriptors: turned a connection away")
+        _logger.error(_TOO_FEW)
 
     def _take(self, sock: socket.socket) -> None:
         peer = peer_of(sock)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The kernel gives the lowest number that is free. Without any left we could not even read how our processes stand.
+        if sock.fileno() >= limit - min(RESERVED, limit // 4):
+            _logger.error(_TOO_FEW)
+            sock.close()
+            return
         allowance = self._allowances.of(peer.uid)
         refusal = allowance.refusal()
         if self._on_hello is None or refusal is not None:

@@ -102,6 +102,9 @@ class PlayedDevice:
             self.away[target.root.pid] = outcome.freed
         return outcome
 
+    async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:
+        return ()
+
     async def restore(self, target: Target, *, margin: int) -> MoveOutcome:
         self.margins.append(margin)
         outcome = await self._move("restore", target)

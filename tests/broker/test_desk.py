@@ -461,6 +461,25 @@ def test_a_broken_line_may_come_back_with_its_jobs(house: House) -> None:
     assert not house.broker.scheduler.jobs
 
 
+def test_who_waited_on_a_line_that_broke_asks_again(house: House) -> None:
+    """At once, by the same id: the place on the old line is given up, and no job of it is left."""
+    holder, client = house.notebook(), house.notebook()
+    holder.ask(submit("a", persistent=6 * GiB))
+    client.send(submit("b", persistent=6 * GiB))
+    house.saw(lambda: house.broker.scheduler.book.queue)
+    kernel = house.kernel(client.opened)  # type: ignore[attr-defined]
+    client.close()
+    house.saw(lambda: not kernel.lines)
+    again = house.attach(client.opened)  # type: ignore[attr-defined]
+    number = again.send(submit("b", persistent=6 * GiB))
+    house.saw(lambda: house.broker.jobs[job_of(client, "b")] in kernel.lines)
+    assert len(house.broker.scheduler.book.queue) == 1
+    holder.ask(end("a"))
+    assert isinstance(again.reply(number), msg.Granted)
+    assert isinstance(again.ask(end("b")), msg.Report)
+    assert not house.broker.scheduler.jobs
+
+
 def test_a_client_cannot_claim_more_than_there_is(house: House) -> None:
     """A wrong number of one must not hold up everybody else for ever."""
     client = house.notebook()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from gpushare_kernel import procfs
 from gpushare_kernel.broker import intents
 from gpushare_kernel.broker.intents import ROWS, IntentTable, resume_all
-from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.base import Hold
 from gpushare_kernel.devices.unlocking import Unlockers
@@ -48,6 +49,30 @@ def stopped() -> Iterator[ProcessKey]:
         assert key is not None
         yield key
         process.kill()
+
+
+def test_its_blocks_are_there_before_they_are_written(path: Path) -> None:
+    """On a disk that is full afterwards a store into a hole would end the broker with a SIGBUS."""
+    IntentTable(path).close()
+    found = path.stat()
+    assert found.st_blocks * 512 >= found.st_size
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts a broker reads what to do; the table of the one before is as it was."""
+    IntentTable(path).close()
+    before = path.read_bytes()
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(BrokerUnavailable, match=r"No space left on device\. Free some"):
+        IntentTable(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert path.read_bytes() == before
 
 
 def on_record(path: Path, *hows: Hold) -> set[ProcessKey]:

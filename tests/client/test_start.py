@@ -303,6 +303,23 @@ def test_somebody_else_is_starting_for_ever(starter: Starter) -> None:
         starter.ensure(timeout=0.05)
 
 
+def test_a_lock_that_cannot_be_opened(starter: Starter) -> None:
+    """On a read-only disk, say: callers that go on without a broker see what they know, not an OSError."""
+    starter.places.start_lock.mkdir(mode=0o700, parents=True)
+    starter.places.runtime.chmod(0o700)
+    with pytest.raises(BrokerUnavailable, match=r"start\.lock cannot be opened: Is a directory"):
+        starter.ensure()
+
+
+def test_a_broker_lock_that_cannot_be_opened(starter: Starter) -> None:
+    """Nor is it taken for free, or for a broker's."""
+    starter.places.broker_lock.mkdir(mode=0o700, parents=True)
+    starter.places.runtime.chmod(0o700)
+    with pytest.raises(BrokerUnavailable, match=r"broker\.lock cannot be opened: Is a directory"):
+        starter.ensure()
+    starter.places.broker_lock.rmdir()
+
+
 def test_none_may_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a system installation a user is told whom to ask, and nothing is made."""
     monkeypatch.setattr(start, "may_start", lambda _: False)

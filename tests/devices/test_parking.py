@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from gpushare_kernel.core.errors import DeviceError
-from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus
+from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus, ProcessKey
 from gpushare_kernel.devices import locker, sampler
 from gpushare_kernel.devices.base import Hold, Target
 from tests.devices.gpu import Gpu
@@ -291,6 +292,29 @@ def test_a_later_broker_asks_how_somebody_stands_whom_the_record_calls_parked(
         assert gpu.resume(target) is PauseStatus.NOTHING
     assert gpu.state(program.key) == "running"
     assert gpu.record.keys == []
+
+
+def test_who_was_parked_and_is_in_no_session_comes_back(gpu: Gpu, program: Program) -> None:
+    """K1, K7: nobody would ask for it. Who else is there is not held still for it, so it waits for room for it twice."""
+    target = Target(program.key)
+    gpu.park(target)
+    gpu.device.close()
+    gpu.nvml.closed = False
+    gpu.device = gpu.make()
+
+    def back(*targets: Target) -> list[ProcessKey]:
+        return list(asyncio.run(gpu.device.bring_back(targets, margin=0)))
+
+    gpu.nvml.free = 600 * MiB  # beside the 600 that it gave back
+    assert back(target) == [], "it is in a session, which asks itself"
+    gpu.nvml.free = 599 * MiB
+    assert back() == []
+    assert gpu.state(program.key) == "checkpointed"
+    gpu.nvml.free = 600 * MiB
+    assert back() == [program.key]
+    assert gpu.state(program.key) == "running"
+    assert gpu.record.keys == []
+    assert back() == []
 
 
 def test_who_died_while_no_broker_ran_is_off_the_record(gpu: Gpu) -> None:

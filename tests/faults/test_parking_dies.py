@@ -5,6 +5,7 @@ On the GPU of `scripted_gpu`: a move hangs in the driver for as long as the test
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -183,6 +184,22 @@ def test_a_broker_that_comes_back_restores_nothing_without_room(
         one.read_until(calling, "set aside")
         assert house.gpu.state(one.pid) == "checkpointed"
     assert "42" in list(calling)
+
+
+def test_a_ledger_lost_while_somebody_is_parked(house: House, one: Notebook, two: Notebook) -> None:
+    """The next broker knows nobody, and brings back what stands in its table: no cell of it waits for ever."""
+    house.parked(one, 2)  # there is to be room for it twice
+    house.host.forgiven.append("the ledger .* cannot be used")
+    broker = house.host.broker
+    guardian = house.host.guardian_of(broker)
+    procfs.send(guardian, signal.SIGSTOP)
+    kill(broker)
+    house.host.places.ledger.write_bytes(b"nothing of a database " * 100)
+    procfs.send(guardian, signal.SIGCONT)
+    eventually(lambda: house.runs(one), 20)
+    assert any("42" in line for line in one.run("scripted.get('x')"))
+    for notebook in (one, two):
+        started_again(house, notebook)
 
 
 def test_a_guardian_killed_while_somebody_is_parked(house: House, one: Notebook) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,12 +24,14 @@ from gpushare_kernel.core.errors import (
 )
 from gpushare_kernel.transport import fds as descriptors
 from gpushare_kernel.transport import handshake as greeting
+from gpushare_kernel.transport import server
 from gpushare_kernel.transport.allowance import HANDSHAKES
 from gpushare_kernel.transport.channel import connect, handshake, read_frame, send_frame
 from gpushare_kernel.transport.connection import MOST_BUFFERED
 from gpushare_kernel.transport.frames import HEADER, FrameBuffer, pack
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.transport.server import (
+    RESERVED,
     Connection,
     HandlerFactory,
     Listener,
@@ -241,6 +243,38 @@ async def end_of_welcome(sock: socket.socket) -> None:
     assert await asyncio.to_thread(read_frame, sock, FrameBuffer(FROM_BROKER_LIMIT)) == WELCOME
 
 
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Leave this process 40 descriptors more than it has open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    yield most
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_last_descriptors_are_no_connections(
+    path: Path, few_descriptors: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever connects is turned away while there are some left, so that the broker can go on reading and starting."""
+
+    async def main() -> None:
+        room = Room()
+        async with serving(path, room):
+            sock, _ = await asyncio.to_thread(greet, path)
+            sock.close()
+            taken = [os.open(os.devnull, os.O_RDONLY)]
+            while taken[-1] < few_descriptors - min(RESERVED, few_descriptors // 4):
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            with connect(path, 30) as sock:
+                assert await end_of(sock) == b""
+            taken.append(os.open(os.devnull, os.O_RDONLY))  # there are some left
+            assert "turned a connection away" in caplog.text
+            descriptors.close_all(taken)
+
+    asyncio.run(main())
+
+
 def test_descriptors_travel_and_none_stays(path: Path) -> None:
     """One descriptor comes in, the answer's goes out; more than one, and one nobody takes, are closed."""
     read, write = os.pipe()
@@ -354,6 +388,7 @@ def test_one_user_has_so_many_handshakes(path: Path) -> None:
 def test_one_user_has_so_many_connections(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One user's connections get a quarter of the descriptors, and gets a place back when a connection ends."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    monkeypatch.setattr(server, "RESERVED", -1000)  # we have more open than these eight
 
     async def test(room: Room, listener: Listener) -> None:
         first, second = [(await asyncio.to_thread(greet, path))[0] for _ in range(2)]
