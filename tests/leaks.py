@@ -23,7 +23,8 @@ _OF_LIBRARIES = re.compile(
 """Descriptors that a library opens once and keeps: those of zmq's context, of IPython's history."""
 _OURS_MAPPED = re.compile(r"/memfd:|/intents(\.new)?\b|/dev/shm/")
 _FOLDERS = ("gps", "gpushare-")
-_KEPT_THREADS = ("IPythonHistorySavingThread",)
+_KEPT_THREADS = ("IPythonHistorySavingThread", "asyncio_")
+"""Of IPython, and of the loop that jupyter_client keeps for calls that block."""
 
 
 def held() -> Counter[str]:
@@ -58,7 +59,9 @@ def _descriptors() -> Counter[str]:
 
 def _threads() -> Counter[str]:
     return Counter(
-        f"thread {one.name}" for one in threading.enumerate() if one.name not in _KEPT_THREADS
+        f"thread {one.name}"
+        for one in threading.enumerate()
+        if not one.name.startswith(_KEPT_THREADS)
     )
 
 
