@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import re
+import subprocess
 import tempfile
 import threading
 import time
@@ -40,6 +41,7 @@ def none_left() -> Iterator[None]:
     if not held() - before:
         return
     gc.collect()
+    subprocess._cleanup()  # type: ignore[attr-defined]  # as the next Popen does: it reaps whom nobody waited for
     # No event tells that a thread which saw its socket's end has gone; looking costs milliseconds, so not often.
     pace, until = threading.Event(), time.monotonic() + PATIENCE
     while (left := held() - before) and time.monotonic() < until:
