@@ -6,16 +6,17 @@ import contextlib
 import gc
 import os
 import re
+import subprocess
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from gpushare_kernel import procfs
-from tests.procs import eventually
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds for what ends by itself after a test: a reader thread that sees its socket's end."""
 _OF_LIBRARIES = re.compile(
     r"anon_inode:\[event(poll|fd)\]|/dev/(null|urandom|pts/.*|tty)|.*/history\.sqlite.*"
@@ -23,7 +24,8 @@ _OF_LIBRARIES = re.compile(
 """Descriptors that a library opens once and keeps: those of zmq's context, of IPython's history."""
 _OURS_MAPPED = re.compile(r"/memfd:|/intents(\.new)?\b|/dev/shm/")
 _FOLDERS = ("gps", "gpushare-")
-_KEPT_THREADS = ("IPythonHistorySavingThread",)
+_KEPT_THREADS = ("IPythonHistorySavingThread", "asyncio_")
+"""Of IPython, and of the loop that jupyter_client keeps for calls that block."""
 
 
 def held() -> Counter[str]:
@@ -39,9 +41,11 @@ def none_left() -> Iterator[None]:
     if not held() - before:
         return
     gc.collect()
-    with contextlib.suppress(AssertionError):
-        eventually(lambda: not held() - before, PATIENCE)
-    left = held() - before
+    subprocess._cleanup()  # type: ignore[attr-defined]  # as the next Popen does: it reaps whom nobody waited for
+    # No event tells that a thread which saw its socket's end has gone; looking costs milliseconds, so not often.
+    pace, until = threading.Event(), time.monotonic() + PATIENCE
+    while (left := held() - before) and time.monotonic() < until:
+        pace.wait(0.05)
     assert not left, f"left behind: {dict(left)}"
 
 
@@ -57,7 +61,9 @@ def _descriptors() -> Counter[str]:
 
 def _threads() -> Counter[str]:
     return Counter(
-        f"thread {one.name}" for one in threading.enumerate() if one.name not in _KEPT_THREADS
+        f"thread {one.name}"
+        for one in threading.enumerate()
+        if not one.name.startswith(_KEPT_THREADS)
     )
 
 

@@ -30,7 +30,7 @@ _BURNERS = Path(__file__).parents[1] / "killed" / "burners.py"
 
 def measure(options: Options) -> Sequence[Figure]:
     """Kill the broker some times, each time with a new host: a guardian starts it five times a minute only."""
-    rounds = 2 if options.quick else 10
+    rounds = 2 if options.quick else 5
     figures: dict[str, list[float]] = {"resumed": [], "answers": [], "all_back": [], "turns": [], "accounts": []}  # fmt: skip
     for n in range(rounds):
         with (

@@ -17,6 +17,17 @@ FAILED = Check(Finding.FAILED, "kernels", "Nothing makes kernels share here.")
 OLD = Probe(Verdict.COOPERATIVE, "The driver is too old.", "sudo apt install newer", {"lock": "no"})
 
 
+def test_a_damaged_ledger_that_was_kept_aside_is_named(where):
+    """By its name, once, and not its log; where there is none nothing is said."""
+    assert not [check for check in examine(where, Probe(Verdict.CPU)) if check.name == "ledger"]
+    where.ledger.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("corrupt-1", "corrupt-2", "corrupt-1-wal"):
+        where.ledger.with_name(f"{where.ledger.name}.{name}").touch()
+    (check,) = [one for one in examine(where, Probe(Verdict.CPU)) if one.name == "ledger"]
+    assert check.finding is Finding.NOTE
+    assert "ledger.sqlite.corrupt-1, ledger.sqlite.corrupt-2 in" in check.text
+
+
 # --- the report ------------------------------------------------------------------------------------------
 
 

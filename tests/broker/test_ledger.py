@@ -247,8 +247,11 @@ def test_what_could_not_be_written_is_written_later(
     assert not ledger.flush()
     ledger.device_time(ANN, 2.0)
     assert not ledger.flush()
+    assert ledger.trouble is not None
+    assert ledger.trouble.endswith("database or disk is full. Make room on that disk.")
     full = False
     assert ledger.flush()
+    assert ledger.trouble is None
     ledger.close()
     assert reloaded(path) == Loaded((ROW,), ((ANN, UserRow(2.0, 1.0)),))
     first, second = (record.getMessage() for record in caplog.records)

@@ -45,6 +45,7 @@ def test_a_pause_in_flight_against_its_process_s_exit(
     house.device.gate.clear()
     house.device.busy = True
     other.tell(msg.CellStarted(1))
+    house.attach(opened).tell(msg.CellStarted(2))  # as its starter may, from outside
     house.saw(lambda: ("pause", program.pid) in house.device.calls)
     program.process.kill()
     program.process.wait()

@@ -23,7 +23,7 @@ NOBODY = 65534
 KEYS = {
     "": {"schema", "broker", "devices", "sessions", "queue", "users"}
     | {"at", "rt", "bundles", "arenas"},
-    "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today"},
+    "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today", "trouble"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {
         "policy",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.localinterfaces import public_ips
 from jupyter_client.provisioning import KernelProvisionerFactory
+from jupyter_core.utils import run_sync
 
 from benchmarks.gpu.checkout import place_startup
 from gpushare_kernel.kernel_session import KERNEL_VARIABLES
@@ -50,8 +51,13 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session", autouse=True)
 def _interfaces_known() -> None:
-    """jupyter_client asks `ip` once per process for the host's addresses; not within a test."""
+    """What jupyter_client does once per process is not done within a test: it asks `ip` for the host's addresses, and makes a loop."""
     public_ips()
+    run_sync(_nothing)()
+
+
+async def _nothing() -> None:
+    return
 
 
 @pytest.fixture

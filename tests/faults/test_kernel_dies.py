@@ -224,9 +224,8 @@ def test_the_next_start_says_why_the_kernel_died(crowd: Host, end: str, how: str
     one = crowd.notebook("one.ipynb")
     one.restart(now=True)
     assert one.run("'quiet'") == ["'quiet'"]
-    key = one.key
     one.start(f"import os, signal\n{end}")
-    eventually(lambda: not procfs.alive(key))
+    eventually(lambda: not one.manager.is_alive())
     one.restart(now=True)
     first = one.run("'again'")
     assert how in first[0]
