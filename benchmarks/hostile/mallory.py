@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import select
 import socket
 import struct
 import subprocess
@@ -200,17 +201,21 @@ class Mallory:
         os.close(null)
         return answer["body"]["code"]
 
-    def nag(self, most: int) -> Any:
-        """Ask and ask, until the broker has a word to say about it."""
+    def nag(self, seconds: float) -> Any:
+        """Ask and ask, until the broker has a word to say about it; return the bytes from there on, as text."""
+        question, rest, seen = _framed(pack([0, 1, {"type": "GetSnapshot"}])) * 50, b"", b""
+        end = time.monotonic() + seconds
         with Peer(self.path) as peer:
             peer.hello("Observe")
-            for _ in range(most):
-                peer.sock.sendall(_framed(pack([0, 1, {"type": "GetSnapshot"}])) * 1000)
-                for _ in range(1000):
-                    kind, _number, body = peer.receive()
-                    if kind == 2 and body["type"] == "Announce":
-                        return body["text"]
-        return None
+            peer.sock.settimeout(0)
+            while b"Announce" not in seen and time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    rest = rest or question
+                    rest = rest[peer.sock.send(rest) :]
+                select.select([peer.sock], [], [], 0.1)
+                with contextlib.suppress(BlockingIOError):
+                    seen = seen[-1000:] + peer.sock.recv(1 << 18)
+        return seen.partition(b"Announce")[2].decode(errors="replace")
 
     def says(self, hello: str, body: dict[str, Any], requests: list[tuple[str, dict[str, Any]]]) -> Any:  # fmt: skip
         """Say one hello, and ask; return the answers."""

@@ -25,7 +25,7 @@ SHARE = 0.05
 """How much of the loop's time one user's frames may take, in seconds a second; who takes more waits until it has less.
 
 So little because a broker that is busy is no longer woken at once where cores are contended: at 0.25 a flood made others' hand-overs
-20 times as long, though the loop itself was free (benchmarks/hostile). Fifty hand-overs a second take 0.01.
+up to 20 times as long, though the loop itself was free (benchmarks/hostile). Fifty hand-overs a second take 0.01.
 """
 BURST = 0.05
 """Seconds of it that somebody quiet may take at once: nobody else's hand-over waits longer. Nobody's debt is larger, so that it ends."""

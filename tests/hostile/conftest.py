@@ -21,13 +21,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and real u
 
 @dataclass
 class Scene:
-    """A victim that works, and somebody who does not mean well."""
+    """A victim that works, and people who do not mean well."""
 
     host: Host
     broker: ProcessKey
     ours: Notebook
     mallory: Mallory
     eve: Mallory
+    oscar: Mallory
 
     @property
     def victim(self) -> dict[str, Any]:
@@ -67,5 +68,5 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         with made_host(folder, patch) as host:
             broker = host.start("--capacity", "1GiB")
             ours = host.notebook("secret-hw1.ipynb")
-            with crew(2, host.places.socket) as (mallory, eve):
-                yield Scene(host, broker, ours, mallory, eve)
+            with crew(3, host.places.socket) as users:
+                yield Scene(host, broker, ours, *users)

@@ -143,7 +143,7 @@ def line(house: House) -> Line:
 
 @given(st.lists(FRAMES, min_size=6, max_size=12))
 @settings(
-    max_examples=300,
+    max_examples=200,
     derandomize=True,
     deadline=None,
     database=None,

@@ -60,14 +60,14 @@ def test_frames_that_are_none(scene: Scene) -> None:
 
 def test_who_asks_without_end_waits_and_reads_why(scene: Scene) -> None:
     """Its requests get a share of the broker's time and no more; it is told so, and the log is, a line a minute at most."""
-    told = scene.mallory.do("nag", 50)
-    assert told.startswith("one user's requests get at most 5% of the broker's time, and yours")
-    said = scene.mallory.do("flood", 2.0, 10_000, ["GetSnapshot", "GetNeeds"])
+    told = scene.oscar.do("nag", 60.0)  # nobody has told this one within the last minute
+    assert "one user's requests get at most 5% of the broker's time, and yours take more" in told
+    said = scene.oscar.do("flood", 2.0, 10_000, ["GetSnapshot", "GetNeeds"])
     assert said["sent"] > 0
     lines = [
         each for each in scene.host.log("warning") if "take more than their" in each["message"]
     ]
-    assert scene.mallory.uid in {each["uid"] for each in lines}
+    assert scene.oscar.uid in {each["uid"] for each in lines}
     assert len(scene.host.log("warning")) < 20
     scene.unharmed()
 
