@@ -95,7 +95,7 @@ def _run(folder: Folder, stage: Stage, disk: Disk, tally: Tally, plan: Plan) -> 
             for one in people:
                 one.thread.start()
             for one in people:
-                one.calm.wait(CALM)
+                one.up.wait(CALM)
             progress(f"{plan.sessions} notebooks work")
             adversary = Adversary(where, stage.gpu, people, disk, tally)
             script = islice(steps(plan.seed, plan.kinds), plan.steps)
