@@ -49,8 +49,8 @@ def place_worker(place: Path) -> list[str]:
 
 
 def total_for(sessions: int) -> int:
-    """Return a size on which nine of ten notebooks find room, so that idle ones are parked."""
-    return max(2, sessions * 9 // 10) * (CONTEXT + KEPT + LANE)
+    """Return a size on which nine of ten notebooks find room, so that idle ones are parked; of a few all do."""
+    return max(5, sessions * 9 // 10) * (CONTEXT + KEPT + LANE)
 
 
 class Sized(FileNvml):

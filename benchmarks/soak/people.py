@@ -149,7 +149,8 @@ class Person:
         self.key: ProcessKey | None = None
         #: Whether the adversary killed the kernel that there was; whether it has stopped it just now.
         self.killed = self.stopped = False
-        self.calm = threading.Event()
+        #: Whether its first kernel is up.
+        self.up = threading.Event()
         self.refused = ""
         self.before: dict[str, int] = {}
         self.now: dict[str, int] = {}
@@ -175,9 +176,8 @@ class Person:
                 lambda: self.manager.start_kernel(env=self._environment(), stderr=self._log)
             )
             while not self._leaving.is_set():
-                self.calm.clear()
+                self.up.set()
                 self._next()
-                self.calm.set()
                 self._leaving.wait(self._chance.uniform(*THINKS))
             self._check(self._run("", "player.look()"))
             if self.refused:
@@ -185,7 +185,7 @@ class Person:
         except Exception as problem:  # noqa: BLE001 - a person that is gone would be missed by nobody
             self.tally.stuck.append(f"{self}: {type(problem).__name__}: {problem}")
         finally:
-            self.calm.set()
+            self.up.set()
 
     def _next(self) -> None:
         try:

@@ -95,7 +95,7 @@ def _run(folder: Folder, stage: Stage, disk: Disk, tally: Tally, plan: Plan) -> 
             for one in people:
                 one.thread.start()
             for one in people:
-                one.calm.wait(CALM)
+                one.up.wait(CALM)
             progress(f"{plan.sessions} notebooks work")
             adversary = Adversary(where, stage.gpu, people, disk, tally)
             script = islice(steps(plan.seed, plan.kinds), plan.steps)
@@ -184,11 +184,12 @@ def _ends(where: Places, stage: Stage, tally: Tally, bare: int, before: Sequence
 
 
 def _unquiet(seen: Snapshot) -> list[str]:
-    """Say what is not as it must be while nobody does anything."""
+    """Say what is not as it must be while nobody does anything. An adopted process has no client to say that it is idle."""
     found = [
         f"{one.name} ({one.id}) is {one.state}"
         for one in seen.sessions
         if one.state not in {"idle", "parked"}
+        and not (one.state == "bare" and (one.name or "").endswith("(adopted)"))
     ]
     found += [f"{one.id} has jobs {one.jobs}" for one in seen.sessions if one.jobs]
     found += [f"{one.job} waits: {one.reason}" for one in seen.queue]
