@@ -119,7 +119,7 @@ class Tally:
         """Return what stands behind the figures."""
         return {
             "faults": dict(sorted(self.done.items())),
-            "missed": dict(sorted(self.missed.items())),
+            "missed_faults": dict(sorted(self.missed.items())),
             "failed_cells": dict(self.failed.most_common()),
             "pauses_without_broker": len(self.pauses.pauses[Gone.BROKER]),
             "pauses_without_both": len(self.pauses.pauses[Gone.BOTH]),

@@ -62,7 +62,7 @@ def test_nothing_is_lost_and_nobody_stays_paused(group: str) -> None:
     assert found["medians"]["longest_pause_without_broker"] < 5
     assert found["medians"]["longest_pause_without_both"] < 15
     assert found["medians"]["cells"] > 0
-    assert {*found["faults"], *found["missed"]} >= set(kinds)
+    assert {*found["faults"], *found["missed_faults"]} >= set(kinds)
 
 
 def test_each_fault_is_in_a_group() -> None:
