@@ -23,8 +23,8 @@ Measured = Callable[[str, float], None]
 _times = pytest.StashKey[list[str]]()
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
     """No descriptor, thread, child, mapping or folder of ours outlives a test."""
     with none_left():
         yield
