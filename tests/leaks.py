@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpushare_kernel import procfs
+from gpushare_kernel.devices import unlocking
 
 PATIENCE = 5.0
 """Seconds for what ends by itself after a test: a reader thread that sees its socket's end."""
@@ -41,10 +42,12 @@ def none_left() -> Iterator[None]:
     if not held() - before:
         return
     gc.collect()
-    subprocess._cleanup()  # type: ignore[attr-defined]  # as the next Popen does: it reaps whom nobody waited for
     # No event tells that a thread which saw its socket's end has gone; looking costs milliseconds, so not often.
     pace, until = threading.Event(), time.monotonic() + PATIENCE
     while (left := held() - before) and time.monotonic() < until:
+        subprocess._cleanup()  # type: ignore[attr-defined]  # as the next Popen does: it reaps whom nobody waited for
+        for worker in unlocking._left:  # as the next one that is hung up on does
+            worker.poll()
         pace.wait(0.05)
     assert not left, f"left behind: {dict(left)}"
 

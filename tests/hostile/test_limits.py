@@ -313,7 +313,7 @@ def test_a_timer_keeps_no_closed_session(house: House) -> None:
         house.call(msg.Close(opened.session, opened.token)).close()
     house.do(lambda: None)
     gc.collect()
-    assert sum(isinstance(each, Kernel) for each in gc.get_objects()) < 5
+    assert sum(type(each) is Kernel for each in gc.get_objects()) < 5
 
 
 def _submit(job: str, size: int = 1) -> msg.Submit:
