@@ -24,8 +24,11 @@ def revive(socket: Path) -> None:
     where = places()
     if where.socket != socket or not may_revive(where):
         return
-    if not free(where.start_lock):
-        return  # somebody starts it: hundreds of kernels that look at the lock would only slow that down
+    try:
+        if not free(where.start_lock):
+            return  # somebody starts it: hundreds of kernels that look at the lock would only slow that down
+    except GpushareError:
+        return  # on a read-only disk nobody can
     if _starting is None or not _starting.is_alive():
         _starting = threading.Thread(
             target=_start, args=(where,), name="gpushare-revive", daemon=True

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel import procfs
-from gpushare_kernel.client import start
+from gpushare_kernel.client import revive, start
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
@@ -309,6 +309,19 @@ def test_a_lock_that_cannot_be_opened(starter: Starter) -> None:
     starter.places.runtime.chmod(0o700)
     with pytest.raises(BrokerUnavailable, match=r"start\.lock cannot be opened: Is a directory"):
         starter.ensure()
+
+
+def test_a_lock_that_cannot_be_opened_ends_no_reader(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that has lost its broker looks for the next one; where none can be started it goes on without."""
+    starter.places.start_lock.mkdir(mode=0o700, parents=True)
+    starter.places.runtime.chmod(0o700)
+    monkeypatch.setattr(revive, "places", lambda: starter.places)
+    monkeypatch.setattr(revive, "may_revive", lambda _: True)
+    monkeypatch.setattr(revive, "_starting", None)
+    revive.revive(starter.places.socket)
+    assert revive._starting is None
 
 
 def test_a_broker_lock_that_cannot_be_opened(starter: Starter) -> None:
