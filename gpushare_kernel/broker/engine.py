@@ -133,8 +133,9 @@ class Engine:
             return False
         if self.recorder is not None:
             self.recorder.note(self.device.inventory.id, event, instructions)
-        if isinstance(event, _FREES) and len(self.scheduler.book.queue):
-            self.freed.set()
+        core = self.scheduler
+        if isinstance(event, _FREES) and not core.config.divisible and len(core.book.queue):
+            self.freed.set()  # a CPU's memory is what clients say, until somebody looks closely
         for instruction in instructions:
             try:
                 self._does[type(instruction)](instruction)

@@ -247,6 +247,14 @@ class Moves:
                 return MoveOutcome(MoveStatus.NOT_NOW, why=why)
         return replace(outcome, took=self._engine.now - began)
 
+    async def bring_back(self) -> None:
+        """Restore whom a former broker parked and no session is of; never beside another restore: both would see the same room."""
+        async with self._restores:
+            targets = [kernel.target for kernel in self._registry if kernel.target is not None]
+            for key in await self._engine.device.bring_back(targets, margin=MARGIN):
+                told = {"pid": key.pid}
+                _logger.warning("what a former broker had parked, of nobody we know, is back", extra=told)  # fmt: skip
+
     async def _restore_held(self, kernel: Kernel, target: Target) -> MoveOutcome:
         """Hold the others still, and restore it; where not all can be held there must be twice the room (K2)."""
         device = self._engine.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from gpushare_kernel.core.values import (
 )
 from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome, Stranger, Target
 from gpushare_kernel.transport.words import AWAY, PAUSED
+from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import session_of
 from tests.broker.test_engine import carry_out, did, pause, settled
@@ -383,6 +385,30 @@ def test_two_restores_at_once_come_one_after_the_other(
 
 
 # ---------------------------------------------------------------- whom the scheduler does not know
+
+
+def test_who_is_brought_back_unasked_is_not_restored_beside_others(
+    house: House, processes: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K1: both would see the same room."""
+    client = notebook(house, processes[0])
+    parked(house, processes[0])
+    house.do(house.device.move_gate.clear)
+    asked: list[int] = []
+
+    async def bring_back(_targets: object, *, margin: int) -> list[ProcessKey]:
+        asked.append(margin)
+        return []
+
+    monkeypatch.setattr(house.device, "bring_back", bring_back)
+    carry_out(house, restore(client))
+    house.saw(lambda: calls_of(house, processes[0])[-1:] == ["restore"])
+    bringing = house.do(lambda: asyncio.ensure_future(house.broker.engine.moves.bring_back()))
+    client.ask(msg.GetSnapshot())
+    assert asked == []
+    house.do(house.device.move_gate.set)
+    house.saw(bringing.done)
+    assert asked == [moves.MARGIN]
 
 
 def test_whom_a_broker_before_us_parked_is_known_and_comes_back(tmp_path: Path) -> None:
