@@ -24,15 +24,16 @@ class Glance(Probe):
         steps = max(0, usage.progress - before)
         works = steps > 0 or bool(usage.active)
         resident = usage.contexts is None or usage.contexts > 0
-        if (
+        told = (
             usage.active is not None
-        ):  # else the driver was not asked again: that is no word of rest, nor of work
+        )  # else the driver was not asked again: no word of rest, nor of work
+        if told:
             session.told_at = at
         if session.phase is Phase.OFF:
             return self._off(session, steps, at, works=works and resident)
         if works:
             session.quiet = 0.0
-        elif usage.active is not None:
+        elif told:
             session.quiet += at - max(since, session.on_since)
         return Seen(0.0, steps=steps, quiet=session.quiet >= _QUIET)
 

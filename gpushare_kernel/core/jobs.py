@@ -13,18 +13,13 @@ from gpushare_kernel.core.frames import Frames
 from gpushare_kernel.core.glance import Glance
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.policies import Together
-from gpushare_kernel.core.probe import Probe, Seen
+from gpushare_kernel.core.probe import Probe, Seen, unannounced
 from gpushare_kernel.core.records import Job, Key, Session, User
 from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.slots import Slots
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.turns import SLACK, Turns
 from gpushare_kernel.core.values import JobId, JobState, LaneId, Need, SessionId, Usage, UserId
-
-
-def unannounced(session: SessionId) -> JobId:
-    """Return what the job of `session` is called that only its use of the device told of."""
-    return JobId(f"{session}/plain")
 
 
 class Jobs:
@@ -111,9 +106,7 @@ class Jobs:
         patience = self.turns.accounts.policy.patience
         if patience is not None:
             job.queued_since = at
-            name = (
-                job.id
-            )  # not the job: it is over long before that, as a rule, and would be kept until then
+            name = job.id  # the job itself is over long before that, as a rule, and would be kept
             self._deadlines.add(at + patience, lambda now: self._promote(name, at, now))
 
     def _promote(self, name: JobId, since: float, at: float) -> None:
@@ -256,6 +249,8 @@ class Jobs:
         lane = self.book.leave(job)
         if lane is not None and lane.occupant is None:
             self._pass(lane, self.at)
+        elif lane is not None and lane.occupant is not None and lane.occupant.lent is not None:
+            self.turns.rank_anew(self.sessions[lane.occupant.session])
         self._wants(session, self.at)
         if not session.jobs:
             session.idle_since = self.at
@@ -309,14 +304,10 @@ class Jobs:
         head, table = self.book.queue.head, self.book.table
         if head is None or self.turns.load > SLACK:
             return False
-        missing = (
-            self.book.added(self.sessions[head.session], head.need)
-            + head.need.ephemeral
-            - table.free
-        )
+        needs = self.book.added(self.sessions[head.session], head.need) + head.need.ephemeral
         names = {job.session for lane in table.lanes.values() for job in lane.members.values()}
-        owners = [self.sessions[name] for name in names]
-        return missing > table.in_lanes + sum(one.charged + one.context for one in owners)
+        held = sum(self.sessions[name].charged + self.sessions[name].context for name in names)
+        return needs > table.free + table.in_lanes + held
 
     def may_enter(self, job: Job) -> bool:
         """Whether the policy has one more in the device's memory; what ranks above all, or is inside another job, waits for no policy."""
@@ -409,14 +400,15 @@ class Jobs:
         if not policy.preempts and at < lane.since + self.config.lane_turn:
             self._await_lane(lane, at)
             return
-        passes = policy.preempts and job.trimmed and not self.book.deficit
-        if policy.preempts and not (job.waits and passes):
-            job.lent = self._job_key(self._best(lane, at), at)
+        if policy.preempts and job.waits and job.trimmed and not self.book.deficit:
+            self._pass(lane, at)
+            return
+        if policy.preempts:
+            first = self._best(lane, at)
+            job.lent = first, self._job_key(first, at)
             self.turns.rank_anew(self.sessions[job.session])
         if job.waits:
-            if passes:
-                self._pass(lane, at)
-            return  # else its word is read when it runs: its next grant asks again
+            return  # its word is read when it runs: its next grant asks again
         job.asked = True
         leaving = self.sessions[job.session].phase is Phase.LEAVING
         self._emit(do.Ask(job.id, job.session, turn=leaving, lane=True))

@@ -106,7 +106,8 @@ class Srtf(Policy):
     def session_key(self, session: Session, at: float) -> Key:
         """Rank of its best job, or of who waits for a lane that one has: else whoever is in between would hold up both."""
         own = super().session_key(session, at)
-        return min((job.lent for job in session.jobs.values() if job.lent is not None and job.lent < own), default=own)  # fmt: skip
+        lent = [rank for job in session.jobs.values() if (rank := job.lent_rank) is not None]
+        return min([own, *lent])
 
     def turn(self, session: Session, usual: float, at: float) -> float:
         """Long where the time is known; else a part of what it had, so that equals alternate rarely."""

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import Presence, SessionId, Usage
+from gpushare_kernel.core.values import JobId, Presence, SessionId, Usage
 
 LONGEST_LOOK = 1.0
 """A plain cell that hardly uses the device is looked at less and less often, but never later than this (seconds)."""
@@ -35,6 +35,11 @@ class Seen:
     begins: bool = False
     quiet: bool = False
     cheated: bool = False
+
+
+def unannounced(session: SessionId) -> JobId:
+    """Return what the job of `session` is called that only its use of the device told of."""
+    return JobId(f"{session}/plain")
 
 
 class Probe:

@@ -112,8 +112,8 @@ class Job:
     #: Its memory was taken in the middle of its work: it waits inside the driver, not inside our client.
     in_driver: bool = False
     asked: bool = False
-    #: The rank of who waits for its lane and comes before it: it has turns by that until it has given the lane up.
-    lent: Key | None = None
+    #: Who waits for its lane and comes before it, and that one's rank: it has turns by that while both are in the lane.
+    lent: tuple[Job, Key] | None = None
     interval: float | None = None
     overtaken: int = 0
     #: When it first got a lane, and its first turn in it.
@@ -122,6 +122,12 @@ class Job:
     device_time_before: float = 0.0
     served_before: float = 0.0
     turns: int = 0
+
+    @property
+    def lent_rank(self) -> Key | None:
+        """The rank that it is lent; None where whoever lent it waits for this lane no more."""
+        there = self.lent is not None and self.lane is not None and self.lent[0].lane == self.lane
+        return self.lent[1] if there and self.lent is not None else None
 
     def served(self, session: Session, at: float) -> float:
         """Return for how long `session` has had turns since this job's first line (seconds)."""

@@ -9,8 +9,8 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import InternalError
-from gpushare_kernel.core.jobs import unannounced
 from gpushare_kernel.core.policies import policy_named
+from gpushare_kernel.core.probe import unannounced
 from gpushare_kernel.core.records import Job, Session, Stowed, User
 from gpushare_kernel.core.room import Room
 from gpushare_kernel.core.sizes import check_weight

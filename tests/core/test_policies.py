@@ -16,7 +16,7 @@ from gpushare_kernel.core.policies import (
     remaining,
 )
 from gpushare_kernel.core.records import Job, Session, User
-from gpushare_kernel.core.values import JobId, Need, SessionId, UserId
+from gpushare_kernel.core.values import JobId, LaneId, Need, SessionId, UserId
 
 OWNER = Session(SessionId("s"), User(UserId("ann")), 1)
 times = st.floats(0.0, 1e5)
@@ -153,3 +153,21 @@ def test_a_policy_that_is_not_known_is_refused_with_those_that_are() -> None:
     ):
         policy_named("lottery")
     assert all(policy_named(name).name == name for name in POLICIES)
+
+
+def test_a_rank_is_lent_for_as_long_as_both_are_in_the_lane() -> None:
+    """S2: who holds a lane has turns by the rank of who waits for it; gone with that one's cancel, and with its own leave."""
+    policy = policy_named("srtf")
+    session = Session(SessionId("long"), User(UserId("u")), 0)
+    holds, waits = (Job(JobId(name), session.id, n, Need(0, 1), None, 0.0, time=seconds) for n, (name, seconds) in enumerate((("long/1", 200.0), ("short/1", 1.0))))  # fmt: skip
+    session.jobs[holds.id] = holds
+    own = policy.session_key(session, 0.0)
+    holds.lane = waits.lane = LaneId(1)
+    holds.lent = waits, (1.0, 1)
+    assert policy.session_key(session, 0.0) == (1.0, 1)
+    waits.lane = None
+    assert policy.session_key(session, 0.0) == own
+    waits.lane, holds.lane = LaneId(1), None
+    assert policy.session_key(session, 0.0) == own
+    holds.lane, waits.lane = LaneId(1), LaneId(2)
+    assert policy.session_key(session, 0.0) == own
