@@ -37,7 +37,7 @@ SPARE = 24 * GiB
 """What the host must have beside them."""
 LIMIT = 60.0
 _STEP = 2 * MiB
-OUT, BACK = "set aside by its client: done", "put back by its client: done"
+OUT, BACK = "set aside by its client", "put back by its client"
 """What the broker's log says."""
 
 

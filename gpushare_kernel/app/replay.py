@@ -194,8 +194,8 @@ def chosen_policies(text: str) -> list[str]:
         With the one that was meant.
     """
     known = [name for name in _ORDER if name in POLICIES]
-    words_ = [word for word in text.split(",") if word.strip()] or [text]
-    chosen = [one_of("--policy", word, [*known, "all"]) for word in words_]
+    asked = [word for word in text.split(",") if word.strip()] or [text]
+    chosen = [one_of("--policy", word, [*known, "all"]) for word in asked]
     return known if "all" in chosen else list(dict.fromkeys(chosen))
 
 

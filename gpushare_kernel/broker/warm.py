@@ -38,8 +38,7 @@ class Warm:
         answer = await self._ask(kernel, SetAside(next(self._tickets)), seconds)
         if isinstance(answer, WentAside):
             kernel.aside = answer.size
-            told = {"session": kernel.id, "size": answer.size, "copied": answer.copied}
-            _logger.info("set aside by its client: %s", answer.why or "done", extra=told)
+            _note("set aside", kernel, answer.size, answer)
             return answer.size
         return 0
 
@@ -50,8 +49,7 @@ class Warm:
         answer = await self._ask(kernel, PutBack(next(self._tickets)), seconds)
         if not isinstance(answer, CameBack):
             return "its kernel does not answer"
-        told = {"session": kernel.id, "size": kernel.aside, "copied": answer.copied}
-        _logger.info("put back by its client: %s", answer.why or "done", extra=told)
+        _note("put back", kernel, kernel.aside, answer)
         if not answer.why:
             kernel.aside = 0
         return answer.why
@@ -82,3 +80,11 @@ class Warm:
             return None
         finally:
             del self._asked[key]
+
+
+def _note(what: str, kernel: Kernel, size: int, answer: WentAside | CameBack) -> None:
+    told = {"session": kernel.id, "size": size, "copied": answer.copied}
+    if answer.why:
+        _logger.info("not %s by its client: %s", what, answer.why, extra=told)
+    else:
+        _logger.info("%s by its client", what, extra=told)

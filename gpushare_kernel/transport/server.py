@@ -173,13 +173,14 @@ class Listener:
 
     def _take(self, sock: socket.socket) -> None:
         peer = peer_of(sock)
+        allowance = self._allowances.of(peer.uid)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # The kernel gives the lowest number that is free. Without any left we could not even read how our processes stand.
         if sock.fileno() >= limit - min(RESERVED, limit // 4):
-            _logger.error(_TOO_FEW)
+            if allowance.worth_saying("descriptors"):
+                _logger.error(_TOO_FEW)
             sock.close()
             return
-        allowance = self._allowances.of(peer.uid)
         refusal = allowance.refusal()
         if self._on_hello is None or refusal is not None:
             allowance.spend(TURNED_AWAY)
