@@ -136,6 +136,18 @@ def tree(root: int, without: Collection[int] = ()) -> list[ProcessKey]:
             return [key for key in known if key in walked or process_key(key.pid) == key]
 
 
+def line(pid: int) -> frozenset[int]:
+    """Return `pid` and the pids of all that it is below, as far as they live; empty where it is gone.
+
+    A process's line only gets shorter: whoever loses its parent belongs to one further up.
+    """
+    found: set[int] = set()
+    while pid and pid not in found and (above := parent(pid)) is not None:
+        found.add(pid)
+        pid = above
+    return frozenset(found)
+
+
 def is_descendant(pid: int, ancestor: int) -> bool:
     """Tell whether `pid` is `ancestor` or below it. One that lost its parent belongs to init, not to `ancestor`."""
     current: int | None = pid

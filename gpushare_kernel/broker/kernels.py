@@ -66,8 +66,9 @@ class Kernel:
     tally: Tally = field(default_factory=Tally.create)
     #: The budget its client was last told: bytes, None for no cap; -1 before it was told any.
     told_budget: int | None = -1
-    #: Its root process, once bound; `without` are the roots of sessions below it.
+    #: Its root process, once bound, and the line it was in then; `without` are the roots of sessions below it.
     key: ProcessKey | None = None
+    line: frozenset[int] = frozenset()
     pidfd: int = -1
     without: set[int] = field(default_factory=set)
     #: Whoever opened it: while that process lives, a session without a process may still get one.
@@ -285,14 +286,15 @@ class Registry:
             msg = f"the kernel's process {pid} has ended already."
             raise BadToken(msg)
         kernel.let_go()
-        kernel.pidfd, kernel.key = pidfd, key
+        kernel.pidfd, kernel.key, kernel.line = pidfd, key, procfs.line(pid)
         kernel.bound.set()
         for other in self._kernels.values():
             if other is kernel or other.key is None or other.key.pid == pid:
                 continue  # a second session of a process takes nothing from the first: it is paused for either
-            if procfs.is_descendant(pid, other.key.pid):
+            if other.key.pid in kernel.line:
                 other.without.add(pid)
-            elif procfs.is_descendant(other.key.pid, pid):
+            # Read only where a line says so: hundreds that are taken over at once would read each other's thousands of times.
+            elif pid in other.line and procfs.is_descendant(other.key.pid, pid):
                 kernel.without.add(other.key.pid)
 
     def unbind(self, kernel: Kernel) -> None:

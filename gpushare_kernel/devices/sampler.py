@@ -293,10 +293,6 @@ def _user(running: Running) -> GpuUser | None:
     key = procfs.process_key(running.pid)
     if key is None:
         return None
-    line, pid = [], running.pid
-    while pid and pid not in line:
-        line.append(pid)
-        pid = procfs.parent(pid) or 0
     uid = procfs.owner(running.pid)
     return GpuUser(
         key,
@@ -304,5 +300,5 @@ def _user(running: Running) -> GpuUser | None:
         running.size,
         procfs.name(running.pid),
         running.display,
-        frozenset(line),
+        procfs.line(running.pid),
     )
