@@ -48,6 +48,7 @@ def test_a_reaped_process_has_no_key_and_nothing_to_read() -> None:
         assert procfs.run_delay(pid) == 0
         assert procfs.private_memory(pid) is None
         assert not procfs.is_descendant(pid, os.getpid())
+        assert procfs.line(pid) == frozenset()
 
 
 def test_a_reused_pid_is_another_process() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from gpushare_kernel import procfs
@@ -33,7 +33,7 @@ from gpushare_kernel.wire.snapshot import Snapshot
 LEFT_AFTER = 5.0
 """A client whose line broke may come back within this time; then its jobs are over."""
 WORTH_SAVING = 0.1
-"""Device seconds of one session that a broker's sudden end may lose, beside those of the last second."""
+"""Device seconds of one session that are no reason to write. On a GPU, which has no clock of them, a broker's sudden end loses them with those of the last second."""
 SAMPLED_AGAIN = 0.1
 """Seconds between two samples that somebody's look at the broker causes."""
 TELLING, TELLING_A_TURN = 0.02, 0.001
@@ -249,13 +249,19 @@ class Broker(Processes):
             kernel.close()
 
     def save_accounts(self) -> None:
-        """Write device time to the ledger."""
-        for user, _, seconds in self.accounts():
-            self.ledger.device_time(user, seconds)
+        """Write device time to the ledger: of a user, what is in the rows of its sessions; the rest is charged to both at once, by the clock."""
+        rest: dict[UserId, float] = defaultdict(float)
         for kernel in self.registry:
             session = self.session(kernel)
-            if session is not None and session.device_time - kernel.saved_time > WORTH_SAVING:
-                self.save(kernel, urgent=False)
+            if session is None or kernel.key is None:
+                continue
+            behind = session.device_time - kernel.saved.device_time
+            if behind > WORTH_SAVING or (session.used and not kernel.saved.clock):
+                self.save(kernel, urgent=False, account=True)
+            elif kernel.saved.clock:
+                rest[kernel.user] += behind
+        for user, _, seconds in self.accounts():
+            self.ledger.device_time(user, seconds - rest[user])
 
     def accounts(self) -> list[tuple[UserId, float, float]]:
         """Return every user's weight, and device seconds on all devices."""

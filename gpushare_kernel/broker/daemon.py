@@ -276,8 +276,8 @@ def _let_run(broker: Broker, seconds: float) -> None:
 async def _hang_up(broker: Broker, listener: Listener, serving: asyncio.Task[None]) -> None:
     listener.close()
     await serving
-    broker.hang_up()
     broker.save_accounts()
+    broker.hang_up()
     await asyncio.sleep(0)  # let what was said last go out
 
 

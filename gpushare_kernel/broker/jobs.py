@@ -13,7 +13,7 @@ from gpushare_kernel.broker.aliases import Aliases
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.ids import client_id, job_of, session_of
 from gpushare_kernel.broker.kernels import Kernel, Registry
-from gpushare_kernel.broker.ledger import Ledger, SessionRow
+from gpushare_kernel.broker.ledger import Account, Ledger, SessionRow
 from gpushare_kernel.broker.needs import Asked, Needs
 from gpushare_kernel.broker.overdraft import IdleHolders
 from gpushare_kernel.broker.promises import Promises, Proven
@@ -128,11 +128,13 @@ class JobAnswers:
         """Somebody came in."""
         self._touched = self._loop.time()
 
-    def save(self, kernel: Kernel, *, urgent: bool = True) -> None:
+    def save(self, kernel: Kernel, *, urgent: bool = True, account: bool = False) -> None:
+        """Keep a session as it is now; its `account` where that is asked for, and where no clock tells later what is missing in it."""
         session = self.session(kernel)
         if kernel.key is None or session is None:
             return
-        kernel.saved_time = session.device_time
+        if account or not session.used:
+            kernel.saved = Account(session.device_time, session.used or 0.0, session.sampled_at)
         self.ledger.session_saved(
             SessionRow(
                 id=kernel.id,
@@ -144,7 +146,7 @@ class JobAnswers:
                 weight=kernel.weight,
                 persistent=session.declared,
                 opened_at=kernel.opened_at,
-                device_time=session.device_time,
+                account=kernel.saved,
                 opener=kernel.opener,
                 device=self.engine_of(kernel.id).device.inventory.id,
                 background=kernel.background,

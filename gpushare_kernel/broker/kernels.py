@@ -15,7 +15,7 @@ from math import inf
 from typing import Protocol
 
 from gpushare_kernel import procfs
-from gpushare_kernel.broker.ledger import token_hash
+from gpushare_kernel.broker.ledger import Account, token_hash
 from gpushare_kernel.core.errors import BadFrame, BadToken, UserError
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target
@@ -93,8 +93,8 @@ class Kernel:
     exempt_at: float = -inf
     #: How often it was left without a process: a deadline of an earlier time does not count.
     awaited: int = 0
-    #: Its device time in the ledger.
-    saved_time: float = 0.0
+    #: Its account in the ledger.
+    saved: Account = field(default_factory=Account)
     #: Wall clock seconds.
     opened_at: float = field(default_factory=time.time)
 

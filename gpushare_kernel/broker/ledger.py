@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.learned import Declared, Learned, Place, Run
@@ -38,7 +39,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
     device TEXT NOT NULL, background INTEGER NOT NULL, needs INTEGER NOT NULL DEFAULT 0,
-    baseline INTEGER NOT NULL DEFAULT 0,
+    baseline INTEGER NOT NULL DEFAULT 0, clock REAL NOT NULL DEFAULT 0, clock_at REAL NOT NULL DEFAULT 0,
     PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS needs (
@@ -53,15 +54,15 @@ COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time, opener, opener_start, device, background, needs, baseline)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start, device, background, needs, baseline, clock, clock_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
     "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
-    " opener, opener_start, device, background, needs, baseline FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    " opener, opener_start, device, background, needs, baseline, clock, clock_at FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 _NEED = "INSERT OR REPLACE INTO needs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -70,11 +71,22 @@ _NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs
 _POLICY = "INSERT OR REPLACE INTO policies VALUES (?, ?, ?)"
 _POLICIES = "SELECT device, policy FROM policies WHERE boot = ?"
 _POLICIES_DROPPED = "DELETE FROM policies"
-_ADDED = {"needs", "baseline"}
+_ADDED = {"needs": "INTEGER", "baseline": "INTEGER", "clock": "REAL", "clock_at": "REAL"}
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
 _Change = tuple[str, tuple[object, ...]]
 _logger = logging.getLogger(__name__)
+
+
+class Account(NamedTuple):
+    """What a session has used (device seconds), what its processes' clock showed then (0: there is none), and when (CLOCK_MONOTONIC).
+
+    The clock goes on without a broker: whoever comes after us reads off it what was used since.
+    """
+
+    device_time: float = 0.0
+    clock: float = 0.0
+    clock_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,7 @@ class SessionRow:
     weight: float
     persistent: int
     opened_at: float
-    device_time: float
+    account: Account
     opener: ProcessKey | None = None
     device: str = ""
     background: bool = False
@@ -185,8 +197,10 @@ class Ledger:
                     background,
                     needs,
                     baseline,
+                    *clock,
                 ) = kept
-                row = SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
+                account = Account(used, *clock)
+                row = SessionRow(*who, token, weight, persistent, opened, account, _key(opener, since))  # fmt: skip
                 row = replace(row, device=device, background=bool(background), needs=needs, baseline=baseline)  # fmt: skip
                 sessions.append(row)
             for user, used, weight in database.execute(_USERS):
@@ -198,7 +212,8 @@ class Ledger:
 
     def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
         """Keep a session as it is now; where only its device time is new, that is not urgent."""
-        kept = (row.token_hash, row.weight, row.persistent, row.opened_at, row.device_time)
+        account = row.account
+        kept = (row.token_hash, row.weight, row.persistent, row.opened_at, account.device_time)
         who = (row.id, self._boot, row.user, row.uid, row.name)
         self._note(
             ("session", row.id),
@@ -207,6 +222,7 @@ class Ledger:
                 (
                     *(*who, *_pair(row.process), *kept, *_pair(row.opener)),
                     *(row.device, int(row.background), row.needs, row.baseline),
+                    *(account.clock, account.clock_at),
                 ),
             ),
             urgent=urgent,
@@ -378,12 +394,13 @@ def _prepared(database: sqlite3.Connection) -> str:
 
 def _add_columns(database: sqlite3.Connection) -> None:
     """Add the columns that ledgers of earlier versions lack; those versions read on as if they were not there."""
-    if _columns(database) >= _ADDED:
+    if _columns(database) >= _ADDED.keys():
         return
     with database:
         database.execute("BEGIN IMMEDIATE")
-        for column in sorted(_ADDED - _columns(database)):  # where nobody was faster
-            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+        for column in sorted(_ADDED.keys() - _columns(database)):  # where nobody was faster
+            kind = _ADDED[column]
+            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} {kind} NOT NULL DEFAULT 0")
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

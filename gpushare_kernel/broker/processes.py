@@ -12,7 +12,7 @@ from gpushare_kernel.broker.adoption import adopted_name
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.jobs import JobAnswers
 from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
-from gpushare_kernel.broker.ledger import SessionRow
+from gpushare_kernel.broker.ledger import Account, SessionRow
 from gpushare_kernel.broker.placement import choose
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadToken, UserError
@@ -56,6 +56,7 @@ class Processes(JobAnswers):
         self._placed[kernel.id] = engine
         process = None if orphan is None else orphan.process
         parked = 0 if process is None else engine.device.parked(Target(process))
+        account = Account() if orphan is None else orphan.account
         kernel.mark_away(away=parked > 0)
         engine.feed(
             ev.SessionOpened(
@@ -67,8 +68,23 @@ class Processes(JobAnswers):
                 persistent=0 if orphan is None else orphan.persistent,
                 orphaned=orphan is not None,
                 parked=parked,
+                device_time=account.device_time,
+                used=self._clock(account, engine, process),
+                used_at=account.clock_at,
             )
         )
+
+    def _clock(self, account: Account, engine: Engine, process: ProcessKey | None) -> float | None:
+        """Return what a session's clock showed when its account was written; None where it has none.
+
+        More than the machine has cores nobody used since: what its clock shows beyond that is of sessions below it
+        that have ended, which the broker before knew and we do not.
+        """
+        usage = engine.device.usage(Target(process)) if process and account.clock else None
+        if usage is None:
+            return None
+        most = (self.now - account.clock_at) * (os.cpu_count() or 1)
+        return max(account.clock, usage.device_time - most)
 
     def moved(self, kernel: Kernel, uid: int | None) -> None:
         """`kernel` was opened by root for a process of `uid`: that user owns it."""
@@ -174,11 +190,10 @@ class Processes(JobAnswers):
             orphaned=True,
         )
         kernel.opened_at, kernel.opener = row.opened_at, row.opener
-        kernel.saved_time, kernel.needs, kernel.baseline = row.device_time, row.needs, row.baseline
+        kernel.saved, kernel.needs, kernel.baseline = row.account, row.needs, row.baseline
         self.registry.add(kernel)
         engine = self.engines.get(DeviceId(row.device), self.engine)
         self._place(kernel, engine, orphan=row)
-        engine.scheduler.sessions[kernel.id].device_time = row.device_time
         try:
             self.registry.bind(kernel, pidfd, row.process.pid)
         except BadToken:  # it has ended in this moment

@@ -38,7 +38,7 @@ from gpushare_kernel.wire.messages import (
     Welcome,
 )
 
-FIRST_PAUSE, LONG_PAUSE, LONGEST_PAUSE = 0.1, 0.4, 2.0
+FIRST_PAUSE, LONG_PAUSE, LONGEST_PAUSE = 0.1, 0.2, 2.0
 """Seconds between two looks for a broker: at first, while one is about to come (who is missing holds up the others), and later."""
 SOON = 15.0
 """Seconds for which one may be about to come."""

@@ -38,6 +38,10 @@ class SessionOpened(Event):
     background: bool = False
     #: Bytes of it, contexts included, that an earlier broker had parked.
     parked: int = 0
+    #: Device seconds on its account, and the clock of its use when that was written (None: it has none), and when.
+    device_time: float = 0.0
+    used: float | None = None
+    used_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from gpushare_kernel.core import events as ev
@@ -101,6 +102,10 @@ class Scheduler(Room):
         session.background, session.pausable = event.background, self.config.can_pause
         self.sessions[session.id] = session
         user.sessions.add(session.id)
+        session.device_time = event.device_time
+        if event.used is not None:  # its first sample charges what it used without a broker
+            session.used, session.sampled_at = event.used, event.used_at
+            session.wanted = inf  # what it wanted, nobody knows
         if event.orphaned:
             session.become(Presence.ORPHANED)
             if event.parked:

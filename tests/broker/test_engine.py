@@ -9,7 +9,7 @@ import pytest
 
 from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker.engine import Engine
-from gpushare_kernel.broker.ledger import SessionRow
+from gpushare_kernel.broker.ledger import Account, SessionRow
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
@@ -168,7 +168,7 @@ def test_who_was_left_paused_by_a_broker_before_is_resumed_until_it_runs(house: 
     """L3: its guardian could not, nor could we when we started; nobody has to want a turn for it."""
     house.device.answers["resume"] = [PauseOutcome(PauseStatus.UNSUPPORTED)] * 2
     row = SessionRow(
-        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, Account(),
     )  # fmt: skip
     house.do(lambda: house.broker.adopt(row))
     house.saw(lambda: did(house) == ["resume"] * 3)

@@ -18,6 +18,7 @@ import pytest
 from gpushare_kernel import procfs
 from gpushare_kernel.broker import ledger as module
 from gpushare_kernel.broker.ledger import (
+    Account,
     Ledger,
     Loaded,
     NeedRow,
@@ -39,7 +40,7 @@ ROW = SessionRow(
     weight=2.0,
     persistent=2**34,
     opened_at=1.75e9,
-    device_time=12.5,
+    account=Account(12.5, 20.25, 1000.5),
     needs=2**33,
     baseline=2**26,
 )
@@ -118,7 +119,7 @@ def test_kill_9_loses_no_session(path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom gpushare_kernel.broker.ledger import *\n"
         "ledger = Ledger(Path(sys.argv[1]))\n"
-        "for n in range(100): ledger.session_saved(SessionRow(str(n), 'u', 1, 'n', None, '', 1.0, 0, float(n), 0.0))\n"
+        "for n in range(100): ledger.session_saved(SessionRow(str(n), 'u', 1, 'n', None, '', 1.0, 0, float(n), Account()))\n"
         "assert ledger.flush()\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     died = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
@@ -154,15 +155,15 @@ def test_another_boots_rows_are_ignored_and_go(path: Path, monkeypatch: pytest.M
 
 
 def test_a_ledger_of_before_gets_its_new_columns(path: Path) -> None:
-    """Its sessions are kept: what a notebook needs, and held at its start, is not known of them."""
+    """Its sessions are kept: what a notebook needs, held at its start, and used since its account was written is not known of them."""
     with closing(Ledger(path)) as ledger:
         ledger.session_saved(ROW)
         assert ledger.flush()
     with closing(sqlite3.connect(path)) as database:
-        database.execute("ALTER TABLE sessions DROP COLUMN needs")
-        database.execute("ALTER TABLE sessions DROP COLUMN baseline")
+        for column in ("needs", "baseline", "clock", "clock_at"):
+            database.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
         database.commit()
-    assert reloaded(path).sessions == (replace(ROW, needs=0, baseline=0),)
+    assert reloaded(path).sessions == (replace(ROW, needs=0, baseline=0, account=Account(12.5)),)
     assert [one.name for one in path.parent.glob("*corrupt*")] == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel.broker import moves
-from gpushare_kernel.broker.ledger import SessionRow
+from gpushare_kernel.broker.ledger import Account, SessionRow
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.records import Stowed
@@ -416,7 +416,7 @@ def test_whom_a_broker_before_us_parked_is_known_and_comes_back(tmp_path: Path) 
     with House(tmp_path, divisible=False, can_park=True, orphan_grace=0.05) as house:
         house.device.away[os.getpid()] = GiB
         row = SessionRow(
-            SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+            SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, Account(),
         )  # fmt: skip
         house.device.moves["restore"] = [MoveOutcome(MoveStatus.NOT_NOW, why="no room")]
         house.do(lambda: house.broker.adopt(row))
@@ -433,7 +433,7 @@ def test_whom_a_broker_before_us_parked_is_known_and_comes_back(tmp_path: Path) 
 def test_who_is_parked_and_nobody_knows_is_brought_back(house: House) -> None:
     """K7: by half, say. It is not unlocked; as soon as there is room it is restored, and runs."""
     row = SessionRow(
-        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, 0.0,
+        SessionId("s1"), UserId("ann"), os.getuid(), "hw.ipynb", key_of(os.getpid()), "", 1.0, 0, 0.0, Account(),
     )  # fmt: skip
     house.do(lambda: house.broker.adopt(row))
     house.device.away[os.getpid()] = GiB

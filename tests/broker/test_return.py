@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.broker.daemon import _remember
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.wire import messages as msg
@@ -108,3 +110,85 @@ def test_a_new_process_has_a_context_of_its_own(tmp_path: Path) -> None:
         assert seen(house).devices[0].reserve == 2 * CONTEXT
         assert house.ledger.flush()
         assert [row.baseline for row in house.ledger.load().sessions] == [2 * CONTEXT]
+
+
+def used(house: House, seconds: float) -> None:
+    """Its processes' clock shows so much; whoever looks sees it."""
+    house.device.used = Usage(seconds, seconds)
+    house.do(lambda: house.broker.engine.sample(*house.broker.scheduler.sessions))
+
+
+def accounts(house: House) -> tuple[list[float], list[float]]:
+    """Return what sessions, and what users have used."""
+    core = house.broker.scheduler
+    return (
+        [round(one.device_time, 6) for one in core.sessions.values()],
+        [round(one.device_time, 6) for one in core.users.values()],
+    )
+
+
+def counted(folder: Path, *, written: float, unwritten: float) -> msg.Opened:
+    """Return a notebook of a broker that was killed: its clock showed 10 s at first, then so much more."""
+    with House(folder) as house:
+        house.device.used = Usage(10.0, 10.0)
+        opened: msg.Opened = house.notebook().opened  # type: ignore[attr-defined]
+        used(house, 10.0 + written)
+        house.do(house.broker.save_accounts)
+        used(house, 10.0 + written + unwritten)
+        house.do(house.broker.save_accounts)
+        assert house.ledger.flush()
+    return opened
+
+
+def back_with(house: House, opened: msg.Opened, *, clock: float, away: float) -> None:
+    """A broker comes back, so long after the last account was written; its notebook's clock shows this."""
+    house.device.used = Usage(clock, clock)
+    known = house.ledger.load()
+    rows = [
+        replace(
+            row, account=row.account._replace(clock_at=house.do(lambda: house.broker.now) - away)
+        )
+        for row in known.sessions
+    ]
+    house.do(lambda: _remember(house.broker, replace(known, sessions=tuple(rows)), None))
+    house.attach(opened)
+
+
+@pytest.mark.parametrize("unwritten", [0.0, 0.05, 3.0])
+def test_what_was_used_without_a_broker_is_on_its_accounts(
+    tmp_path: Path, unwritten: float
+) -> None:
+    """Its own and its user's, once: also what was too little to be written, and what was used since the last writing."""
+    opened = counted(tmp_path, written=2.0, unwritten=unwritten)
+    with House(tmp_path) as house:
+        back_with(house, opened, clock=16.0, away=60.0)
+        assert accounts(house) == ([6.0], [6.0])
+        used(house, 17.0)
+        assert accounts(house) == ([7.0], [7.0])
+
+
+def test_nobody_used_more_than_the_machine_has(tmp_path: Path) -> None:
+    """Seconds of a session below that has ended come back to the one above, and are not its own."""
+    opened = counted(tmp_path, written=2.0, unwritten=0.0)
+    with House(tmp_path) as house:
+        back_with(house, opened, clock=1e6, away=1.0)
+        ((session,), (user,)) = accounts(house)
+        assert 2.0 < session == user < 2.0 + 20.0 * (os.cpu_count() or 1)
+
+
+def test_another_process_has_another_clock(tmp_path: Path) -> None:
+    """A kernel that was restarted: what its former process's clock showed is not compared with its own."""
+    with House(tmp_path) as house:
+        house.device.used = Usage(10.0, 10.0)
+        opened: msg.Opened = house.notebook().opened  # type: ignore[attr-defined]
+        used(house, 12.0)
+        house.do(house.broker.save_accounts)
+        again = house.call(msg.Restart(opened.session, opened.token)).body
+        assert isinstance(again, msg.Opened)
+        house.bind(again)
+        assert house.ledger.flush()
+        (row,) = house.ledger.load().sessions
+        assert (row.account.device_time, row.account.clock) == (2.0, 0.0)
+    with House(tmp_path) as house:
+        back_with(house, again, clock=50.0, away=60.0)
+        assert accounts(house)[0] == [2.0]
