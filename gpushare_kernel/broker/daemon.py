@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import gc
 import json
 import logging
@@ -26,13 +25,14 @@ from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
-from gpushare_kernel.broker.intents import IntentTable, resume_all
+from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
+from gpushare_kernel.broker.left_over import lock, resume_left_over
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, BadSize, BrokerUnavailable, GpushareError
+from gpushare_kernel.core.errors import BadDeclaration, BadSize, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
@@ -66,27 +66,31 @@ LEAST = 0.01
 _logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a broker until it is told to stop, or has had nothing to do for a while."""
+def main(arguments: Sequence[str] | None = None, *, resumed: Sequence[ProcessKey] = ()) -> int:
+    """Run a broker until it is told to stop, or has had nothing to do for a while; `resumed` are those who were left paused."""
     given = parser().parse_args(arguments)
     where = places()
     try:
         prepare(where)
-        lock = _lock(where)
+        held = lock(where)
     except GpushareError as error:
         print(error, file=sys.stderr)  # noqa: T201  whoever started us reads this from the pipe
         return 1
     os.chdir("/")
     logs.set_up(where.log, stderr=given.foreground)
     _raise_limits()
+    for key in (*resumed, *resume_left_over(where)):
+        _logger.warning(
+            "resumed a process that a former broker left paused", extra={"pid": key.pid}
+        )
     try:
-        return asyncio.run(_run(given, where, lock))
+        return asyncio.run(_run(given, where, held))
     except GpushareError as error:
         _logger.exception("the broker could not start")
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,9 +178,8 @@ def _policy(text: str) -> str:
         raise argparse.ArgumentTypeError(str(problem)) from None
 
 
-async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
+async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     loop = asyncio.get_running_loop()
-    _resume_left_over(where)
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
@@ -220,7 +223,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         listener,
         where,
         idle_exit,
-        lock=lock,
+        lock=held,
         foreign=foreign,
         over=Over(given.over or "tell"),
     )
@@ -304,18 +307,6 @@ def _note_start(where: Places, command: Sequence[str]) -> None:
         _logger.warning("a broker started after both are killed has its defaults: %s", problem)
 
 
-def _resume_left_over(where: Places) -> None:
-    """Let those run whom a former broker left paused, where its guardian could not."""
-    table = IntentTable.open_existing(where.intents)
-    if table is None:
-        return
-    for key in resume_all(table):
-        _logger.warning(
-            "resumed a process that a former broker left paused", extra={"pid": key.pid}
-        )
-    table.close()
-
-
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < math.inf:
@@ -367,24 +358,6 @@ def _command(given: argparse.Namespace) -> list[str]:
 def _resident(key: ProcessKey | None) -> int:
     """What a session taken over from the broker before holds already: part of the capacity."""
     return 0 if key is None or not procfs.alive(key) else procfs.private_memory(key.pid) or 0
-
-
-def _lock(where: Places) -> int:
-    """Hold broker.lock for as long as this process lives: whoever holds it is the broker.
-
-    Raises
-    ------
-    BrokerUnavailable
-        Where another one lives.
-    """
-    fd = os.open(where.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        msg = f"a gpushare broker already runs in {where.runtime}: one per host. See: jupyter gpushare status."
-        raise BrokerUnavailable(msg) from None
-    return fd
 
 
 def _raise_limits() -> None:

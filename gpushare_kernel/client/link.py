@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -42,8 +43,8 @@ FIRST_PAUSE, LONG_PAUSE, LONGEST_PAUSE = 0.1, 0.2, 2.0
 """Seconds between two looks for a broker: at first, while one is about to come (who is missing holds up the others), and later."""
 SOON = 15.0
 """Seconds for which one may be about to come."""
-LONG_AWAY = 3.0
-"""Seconds of pauses after which nobody else seems to start a broker."""
+AWAY, STILL_AWAY = 1.0, 3.0
+"""Seconds without a broker after which nobody else seems to start one, and then again: a guardian that does has the start lock by then."""
 _HANDSHAKE_TIMEOUT = 5.0
 _SEND_TIMEOUT = 5
 _CHUNK = 4096
@@ -144,7 +145,8 @@ class Link:
                 sock.close()
 
     def _run(self) -> None:
-        pause, away, gone = FIRST_PAUSE, 0.0, 0.0
+        pause, since = FIRST_PAUSE, time.monotonic()
+        due = since + AWAY
         while not self._closed.is_set():
             try:
                 sock = self._connect()
@@ -155,18 +157,18 @@ class Link:
                 if isinstance(problem, PeerError):
                     pause = LONGEST_PAUSE
                 self._closed.wait(pause)
-                away += pause
-                gone += pause
-                if away >= LONG_AWAY and not self._closed.is_set():
-                    away = 0.0
+                now = time.monotonic()
+                if now >= due and not self._closed.is_set():
+                    due = now + STILL_AWAY
                     self._events.stays_away()
-                pause = min(2 * pause, LONG_PAUSE if gone < SOON else LONGEST_PAUSE)
+                pause = min(2 * pause, LONG_PAUSE if now - since < SOON else LONGEST_PAUSE)
                 continue
-            pause, away, gone = FIRST_PAUSE, 0.0, 0.0
             with sock:
                 self._read(sock)
                 with self._sending:
                     self._sock = None
+            pause, since = FIRST_PAUSE, time.monotonic()
+            due = since + AWAY
             if not self._closed.is_set():
                 self._events.went_down()
 
