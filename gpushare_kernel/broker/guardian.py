@@ -4,6 +4,8 @@
 dies). It holds the broker by a pidfd and its table of intents by an inherited descriptor, imports
 little, owns no thread and sleeps in one poll: what can fail here is as little as possible. Where there is a CUDA
 device it has workers of its own, which undo the driver's locks; it never calls the driver itself.
+
+A broker that stands still (SIGSTOP, a debugger) is not dead, and is not ended: whom it has paused runs meanwhile.
 """
 
 from __future__ import annotations
@@ -20,16 +22,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpushare_kernel import procfs
 from gpushare_kernel.broker import logs
-from gpushare_kernel.broker.intents import RESTARTS, IntentTable, resume_all
-from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.broker.intents import RESTARTS, IntentTable, let_run, resume_all
+from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable
+from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.unlocking import Unlockers
+from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.launch import environment, free, launch, locked
 from gpushare_kernel.transport.places import Places
 
 CRASH_LOOP_SECONDS = 60.0
 """More than 5 starts in this time are a crash loop; then the guardian gives up."""
 START_SECONDS = 30.0
+LOOK = 0.5
+"""Seconds between two looks at whether the broker stands still."""
 _READY = 2
 """Workers kept ready: an unlock takes a quarter of a millisecond, so few serve many."""
 _logger = logging.getLogger("gpushare_kernel.broker.guardian")  # __name__ is __main__ here
@@ -91,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--table-fd is no table of this boot")
     # Ready long before they are needed: starting one takes half of the second in which everybody is to run again.
     unlockers = Unlockers(given.lock_worker, spare=_READY) if given.lock_worker else None
-    _wait_for_end(given.broker_fd)
+    _wait_for_end(given.broker_fd, _StandsStill(given.broker_fd, table, unlockers, given.log))
     # First of all, and also after a clean exit (which leaves nothing): nobody else will.
     resumed = resume_all(table, unlockers)
     if unlockers is not None:
@@ -111,10 +118,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _wait_for_end(pidfd: int) -> None:
+class _StandsStill:
+    """Looks whether the broker does, and lets everybody run for as long as that lasts."""
+
+    def __init__(
+        self, pidfd: int, table: IntentTable, unlockers: Unlockers | None, log: Path
+    ) -> None:
+        try:
+            self._broker = procfs.process_key(pidfds.pid_of(pidfd))
+        except BadFrame:
+            self._broker = None  # it is gone already
+        self._table, self._unlockers, self._log = table, unlockers, log
+        #: What its CPU clock showed at the last look, where it was stopped then.
+        self._clock: float | None = None
+        self._freed: set[ProcessKey] = set()
+        self._said = False
+
+    def look(self) -> None:
+        """Look once. One look is not enough: a profiler stops it for a moment, again and again."""
+        broker = self._broker
+        stopped = broker is not None and procfs.state_of(broker) in procfs.STOPPED
+        before, self._clock = self._clock, procfs.cpu_seconds(broker.pid) if broker and stopped else None  # fmt: skip
+        if self._clock is None:
+            self._goes_on()
+        elif self._clock == before:
+            self._freed.update(let_run(self._table, self._unlockers, self._freed))
+            self._say()
+
+    def _say(self) -> None:
+        if not self._said:
+            self._said = True
+            logs.set_up(self._log)
+            _logger.warning(
+                "the broker was stopped and does not go on: whom it had paused runs meanwhile",
+                extra={"pids": [key.pid for key in self._freed]},
+            )
+
+    def _goes_on(self) -> None:
+        if self._said:
+            _logger.warning("the broker goes on")
+        self._freed.clear()
+        self._said = False
+
+
+def _wait_for_end(pidfd: int, broker: _StandsStill) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    poll.poll()
+    while not poll.poll(LOOK * 1000):
+        broker.look()
     os.close(pidfd)
 
 

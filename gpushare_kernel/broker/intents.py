@@ -14,7 +14,7 @@ import select
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -208,6 +208,27 @@ def resume_all(table: IntentTable, unlockers: Unlockers | None = None) -> list[P
     if locked:
         resumed += _unlock(table, locked, unlockers, again=killed)
     return resumed
+
+
+def let_run(
+    table: IntentTable, unlockers: Unlockers | None, freed: Collection[ProcessKey] = ()
+) -> list[ProcessKey]:
+    """Let every process on record run while their broker stands still itself; return those that stood still.
+
+    Nothing is taken off the record: that broker does so once it goes on. It sees then that they run, and pauses again
+    whom it is to. Whom we have `freed` already and who is stopped again was stopped by somebody else.
+    """
+    table.refresh()
+    ran = []
+    for key in table.held(Hold.SIGNAL):
+        with contextlib.suppress(PermissionError):
+            stands = key not in freed and procfs.state_of(key) in procfs.STOPPED
+            if stands and procfs.send(key, signal.SIGCONT):
+                ran.append(key)
+    if unlockers is not None:  # again each time: a lock that was under way comes through later
+        locked = [key for key in table.held(Hold.LOCK) if procfs.state_of(key) not in procfs.STOPPED]  # fmt: skip
+        ran += unlockers.unlock(locked) if locked else ()
+    return ran
 
 
 def _see_gone(workers: Sequence[ProcessKey]) -> bool:

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel import procfs
-from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS
-from gpushare_kernel.broker.intents import RESTARTS, IntentTable
+from gpushare_kernel.broker import logs
+from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS, _StandsStill
+from gpushare_kernel.broker.intents import RESTARTS, IntentTable, let_run
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.base import Hold
 from tests.devices.gpu import fake_worker
-from tests.procs import eventually
+from tests.procs import Program, eventually
 
 BROKER = '''
 """Pauses the processes it is told, with a guardian, and waits. As a restart: says so, and is ready."""
@@ -215,6 +216,74 @@ def test_a_reused_pid_is_never_signalled(scene: Scene) -> None:
     assert procfs.state(key.pid) == "T"
 
 
+def test_while_the_broker_stands_still_nobody_else_does(scene: Scene) -> None:
+    """I3, I4: it lives, so it is left alone; once it goes on it pauses whom it wants to, and its end is seen as ever."""
+    kernels = [scene.paused_kernel() for _ in range(2)]
+    scene.broker.send_signal(signal.SIGSTOP)
+    for key in kernels:
+        continued(key)
+    assert procfs.state(scene.broker.pid) == "T"
+    eventually(lambda: scene.log() == ["the broker was stopped and does not go on: whom it had paused runs meanwhile"])  # fmt: skip
+    table = IntentTable.open_existing(scene.runtime / "intents")
+    assert table is not None
+    assert set(table.held()) == {*kernels}  # a broker that goes on relies on its record
+    table.close()
+    scene.broker.send_signal(signal.SIGCONT)
+    eventually(lambda: scene.log()[1:] == ["the broker goes on"])
+    again = scene.paused_kernel()
+    scene.broker.send_signal(signal.SIGSTOP)
+    continued(again)
+    scene.kill_broker()
+    scene.guardian_ended()
+    assert scene.starts() == ["first", "restarted"]
+
+
+def test_who_is_stopped_by_somebody_else_meanwhile_stays_so(tmp_path: Path) -> None:
+    """We let it run once: who stops it then was not the broker, which stands still."""
+    table = IntentTable(tmp_path / "intents")
+    with Program("say('up'); wait()") as program:
+        table.add(program.key)
+        os.kill(program.pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(program.pid) == "T")
+        assert let_run(table, None) == [program.key]
+        os.kill(program.pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(program.pid) == "T")
+        assert let_run(table, None, {program.key}) == []
+        assert procfs.state(program.pid) == "T"
+    table.close()
+
+
+def test_a_profiler_is_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at two looks, but at work in between: nobody is resumed for it. At two looks without a stir it is."""
+    table = IntentTable(tmp_path / "intents")
+    monkeypatch.setattr(logs, "set_up", lambda _: None)
+    code = "say('up')\nfor line in sys.stdin: spin(0.01); say('done')"
+    with Program(code) as broker, Program("say('up'); wait()") as kernel:
+        for one in (broker, kernel):
+            one.said()
+        table.add(kernel.key)
+        kernel.process.send_signal(signal.SIGSTOP)
+        pidfd = os.pidfd_open(broker.pid)
+        looks = _StandsStill(pidfd, table, None, tmp_path / "log")
+
+        def stop() -> None:
+            broker.process.send_signal(signal.SIGSTOP)
+            eventually(lambda: procfs.state(broker.pid) == "T")
+
+        stop()
+        looks.look()
+        broker.process.send_signal(signal.SIGCONT)
+        broker.tell()
+        broker.said()
+        stop()
+        looks.look()
+        assert procfs.state(kernel.pid) == "T"
+        looks.look()
+        eventually(lambda: procfs.state(kernel.pid) == "S")
+        os.close(pidfd)
+    table.close()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_guardian_outlives_signals_to_the_group(scene: Scene, signum: int) -> None:
     """Who ends both by a polite signal does not leave stopped kernels to nobody."""
@@ -344,6 +413,20 @@ def test_a_killed_broker_leaves_nobody_locked(gpu: Gpu) -> None:
     assert {gpu.state(key) for key in kernels} == {"running"}
     assert gpu.scene.log()[0] == "the broker is gone: resumed 6 processes"
     eventually(lambda: not any(key and procfs.alive(key) for key in workers))
+
+
+def test_while_the_broker_stands_still_nobody_is_locked(gpu: Gpu) -> None:
+    """L3: its workers live, and are left alone; a lock that comes through meanwhile is undone, too."""
+    watches(gpu.scene)
+    first, later, worker = (gpu.scene.kernel() for _ in range(3))
+    gpu.locked(first)
+    gpu.scene.note("WORKER", worker)
+    gpu.scene.note("LOCK", later)
+    gpu.scene.broker.send_signal(signal.SIGSTOP)
+    eventually(lambda: gpu.state(first) == "running")
+    (gpu.place / f"state.{later.pid}").write_text("locked")
+    eventually(lambda: gpu.state(later) == "running")
+    assert procfs.alive(worker)
 
 
 def test_the_broker_s_workers_are_gone_before_anybody_is_unlocked(gpu: Gpu) -> None:

@@ -95,6 +95,21 @@ def test_guardian_killed(
     assert host.broker != broker
 
 
+def test_broker_stopped(
+    host: Host, contended: tuple[Notebook, Notebook], measured: Measured
+) -> None:
+    """It is not dead: all run meanwhile, and once it goes on, so do turns. Nothing is lost."""
+    paused, running = contended
+    broker = host.broker
+    host.guardian_of(broker)
+    procfs.send(broker, signal.SIGSTOP)
+    measured("all run", took(lambda: not stopped(paused.pid) and not stopped(running.pid), 20))
+    procfs.send(broker, signal.SIGCONT)
+    one_paused(paused, running)
+    assert host.broker == broker
+    assert len(host.snapshot().sessions) == 2
+
+
 def kill_both(host: Host) -> ProcessKey:
     """Kill guardian and broker so that neither sees the other's end."""
     broker = host.broker
