@@ -112,7 +112,7 @@ class Cells:
         finish = _nothing
         try:
             # Before its lanes are left: what an error kept comes back first, and is not measured as kept.
-            finish = self._ended(KeyboardInterrupt() if result is None else result.error_in_exec)
+            finish = self._ended(_error(result))
         finally:
             ended = stack[depth:]
             del stack[depth:]
@@ -133,6 +133,17 @@ class Cells:
             session = self._session()
             if cell.number is not None and session is not None:
                 session.cell_ended(cell.number)
+
+
+def _error(result: Any) -> BaseException | None:
+    """Return why a cell did not come to its end; None where it did.
+
+    IPython compiles a cell statement by statement, while it runs: an interrupt between two of them, like one that does not
+    compile, is an error "before" the execution to it.
+    """
+    if result is None:
+        return KeyboardInterrupt()
+    return result.error_in_exec or result.error_before_exec  # type: ignore[no-any-return]
 
 
 def _nothing() -> None:

@@ -78,6 +78,30 @@ def test_an_interrupted_run_teaches_nothing(at_home: Kernel, body: str) -> None:
     assert at_home.run("%gpushare needs")[0].startswith("Nothing is learned yet.")
 
 
+def test_a_cell_whose_next_statement_does_not_compile_teaches_nothing(at_home: Kernel) -> None:
+    """IPython compiles statement by statement: what comes there, an interrupt too, comes before the execution to it."""
+    lines = at_home.run("%%gpulane 1GiB\nprint('ran')\nreturn")
+    assert "ran" in lines
+    assert "SyntaxError: 'return' outside function" in "\n".join(lines)
+    assert at_home.run("%gpushare needs")[0].startswith("Nothing is learned yet.")
+
+
+@pytest.mark.parametrize("where", ["error_in_exec", "error_before_exec"])
+def test_an_interrupt_in_or_between_statements_is_one(where: str) -> None:
+    """Whichever of the two IPython says."""
+    ended: list[BaseException | None] = []
+
+    def note(error: BaseException | None) -> Callable[[], None]:
+        ended.append(error)
+        return lambda: None
+
+    cells, info = Cells(lambda: None, note), SimpleNamespace(raw_cell="1\n2")
+    cells.pre_run_cell(info)
+    errors = {"error_in_exec": None, "error_before_exec": None, where: KeyboardInterrupt()}
+    cells.post_run_cell(SimpleNamespace(info=info, **errors))
+    assert [type(error) for error in ended] == [KeyboardInterrupt]
+
+
 def test_a_cancelled_cell_did_not_come_to_its_end() -> None:
     """IPython has no result for it: it counts as interrupted."""
     ended: list[BaseException | None] = []

@@ -312,6 +312,7 @@ class _Info:
 
 class _Result:
     error_in_exec: BaseException | None = None
+    error_before_exec: BaseException | None = None
 
     def __init__(self, info: _Info) -> None:
         self.info = info
