@@ -127,9 +127,9 @@ class Session(Questions):
             link.close()
         self._set_up(up=False)
         self._calls.lose_all()
-        # The page is not unmapped by hand: another thread may be reading its word at this moment.
         for job in list(self._jobs.values()):
             job.detach()
+        self._view = self._tally = None  # not unmapped by hand: another thread may be reading
         if self.gpu is not None:
             self.gpu.close()
 

@@ -10,6 +10,14 @@ import pytest
 from gpushare_kernel.client import api, display
 from gpushare_kernel.client.session import Session
 from tests.client.scripted_broker import ScriptedBroker
+from tests.leaks import none_left
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No descriptor, thread, child, mapping or folder of ours outlives a test."""
+    with none_left():
+        yield
 
 
 @pytest.fixture
@@ -30,8 +38,8 @@ def new_session(broker: ScriptedBroker) -> Iterator[Callable[[], Session]]:
         return session
 
     yield make
-    for session in made:
-        session.close()
+    while made:  # pytest keeps `make`, which would keep them: their pages are unmapped with them
+        made.pop().close()
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ def entered(environment: ScriptedBroker) -> Iterator[Entered]:
     yield inside
     if inside.lane.open:
         inside.leave()
+    inside._pool.shutdown()
 
 
 def test_declaration_goes_out_as_given(environment: ScriptedBroker) -> None:
