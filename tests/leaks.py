@@ -23,10 +23,10 @@ _OF_LIBRARIES = re.compile(
     r"anon_inode:\[event(poll|fd)\]|/dev/(null|urandom|pts/.*|tty)|.*/history\.sqlite.*"
 )
 """Descriptors that a library opens once and keeps: those of zmq's context, of IPython's history."""
-_OURS_MAPPED = re.compile(r"/memfd:|/intents(\.new)?\b|/dev/shm/")
+_OURS_MAPPED = re.compile(r"/memfd:|/intents(\.new)?\b|/dev/shm/(?!sem\.)")
 _FOLDERS = ("gps", "gpushare-")
-_KEPT_THREADS = ("IPythonHistorySavingThread", "asyncio_")
-"""Of IPython, and of the loop that jupyter_client keeps for calls that block."""
+_KEPT_THREADS = ("IPythonHistorySavingThread", "asyncio_", "tqdm_monitor")
+"""Of IPython, of the loop that jupyter_client keeps for calls that block, of the progress bars of torch's compiler."""
 
 
 def held() -> Counter[str]:

@@ -133,6 +133,7 @@ class Arenas:
         except BaseException:
             self._drop(found)
             raise
+        self._standing.add(found)
         asyncio.get_running_loop().call_later(UNCLAIMED, self._unclaimed, found)
         _logger.info("an extent is leased", extra={"uid": kernel.uid, "size": size})
         return found
@@ -141,7 +142,6 @@ class Arenas:
         """The answer is out: from now on the connection is the lease."""
         found.close_fd()
         found.connection = connection
-        self._standing.add(found)
         if found.over or self._closed:
             connection.close()
         return found
@@ -174,6 +174,7 @@ class Arenas:
         await asyncio.to_thread(self._worker.shutdown, wait=True, cancel_futures=True)
         await asyncio.gather(*self._going, return_exceptions=True)
         for found in [*self._standing]:
+            found.close_fd()  # whoever asked for it is gone, and has not claimed it
             if found.connection is not None:
                 found.connection.close()
         for arena in self._of.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+from multiprocessing import resource_sharer
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_shared_with_processes(tier: Tier) -> None:
     assert tier.why_kept(sent) == finding.GIVEN
     assert tier.why_kept(other) == ""
     assert not multiprocessing.active_children()
+    resource_sharer.stop()  # torch has begun to serve descriptors to whoever unpickles them
 
 
 @EVERYWHERE
