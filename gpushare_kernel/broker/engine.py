@@ -34,6 +34,8 @@ _FREES = (
     ev.SessionRestarted,
 )
 """After these somebody may hold less than before."""
+ABSENT = 5.0
+"""Seconds without a decision that are on nobody's account: there is one every second."""
 SETTLED = 1.0
 """Who waits for a resume waits no longer than this (seconds): what its own user has stopped stays stopped."""
 _logger = logging.getLogger(__name__)
@@ -81,6 +83,8 @@ class Engine:
         self._events: deque[ev.Event] = deque()
         self._draining = False
         self._wake: asyncio.TimerHandle | None = None
+        #: When anything was decided last; None before the broker looks around for the first time.
+        self._here: float | None = None
         self._alarm = Alarm(self._loop, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
         #: Parks and restores.
@@ -110,6 +114,8 @@ class Engine:
 
     def feed(self, event: ev.Event) -> bool:
         """Take in an event, and those that follow from it; False where one of them failed (it is logged)."""
+        if self._here is not None and event.at > self._here:
+            self.here(event.at)
         self._events.append(event)
         if self._draining:
             return True
@@ -121,6 +127,13 @@ class Engine:
         finally:
             self._draining = False
         return well
+
+    def here(self, at: float) -> None:
+        """We decide; said once a second at least. After a longer silence we were stopped, or the machine was."""
+        since, self._here = self._here, at
+        if since is not None and at - since > ABSENT:
+            _logger.warning("nothing was decided for %.0f s", at - since, extra={"device": self.device.inventory.id})  # fmt: skip
+            self.feed(ev.Absent(at=at, since=since))
 
     def _handle(self, event: ev.Event) -> bool:
         try:

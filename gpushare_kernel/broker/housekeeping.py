@@ -129,6 +129,7 @@ class Housekeeping:
             broker.recorder.flush()
         self._forget_the_gone()
         for engine in broker.engines.values():
+            engine.here(engine.now)
             for look in (
                 self._watch_device,
                 self._look_at_kernels,

@@ -59,6 +59,13 @@ class AllBack(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Absent(Event):
+    """Nobody decided anything from `since` on: the broker was stopped, or its machine was. That time is on nobody's account."""
+
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRestarted(Event):
     """The kernel starts anew: jobs end, P and E are free; id, user and weight stay."""
 

@@ -31,6 +31,7 @@ class Scheduler(Room):
             ev.SessionOpened: self._session_opened,
             ev.SessionReady: self._session_ready,
             ev.AllBack: self._all_back,
+            ev.Absent: self._absent,
             ev.SessionRestarted: self._session_restarted,
             ev.SessionClosed: self._session_closed,
             ev.JobSubmitted: self._job_submitted,
@@ -134,6 +135,11 @@ class Scheduler(Room):
         if not missing and event.at < self.turns.free_until:
             self.turns.free_until = event.at
             self._admit(event.at)
+
+    def _absent(self, event: ev.Absent) -> None:
+        if not self.turns.gate.shut:  # else that time is skipped already
+            self.turns.stood(0.0, event.since)
+            self.turns.stood(event.at - event.since, event.at)
 
     def _session_restarted(self, event: ev.SessionRestarted) -> None:
         session = self.sessions[event.session]

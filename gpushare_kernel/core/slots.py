@@ -432,13 +432,13 @@ class Slots(Turns):
         else:
             pace.rate = None
 
-    def _stood(self, seconds: float, at: float) -> None:
+    def stood(self, seconds: float, at: float) -> None:
         if seconds:
             self._billed = at
             self._since += seconds
         else:
             self._bill(at)
-        super()._stood(seconds, at)
+        super().stood(seconds, at)
 
     def _unuse(self, session: Session, at: float) -> None:
         self._bill(at)

@@ -227,18 +227,18 @@ class Turns(ABC):
         self.gate.settle(self.using.values(), at, free=self.lost or at < self.free_until)
         since = self._shut_since
         if self.gate.shut and since is None:
-            self._stood(0.0, at)
+            self.stood(0.0, at)
             self._shut_since = at
         elif not self.gate.shut and since is not None:
             self._shut_since = None
-            self._stood(at - since, at)
+            self.stood(at - since, at)
             later, self._exempt_later = self._exempt_later, {}
             for session, until in later.values():
                 if at < until:
                     self.exempt(session, until, at)
 
-    def _stood(self, seconds: float, at: float) -> None:  # noqa: ARG002
-        """All begin to stand still for real-time jobs (0), or have done so for `seconds`."""
+    def stood(self, seconds: float, at: float) -> None:  # noqa: ARG002
+        """From here on nobody is charged (0): all stand still for real-time jobs, or nobody decides. It was so for `seconds`."""
         if self.frame_end is not None:
             self.frame_end += seconds
 

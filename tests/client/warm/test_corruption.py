@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -252,8 +253,19 @@ def test_rng_state(tier: Tier, device: str) -> None:
     assert state.initial_seed() == 5
 
 
+@pytest.fixture
+def no_compilers_left() -> Iterator[None]:
+    """Where torch had to compile, it keeps a pool of threads for the next time."""
+    yield
+    compiling = sys.modules.get("torch._inductor.async_compile")
+    if compiling is not None and compiling.AsyncCompile.pool.cache_info().currsize:
+        compiling.AsyncCompile.pool().shutdown()
+        compiling.AsyncCompile.pool.cache_clear()
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.usefixtures("no_compilers_left")
 def test_compiled_model(tier: Tier, device: str, backend: str) -> None:
     """A compiled model is moved, is not compiled anew, and gives the same results and gradients."""
     if backend == "inductor" and device == "cpu" and shutil.which("g++") is None:
