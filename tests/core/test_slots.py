@@ -81,6 +81,22 @@ def test_saturating_sessions_have_equal_shares_and_lose_little(
     assert max(rates.values()) - min(rates.values()) <= 0.02 * total, rates
 
 
+def test_time_in_which_nobody_decided_is_on_nobodys_account() -> None:
+    """The broker was stopped for an hour, in somebody's slot: nobody pays for it, the slot goes on, shares hold as before."""
+    world = mixed(("heavy", "heavy"), seen=False)
+    world.sample()
+    used = {name: one.device_time for name, one in world.core.sessions.items()}
+    since, world.now = world.now, world.now + 3600.0
+    world.send(ev.Absent(at=world.now, since=since))
+    world.run(0.001)
+    after = {name: one.device_time for name, one in world.core.sessions.items()}
+    assert after == pytest.approx(used, abs=0.01)
+    rates = progress(world, 20)
+    total = sum(rates.values())
+    assert total >= 0.97
+    assert max(rates.values()) - min(rates.values()) <= 0.02 * total, rates
+
+
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (0.3, 0.7)])
 def test_weights_hold(weights: tuple[float, float]) -> None:
     """T3: 75/25 and 30/70 of one user's two sessions, within a point."""
