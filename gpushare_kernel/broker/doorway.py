@@ -145,7 +145,15 @@ class Doorway:
 
     async def _attach(self, body: msg.Attach, peer: Peer, version: int) -> _Answer:
         registry = self._broker.registry
-        kernel = registry.by_token(body.token, peer.uid)
+        try:
+            kernel = registry.by_token(body.token, peer.uid)
+        except BadToken:
+            again = None
+            if body.again is not None and peer.pid:
+                again = self._broker.known_again(peer.uid, body.token, body.again, peer.pid)
+            if again is None:
+                raise
+            kernel = again
         try:
             async with asyncio.timeout(BIND_WAIT):
                 await kernel.bound.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import re
 import resource
 import secrets
 import time
@@ -31,6 +32,8 @@ MOST_SESSIONS_PER_USER = 1024
 _DESCRIPTORS = 3
 """Of a session: its process, its words, its tally."""
 LONGEST_NAME = 200
+_ID, _TOKEN = re.compile(r"s[0-9a-f]{12}"), 32
+"""What ids look like, and how many characters a token has: we made them."""
 EXEMPT_AT_ONCE, EXEMPT_SHARE = 120.0, 0.1
 """For how long (seconds) a session may be exempt from pauses, and how much of the time when it asks again and again."""
 
@@ -231,6 +234,24 @@ class Registry:
         kernel.opener, kernel.background = opener, background
         self.add(kernel)
         return kernel, token
+
+    def open_again(self, uid: int, token: str, session: SessionId, name: str) -> Kernel | None:
+        """Return the kernel of a session that a lost ledger was to tell of; None where its id or token is somebody's, or neither is one.
+
+        Raises
+        ------
+        UserError
+            Where the user has as many as anyone may have.
+        """
+        known = session in self._kernels or token_hash(token) in self._by_hash
+        if known or not _ID.fullmatch(session) or len(token) < _TOKEN:
+            return None
+        most = most_sessions()
+        if len(self.of(uid)) >= most:
+            raise UserError(sessions_text(most))
+        kernel = Kernel(session, uid, user_name(uid), clean_name(name), token_hash(token), WordPage.create())  # fmt: skip
+        self.add(kernel)
+        return kernel
 
     def add(self, kernel: Kernel) -> None:
         """Know `kernel` from here on."""

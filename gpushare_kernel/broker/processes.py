@@ -25,6 +25,7 @@ from gpushare_kernel.core.values import (
 from gpushare_kernel.devices.base import Stranger, Target
 from gpushare_kernel.transport import pidfds
 from gpushare_kernel.transport.words import WordPage
+from gpushare_kernel.wire.messages import Again
 
 BARE_AFTER = 10.0
 """A kernel whose client has not come by then (seconds after its bind) has none."""
@@ -120,6 +121,39 @@ class Processes(JobAnswers):
             os.close(pidfd)
             return False
         return self._take_in(one.uid, adopted_name(one), 1.0, engine, pidfd, one.key) is not None
+
+    def known_again(self, uid: int, token: str, again: Again, pid: int) -> Kernel | None:
+        """A kernel's own process asks for a session that a lost ledger was to tell of (I9: as the socket says who it is).
+
+        What its user declared for it, its weight and its account are lost. None where that cannot be.
+        """
+        try:
+            pidfd = pidfds.open_pidfd(pid)
+        except OSError:
+            return None
+        kernel, key = None, procfs.process_key(pid)
+        # Whose memory is away is brought back first, as that of somebody whom nobody knows.
+        away = key is None or any(one.device.parked(Target(key)) for one in self.engines.values())
+        if procfs.owner(pid) == uid and not away:
+            kernel = self.registry.open_again(uid, token, again.session, again.name)
+        if kernel is None:
+            os.close(pidfd)
+            return None
+        for other in self.registry:  # meanwhile it was taken for a stranger
+            if other.key is not None and other.key.pid == pid and not other.lines:
+                self.close(other)
+        engine = self.engines.get(DeviceId(again.device), self.engine)
+        self._place(kernel, engine)
+        try:
+            self.bind(kernel, pidfd, pid)
+        except BadToken:  # it has ended in this moment
+            self.close(kernel)
+            return None
+        usage = engine.usage(kernel, memory=True) if engine.scheduler.config.divisible else None
+        if usage is not None:
+            kernel.baseline = min(max(0, again.baseline), usage.memory or 0)
+        _logger.warning("a session that the ledger did not know is back", extra={"session": kernel.id})  # fmt: skip
+        return kernel
 
     def accompanied(self, kernel: Kernel) -> None:
         """Its starter attaches for it: it is a session without a client until one of its own comes."""

@@ -11,6 +11,8 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpushare_kernel import procfs
+from gpushare_kernel.core.values import SessionId
+from gpushare_kernel.wire.messages import Again
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.hostmem import HostMemory
@@ -46,6 +48,15 @@ def find() -> Root | None:
         return None
     root = Root(session, int(rest), int(baseline))
     return root if procfs.is_descendant(os.getpid(), root.pid) else None
+
+
+def again(device: str) -> Again | None:
+    """Return what tells a broker that has lost its ledger which session this process is, and on which device; None in a child of it."""
+    root = find()
+    if root is None or root.pid != os.getpid() or not root.session:
+        return None
+    name = os.path.basename(os.environ.get("JPY_SESSION_NAME") or "python")  # noqa: PTH119 - as `api.session_name`
+    return Again(SessionId(root.session), name, root.baseline, device)
 
 
 def session_memory() -> HostMemory:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from gpushare_kernel.client import roots
 from gpushare_kernel.client.calls import Call, Calls, Lost, interruptible
 from gpushare_kernel.client.job import Job
 from gpushare_kernel.client.link import Link, LinkDown
@@ -171,9 +172,7 @@ class Session(Questions):
     def memory(self) -> Memory:
         """What measures this session's memory."""
         if self._memory is None:
-            from gpushare_kernel.client.roots import session_memory  # noqa: PLC0415 - not at kernel start
-
-            self._memory = session_memory()
+            self._memory = roots.session_memory()
         return self._memory
 
     def say(self, text: str) -> None:
@@ -353,7 +352,8 @@ class Session(Questions):
             held = tuple(job.held() for job in self._jobs.values())
             self._confirming = tuple(self._jobs)
         aside = 0 if self.gpu is None else self.gpu.moving.aside
-        return Attach(self.token, held, self.memory.known() if held else 0, aside)
+        again = roots.again(self.attached.device) if self.inside and self.attached else None
+        return Attach(self.token, held, self.memory.known() if held else 0, aside, again)
 
     def came_up(self, welcome: Welcome, fds: list[int]) -> None:
         """Take over the session's page and its tally (a broker of before has none)."""

@@ -69,16 +69,27 @@ class HeldJob(Struct, frozen=True):
     plain: bool = False
 
 
+class Again(Struct, frozen=True, omit_defaults=True):
+    """What a session's own process knows of it, for a broker that does not: its ledger is lost. `baseline`: bytes it held at its start."""
+
+    session: SessionId
+    name: str
+    baseline: int = 0
+    device: str = ""
+
+
 class Attach(Message, frozen=True):
     """The client inside the kernel (or in a child process of it). Reply: `Attached` + page fd + tally fd. The connection stays.
 
-    `aside` are bytes of device memory that it has set aside itself, for a broker that has gone meanwhile.
+    `aside` are bytes of device memory that it has set aside itself, for a broker that has gone meanwhile. `again` comes
+    from the kernel's own process only: who that is says the socket.
     """
 
     token: str
     held: tuple[HeldJob, ...] = ()
     persistent: int = 0
     aside: int = 0
+    again: Again | None = None
 
 
 class Observe(Message, frozen=True):

@@ -27,6 +27,7 @@ from gpushare_kernel.wire.by_hand import (
     UnparkNotebook,
 )
 from gpushare_kernel.wire.handshake import (
+    Again,
     ArenaLeased,
     Attach,
     Attached,
@@ -62,6 +63,7 @@ from gpushare_kernel.wire.realtime import (
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
+    "Again",
     "ArenaLeased",
     "AskHolder",
     "AskedNow",

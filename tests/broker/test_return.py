@@ -6,15 +6,17 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gpushare_kernel.broker.daemon import _remember
+from gpushare_kernel.core.errors import BadToken
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.broker.house import House
-from tests.broker.test_desk import submit
+from tests.broker.test_desk import NOBODY, submit
 
 CONTEXT = 64 * MiB
 
@@ -192,3 +194,83 @@ def test_another_process_has_another_clock(tmp_path: Path) -> None:
     with House(tmp_path) as house:
         back_with(house, again, clock=50.0, away=60.0)
         assert accounts(house)[0] == [2.0]
+
+
+def lost(folder: Path) -> msg.Opened:
+    """Return a notebook of a broker that is gone together with its ledger; its process is this one."""
+    opened = before(folder)
+    for path in folder.glob("ledger.sqlite*"):
+        path.unlink()
+    return opened
+
+
+def again(opened: msg.Opened, **changes: object) -> msg.Again:
+    """What its own process says of it."""
+    known = msg.Again(opened.session, "hw.ipynb", CONTEXT)
+    return msgspec.structs.replace(known, **changes)
+
+
+def test_a_lost_ledger_costs_no_restart(tmp_path: Path) -> None:
+    """Its own process says which session it is: same id, same token, what it held at its start is its context. Then all is as before."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        house.device.used = Usage(0.0, 0.0, CONTEXT + 300 * MiB)
+        held = msg.HeldJob(JobId("j"), "cell", 0, GiB, 1, 1, running=True)
+        caller = house.attach(opened, held=(held,), again=again(opened))
+        assert isinstance(caller.body, msg.Attached)
+        (session,), (device,) = seen(house).sessions, seen(house).devices
+        assert (session.id, session.name, device.reserve) == (opened.session, "hw.ipynb", CONTEXT)
+        assert [lane.size for lane in device.lanes] == [GiB]
+        assert isinstance(caller.ask(msg.End(JobId("j"), 0, 0, 0)), msg.Report)
+        assert house.ledger.flush()
+        assert [row.id for row in house.ledger.load().sessions] == [opened.session]
+
+
+def test_nobody_says_that_it_held_more_than_it_does(tmp_path: Path) -> None:
+    """A context of a terabyte would be kept free for each notebook to come."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        house.device.used = Usage(0.0, 0.0, CONTEXT)
+        house.attach(opened, again=again(opened, baseline=2**40))
+        assert seen(house).devices[0].reserve == CONTEXT
+
+
+@pytest.mark.parametrize(
+    "changes", [{"session": "s1"}, {"session": "s0123456789ab/x"}, {"session": "sABCDEFABCDEF"}]
+)
+def test_an_id_that_we_did_not_make_is_none(tmp_path: Path, changes: dict[str, object]) -> None:
+    """It would stand in lists, in the ledger and in the names of jobs."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        with pytest.raises(BadToken, match="Restart the kernel"):
+            house.attach(opened, again=again(opened, **changes))
+        with pytest.raises(BadToken, match="Restart the kernel"):
+            house.call(msg.Attach("short", again=again(opened)))
+        assert seen(house).sessions == ()
+
+
+def test_whose_memory_is_away_is_brought_back_first(tmp_path: Path) -> None:
+    """In a session nobody would look for it: it had to be said that it is parked, and nobody knows how."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        house.device.away[os.getpid()] = GiB
+        with pytest.raises(BadToken):
+            house.attach(opened, again=again(opened))
+        house.device.away.clear()
+        assert isinstance(house.attach(opened, again=again(opened)).body, msg.Attached)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to act as another user")
+def test_a_session_that_is_somebodys_is_not_taken(house: House, tmp_path: Path) -> None:
+    """I9: neither by its id nor by its token; and what another user opens again is that user's."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    opened = house.notebook().opened  # type: ignore[attr-defined]
+    with pytest.raises(BadToken):
+        house.call(msg.Attach("x" * 32, again=again(opened)))
+    (stolen,) = house.as_user(NOBODY, msg.Attach(opened.token, again=again(opened, session="s0123456789ab")))  # fmt: skip
+    (taken,) = house.as_user(NOBODY, msg.Attach("x" * 32, again=again(opened)))
+    assert {type(answer) for answer in (stolen, taken)} == {msg.Failure}
+    (own,) = house.as_user(NOBODY, msg.Attach("x" * 32, again=again(opened, session="s0123456789ab")))  # fmt: skip
+    assert isinstance(own, msg.Attached)
+    assert house.kernel(opened).uid == 0

@@ -95,6 +95,30 @@ def test_guardian_killed(
     assert host.broker != broker
 
 
+def test_the_ledger_is_lost_with_the_broker(host: Host) -> None:
+    """A notebook says itself which session it is: it shares again, with its id, its cell and its memory, and is not restarted."""
+    broker = host.start(*TURNS)
+    host.guardian_of(broker)
+    one = host.notebook("one.ipynb")
+    one.run("kept = b'x' * (100 << 20)")
+    outputs = one.burn("%%gpulane -p 150MiB -e 50MiB\n")
+    host.until(lambda seen: session_of(seen, one).state == "busy")
+    for path in host.places.ledger.parent.glob("ledger.sqlite*"):
+        path.unlink()
+    kill(broker)
+    back = host.until(lambda seen: seen if session_of(seen, one).state == "busy" else None)
+    assert host.broker != broker
+    (session,) = back.sessions
+    assert (session.id, session.name) == (one.session, "one.ipynb")
+    assert sum(lane.size for lane in back.devices[0].lanes) == 50 * MiB
+    host.until(lambda seen: session_of(seen, one).p >= 100 * MiB)
+    one.interrupt()
+    assert any("KeyboardInterrupt" in line for line in outputs)
+    one.restart()
+    assert one.run("1 + 1") == ["2"]
+    host.until(lambda seen: session_of(seen, one).state == "idle")
+
+
 def test_broker_stopped(
     host: Host, contended: tuple[Notebook, Notebook], measured: Measured
 ) -> None:
