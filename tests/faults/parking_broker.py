@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpushare_kernel.broker import daemon, hardware
+from gpushare_kernel.broker import daemon, hardware, left_over
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
@@ -76,7 +76,7 @@ def main() -> int:
     replaced = {
         (daemon, "find_devices"): devices,
         (daemon, "lock_worker"): lambda _: WORKER,
-        (daemon, "resume_all"): resume,
+        (left_over, "resume_all"): resume,
         (daemon, "_command"): lambda given: [*COMMAND, *again(given)[4:]],
         (jobs, "Scheduler"): Checked,
         (scale, "no_host_room"): host_room,
