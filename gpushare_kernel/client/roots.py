@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import SessionId
-from gpushare_kernel.wire.messages import Again
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.hostmem import HostMemory
+    from gpushare_kernel.wire.messages import Again
 
 VARIABLE = "GPUSHARE_ROOT"
 SESSION = "GPUSHARE_SESSION"
@@ -52,6 +52,8 @@ def find() -> Root | None:
 
 def again(device: str) -> Again | None:
     """Return what tells a broker that has lost its ledger which session this process is, and on which device; None in a child of it."""
+    from gpushare_kernel.wire.messages import Again  # noqa: PLC0415 - not in programs that a kernel starts
+
     root = find()
     if root is None or root.pid != os.getpid() or not root.session:
         return None
