@@ -85,9 +85,7 @@ class World:
         self.random = Random(seed)
         # Plain cells are there whatever the policy; FIFO and PACK would let nobody else in beside so many.
         self.working = _WORKING_CELLS if settings.get("policy") in {None, "fair", "srtf"} else 0.0
-        self.core = Scheduler(
-            Config(capacity=number * 256 * MiB, compute=COMPUTE, can_park=True, **settings)
-        )
+        self.core = Scheduler(self._config(settings))
         self.now = 0.0
         self.spent = self.ran = 0
         self.counts: Counter[str] = Counter()
@@ -109,6 +107,9 @@ class World:
         self._jobs = 0
         self._sampled = 0.0
         self._fill()
+
+    def _config(self, settings: dict[str, Any]) -> Config:
+        return Config(capacity=self.number * 256 * MiB, compute=COMPUTE, can_park=True, **settings)
 
     def _fill(self) -> None:
         for _ in range(self.number):
@@ -324,10 +325,16 @@ class World:
         for session in watched:
             starts = session in self._working and not self.core.sessions[session].jobs
             if session in self.core.turns.using or (starts and session in self._cells):
-                self._used[session] += passed
-        used = {session: self._usage(session) for session in watched}
-        self.send(ev.Sampled(at=self.now, used=used))
+                self._used[session] += passed * self._pace()
+        self.send(self._sample({session: self._usage(session) for session in watched}))
         return True
+
+    def _pace(self) -> float:
+        """How fast those go on that run at the same time: a core each."""
+        return 1.0
+
+    def _sample(self, used: dict[SessionId, Usage]) -> ev.Sampled:
+        return ev.Sampled(at=self.now, used=used)
 
     def _exempted(self) -> bool:
         session = self._cells.draw(self.random)
