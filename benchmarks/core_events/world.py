@@ -149,8 +149,12 @@ class World:
             self._kinds = [kind for kind, number in MIX.items() for _ in range(number)]
             self.random.shuffle(self._kinds)
         kind = self._balanced(self._kinds.pop())
-        if not _MAKERS[kind](self):
+        if not self.make(kind):
             self._sampled_now()  # nobody it could happen to just now
+
+    def make(self, kind: str) -> bool:
+        """Have an event of this kind; False where there is nobody it could happen to."""
+        return _MAKERS[kind](self)
 
     def _balanced(self, kind: str) -> str:
         """Let beginnings and ends take turns, so that as many are open all the time (and the mix is kept)."""

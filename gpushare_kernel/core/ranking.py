@@ -102,8 +102,10 @@ class Ranking(Generic[T]):
 
     def rerank(self, user: User) -> None:
         """What `user` is ranked by may have changed."""
-        self._best = None
         old, waiting = self._keys.get(user), self._waiting.get(user)
+        if old is None and waiting is None:
+            return
+        self._best = None
         key = self._user_key(user, waiting[0].rank, 0.0) if waiting else None
         if old is not None:
             if old[0] == key:
