@@ -323,8 +323,8 @@ def _config(settings: Settings, turn: float) -> Config:
         single_lane=settings.single_lane,
         can_park=settings.parking,
         park_cost=max(settings.costs.park(0), settings.costs.restore(0)),
-        park_speed=settings.costs.bandwidth,
-        restore_speed=settings.costs.bandwidth,
+        park_speed=settings.costs.park_rate,
+        restore_speed=settings.costs.restore_rate,
         tell_shared=inf,
         tell_paused=inf,
     )
