@@ -180,6 +180,17 @@ def test_a_live_broker_records_what_replays(gpushare: Gpushare, tmp_path: Path) 
     assert found["capacity"] == 2**30
 
 
+def test_a_recording_that_cannot_be_written_says_that_alone(
+    gpushare: Gpushare, tmp_path: Path
+) -> None:
+    """Not the end of a log that says it again, and grows with every try."""
+    for _ in range(2):
+        done = gpushare("start", "--record", str(tmp_path / "nowhere" / "day.jsonl"))
+        assert done.returncode == 3
+        assert done.stderr.endswith("day.jsonl cannot be written: No such file or directory. Name a file in a folder of yours.\n")  # fmt: skip
+        assert done.stderr.count("\n") == 1
+
+
 def test_a_recording_has_its_name(gpushare: Gpushare) -> None:
     done = gpushare("start", "--record", "day.txt")
     assert done.returncode == 1
