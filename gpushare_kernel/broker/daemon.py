@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(given, where, lock))
     except GpushareError as error:
-        _logger.exception("the broker could not start: %s", error, exc_info=isinstance(error, InternalError))  # fmt: skip
+        ours = isinstance(error, InternalError)  # else its words are all there is to know
+        _logger.critical("the broker could not start: %s", error, exc_info=ours)
         _say_why(given, error)
         return 1
     finally:
