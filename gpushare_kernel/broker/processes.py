@@ -57,6 +57,8 @@ class Processes(JobAnswers):
         process = None if orphan is None else orphan.process
         parked = 0 if process is None else engine.device.parked(Target(process))
         kernel.mark_away(away=parked > 0)
+        if engine.recorder is not None:
+            engine.recorder.named(kernel.id, kernel.name)
         engine.feed(
             ev.SessionOpened(
                 at=self.now,

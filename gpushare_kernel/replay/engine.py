@@ -295,7 +295,8 @@ class Engine:
         self._after(self.settings.costs.restore(run.job.persistent), restored)
 
     def _refuse(self, refuse: do.Refuse) -> None:
-        msg = f"job {refuse.job}: {refuse.message}"
+        where = self.runs[refuse.job].job.where
+        msg = f"{f'{where}: ' if where else ''}job {refuse.job}: {refuse.message}"
         raise BadTrace(msg)
 
     def _set_wake(self, wake: do.Wake) -> None:
