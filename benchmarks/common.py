@@ -84,31 +84,57 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a benchmark was called. `device` and `broker` are of the GPU rows: "cuda" or "host", and the broker's arguments."""
+    """How a benchmark was called. `device` and `broker` are of the GPU rows: "cuda" or "host", and the broker's arguments.
+
+    `rounds` is how often it measures, where one can choose (0: one cannot).
+    """
 
     quick: bool
     device: str = ""
     broker: Sequence[str] = ()
+    rounds: int = 0
 
 
 class NotMeasured(Exception):
     """A benchmark cannot be measured here, and why: an answer, not a failure."""
 
 
-def main(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]) -> int:
-    """Measure, print, and return the exit status: 0 where every target is met, else 1."""
+def main(
+    name: str, question: str, measure: Callable[[Options], Sequence[Figure]], *, rounds: int = 0
+) -> int:
+    """Measure, print, and return the exit status: 0 where every target is met, else 1.
+
+    With `rounds` one can choose how many there are; so many where one does not.
+    """
     parser = argparse.ArgumentParser(prog=f"benchmarks/{name}/run.py", description=question)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
+    add_rounds(parser, rounds)
     given = parser.parse_args()
     described, measured = machine(), commit()  # before: the load of others, not ours
-    figures = measure(Options(quick=given.quick))
+    figures = measure(Options(quick=given.quick, rounds=1 if given.quick else given.rounds))
     if given.json:
         found = as_json(name, question, described, figures, quick=given.quick)
         print(json.dumps({**found, "commit": measured}))
     else:
         print_table(question, described, figures)
     return 0 if all(figure.met for figure in figures) else 1
+
+
+def add_rounds(parser: argparse.ArgumentParser, usual: int) -> None:
+    """Let one choose how many rounds there are, of a benchmark that has `usual` ones (0: it has no such choice)."""
+    parser.set_defaults(rounds=usual)
+    if usual:
+        parser.add_argument(
+            "--rounds", type=_rounds, metavar="N", help=f"how often all of it is measured ({usual})"
+        )
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        msg = f"{text} is no number of rounds: give 1 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def machine() -> dict[str, Any]:

@@ -126,6 +126,7 @@ CORE_MAY = frozenset(
     [
         "__future__",
         "abc",
+        "bisect",
         "collections",
         "difflib",
         "dataclasses",
@@ -134,6 +135,7 @@ CORE_MAY = frozenset(
         "heapq",
         "itertools",
         "math",
+        "operator",
         "re",
         "types",
         "typing",

@@ -85,9 +85,7 @@ class World:
         self.random = Random(seed)
         # Plain cells are there whatever the policy; FIFO and PACK would let nobody else in beside so many.
         self.working = _WORKING_CELLS if settings.get("policy") in {None, "fair", "srtf"} else 0.0
-        self.core = Scheduler(
-            Config(capacity=number * 256 * MiB, compute=COMPUTE, can_park=True, **settings)
-        )
+        self.core = Scheduler(self._config(settings))
         self.now = 0.0
         self.spent = self.ran = 0
         self.counts: Counter[str] = Counter()
@@ -109,6 +107,9 @@ class World:
         self._jobs = 0
         self._sampled = 0.0
         self._fill()
+
+    def _config(self, settings: dict[str, Any]) -> Config:
+        return Config(capacity=self.number * 256 * MiB, compute=COMPUTE, can_park=True, **settings)
 
     def _fill(self) -> None:
         for _ in range(self.number):
@@ -148,8 +149,12 @@ class World:
             self._kinds = [kind for kind, number in MIX.items() for _ in range(number)]
             self.random.shuffle(self._kinds)
         kind = self._balanced(self._kinds.pop())
-        if not _MAKERS[kind](self):
+        if not self.make(kind):
             self._sampled_now()  # nobody it could happen to just now
+
+    def make(self, kind: str) -> bool:
+        """Have an event of this kind; False where there is nobody it could happen to."""
+        return _MAKERS[kind](self)
 
     def _balanced(self, kind: str) -> str:
         """Let beginnings and ends take turns, so that as many are open all the time (and the mix is kept)."""
@@ -324,10 +329,16 @@ class World:
         for session in watched:
             starts = session in self._working and not self.core.sessions[session].jobs
             if session in self.core.turns.using or (starts and session in self._cells):
-                self._used[session] += passed
-        used = {session: self._usage(session) for session in watched}
-        self.send(ev.Sampled(at=self.now, used=used))
+                self._used[session] += passed * self._pace()
+        self.send(self._sample({session: self._usage(session) for session in watched}))
         return True
+
+    def _pace(self) -> float:
+        """How fast those go on that run at the same time: a core each."""
+        return 1.0
+
+    def _sample(self, used: dict[SessionId, Usage]) -> ev.Sampled:
+        return ev.Sampled(at=self.now, used=used)
 
     def _exempted(self) -> bool:
         session = self._cells.draw(self.random)

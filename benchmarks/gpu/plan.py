@@ -44,7 +44,7 @@ ROWS = (
     Row("gpu_frameworks", 110),
     Row("gpu_arrival", 90),
     Row("gpu_pack", 300, quick=60),
-    Row("gpu_live_policies", 270, quick=60),
+    Row("gpu_live_policies", 270, quick=60),  # one round, as it is by default
     Row("gpu_realtime", 260, quick=120),
     Row("gpu_realtime_nodes", 480, quick=240),
     Row("gpu_nwv", 60, quick=60),

@@ -17,6 +17,7 @@ from benchmarks.common import (
     NotMeasured,
     Options,
     Stage,
+    add_rounds,
     as_json,
     environment,
     machine,
@@ -57,10 +58,15 @@ class Pace:
         return cls(rounds, seconds)
 
 
-def row(name: str, question: str, measure: Callable[[Options], Sequence[Figure]]) -> int:
-    """Measure a row and print it; return 0 (all met), 1 (one missed) or 3 (cannot be measured here)."""
-    given = _options(name, question).parse_args()
-    options = Options(given.quick, given.device, tuple(shlex.split(given.broker)))
+def row(
+    name: str, question: str, measure: Callable[[Options], Sequence[Figure]], *, rounds: int = 0
+) -> int:
+    """Measure a row and print it; return 0 (all met), 1 (one missed) or 3 (cannot be measured here). `rounds` as in `main`."""
+    parsed = _options(name, question)
+    add_rounds(parsed, rounds)
+    given = parsed.parse_args()
+    often = 1 if given.quick else given.rounds
+    options = Options(given.quick, given.device, tuple(shlex.split(given.broker)), often)
     leave_on_signals()  # the one script's limit: end kernels and broker first
     described = {**machine(), **facts.gpus(), "versions": facts.versions()}
     if options.device == "host":

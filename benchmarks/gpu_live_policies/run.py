@@ -42,7 +42,7 @@ def measure(options: Options) -> Sequence[Figure]:
     with scene(options, several(SEEN, number), [KIND]) as (floor, started):
         together(started, "import time\nimport gpushare_kernel as gpushare")
         capacity = _capacity(floor.stage.places)
-        for policy in POLICIES:
+        for policy in POLICIES * max(1, options.rounds):
             step = _step(floor.stage.places, started[0])
             steps.append(step)
             jobs = scaled(number, whole, step, memory=0.8 * capacity / (16 * GiB))
@@ -70,4 +70,4 @@ def _step(places: Places, notebook: Notebook) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(row("gpu_live_policies", QUESTION, measure))
+    sys.exit(row("gpu_live_policies", QUESTION, measure, rounds=1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from random import Random
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -42,6 +43,15 @@ def optimum(jobs: Mix) -> int:
         for chosen in combinations(jobs, n)
         if sum(p for p, _ in chosen) + max((e for _, e in chosen), default=0) <= CAPACITY
     )
+
+
+def filled(jobs: Mix) -> int:
+    """Return the P + E of those who fit together when each that still fits is taken, in the order of `jobs`."""
+    kept = largest = whole = 0
+    for p, e in jobs:
+        if kept + p + max(largest, e) <= CAPACITY:
+            kept, largest, whole = kept + p, max(largest, e), whole + p + e
+    return whole
 
 
 def admitted(jobs: Mix, policy: str) -> int:
@@ -87,7 +97,7 @@ def admitted(jobs: Mix, policy: str) -> int:
 
 
 def measure(options: Options) -> Sequence[Figure]:
-    """Both kinds of mixes, under PACK (all wait, the largest first) and FAIR (in the order of arrival)."""
+    """Both kinds of mixes, under PACK (all wait, the largest first) and FAIR (in the order of arrival); and by filling alone, in two orders."""
     random, number = Random(2020), 40 if options.quick else 400
     found = []
     for kind in (uniform, salus):
@@ -99,6 +109,13 @@ def measure(options: Options) -> Sequence[Figure]:
             found.append(
                 Figure(f"{policy}_{kind.__name__}", "of the optimum", parts, at_least=least)
             )
+        for name, largest in (("largest_first", True), ("smallest_first", False)):
+            ordered = [sorted(mix, key=sum, reverse=largest) for mix in mixes]
+            parts = [filled(m) / b for m, b in zip(ordered, best, strict=True) if b]
+            found += [
+                Figure(f"filled_{name}_{kind.__name__}", "of the optimum", parts),
+                Figure(f"filled_{name}_{kind.__name__}_mean", "of the optimum", [mean(parts)]),
+            ]
     return found
 
 

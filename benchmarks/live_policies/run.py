@@ -52,8 +52,8 @@ get_ipython().run_line_magic("gpushare", "release")
 
 
 def measure(options: Options) -> Sequence[Figure]:
-    """Each policy live, then replayed with the work that each job was: processor seconds of its own thread."""
-    number, whole, rounds = (6, 6.0, 1) if options.quick else (20, 60.0, 1)
+    """The policies in turns, each live, then replayed with the work that each job was: processor seconds of its own thread."""
+    number, whole, rounds = (6, 6.0, 1) if options.quick else (20, 60.0, options.rounds)
     jobs, beside = scaled(number, whole, STEP, memory=0.5), Beside()
     with staged() as stage, contextlib.ExitStack() as ends:
         ends.enter_context(
@@ -81,4 +81,4 @@ def _size(kernel: Kernel) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("live_policies", QUESTION, measure))
+    sys.exit(main("live_policies", QUESTION, measure, rounds=3))

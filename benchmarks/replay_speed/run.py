@@ -1,4 +1,4 @@
-"""How long does a replay of 10,000 jobs take, under each policy? See README.md."""
+"""How long does a replay of 10,000 jobs take, under each policy, with parking and without? See README.md."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.salus import CAPACITY, read_salus
 from gpushare_kernel.replay.trace import TraceJob
 
-QUESTION = "A replay of 10,000 jobs: how long does it take, under each policy?"
+QUESTION = (
+    "A replay of 10,000 jobs: how long does it take, under each policy, with parking and without?"
+)
 DATA = Path(__file__).resolve().parents[1] / "salus_table" / "data"
 JOBS, USERS, SPACING = 10_000, 200, 29.8
 """Jobs and users of the trace; seconds between submissions, as in Salus' trace: six times what the device can do."""
 POLICIES = ("fifo", "srtf", "pack", "fair")
+ARMS = {
+    f"{policy}{'_parking' if parking else ''}": Settings(policy=policy, capacity=CAPACITY, parking=parking)
+    for parking in (False, True)
+    for policy in POLICIES
+}  # fmt: skip
 
 
 def measure(options: Options) -> Sequence[Figure]:
-    """Each policy in turns; a round that has other events, or leaves a job undone, is an error."""
+    """Each policy, with parking and without, in turns; a round that has other events, or leaves a job undone, is an error."""
     jobs = trace(1_000 if options.quick else JOBS)
     rounds = 1 if options.quick else 3
-    seconds: dict[str, list[float]] = {policy: [] for policy in POLICIES}
-    events: dict[str, set[int]] = {policy: set() for policy in POLICIES}
+    seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+    events: dict[str, set[int]] = {name: set() for name in ARMS}
     for n in range(rounds):
-        for policy in POLICIES:
+        for name, settings in ARMS.items():
             before = process_time()
-            outcome = replay(jobs, Settings(policy=policy, capacity=CAPACITY))
-            seconds[policy].append(process_time() - before)
-            events[policy].add(outcome.events)
-            if len(outcome.jobs) != len(jobs) or len(events[policy]) > 1:
-                msg = f"{policy}: {len(outcome.jobs)} of {len(jobs)} jobs, events {events[policy]}"
+            outcome = replay(jobs, settings)
+            seconds[name].append(process_time() - before)
+            events[name].add(outcome.events)
+            if len(outcome.jobs) != len(jobs) or len(events[name]) > 1:
+                msg = f"{name}: {len(outcome.jobs)} of {len(jobs)} jobs, events {events[name]}"
                 raise AssertionError(msg)
         progress(
-            f"round {n + 1} of {rounds}: " + ", ".join(f"{s[-1]:.1f}" for s in seconds.values())
+            f"round {n + 1} of {rounds}: "
+            + ", ".join(f"{name} {s[-1]:.1f}" for name, s in seconds.items())
         )
     return [
-        *(
-            Figure(f"{policy}_10000_jobs", "s CPU", seconds[policy], at_most=10.0)
-            for policy in POLICIES
-        ),
-        *(
-            Figure(f"{policy}_events", "events", [*map(float, events[policy])])
-            for policy in POLICIES
-        ),
+        *(Figure(f"{name}_10000_jobs", "s CPU", seconds[name], at_most=10.0) for name in ARMS),
+        *(Figure(f"{name}_events", "events", [*map(float, events[name])]) for name in ARMS),
     ]
 
 

@@ -37,6 +37,8 @@ OVERHEAD = {
 """Seconds of an iteration under Salus over those without it (figure 12, read out)."""
 EVERY = 1000.0
 """As many devices as no set of jobs asks for: whatever has a lane runs beside the others, and the law says how fast."""
+EVERYTHING = 100 * CAPACITY
+"""Bytes that the memory of all jobs fits into."""
 START = (0.0, 10.0)
 """Seconds of a job's start that are not in the device's way: figure 8a shows 1.7, 5.9 and 10.0 from a submission until a lane
 is asked for. How many of them the trace's durations hold was not published: each draw has its own."""
@@ -79,6 +81,11 @@ def started(jobs: Jobs, chance: Random) -> Jobs:
 def undeclared(jobs: Jobs, _: Random) -> Jobs:
     """Nobody says how long it takes."""
     return [replace(job, declared=None) for job in jobs]
+
+
+def saturating(jobs: Jobs, _: Random) -> Jobs:
+    """Each takes all of the device while it runs."""
+    return [replace(job, demand=1.0) for job in jobs]
 
 
 def part_of_bound(jobs: Jobs, done: Sequence[JobRecord]) -> float:
@@ -168,6 +175,7 @@ SALUS: dict[str, dict[str, Arm]] = {
 """Each policy as Salus ran it, and what may have been otherwise (README.md)."""
 
 _ours = Arm(Settings(capacity=CAPACITY))
+_ideal = {"capacity": EVERYTHING, "costs": FREE, "law": STREAMS}
 OURS: dict[str, Arm] = {
     "srtf": _ours.but(policy="srtf"),
     "srtf_parking": _ours.but(policy="srtf", parking=True),
@@ -176,5 +184,9 @@ OURS: dict[str, Arm] = {
     "fair": _ours.but(policy="fair"),
     "fair_parking": _ours.but(policy="fair", parking=True),
     "pack": _ours.but(policy="pack"),
+    "srtf_memory_not_kept": _ours.but(policy="open-srtf"),
+    "srtf_ideal": _ours.but(saturating, policy="srtf", **_ideal),
+    "fair_ideal": _ours.but(saturating, policy="fair", **_ideal),
 }
-"""Policy-aware admission, live costs, turns as live; processes that the driver switches between."""
+"""Policy-aware admission, live costs, turns as live; processes that the driver switches between. Then without the rule that keeps
+memory for who comes next, and what could be had at best: memory for all, and nothing costs anything."""

@@ -1,4 +1,4 @@
-"""Salus' policies as its code has them, for the scheduler that we replay: no ageing, nothing reset, no bound on packing."""
+"""Salus' policies as its code has them, for the scheduler that we replay: no ageing, nothing reset, no bound on packing. And one of ours without a rule."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ class SalusSrtf(Srtf):
     def job_key(self, job: Job, session: Session, at: float) -> Key:
         """Least remaining first."""
         return (remaining(job, session, at), job.order)
+
+
+class OpenSrtf(Srtf):
+    """Ours, but whatever fits the memory is let in: nothing is kept for who comes next."""
+
+    name = "open-srtf"
+    together = Together.FITTING
 
 
 class SalusFair(Policy):
@@ -39,4 +46,4 @@ class SalusPack(Pack):
         return (0.0, job.order)
 
 
-POLICIES.update({policy.name: policy for policy in (SalusSrtf, SalusFair, SalusPack)})
+POLICIES.update({policy.name: policy for policy in (SalusSrtf, SalusFair, SalusPack, OpenSrtf)})

@@ -109,7 +109,7 @@ def _ours(draws: Mapping[tuple[str, str], Draws]) -> list[Figure]:
             )
             for name, found in mine.items()
             for cell, values in found.items()
-            if cell != "part_of_bound" or name.startswith("srtf")
+            if cell != "part_of_bound" or name in ("srtf", "srtf_parking")
         ),
     ]
 

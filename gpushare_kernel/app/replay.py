@@ -18,7 +18,8 @@ from gpushare_kernel.core.policies import POLICIES
 from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_kernel.replay.engine import CAPACITY, Settings, replay
 from gpushare_kernel.replay.plots import check_can_draw, draw
-from gpushare_kernel.replay.report import check_can_write, table, write_records
+from gpushare_kernel.replay.recording import AS_IT_WAS
+from gpushare_kernel.replay.report import check_can_write, table, waits_text, write_records
 from gpushare_kernel.replay.sources import read_source
 
 _ORDER = ("fifo", "srtf", "pack", "fair")
@@ -131,6 +132,7 @@ class ReplayApp(Command):
             name: replay(source.jobs, dataclasses.replace(settings, policy=name))
             for name in policies
         }
+        was = {} if source.was is None else {AS_IT_WAS: source.was}
         differs = {"differs": source.differs} if source.differs else {}
         if self.json:
             found = {
@@ -142,23 +144,27 @@ class ReplayApp(Command):
                 }
                 for name, outcome in outcomes.items()
             }
-            say(json.dumps(found if len(found) > 1 else found[policies[0]], indent=2))
+            shown = found if len(found) > 1 else found[policies[0]]
+            before = {"as_it_was": source.was.summary()} if source.was is not None else {}
+            say(json.dumps({**shown, **before}, indent=2))
         else:
             first = outcomes[policies[0]]
             say(
                 f"{len(source.jobs)} {'job' if len(source.jobs) == 1 else 'jobs'}, {format_size(first.settings.capacity)}, admission {first.settings.admission}, "
                 f"parking {'on' if first.settings.parking else 'off'}, turns of {first.turn:g} s"
             )
-            console().print(table(outcomes))
+            console().print(table({**was, **outcomes}))
+            if was:
+                say(waits_text({**was, **outcomes}))
             if source.differs:
                 say(
                     f"{source.differs} events give other instructions now than when they were recorded, by another gpushare or a bug: "
                     "who had the device when, and for how long, may be a little off. The gpushare that recorded it replays it exactly."
                 )
         if self.jobs:
-            write_records(Path(self.jobs), outcomes)
+            write_records(Path(self.jobs), {**was, **outcomes})
         if plot is not None:
-            draw(plot, outcomes)
+            draw(plot, {**was, **outcomes})
 
     def _settings(self) -> Settings:
         if self.turn is not None and not SHORTEST <= self.turn < math.inf:

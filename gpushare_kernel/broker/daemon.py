@@ -32,12 +32,17 @@ from gpushare_kernel.broker.left_over import lock, resume_left_over
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, BadSize, GpushareError
+from gpushare_kernel.core.errors import (
+    BadDeclaration,
+    BadSize,
+    GpushareError,
+    InternalError,
+)
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
 from gpushare_kernel.devices.machine import Machine
-from gpushare_kernel.transport.launch import report_ready
+from gpushare_kernel.transport.launch import WHY, report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
 from gpushare_kernel.transport.server import Listener, serve
 from gpushare_kernel.wire.messages import Closing
@@ -74,7 +79,7 @@ def main(arguments: Sequence[str] | None = None, *, resumed: Sequence[ProcessKey
         prepare(where)
         held = lock(where)
     except GpushareError as error:
-        print(error, file=sys.stderr)  # noqa: T201  whoever started us reads this from the pipe
+        _say_why(given, error)
         return 1
     os.chdir("/")
     logs.set_up(where.log, stderr=given.foreground)
@@ -86,11 +91,17 @@ def main(arguments: Sequence[str] | None = None, *, resumed: Sequence[ProcessKey
     try:
         return asyncio.run(_run(given, where, held))
     except GpushareError as error:
-        _logger.exception("the broker could not start")
-        print(error, file=sys.stderr)  # noqa: T201
+        ours = isinstance(error, InternalError)  # else its words are all there is to know
+        _logger.critical("the broker could not start: %s", error, exc_info=ours)
+        _say_why(given, error)
         return 1
     finally:
         os.close(held)
+
+
+def _say_why(given: argparse.Namespace, error: GpushareError) -> None:
+    """Tell who started us: by the pipe that is our stderr, or in a terminal."""
+    print(error, end="\n" if given.ready_fd is None else f"{WHY}\n", file=sys.stderr)  # noqa: T201
 
 
 def parser() -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ MOST_JOBS_PER_USER = 128
 """That run or wait, in all notebooks of a user who does not administer: what is told of a queue takes the square of its length."""
 MOST_PROOFS_PER_USER = 8
 """Deadlines are proven one after the other, and one proof may take a minute."""
-_DROPPED = msg.Failure("Cancelled", "this job left the queue before it was its turn.")
+_DROPPED = msg.Failure(msg.CANCELLED, "this job left the queue before it was its turn.")
 
 
 class Desk:

@@ -330,6 +330,9 @@ class JobAnswers:
         usage = None if kernel is None else engine.usage(kernel)
         now = self.now
         declared = job.need
+        served = (
+            job.served(session, now) if known is None else known.last.time
+        )  # as `needs` shows it
         engine.feed(ev.JobEnded(at=now, job=name, persistent=persistent, usage=usage))
         ran = now - (job.granted or now)
         used = session.device_time - job.device_time_before if job.granted is not None else 0.0
@@ -355,6 +358,7 @@ class JobAnswers:
             persistent_advised=known.persistent,
             ephemeral_advised=known.ephemeral,
             most=0 if kernel is None else self.most(kernel),
+            served=served,
         )
 
     def _take_back(self, kernel: Kernel, held: tuple[msg.HeldJob, ...]) -> None:

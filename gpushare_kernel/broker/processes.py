@@ -59,6 +59,8 @@ class Processes(JobAnswers):
         parked = 0 if process is None else engine.device.parked(Target(process))
         account = Account() if orphan is None else orphan.account
         kernel.mark_away(away=parked > 0)
+        if engine.recorder is not None:
+            engine.recorder.named(kernel.id, kernel.name)
         engine.feed(
             ev.SessionOpened(
                 at=self.now,

@@ -16,7 +16,16 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.wire.recording import End, Entry, Line, Part, data_of, encode_line, mark_of
+from gpushare_kernel.wire.recording import (
+    End,
+    Entry,
+    Line,
+    Named,
+    Part,
+    data_of,
+    encode_line,
+    mark_of,
+)
 
 MOST = 256 * 2**20
 """Bytes of a recording: about two million events."""
@@ -54,6 +63,11 @@ class Recorder:
         """What `scheduler`, that of `device`, is told from now on follows."""
         users = {str(user.id): user.weight for user in scheduler.users.values()}
         self._write(Part(device, data_of(scheduler.config), users, __version__))
+
+    def named(self, session: str, name: str) -> None:
+        """The notebook of `session` is called `name`."""
+        if not self._full:
+            self._write(Named(session, name))
 
     def note(self, device: str, event: ev.Event, out: list[do.Instruction] | None) -> None:
         """Write down `event` and what followed (None: it was refused)."""

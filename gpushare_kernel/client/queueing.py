@@ -14,7 +14,7 @@ from gpushare_kernel.core.errors import BrokerUnavailable, WaitEnded
 from gpushare_kernel.core.values import Wait
 from gpushare_kernel.transport.places import was_stopped
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import Cancel, Failure, Granted, Reply, Submit
+from gpushare_kernel.wire.messages import CANCELLED, Cancel, Failure, Granted, Reply, Submit
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.session import Session
@@ -80,7 +80,7 @@ def _ask(
         session.send(submit, call)
         reply = _next(call, deadline, reasons)
         if reply is None:
-            reply = _cancelled(session, call)
+            reply = _cancelled(session, call, reasons)
     except LinkDown:
         session.leave(call)
         return LOST
@@ -110,12 +110,14 @@ def _next(call: Call, deadline: float | None, reasons: _Reasons) -> Reply | Lost
             reasons.tell(item)
 
 
-def _cancelled(session: Session, call: Call) -> Reply | Lost | None:
-    """Leave the queue. A grant that was faster stands: the job then runs after all."""
+def _cancelled(session: Session, call: Call, reasons: _Reasons) -> Reply | Lost | None:
+    """Leave the queue. What was faster stands: after a grant the job runs after all, a refusal says why no wait would help."""
     if call.job is not None:
         session.post(Cancel(call.job))
-    reply = _next(call, time.monotonic() + _ANSWER, _Reasons(None))
-    if isinstance(reply, Granted):
+    late = _Reasons(None)
+    reply = _next(call, time.monotonic() + _ANSWER, late)
+    reasons.latest = late.latest or reasons.latest
+    if isinstance(reply, Granted) or (isinstance(reply, Failure) and reply.code != CANCELLED):
         return reply
     if not isinstance(reply, Failure):
         session.leave(call)
@@ -132,7 +134,7 @@ def _until_up(
     if deadline is not None:
         limit = min(limit, deadline)
     try:
-        session.wait_attached(min(BLINK, max(0.0, limit - time.monotonic())))
+        session.wait_attached(BLINK)  # so long also where nobody is to wait for memory
     except BrokerUnavailable as problem:
         if problem is session.refusal or was_stopped(session.path):
             raise

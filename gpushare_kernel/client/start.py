@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
-from gpushare_kernel.transport.launch import free, launch, locked
+from gpushare_kernel.transport.launch import SaysWhy, free, launch, locked
 from gpushare_kernel.transport.peers import check_broker
 from gpushare_kernel.transport.places import Places, may_start, prepare
 
@@ -63,6 +63,8 @@ def ensure_broker(
             return
         try:
             launch([*command, *args], _left(deadline))
+        except SaysWhy:
+            raise
         except BrokerUnavailable as problem:
             msg = f"{problem}{_last_words(places.log)}"
             raise BrokerUnavailable(msg) from problem

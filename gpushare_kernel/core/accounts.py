@@ -93,9 +93,10 @@ class Accounts:
         """`session` used `seconds` of the device in competition."""
         session.vtime += seconds / session.weight
         session.user.vtime += seconds / session.user.weight
-        key = self.policy.session_key(session, self.at)
-        if not self._waiting.move(session.user, session, key):
-            self._waiting.rerank(session.user)
+        if self._waiting.has(session.user):
+            key = self.policy.session_key(session, self.at)
+            if not self._waiting.move(session.user, session, key):
+                self._waiting.rerank(session.user)
         self.charged(session.user)
 
     def ranked(self, cost: Callable[[Session], float]) -> Iterator[Session]:

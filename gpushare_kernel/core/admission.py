@@ -100,15 +100,18 @@ class AdmissionQueue:
         passes = max(self._policy.passes, Policy.passes) if idle else self._policy.passes
         window = None if self._arrival else WINDOW
         every = self._ranking.ranked(lambda _: turn, scan=window, deep=window)
+        most = -1  # how often any of those passed so far was overtaken
         for job in islice(every, window):
             if fits(job):
                 self.remove(job)
                 for other in passed:
                     other.overtaken += 1
+                most += 1 if passed else 0
                 yield job
             else:
                 passed.append(job)
-            if not self._arrival and any(o.overtaken >= passes for o in passed):
+                most = max(most, job.overtaken)
+            if not self._arrival and most >= passes:
                 return
 
     def _key(self, job: Job, session: Session, at: float) -> tuple[float, int]:

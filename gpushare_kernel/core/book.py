@@ -10,6 +10,7 @@ from gpushare_kernel.core.errors import InvariantBroken
 from gpushare_kernel.core.lanes import Lane, LaneTable, Placement
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session
+from gpushare_kernel.core.resting import Resting
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Need, SessionId
 
@@ -23,10 +24,16 @@ class MemoryBook:
         self.reserve = config.reserve
         self.table = LaneTable(config.capacity)
         self.queue = AdmissionQueue(policy_named(config.policy), arrival=not config.by_policy)
+        #: Who holds memory and has nothing to do.
+        self.resting = Resting()
         #: Whether a measurement, a plain cell or foreign use (never a grant) has put the sum over capacity.
         self.deficit = False
-        #: With the queue and lanes at these versions and so much free, nobody was let in.
-        self._nobody_fits = (-1, -1, 0, False)
+        #: How often what sessions hold, or the device has, has changed: with lanes that is all that decides whether a job fits.
+        self.changes = 0
+        #: Jobs that did not fit, and when (changes, version of the lanes); with what queue nobody was let in then.
+        self._unfit: set[Job] = set()
+        self._unfit_at = (-1, -1)
+        self._nobody_fits = (-1, False, self._unfit_at)
 
     # --- what sessions are charged ---------------------------------------------------------------------
 
@@ -39,17 +46,24 @@ class MemoryBook:
             session.declared = declared
         if measured is not None:
             session.measured = measured
-        self.table.persistent += session.charged - before
+        if session.charged != before:
+            self.changes += 1
+            self.table.persistent += session.charged - before
+        self.resting.note(session)
         self._note_deficit()
 
     def context(self, session: Session, size: int) -> None:
         """`session`'s context takes `size` bytes (0: it has none)."""
-        self.table.reserve += size - session.context
-        session.context = size
+        if size != session.context:
+            self.changes += 1
+            self.table.reserve += size - session.context
+            session.context = size
+        self.resting.note(session)
         self._note_deficit()
 
     def capacity(self, capacity: int, reserve: int | None = None) -> None:
         """The device has another size for us now, or one context does."""
+        self.changes += 1
         self.table.capacity = capacity
         if reserve is not None:
             self.reserve = reserve
@@ -80,9 +94,11 @@ class MemoryBook:
 
     def added(self, session: Session, need: Need) -> int:
         """Bytes of P that `need` adds to what `session` is charged, its own context included."""
-        context = self._missing_context(session)
-        parked = 0 if session.parked is None else session.parked.persistent
-        return max(0, max(need.persistent, parked) - session.charged) + context
+        kept, parked = need.persistent, session.parked
+        if parked is not None and parked.persistent > kept:
+            kept = parked.persistent
+        beyond = kept - session.charged
+        return (beyond if beyond > 0 else 0) + self._missing_context(session)
 
     def _missing_context(self, session: Session) -> int:
         if session.context:
@@ -198,13 +214,31 @@ class MemoryBook:
         idle: bool = False,
     ) -> Iterator[Job]:
         """Yield the queued jobs that fit now and may enter, placed; `turn` and `idle` as in `AdmissionQueue.admit`."""
-        now = (self.queue.version, self.table.version, self.table.free, idle)
+        now = self.queue.version, idle, self._looked()
         if self.table.free < 0 or not len(self.queue) or now == self._nobody_fits:
             return
         yield from self.queue.admit(
-            lambda job: may_enter(job) and self.place(sessions[job.session], job, at) is not None,
+            lambda job: may_enter(job) and self._let_in(job, sessions[job.session], at),
             turn,
             idle=idle,
         )
-        if now == (self.queue.version, self.table.version, self.table.free, idle):
+        if now == (self.queue.version, idle, self._looked()):
             self._nobody_fits = now
+
+    def _let_in(self, job: Job, session: Session, at: float) -> bool:
+        """Place `job` if it fits. Where nothing has changed since it did not, that is not tried again."""
+        if job in self._unfit:
+            return False
+        if self.place(session, job, at) is None:
+            self._unfit.add(job)
+            return False
+        self._looked()
+        return True
+
+    def _looked(self) -> tuple[int, int]:
+        """Return what decides who fits now; forget who did not fit before that has changed."""
+        now = self.changes, self.table.version
+        if now != self._unfit_at:
+            self._unfit_at = now
+            self._unfit.clear()
+        return now

@@ -236,6 +236,7 @@ class Jobs:
         session.begun = True
         session.realtime = session.realtime or job.promise is not None
         self.jobs[job.id] = session.jobs[job.id] = job
+        self.book.resting.note(session)
 
     def _over(self, session: Session, job: Job, state: JobState) -> None:
         """`job` is out: its lane passes on, its session may have nothing left to do."""
@@ -254,6 +255,7 @@ class Jobs:
         self._wants(session, self.at)
         if not session.jobs:
             session.idle_since = self.at
+            self.book.resting.note(session)
             session.weight = session.usual_weight
             if len(self.book.queue) and session.declared > session.measured:
                 # It was declared and never used, and somebody waits for it.

@@ -90,7 +90,7 @@ class LaneTable:
     @property
     def free(self) -> int:
         """Bytes promised to nobody; negative in a deficit."""
-        return self.capacity - self.used
+        return self.capacity - self.persistent - self.reserve - self.in_lanes
 
     def find(
         self, persistent: int, ephemeral: int, *, private: bool = False, single: bool = False

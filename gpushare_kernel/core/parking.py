@@ -12,6 +12,7 @@ of the queue that ends with the restore, or with the cell.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from gpushare_kernel.core import events as ev
@@ -34,6 +35,8 @@ MOST = 4
 """Lanes that merge into another, or sessions that are displaced, for one job that waits."""
 MOST_IDLE = 16
 """Idle sessions that are parked at a time."""
+MOST_SEEN = 256
+"""Idle sessions that are compared for it, those that have been idle longest: more than any device has contexts."""
 RECHECKS = 4
 """How often within a residency it is looked again whether somebody may be displaced now."""
 AMORTISED = 10.0
@@ -60,9 +63,9 @@ class Parking(Realtime):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        #: Sessions that are asked to stand still so that they can be parked, and how many are on their way out.
+        #: Sessions that are asked to stand still so that they can be parked, and those on their way out.
         self.leaving: dict[SessionId, Session] = {}
-        self.going = 0
+        self.going: dict[SessionId, Session] = {}
         self.speeds = Speeds(self.config)
         #: When it is looked again whom to park, at the earliest, and when it surely is.
         self._look_again = self._recheck = 0.0
@@ -122,11 +125,12 @@ class Parking(Realtime):
         due = max(due, self._look_again)
         if self._recheck <= at or due < self._recheck:
             self._recheck = due
-            self._deadlines.add(due, self._admit)
+            self._deadlines.add(
+                due, _nothing
+            )  # whatever is due then, who waits is looked at after it
 
     def _on_its_way(self) -> int:
-        moving = (s for s in self.sessions.values() if s.moving is Moving.OUT)
-        return sum(session.charged + session.context for session in moving)
+        return sum(session.charged + session.context for session in self.going.values())
 
     # --- who --------------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class Parking(Realtime):
         if not policy.displaces:
             return
         back = self.speeds.back(session.parked.size) if session.parked is not None else 0.0
-        for behind, job in self._worst_first(head, session, at)[:MOST]:
+        for behind, job in islice(self._worst_first(head, session, at), MOST):
             owner = self.sessions[job.session]
             if behind <= self._cost(owner) + back:
                 return
@@ -147,10 +151,13 @@ class Parking(Realtime):
 
     def _idle(self, at: float) -> list[Session]:
         """Return who has been idle for long enough, first whom it costs least for how long that was."""
-        found = []
-        for session in self.sessions.values():
-            if session.jobs or session.cell_open or not (session.charged or session.context):
-                continue  # asked first: that is most of them
+        found: list[Session] = []
+        for session in self.book.resting:
+            if len(found) == MOST_SEEN:
+                break
+            if at < session.idle_since + REST:  # and so are all that follow
+                self._look_at(session.idle_since + REST, at)
+                break
             if self.why_not_parked(session):
                 continue
             rested = session.idle_since + max(REST, self._cost(session))
@@ -181,8 +188,8 @@ class Parking(Realtime):
                 return why
         return ""
 
-    def _worst_first(self, head: Job, session: Session, at: float) -> list[tuple[float, Job]]:
-        """Who may be displaced for `head` of `session`, and how far it ranks behind it, the worst first.
+    def _worst_first(self, head: Job, session: Session, at: float) -> Iterator[tuple[float, Job]]:
+        """Yield who may be displaced for `head` of `session`, and how far it ranks behind it, the worst first.
 
         Users are told apart by what ranks them, a user's own sessions by what ranks those.
         """
@@ -191,14 +198,16 @@ class Parking(Realtime):
         for lane in self.book.table.lanes.values():
             for job in lane.members.values():
                 owner = self.sessions[job.session]
-                if owner is session or not self._may_be_displaced(job, owner, at):
+                if owner is session or at - job.resident_since < self.config.residency:
                     continue
                 own = policy.job_key(job, owner, at)
                 key = own if owner.user is session.user else policy.user_key(owner.user, own, 0.0)
                 best = head.rank if owner.user is session.user else first
                 found.append((key[0] - best[0], key[1], job))
         found.sort(key=lambda entry: entry[:2], reverse=True)
-        return [(behind, job) for behind, _, job in found]
+        for behind, _, job in found:
+            if self._may_be_displaced(job, self.sessions[job.session], at):
+                yield behind, job
 
     def _may_be_displaced(self, job: Job, session: Session, at: float) -> bool:
         if self.why_not_parked(session) or len(session.jobs) > 1 or job.realtime:
@@ -277,7 +286,7 @@ class Parking(Realtime):
     def _park(self, session: Session, at: float) -> None:
         session.moving = Moving.OUT
         session.move += 1
-        self.going += 1
+        self.going[session.id] = session
         # A pause goes over into the park: it is not let run in between.
         session.stopped, session.pausing = None, False
         for job in session.jobs.values():
@@ -305,6 +314,7 @@ class Parking(Realtime):
         before, context = session.charged, 0 if event.contexts else session.context
         measured = max(session.measured, event.persistent + event.freed - context)
         session.parked = Stowed(session.declared, measured, context)
+        self.book.changes += 1
         session.spared, session.park_wanted = 0, False
         self.speeds.went(session.parked.size, event.took)
         self.turns.noted(session, event.at)
@@ -405,6 +415,7 @@ class Parking(Realtime):
             return
         session.moving, session.spared = None, 0
         stowed, session.parked = session.parked, None
+        self.book.changes += 1
         self.turns.noted(session, event.at)
         if event.status is MoveStatus.LOST:
             self._is_lost(session, event.why)
@@ -413,6 +424,7 @@ class Parking(Realtime):
             self._emit(do.Returned(session.id))
         # What was measured before is not so any more.
         session.reported_at = session.idle_since = event.at
+        self.book.resting.note(session)
         for job in session.jobs.values():
             job.resident_since = event.at
         if found:  # on the device, it runs; it is charged although nobody let it in
@@ -467,15 +479,18 @@ class Parking(Realtime):
         if session is None or session.moving is not Moving.OUT or session.move != ticket:
             return None
         session.moving = None
-        self.going -= 1
+        del self.going[name]
         return session
 
     def _stays(self, session: Session) -> None:
         """`session` is gone or starts anew: nothing of it moves, or is parked."""
         self.leaving.pop(session.id, None)
-        if session.moving is Moving.OUT:
-            self.going -= 1
+        self.going.pop(session.id, None)
         session.moving = session.parked = None
         session.barred, session.spared, session.spared_until = "", 0, 0.0
         session.back_wanted = False
         self.turns.noted(session, self.at)
+
+
+def _nothing(_: float) -> None:
+    """Time has passed."""

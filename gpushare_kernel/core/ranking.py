@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from itertools import islice
+from operator import attrgetter, itemgetter
 from typing import Generic, Protocol, TypeVar
 
 from sortedcontainers import SortedKeyList
@@ -30,9 +32,14 @@ class Ranking(Generic[T]):
 
     def __init__(self, user_key: Callable[[User, Key, float], Key]) -> None:
         self._user_key = user_key
-        self._waiting: dict[User, SortedKeyList] = {}
-        self._users: SortedKeyList = SortedKeyList(key=_first)
+        #: In order. Lists: most users have one that waits, and thousands are moved in microseconds.
+        self._waiting: dict[User, list[T]] = {}
+        self._users: SortedKeyList = SortedKeyList(key=itemgetter(0))
         self._keys: dict[User, tuple[Key, User]] = {}
+        #: Who is first, until anybody comes, goes or is ranked anew.
+        self._best: tuple[Key, User, T] | None = None
+        #: How often anybody has come or gone.
+        self._changes = 0
 
     def __iter__(self) -> Iterator[T]:
         """Everybody, in no order."""
@@ -48,35 +55,39 @@ class Ranking(Generic[T]):
         """`one` of `user` waits, with the key it has."""
         waiting = self._waiting.get(user)
         if waiting is None:
-            waiting = self._waiting[user] = SortedKeyList(key=_rank_of)
-        waiting.add(one)
+            waiting = self._waiting[user] = []
+        insort(waiting, one, key=_rank_of)
+        self._changes += 1
         self.rerank(user)
 
     def remove(self, user: User, one: T) -> None:
         """`one` of `user` waits no more; nothing where it does not."""
-        waiting = self._waiting.get(user)
-        if waiting is None or one not in waiting:
+        waiting = self._waiting.get(user, [])
+        at = _place(waiting, one)
+        if at is None:
             return
-        waiting.remove(one)
+        del waiting[at]
+        self._changes += 1
         if not waiting:
             del self._waiting[user]
         self.rerank(user)
 
     def move(self, user: User, one: T, key: Key) -> bool:
         """`one` of `user` has another key from now on; False (and nothing changes) where it does not wait."""
-        waiting = self._waiting.get(user)
-        if waiting is None or one not in waiting:
+        waiting = self._waiting.get(user, [])
+        at = _place(waiting, one)
+        if at is None:
             return False
-        waiting.remove(one)
+        del waiting[at]
+        self._changes += 1
         one.rank = key
-        waiting.add(one)
+        insort(waiting, one, key=_rank_of)
         self.rerank(user)
         return True
 
     def waits(self, user: User, one: T) -> bool:
         """Whether `one` waits."""
-        waiting = self._waiting.get(user)
-        return waiting is not None and one in waiting
+        return _place(self._waiting.get(user, []), one) is not None
 
     def has(self, user: User) -> bool:
         """Whether anything of `user` waits."""
@@ -84,19 +95,25 @@ class Ranking(Generic[T]):
 
     def best(self) -> tuple[Key, User, T] | None:
         """Return the best user's key, that user, and the user's best; None where nobody waits."""
-        if not self._users:
-            return None
-        key, user = self._users[0]
-        return key, user, self._waiting[user][0]
+        if self._best is None and self._users:
+            key, user = self._users[0]
+            self._best = key, user, self._waiting[user][0]
+        return self._best
 
     def rerank(self, user: User) -> None:
         """What `user` is ranked by may have changed."""
-        old = self._keys.pop(user, None)
+        old, waiting = self._keys.get(user), self._waiting.get(user)
+        if old is None and waiting is None:
+            return
+        self._best = None
+        key = self._user_key(user, waiting[0].rank, 0.0) if waiting else None
         if old is not None:
+            if old[0] == key:
+                return
             self._users.remove(old)
-        waiting = self._waiting.get(user)
-        if waiting:
-            entry = self._keys[user] = (self._user_key(user, waiting[0].rank, 0.0), user)
+            del self._keys[user]
+        if key is not None:
+            entry = self._keys[user] = (key, user)
             self._users.add(entry)
 
     def ranked(
@@ -122,10 +139,13 @@ class Ranking(Generic[T]):
             if waiting is None or at >= len(waiting):
                 continue
             one: T = waiting[at]
+            before = self._changes
             yield one
             waiting = self._waiting.get(user)
             number = 0 if waiting is None else len(waiting)
-            if waiting is not None and at < number and waiting[at] is one:
+            if before == self._changes or (
+                waiting is not None and at < number and waiting[at] is one
+            ):
                 at += 1  # not taken: try the user's next
             else:
                 ahead[user] = ahead.get(user, 0.0) + cost(one) / user.weight
@@ -135,9 +155,14 @@ class Ranking(Generic[T]):
                 order += 1
 
 
-def _first(entry: tuple[Key, User]) -> Key:
-    return entry[0]
+_rank_of = attrgetter("rank")
 
 
-def _rank_of(one: Ranked) -> Key:
-    return one.rank
+def _place(waiting: list[T], one: T) -> int | None:
+    """Return where `one` stands among those in order; None where it does not."""
+    at = bisect_left(waiting, one.rank, key=_rank_of)
+    while at < len(waiting) and waiting[at].rank == one.rank:
+        if waiting[at] is one:
+            return at
+        at += 1
+    return None

@@ -43,7 +43,7 @@ class Stowed(NamedTuple):
     @property
     def persistent(self) -> int:
         """The P that it is charged again when it comes back."""
-        return max(self.declared, self.measured)
+        return self.declared if self.declared > self.measured else self.measured
 
     @property
     def size(self) -> int:
@@ -255,7 +255,7 @@ class Session:
     @property
     def charged(self) -> int:
         """P charged: what was declared or what is measured, whichever is more."""
-        return max(self.declared, self.measured)
+        return self.declared if self.declared > self.measured else self.measured
 
     @property
     def holds(self) -> int:

@@ -202,6 +202,7 @@ class Scheduler(Room):
         if event.usage is not None:
             self._take(session, event.usage, event.at)
         session.cell_open = session.begun = True
+        self.book.resting.note(session)
         self.probe.start(session, event.at)
         self._ask_back(session, event.at)
 
@@ -209,6 +210,7 @@ class Scheduler(Room):
         session = self.sessions[event.session]
         session.cell_open = False
         session.idle_since = event.at
+        self.book.resting.note(session)
         self.probe.forget(session)
         job = session.plain_job
         if (

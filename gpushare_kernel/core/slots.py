@@ -166,8 +166,9 @@ class Slots(Turns):
     # --- what was used --------------------------------------------------------------------------------------
 
     def account(self, session: Session, usage: Usage, seen: Seen, at: float) -> None:
-        """A sample: bring the clocks up to now, and see how far the session has come."""
-        self._bill(at)
+        """A sample: bring the clocks up to now where it is of who has the device, and see how far the session has come."""
+        if session.id in self.using:
+            self._bill(at)
         idle = session.id in self.wanting and session.counted == 0 and session.pausable
         if idle and (usage.active or seen.steps):
             self._measure_anew(session)
@@ -273,8 +274,10 @@ class Slots(Turns):
     def _bill(self, at: float) -> None:
         """Charge the time since the last bill to those who had the device, by their shares."""
         passed, self._billed = at - self._billed, at
+        if passed <= 0 or self._shut_since is not None:
+            return
         users = [s for s in self.using.values() if not s.realtime]
-        if passed <= 0 or not users or self._shut_since is not None:
+        if not users:
             return
         charged = self.frame_end is not None and not self._steers()
         charged = charged or self.accounts.contended

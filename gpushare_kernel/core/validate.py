@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpushare_kernel.core.errors import InvariantBroken
+from gpushare_kernel.core.records import Moving
+from gpushare_kernel.core.resting import belongs
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import JobState
@@ -41,6 +43,13 @@ def _memory(scheduler: Scheduler) -> Iterator[str]:
         yield f"I1: sums {(table.persistent, table.reserve, table.in_lanes)} are {(persistent, reserve, lanes)} in fact"
     if table.free < 0 and not scheduler.book.deficit:
         yield f"I1: {-table.free} bytes over capacity without a known cause"
+    resting = [*scheduler.book.resting]
+    idle = sorted((s for s in sessions if belongs(s)), key=lambda s: (s.idle_since, s.order))
+    if resting != idle:
+        yield f"parking: {[s.id for s in resting]} rest, in fact {[s.id for s in idle]}"
+    out = {s.id for s in sessions if s.moving is Moving.OUT}
+    if scheduler.going.keys() != out:
+        yield f"parking: {sorted(scheduler.going)} are on their way out, in fact {sorted(out)}"
 
 
 def _lanes(scheduler: Scheduler) -> Iterator[str]:

@@ -295,7 +295,8 @@ class Engine:
         self._after(self.settings.costs.restore(run.job.persistent), restored)
 
     def _refuse(self, refuse: do.Refuse) -> None:
-        msg = f"job {refuse.job}: {refuse.message}"
+        where = self.runs[refuse.job].job.where
+        msg = f"{f'{where}: ' if where else ''}job {refuse.job}: {refuse.message}"
         raise BadTrace(msg)
 
     def _set_wake(self, wake: do.Wake) -> None:
@@ -323,8 +324,8 @@ def _config(settings: Settings, turn: float) -> Config:
         single_lane=settings.single_lane,
         can_park=settings.parking,
         park_cost=max(settings.costs.park(0), settings.costs.restore(0)),
-        park_speed=settings.costs.bandwidth,
-        restore_speed=settings.costs.bandwidth,
+        park_speed=settings.costs.park_rate,
+        restore_speed=settings.costs.restore_rate,
         tell_shared=inf,
         tell_paused=inf,
     )

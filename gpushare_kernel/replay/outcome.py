@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.replay.machine import Run
@@ -27,6 +27,19 @@ class JobRecord:
     device_time: float
     stretches: tuple[tuple[float, float], ...]
     parks: tuple[tuple[float, float], ...]
+    notebook: str = ""
+
+    def later(self, seconds: float) -> JobRecord:
+        """Return this record with all of its times `seconds` later."""
+        return replace(
+            self,
+            submitted=self.submitted + seconds,
+            lane_at=self.lane_at + seconds,
+            first_run=self.first_run + seconds,
+            ended=self.ended + seconds,
+            stretches=tuple((begin + seconds, end + seconds) for begin, end in self.stretches),
+            parks=tuple((begin + seconds, end + seconds) for begin, end in self.parks),
+        )
 
     @property
     def parked(self) -> float:
@@ -62,6 +75,7 @@ def record(run: Run) -> JobRecord:
         run.device_time,
         tuple(run.stretches),
         tuple(run.parks),
+        job.notebook,
     )
 
 

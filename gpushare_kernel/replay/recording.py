@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import BadFrame
-from gpushare_kernel.core.records import Job, Session, User
+from gpushare_kernel.core.records import User
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobId, UserId, device_called
+from gpushare_kernel.core.values import UserId, device_called
+from gpushare_kernel.replay.engine import Settings
+from gpushare_kernel.replay.lived import Device
+from gpushare_kernel.replay.outcome import JobRecord, Outcome
 from gpushare_kernel.replay.rows import BadTrace
-from gpushare_kernel.replay.trace import ITERATION, TraceJob
-from gpushare_kernel.wire.recording import End, Entry, Part, decode_line, mark_of
+from gpushare_kernel.replay.trace import TraceJob
+from gpushare_kernel.wire.recording import End, Entry, Named, Part, decode_line, mark_of
 
-LEAST = 1e-3
-"""Seconds below which a job has done nothing that could be replayed."""
-_LIGHTEST = 0.01
+AS_IT_WAS = "as it was"
+"""What stands above the figures of the day itself, beside those of policies."""
 _EVENTS: dict[str, type[ev.Event]] = {cls.__name__: cls for cls in ev.Event.__subclasses__()}
 
 
@@ -32,11 +35,12 @@ class Differs(BadTrace):
 
 
 class Recorded(NamedTuple):
-    """What ran while it was recorded, the device's bytes, and how many events give other instructions than they gave live."""
+    """What ran while it was recorded, the device's bytes, how many events give other instructions than they gave live, and how it was."""
 
     jobs: list[TraceJob]
     capacity: int
     differs: int
+    was: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Step:
     event: ev.Event
     core: Scheduler
     same: bool
+    out: Sequence[do.Instruction]
 
 
 def check_recording(path: Path) -> int:
@@ -71,7 +76,7 @@ def check_recording(path: Path) -> int:
 
 
 def read_recording(path: Path, device: str = "") -> Recorded:
-    """Return the jobs that ran while `path` was recorded.
+    """Return the jobs that ran while `path` was recorded, and what became of them then.
 
     A job's duration is what it would have taken alone: the time for which it had the device, at the pace of its samples;
     its demand, sizes and iteration are what the scheduler knew of it at its end. Whoever never ran is left out; who still ran at the end counts with what it had done.
@@ -81,25 +86,46 @@ def read_recording(path: Path, device: str = "") -> Recorded:
     BadTrace
         Where `path` is no recording, holds no job that ran, or has several devices and `device` (a number, an id, or how one begins) names none of them.
     """
-    seen: dict[str, _Device] = {}
+    seen: dict[str, Device] = {}
     devices: tuple[str, ...] = ()
     differs: Counter[str] = Counter()
-    for step in _steps(path):
+    events: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for step in _steps(path, names):
         devices = step.devices
+        events[step.device] += 1
         differs[step.device] += not step.same
         here = seen.get(step.device)
         if here is None or here.core is not step.core:
             former = [] if here is None else here.finish()
-            here = seen[step.device] = _Device(step.core, former)
-        here.look()
-    found = {name: jobs for name, here in seen.items() if (jobs := here.finish())}
+            here = seen[step.device] = Device(step.core, former)
+        here.look(step.event, step.out)
+    found = {name: lived for name, here in seen.items() if (lived := here.finish())}
     if not found:
         msg = f"{path} holds no job that ran. Record for longer, with notebooks at work."
         raise BadTrace(msg)
     chosen = _chosen(
         path, device, (*devices, *(name for name in seen if name not in devices)), found
     )
-    return Recorded(_from_zero(found[chosen]), seen[chosen].core.config.capacity, differs[chosen])
+    jobs, records = _from_zero(found[chosen], names, path)
+    config = seen[chosen].core.config
+    was = Outcome(
+        jobs=tuple(records),
+        settings=Settings(policy=AS_IT_WAS, parking=config.can_park, capacity=config.capacity),
+        turn=config.turn,
+        events=events[chosen],
+        busy=_covered([stretch for one in records for stretch in one.stretches]),
+    )
+    return Recorded(jobs, config.capacity, differs[chosen], was)
+
+
+def _covered(stretches: Sequence[tuple[float, float]]) -> float:
+    """Return the seconds that lie in any of `stretches`."""
+    covered, end = 0.0, -inf
+    for begin, until in sorted(stretches):
+        covered += max(0.0, until - max(begin, end))
+        end = max(end, until)
+    return covered
 
 
 def _chosen(path: Path, wanted: str, devices: Sequence[str], found: Collection[str]) -> str:
@@ -116,8 +142,8 @@ def _chosen(path: Path, wanted: str, devices: Sequence[str], found: Collection[s
     raise BadTrace(msg)
 
 
-def _steps(path: Path) -> Iterator[Step]:
-    """Handle every event again, each part from a scheduler as it was when the part began."""
+def _steps(path: Path, names: dict[str, str] | None = None) -> Iterator[Step]:
+    """Handle every event again, each part from a scheduler as it was when the part began; put into `names` what notebooks are called."""
     cores: dict[str, Scheduler] = {}
     try:
         file = path.open("rb")
@@ -132,6 +158,8 @@ def _steps(path: Path) -> Iterator[Step]:
                     cores[line.device] = _scheduler(line)
                 elif isinstance(line, Entry):
                     yield _step(number, line, cores)
+                elif isinstance(line, Named) and names is not None:
+                    names[line.session] = line.name
                 elif isinstance(line, End):
                     cores.clear()
             except (BadFrame, msgspec.MsgspecError, KeyError) as problem:
@@ -148,10 +176,11 @@ def _step(number: int, line: Entry, cores: Mapping[str, Scheduler]) -> Step:
     core = cores[line.device]
     event = msgspec.json.decode(line.data, type=_EVENTS[line.event])
     try:
-        mark: int | None = mark_of(core.handle(event))
+        out: Sequence[do.Instruction] = core.handle(event)
+        mark: int | None = mark_of(out)
     except Exception:  # noqa: BLE001  what went wrong live goes wrong again; the broker went on, too
-        mark = None
-    return Step(number, line.device, tuple(cores), event, core, mark == line.out)
+        out, mark = (), None
+    return Step(number, line.device, tuple(cores), event, core, mark == line.out, out)
 
 
 def _scheduler(part: Part) -> Scheduler:
@@ -161,98 +190,16 @@ def _scheduler(part: Part) -> Scheduler:
     return core
 
 
-@dataclass(slots=True)
-class _Watched:
-    """A job that is there. Seconds: with the device in all, up to its first sample, and up to its latest."""
-
-    job: Job
-    session: Session
-    on: float = 0.0
-    first: float | None = None
-    latest: float = 0.0
-    used: float = 0.0
-    #: Cores it could use, as last known.
-    demand: float | None = None
-    #: The session's while the job was there; another one follows its end.
-    weight: float = 1.0
-
-    def look(self, passed: float) -> None:
-        """`passed` seconds after the last look, with an event."""
-        if self.session.phase in {Phase.ON, Phase.LEAVING} and self.job.granted is not None:
-            self.on += passed
-        if self.first is None and self.session.used is not None:
-            self.first = self.on
-        used = self.session.device_time - self.job.device_time_before
-        if used != self.used:
-            self.used, self.latest = used, self.on
-        self.demand = self.session.demand or self.demand
-
-    def duration(self, demand: float) -> float:
-        """Seconds alone: what it had the device for, at the pace that its samples show (no sample: at full pace)."""
-        sampled = self.latest - (self.first or 0.0)
-        return self.on * min(1.0, self.used / demand / sampled) if sampled > 0 else self.on
-
-
-@dataclass(slots=True)
-class _Device:
-    """What is known of the jobs of one device: those that are there, and those that are over."""
-
-    core: Scheduler
-    done: list[TraceJob] = field(default_factory=list)
-    there: dict[JobId, _Watched] = field(default_factory=dict)
-    #: How often a job of this name is over: a cell that is run again has the same.
-    runs: Counter[JobId] = field(default_factory=Counter)
-    at: float = 0.0
-
-    def look(self) -> None:
-        """After an event: who is new, who is over, who had the device meanwhile?"""
-        passed, self.at = self.core.at - self.at, self.core.at
-        for watched in self.there.values():
-            watched.look(passed)
-        now = self.core.jobs
-        for name in [name for name in self.there if name not in now]:
-            self._over(self.there.pop(name))
-        for name, job in now.items():
-            if name not in self.there:
-                self.there[name] = _Watched(job, self.core.sessions[job.session])
-            self.there[name].weight = self.there[name].session.weight
-
-    def finish(self) -> list[TraceJob]:
-        """Return the jobs, as they came; those that are there still end here."""
-        for watched in self.there.values():
-            self._over(watched)
-        self.there.clear()
-        return sorted(self.done, key=lambda job: job.submitted)
-
-    def _over(self, watched: _Watched) -> None:
-        job, session = watched.job, watched.session
-        demand = watched.demand or self.core.config.compute
-        duration = watched.duration(demand)
-        if duration < LEAST:
-            return
-        number, self.runs[job.id] = self.runs[job.id], self.runs[job.id] + 1
-        kept = max(job.need.persistent, session.measured)
-        # A SIZE is for both: what is kept of it is no E as well.
-        beside = job.need.ephemeral if job.size is None else min(job.need.ephemeral, max(0, job.size - kept))  # fmt: skip
-        self.done.append(
-            TraceJob(
-                name=f"{job.id}#{number + 1}" if number else job.id,
-                submitted=job.submitted,
-                duration=duration,
-                user=session.user.id,
-                persistent=kept,
-                ephemeral=beside,
-                iteration=min(job.interval or ITERATION, duration),
-                realtime=job.realtime,
-                demand=min(1.0, max(_LIGHTEST, demand / self.core.config.compute)),
-                declared=duration,
-                weight=watched.weight,
-                user_weight=session.user.weight,
-            )
+def _from_zero(
+    found: Sequence[tuple[TraceJob, JobRecord]], names: Mapping[str, str], path: Path
+) -> tuple[list[TraceJob], list[JobRecord]]:
+    """Count times from the first submission; say of which notebook each is, and where it was read."""
+    first = found[0][0].submitted
+    jobs, records = [], []
+    for job, was in found:
+        notebook = names.get(was.notebook, "")
+        jobs.append(
+            replace(job, submitted=job.submitted - first, notebook=notebook, where=str(path))
         )
-
-
-def _from_zero(jobs: list[TraceJob]) -> list[TraceJob]:
-    """Count times from the first submission."""
-    first = jobs[0].submitted
-    return [replace(job, submitted=job.submitted - first) for job in jobs]
+        records.append(replace(was.later(-first), notebook=notebook))
+    return jobs, records

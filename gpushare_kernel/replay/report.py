@@ -24,6 +24,7 @@ _ROWS = (
 _COLUMNS = (
     "job_id",
     "user",
+    "notebook",
     "submit_time",
     "lane_at",
     "first_run",
@@ -46,6 +47,17 @@ def table(outcomes: Mapping[str, Outcome]) -> Table:
     for key in ("turns", "parks"):
         shown.add_row(key, *(str(summary[key]) for summary in summaries))
     return shown
+
+
+def waits_text(outcomes: Mapping[str, Outcome]) -> str:
+    """Return who stood still longest under each policy, by notebook: `As it was: hw2.ipynb of ann, 6.2 min.`"""
+    told = []
+    for name, outcome in outcomes.items():
+        most = max(outcome.jobs, key=lambda job: job.longest_wait)
+        told.append(
+            f"{name}: {most.notebook or most.name} of {most.user}, {readable(most.longest_wait)}"
+        )
+    return f"Who stood still longest: {'; '.join(told)}."
 
 
 def readable(seconds: float) -> str:
@@ -90,4 +102,4 @@ def write_records(path: Path, outcomes: Mapping[str, Outcome]) -> None:
 
 def _cells(job: JobRecord) -> Sequence[str | float | int]:
     times = (job.submitted, job.lane_at, job.first_run, job.ended, job.parked, job.longest_wait)
-    return (job.name, job.user, *(round(value, 6) for value in times), job.turns)
+    return (job.name, job.user, job.notebook, *(round(value, 6) for value in times), job.turns)

@@ -50,7 +50,9 @@ class Row:
         value = _float(text)
         if value is None:
             self.refuse(name, text, "must be a number", f"Write a number {rule}")
-        if not math.isfinite(value) or not holds(value):
+        if not math.isfinite(value):
+            self.refuse(name, text, f"must be finite, and {rule}", "Mend or remove the row")
+        if not holds(value):
             self.refuse(name, text, f"must be {rule}", "Mend or remove the row")
         return value
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.replay.outcome import Outcome
 from gpushare_kernel.replay.recording import read_recording
 from gpushare_kernel.replay.salus import CAPACITY, is_salus, read_salus
 from gpushare_kernel.replay.trace import TraceJob, read_trace
@@ -20,6 +21,8 @@ class Source:
     jobs: Sequence[TraceJob]
     capacity: int | None = None
     differs: int = 0
+    #: What became of a recording's jobs then.
+    was: Outcome | None = None
 
 
 def read_source(path: Path, *, seed: int = 0, declare: bool = True, device: str = "") -> Source:
@@ -35,16 +38,16 @@ def read_source(path: Path, *, seed: int = 0, declare: bool = True, device: str 
     BadTrace
         Where it is none of these, or a row breaks a rule.
     """
-    capacity, differs = None, 0
+    capacity, differs, was = None, 0, None
     if device and path.suffix != SUFFIX:
         msg = f"--device {device} chooses one of a recording's ({SUFFIX}), and {path} is a trace, which has none. Leave it out."
         raise BadDeclaration(msg)
     if is_salus(path):
         jobs, capacity = read_salus(path, seed), CAPACITY
     elif path.suffix == SUFFIX:
-        jobs, capacity, differs = read_recording(path, device)
+        jobs, capacity, differs, was = read_recording(path, device)
     else:
         jobs = read_trace(path)
-    return Source(
-        jobs if declare else [replace(job, declared=None) for job in jobs], capacity, differs
-    )
+    if not declare:
+        jobs = [replace(job, declared=None) for job in jobs]
+    return Source(jobs, capacity, differs, was)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpushare_kernel.core.sizes import format_size
@@ -12,6 +12,8 @@ from gpushare_kernel.replay.rows import BadTrace, Row, read_rows
 CLASSES = ("BE", "RT")
 ITERATION = 0.1
 """Seconds between boundaries where a trace does not say: a training step of a mid-sized network."""
+LONGEST = 1e9
+"""Seconds of a job, and until it is submitted, at most: 30 years, beyond which times lose their fractions."""
 REQUIRED = ("job_id", "submit_time", "duration")
 OPTIONAL = ("user", "persistent", "ephemeral", "iteration_time", "class", "demand")
 
@@ -39,6 +41,9 @@ class TraceJob:
     kind: str = ""
     weight: float = 1.0
     user_weight: float = 1.0
+    #: Of which notebook it was, and where it was read: the file and its row. Neither makes it another job.
+    notebook: str = field(default="", compare=False)
+    where: str = field(default="", compare=False, repr=False)
 
     @property
     def owner(self) -> str:
@@ -83,7 +88,7 @@ def in_order(
             msg = f"{row.where}: {time} {job.submitted:g} comes after {jobs[-1].submitted:g}. Sort the file by {time}."
             raise BadTrace(msg)
         seen[job.name] = row.number
-        jobs.append(job)
+        jobs.append(replace(job, where=row.where))
     if not jobs:
         msg = f"{path}: there is no job in it. Write one row for each job."
         raise BadTrace(msg)
@@ -102,21 +107,21 @@ def check_fits(jobs: Sequence[TraceJob], capacity: int) -> None:
         needs = job.persistent + job.ephemeral
         if needs > capacity:
             msg = (
-                f"job {job.name} never fits: it needs {format_size(needs)} (persistent + ephemeral), and the device has "
+                f"{f'{job.where}: ' if job.where else ''}job {job.name} never fits: it needs {format_size(needs)} (persistent + ephemeral), and the device has "
                 f"{format_size(capacity)}. Replay with a larger --capacity, or take the job out."
             )
             raise BadTrace(msg)
 
 
 def _job(row: Row) -> TraceJob:
-    duration = row.number_of("duration", "above 0", lambda value: value > 0)
+    duration = _seconds(row, "duration", "above 0", lambda value: value > 0)
     iteration = row.number_of("iteration_time", "above 0", lambda value: value > 0, ITERATION)
     sort = (row.cell("class") or CLASSES[0]).upper()
     if sort not in CLASSES:
         row.refuse("class", sort, f"must be one of {', '.join(CLASSES)}", "Write BE or RT")
     return TraceJob(
         name=row.text("job_id", "Give the job an id"),
-        submitted=row.number_of("submit_time", "0 or more", lambda value: value >= 0),
+        submitted=_seconds(row, "submit_time", "0 or more", lambda value: value >= 0),
         duration=duration,
         user=row.cell("user"),
         persistent=row.size("persistent"),
@@ -126,3 +131,11 @@ def _job(row: Row) -> TraceJob:
         demand=row.number_of("demand", "above 0 and at most 1", lambda value: 0 < value <= 1, 1.0),
         declared=duration,
     )
+
+
+def _seconds(row: Row, name: str, rule: str, holds: Callable[[float], bool]) -> float:
+    value = row.number_of(name, rule, holds)
+    if value > LONGEST:
+        rule = f"must be at most {LONGEST:.0e} seconds (30 years)"
+        row.refuse(name, row.cell(name), rule, "Mend or remove the row")
+    return value

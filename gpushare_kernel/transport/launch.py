@@ -1,7 +1,8 @@
 """Start a broker as a daemon and wait until it is ready; both clients and the guardian do.
 
 The new broker has a pipe as `--ready-fd` and as its stderr. It writes one NUL byte when it listens;
-whatever else comes (a traceback, a refusal) before the pipe's end is why it did not start.
+whatever else comes (a traceback, a refusal) before the pipe's end is why it did not start. `WHY` ends what is
+meant for people: there is no more to be told.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from gpushare_kernel.core.errors import BrokerUnavailable
 
 READY = b"\0"
+WHY = "\1"
 _LOCK_POLL = 0.01
 _PYTHON_KEPT = frozenset(("CONDA_PREFIX", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"))
 _KEPT = _PYTHON_KEPT | {
@@ -40,6 +42,10 @@ _KEPT_PREFIXES = ("LC_", "XDG_", "LD_LIBRARY_", "CUDA_", "NVIDIA_")
 _DETACH = "import os, sys\nif os.fork() == 0: os.execv(sys.argv[1], sys.argv[1:])"
 
 
+class SaysWhy(BrokerUnavailable):
+    """The broker said itself, in words for people, why it does not start."""
+
+
 def launch(command: Sequence[str], timeout: float) -> None:
     """Start `command --ready-fd N` as a daemon and wait until it is ready.
 
@@ -53,7 +59,8 @@ def launch(command: Sequence[str], timeout: float) -> None:
     Raises
     ------
     BrokerUnavailable
-        Where it ends before it is ready, with what it wrote; or does not get ready in time.
+        Where it ends before it is ready, with what it wrote (`SaysWhy` where that is all there is to say); or does not get
+        ready in time.
     """
     read, write = os.pipe()
     try:
@@ -82,8 +89,9 @@ def launch(command: Sequence[str], timeout: float) -> None:
     if ready is None:
         msg = f"the gpushare broker was started, but was not ready within {timeout:g} s."
         raise BrokerUnavailable(msg)
-    msg = f"the gpushare broker did not start: {said.strip() or f'it ended without a word ({starter.returncode})'}"
-    raise BrokerUnavailable(msg)
+    words = said.replace(WHY, "").strip() or f"it ended without a word ({starter.returncode})"
+    msg = f"the gpushare broker did not start: {words}"
+    raise (SaysWhy if WHY in said else BrokerUnavailable)(msg)
 
 
 def report_ready(ready_fd: int) -> None:
@@ -94,9 +102,9 @@ def report_ready(ready_fd: int) -> None:
 
 
 def report_failure(ready_fd: int, text: str) -> None:
-    """Tell who started us why we do not, and let go of the pipe."""
+    """Tell who started us, in words for people, why we do not, and let go of the pipe."""
     with contextlib.suppress(BrokenPipeError):
-        os.write(ready_fd, text.encode())
+        os.write(ready_fd, f"{text}{WHY}".encode())
     _let_go(ready_fd)
 
 

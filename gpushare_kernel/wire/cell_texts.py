@@ -11,6 +11,8 @@ from gpushare_kernel.wire.texts import format_duration
 _MINUTE, _HOUR = 60, 3600
 _GLANCE = 2.0
 """Seconds that a cell may run without a word about it."""
+_STOOD = 0.1
+"""The part of its time for which a job stood still that is worth a word."""
 _READABLE = 10
 """Seconds between two changes of how long somebody waits, in the first minute."""
 _MANY = 100
@@ -76,14 +78,16 @@ def used_text(report: Report, line: str) -> str:
     if report.waited >= 1:
         parts.append(f"waited {format_span(report.waited)}")
     if report.ran >= _GLANCE:
-        parts.append(ran_text(report.ran, report.boundaries))
+        parts.append(ran_text(report.ran, report.boundaries, report.served))
     return "; ".join([*parts, f"next time: {line}"])
 
 
-def ran_text(seconds: float, steps: int) -> str:
-    """Return how long something ran, and how many steps it did."""
+def ran_text(seconds: float, steps: int, served: float | None = None) -> str:
+    """Return how long something ran, for how much of it it was `served` where that is clearly less, and how many steps it did."""
     counted = f", {steps} step{'' if steps == 1 else 's'}" if steps else ""
-    return f"ran {format_span(seconds)}{counted}"
+    stood = 0.0 if served is None else seconds - served
+    shared = f", {format_span(served or 0.0)} of it with the device" if stood >= max(1.0, _STOOD * seconds) else ""  # fmt: skip
+    return f"ran {format_span(seconds)}{shared}{counted}"
 
 
 def started_text(waited: float) -> str:

@@ -192,6 +192,10 @@ class Ok(Message, frozen=True):
     """Done."""
 
 
+CANCELLED = "Cancelled"
+"""The code of a job that left the queue as it was asked to."""
+
+
 class Failure(Message, frozen=True):
     """Not done. `code` names a class of `core/errors.py`; `message` has the rule, the value and the next step."""
 

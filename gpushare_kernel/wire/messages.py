@@ -27,6 +27,7 @@ from gpushare_kernel.wire.by_hand import (
     UnparkNotebook,
 )
 from gpushare_kernel.wire.handshake import (
+    CANCELLED,
     Again,
     ArenaLeased,
     Attach,
@@ -63,6 +64,7 @@ from gpushare_kernel.wire.realtime import (
 from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 
 __all__ = [
+    "CANCELLED",
     "Again",
     "ArenaLeased",
     "AskHolder",
@@ -304,7 +306,8 @@ class Report(_Message, frozen=True):
     """What became of a job. Times in seconds, sizes in bytes, `share` is device time / (time wanted x device).
 
     `persistent_advised` and `ephemeral_advised` are what its code's next run is taken to need, as `GetNeeds` tells it
-    too (0: a broker of before); `most` is what can be declared there in all (0: not known).
+    too (0: a broker of before); `most` is what can be declared there in all (0: not known). `served` is for how long its
+    session had the device of the time that it `ran`, which is what is learned of it (None: a broker of before).
     """
 
     job: JobId
@@ -321,6 +324,7 @@ class Report(_Message, frozen=True):
     persistent_advised: int = 0
     ephemeral_advised: int = 0
     most: int = 0
+    served: float | None = None
 
 
 class ReleasedNow(_Message, frozen=True):

@@ -16,7 +16,7 @@ NO_NEEDS = (
     "Nothing is learned yet. Run a cell with %%gpulane above it: the next time it needs no numbers."
 )
 NEEDS_LEGEND = (
-    "Memory it keeps + memory it has beyond that while it runs; time with the device to itself. "
+    "Memory it keeps + memory it has beyond that while it runs; time for which it had the device, without what it stood still for others. "
     "Declared is what the last run declared, a percentage as what it was of the device."
 )
 

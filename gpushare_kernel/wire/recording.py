@@ -13,7 +13,8 @@ import msgspec
 
 from gpushare_kernel.core.errors import BadFrame
 
-FORMAT = 1
+FORMAT = 2
+"""2: notebooks have names."""
 SUFFIX = ".jsonl"
 """What the name of a recording ends in."""
 
@@ -37,13 +38,20 @@ class Entry(msgspec.Struct, tag="event", frozen=True):
     out: int | None
 
 
+class Named(msgspec.Struct, tag="name", frozen=True):
+    """What the notebook of `session` is called."""
+
+    session: str
+    name: str
+
+
 class End(msgspec.Struct, tag="end", frozen=True):
     """Nothing more was written, and why."""
 
     why: str
 
 
-Line = Part | Entry | End
+Line = Part | Entry | Named | End
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)

@@ -114,10 +114,10 @@ def wait_ended_text(
 ) -> str:
     """Return the error of a job whose `--wait` is over; `what` it is: a cell, a command."""
     why = "" if wait is None else f" {_numbers(wait)}"
-    return (
-        f"still no {noun} after {format_duration(seconds)}, as long as --wait says; the {what} has not run."
-        f"{why} Run it again later, or without --wait."
-    )
+    late = f"still no {noun} after {format_duration(seconds)}, as long as --wait says"
+    if seconds <= 0:
+        late = f"no {noun} for it now, and --wait 0 waits for none"
+    return f"{late}; the {what} has not run.{why} Run it again later, or without --wait."
 
 
 def for_command(text: str) -> str:

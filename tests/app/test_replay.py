@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) ->
         (("TRACE", "--parking", "maybe"), "--parking 'maybe' is not known. There are: off, on."),
         (("TRACE", "--capacity", "8 GX"), "--capacity: "),
         (("TRACE", "--jobs", "TRACE"), "--jobs "),
-        (("TRACE", "--capacity", "8GiB"), "job a never fits: it needs 10.0 GiB"),
+        (("TRACE", "--capacity", "8GiB"), "TRACE, row 2: job a never fits: it needs 10.0 GiB"),
         (("TRACE", "--plot", "a.pdf"), "--plot a.pdf: a picture's name ends in .svg or .png."),
         (("nowhere.csv",), "nowhere.csv: there is no such file."),
         (
@@ -108,6 +109,7 @@ def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) ->
 def test_an_error_is_one_line(gpushare: Gpushare, trace: Path, words, said: str) -> None:
     done = gpushare("replay", *(str(trace) if word == "TRACE" else word for word in words))
     assert (done.returncode, done.stdout) == (1, "")
+    said = said.replace("TRACE, row", f"{trace}, row")
     assert done.stderr.startswith(f"gpushare: {said}")
     assert done.stderr.count("\n") == 1
 
@@ -122,9 +124,7 @@ def test_what_became_of_each_job(gpushare: Gpushare, trace: Path, tmp_path: Path
     records = tmp_path / "jobs.csv"
     assert gpushare("replay", str(trace), "--jobs", str(records)).returncode == 0
     rows = records.read_text().splitlines()
-    assert (
-        rows[0] == "policy,job_id,user,submit_time,lane_at,first_run,end,parked,longest_wait,turns"
-    )
+    assert rows[0] == "policy,job_id,user,notebook,submit_time,lane_at,first_run,end,parked,longest_wait,turns"  # fmt: skip
     assert [row.split(",")[1] for row in rows[1:]] == ["a", "b", "c", "d"]
 
 
@@ -167,7 +167,7 @@ def test_a_live_broker_records_what_replays(gpushare: Gpushare, tmp_path: Path) 
         == 0
     )
     work = "import time\nend = time.process_time() + 2.2\nwhile time.process_time() < end: pass"
-    assert gpushare("run", "64MiB", "--", sys.executable, "-c", work).returncode == 0
+    assert gpushare("run", "64MiB", "--name", "train.py", "--", sys.executable, "-c", work).returncode == 0  # fmt: skip
     gpushare("stop")
     eventually(lambda: b'"end"' in day.read_bytes())
     assert stat.S_IMODE(day.stat().st_mode) == 0o600
@@ -178,6 +178,26 @@ def test_a_live_broker_records_what_replays(gpushare: Gpushare, tmp_path: Path) 
     found = json.loads(gpushare("replay", str(day), "--json").stdout)
     assert found["jobs"] == 1
     assert found["capacity"] == 2**30
+    was = found["as_it_was"]
+    assert was["policy"] == "as it was"
+    assert was["makespan_s"] >= job.duration - 0.01
+    records = tmp_path / "jobs.csv"
+    shown = gpushare("replay", str(day), "--policy", "fair", "--jobs", str(records)).stdout
+    assert re.search(r"as it was +fair\n", shown)
+    assert re.search(r"Who stood still longest: as it was: train\.py of \S+, [\d.]+ s; fair: train\.py of", shown)  # fmt: skip
+    told = [row.split(",") for row in records.read_text().splitlines()]
+    assert [(row[0], row[3]) for row in told[1:]] == [("as it was", "train.py"), ("fair", "train.py")]  # fmt: skip
+
+
+def test_a_recording_that_cannot_be_written_says_that_alone(
+    gpushare: Gpushare, tmp_path: Path
+) -> None:
+    """Not the end of a log that says it again, and grows with every try."""
+    for _ in range(2):
+        done = gpushare("start", "--record", str(tmp_path / "nowhere" / "day.jsonl"))
+        assert done.returncode == 3
+        assert done.stderr.endswith("day.jsonl cannot be written: No such file or directory. Name a file in a folder of yours.\n")  # fmt: skip
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_recording_has_its_name(gpushare: Gpushare) -> None:

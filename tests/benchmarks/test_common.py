@@ -32,6 +32,24 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_rounds_are_chosen_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark that has rounds has as many as one says; one that has none does not pretend to."""
+    seen: list[int] = []
+
+    def measure(options: common.Options) -> list[Figure]:
+        seen.append(options.rounds)
+        return [Figure("one", "", [1.0])]
+
+    for words in ([], ["--rounds", "5"], ["--quick"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        common.main("some", "How?", measure, rounds=3)
+    assert seen == [3, 5, 1]
+    for words, rounds in ((["--rounds", "0"], 3), (["--rounds", "2"], 0)):
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        with pytest.raises(SystemExit):
+            common.main("some", "How?", measure, rounds=rounds)
+
+
 def test_a_result_names_its_commit(checkout: Path) -> None:
     """Results that are written beside it are no change of what was measured."""
     head = git(checkout, "rev-parse", "HEAD")

@@ -55,6 +55,17 @@ def test_who_declares_nothing_gets_what_was_learned(house: House) -> None:
     assert took(run(client, "f", code="")) == (*DEFAULT, 0)
 
 
+def test_the_report_of_a_run_has_the_time_that_is_learned_of_it(house: House) -> None:
+    """What a cell's last line says of the device's time, and what `%gpushare needs` says, are one number."""
+    client = house.notebook()
+    client.ask(submit("a", code=CODE))
+    report = client.ask(msg.End(JobId("a"), GiB, GiB, 10))
+    assert isinstance(report, msg.Report)
+    assert report.served == known(client)[0].measured_time
+    assert report.served is not None
+    assert 0 < report.served <= report.ran + 1e-3
+
+
 def test_what_is_declared_counts(house: House) -> None:
     """Sizes and times: what was learned only fills in what is missing."""
     client = house.notebook()

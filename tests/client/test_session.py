@@ -20,6 +20,7 @@ from gpushare_kernel.core.errors import BadToken, BrokerUnavailable, Refused, Us
 from gpushare_kernel.core.values import GiB, Wait, WaitReason
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
+    CANCELLED,
     Announce,
     Cancel,
     CellEnded,
@@ -126,6 +127,31 @@ def test_wait_over_cancels(broker: ScriptedBroker, new_session: New) -> None:
     assert cancel.job == asked.job
     peer.reply(cancel_number, Ok())
     peer.reply(number, Failure("Cancelled", "left the queue"))
+    with pytest.raises(WaitEnded, match=r"the cell has not run\. It needs 6\.0 GiB, 2\.0 free"):
+        running.result(20)
+
+
+def test_no_wait_for_what_never_fits_says_that(broker: ScriptedBroker, new_session: New) -> None:
+    """`--wait 0`: a refusal is on its way as the time ends, and "run it again later" would be wrong."""
+    session = new_session()
+    running = in_thread(lambda: session.submit(submit(), wait=0.0))
+    peer = broker.accept()
+    number, _ = peer.expect(Submit)
+    peer.expect(Cancel)
+    peer.reply(number, Failure("Refused", "this can never fit: it needs 6.0 GiB"))
+    with pytest.raises(Refused, match=r"^this can never fit: it needs 6\.0 GiB"):
+        running.result(20)
+
+
+def test_no_wait_has_the_numbers_too(broker: ScriptedBroker, new_session: New) -> None:
+    """Why it would have waited comes after the time is over."""
+    session = new_session()
+    running = in_thread(lambda: session.submit(submit(), wait=0.0))
+    peer = broker.accept()
+    number, asked = peer.expect(Submit)
+    peer.notice(Waiting(asked.job, WAIT))
+    peer.expect(Cancel)
+    peer.reply(number, Failure(CANCELLED, "left the queue"))
     with pytest.raises(WaitEnded, match=r"the cell has not run\. It needs 6\.0 GiB, 2\.0 free"):
         running.result(20)
 

@@ -264,12 +264,9 @@ def test_a_broker_that_fails(starter: Starter) -> None:
 
 
 def test_a_broker_that_says_why(starter: Starter) -> None:
-    """A reason given through the pipe is the whole text, and a missing log is named."""
+    """A reason given through the pipe is the whole text: nobody has to look for it in a log."""
     code = "from gpushare_kernel.transport.launch import report_failure; report_failure(fd, 'capacity is zero')"
-    with pytest.raises(
-        BrokerUnavailable,
-        match=r"did not start: capacity is zero\nThere is no log at .*broker\.log",
-    ):
+    with pytest.raises(BrokerUnavailable, match=r"did not start: capacity is zero$"):
         ensure_broker(starter.places, 60, command=python(code))
 
 

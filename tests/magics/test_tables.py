@@ -77,7 +77,7 @@ def test_what_was_learned_is_a_table_with_advice() -> None:
         need("run:3", declared_persistent=3 * GiB, time=None),
     )
     assert tables.needs(known, {"cell:1": "fit(model)"}) == (
-        "Memory it keeps + memory it has beyond that while it runs; time with the device to itself. Declared is what the last run declared, a percentage as what it was of the device.\n"
+        "Memory it keeps + memory it has beyond that while it runs; time for which it had the device, without what it stood still for others. Declared is what the last run declared, a percentage as what it was of the device.\n"
         "code        of         runs  declared        learned                   last run                  advice\n"
         "fit(model)  hw1.ipynb  4     8.0 GiB, 1 min  1.0 GiB + 2.1 GiB, 5 min  1.0 GiB + 1.9 GiB, 5 min  "
         "declare 3.5 GiB instead of 8.0: nobody waits for what you do not use; says 1 min and takes 5 min: "

@@ -12,6 +12,7 @@ from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.core.values import GiB, SessionId, UserId
+from gpushare_kernel.replay import lived
 from gpushare_kernel.replay.engine import Settings, replay
 from gpushare_kernel.replay.recording import Differs, check_recording, read_recording
 from gpushare_kernel.replay.rows import BadTrace
@@ -71,7 +72,7 @@ def test_a_changed_event_shows(recording: Path) -> None:
 
 
 def test_a_recording_is_a_trace(recording: Path) -> None:
-    jobs, capacity, differs = read_recording(recording)
+    jobs, capacity, differs, _ = read_recording(recording)
     assert differs == 0
     assert capacity == 10 * GiB
     found = {job.name: job for job in jobs}
@@ -81,6 +82,87 @@ def test_a_recording_is_a_trace(recording: Path) -> None:
     assert (found["b1"].user, found["b1"].persistent) == ("bob", 1 * GiB)
     assert found["b1"].duration == pytest.approx(2.0, abs=0.3)
     assert found["c/plain"].demand == pytest.approx(0.5, abs=0.1)
+
+
+def test_how_it_was_stands_beside_what_would_have_been(recording: Path) -> None:
+    """Waits, turns and ends are those of the day, counted from its first submission."""
+    was = read_recording(recording).was
+    found = {job.name: job for job in was.jobs}
+    a, b, c = found["a1"], found["b1"], found["c/plain"]
+    assert (a.submitted, a.lane_at, a.first_run) == (0.0, 0.0, 0.0)
+    assert (a.ended, b.ended, c.ended) == (pytest.approx(9.0), pytest.approx(6.0), pytest.approx(8.0))  # fmt: skip
+    assert b.submitted == pytest.approx(2.0)
+    assert b.first_run == pytest.approx(2.1, abs=0.2)
+    assert b.longest_wait == pytest.approx(0.15, abs=0.15)
+    assert b.turns >= 5
+    together = sum(end - begin for one in (a, b) for begin, end in one.stretches if begin >= 2.0 and end <= 6.0)  # fmt: skip
+    assert together == pytest.approx(4.0, abs=0.4)
+    summary = was.summary()
+    assert summary["policy"] == "as it was"
+    assert summary["makespan_s"] == pytest.approx(9.0)
+    assert summary["busy_s"] == pytest.approx(9.0, abs=0.3)
+
+
+def test_jobs_have_the_names_of_their_notebooks(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    world = RecordedWorld(path, compute=1.0)
+    world.recorder.named("a", "hw2.ipynb")
+    world.open("a", "ann")
+    world.open("b", "bob")
+    world.submit("a1", "a", 1 * GiB)
+    world.submit("b1", "b", 1 * GiB)
+    world.run(1.0)
+    world.recorder.close()
+    found = read_recording(path)
+    assert {job.name: job.notebook for job in found.jobs} == {"a1": "hw2.ipynb", "b1": ""}
+    assert {job.name: job.notebook for job in found.was.jobs} == {"a1": "hw2.ipynb", "b1": ""}
+    done = replay(found.jobs, Settings(policy="fair", capacity=found.capacity))
+    assert {job.name: job.notebook for job in done.jobs} == {"a1": "hw2.ipynb", "b1": ""}
+
+
+def test_what_was_parked_was_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    world = RecordedWorld(path, compute=1.0, capacity=4 * GiB, can_park=True, residency=0.5, park_cost=0.001)  # fmt: skip
+    world.move_takes = 0.1
+    world.open("a", "ann", interval=0.01)
+    world.open("b", "bob", interval=0.01)
+    world.submit("a1", "a", 3 * GiB, 0)
+    world.run(2.0)
+    world.submit("b1", "b", 3 * GiB, 0)
+    world.run(3.0)
+    world.recorder.close()
+    found = {job.name: job for job in read_recording(path).was.jobs}
+    assert found["a1"].parks
+    begin, end = found["a1"].parks[0]
+    assert 2.0 <= begin < end
+    assert not any(begin < at < end for stretch in found["a1"].stretches for at in stretch)
+
+
+def test_those_who_wait_are_not_looked_at_for_every_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day with a long queue is read in time that goes with its events, not with events times queue."""
+    path, waiting = tmp_path / "day.jsonl", 60
+    world = RecordedWorld(path, compute=1.0)
+    for n in range(waiting):
+        world.open(f"s{n}", f"u{n}", interval=0.01)
+        world.submit(f"j{n}", f"s{n}", 6 * GiB, GiB)
+    world.run(1.0)
+    for n in range(waiting):
+        world.end(f"j{n}")
+        world.run(0.05)
+    world.recorder.close()
+    looks = 0
+    look = lived.Lived.look
+
+    def counted(one: lived.Lived, at: float) -> None:
+        nonlocal looks
+        looks += 1
+        look(one, at)
+
+    monkeypatch.setattr(lived.Lived, "look", counted)
+    assert len(read_recording(path).jobs) == waiting
+    assert looks < 4 * check_recording(path)
 
 
 def test_weights_and_class_are_carried_over(tmp_path: Path) -> None:
@@ -96,6 +178,7 @@ def test_weights_and_class_are_carried_over(tmp_path: Path) -> None:
     world.submit("b1", "b", 1 * GiB)
     world.run(4.0)
     world.end("a1")
+    world.run(0.5)  # only now it has its turn
     world.end("b1")
     world.recorder.close()
     found = {job.name: job for job in read_source(path).jobs}

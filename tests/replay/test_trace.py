@@ -56,9 +56,11 @@ def test_a_file_of_a_spreadsheet_with_a_byte_order_mark(tmp_path: Path) -> None:
         ("j,u,,60,,,,,", "row 2: submit_time must not be empty, and it is empty. Write a number 0 or more."),
         ("j,u,soon,60,,,,,", "row 2: submit_time must be a number, and it is 'soon'. Write a number 0 or more."),
         ("j,u,-1,60,,,,,", "row 2: submit_time must be 0 or more, and it is '-1'. Mend or remove the row."),
-        ("j,u,nan,60,,,,,", "row 2: submit_time must be 0 or more, and it is 'nan'."),
-        ("j,u,inf,60,,,,,", "row 2: submit_time must be 0 or more, and it is 'inf'."),
+        ("j,u,nan,60,,,,,", "row 2: submit_time must be finite, and 0 or more, and it is 'nan'."),
+        ("j,u,inf,60,,,,,", "row 2: submit_time must be finite, and 0 or more, and it is 'inf'."),
         ("j,u,0,0,,,,,", "row 2: duration must be above 0, and it is '0'."),
+        ("j,u,0,inf,,,,,", "row 2: duration must be finite, and above 0, and it is 'inf'. Mend or remove the row."),
+        ("j,u,0,1e300,,,,,", "row 2: duration must be at most 1e+09 seconds (30 years), and it is '1e300'. Mend or remove the row."),
         ("j,u,0,-3,,,,,", "row 2: duration must be above 0, and it is '-3'."),
         ("j,u,0,,,,,,", "row 2: duration must not be empty"),
         (",u,0,1,,,,,", "row 2: job_id must not be empty, and it is empty. Give the job an id."),
@@ -91,9 +93,15 @@ def test_a_header_is_needed(write) -> None:
         read_trace(write("job_id,submit_time\na,0\n"))
 
 
+def test_who_never_fits_is_named_with_its_row(write) -> None:
+    jobs = read_trace(write("job_id,submit_time,duration,persistent\na,0,1,1GiB\nb,1,1,3GiB\n"))
+    with pytest.raises(BadTrace, match=r"trace\.csv, row 3: job b never fits: it needs 3\.0 GiB"):
+        check_fits(jobs, 2 * GiB)
+
+
 def test_who_never_fits_is_named() -> None:
     check_fits([TraceJob("a", 0, 1, persistent=GiB, ephemeral=GiB)], 2 * GiB)
-    with pytest.raises(BadTrace, match=r"job a never fits: it needs 2\.0 GiB .* has 1\.0 GiB"):
+    with pytest.raises(BadTrace, match=r"^job a never fits: it needs 2\.0 GiB .* has 1\.0 GiB"):
         check_fits([TraceJob("a", 0, 1, persistent=GiB, ephemeral=GiB)], GiB)
 
 

@@ -149,6 +149,10 @@ def test_what_stays_of_a_cell() -> None:
         "used 5.2 GiB; waited 12 s; ran 1 min 40 s, 500 steps; next time: %%gpulane 6GiB"
     )
     assert cell_texts.ran_text(0.02, 1) == "ran 0.0 s, 1 step"
+    assert (
+        cell_texts.ran_text(100, 500, 52) == "ran 1 min 40 s, 52 s of it with the device, 500 steps"
+    )
+    assert cell_texts.ran_text(100, 500, 95) == "ran 1 min 40 s, 500 steps"
     assert cell_texts.ran_text(3900, 0) == "ran 1 h 5 min"
 
 
@@ -187,6 +191,7 @@ def test_other_lines() -> None:
         "still no GPU memory after 30 s, as long as --wait says; the cell has not run. "
         "It needs 6.0 GiB, 2.1 free. Run it again later, or without --wait."
     )
+    assert texts.wait_ended_text(0, wait(), "memory").startswith("no memory for it now, and --wait 0 waits for none; the cell has not run. It needs")  # fmt: skip
     assert texts.wait_ended_text(30, None, "memory") == (
         "still no memory after 30 s, as long as --wait says; the cell has not run. "
         "Run it again later, or without --wait."
