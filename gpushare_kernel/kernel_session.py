@@ -54,6 +54,8 @@ BEFORE = "GPUSHARE_BEFORE"
 """Why the kernel before this one ended, where nobody had asked for that; shown with the first cell."""
 KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER, BEFORE)
 DEVICE = "GPUSHARE_DEVICE"
+HUB_TOKEN = "JUPYTERHUB_API_TOKEN"  # noqa: S105  a variable's name
+"""Of the server that starts the kernel: its hub says whose it is. The kernel has it, too, and is not asked."""
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _NVIDIA = Path("/dev/nvidiactl")
@@ -250,6 +252,7 @@ def open_session(
             device=device or (os.environ if env is None else env).get(DEVICE, ""),
             needs=needs,
             background=background,
+            hub_token=os.environ.get(HUB_TOKEN, ""),
         ),
     )
 
@@ -262,7 +265,7 @@ def restart_session(old: KernelSession) -> KernelSession:
     BadToken
         Where the broker does not know the session any more.
     """
-    new = _opened(old.places, Restart(old.session, old.token))
+    new = _opened(old.places, Restart(old.session, old.token, os.environ.get(HUB_TOKEN, "")))
     new.undoing = old.undoing
     if old.page is not None:
         old.page.close()

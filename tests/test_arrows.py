@@ -26,6 +26,8 @@ ROOMS = {
     "gpushare_kernel.broker": "broker",
     "gpushare_kernel.client": "client",
     "gpushare_kernel.replay": "replay",
+    "gpushare_kernel.hub.identity": "identity",
+    "gpushare_kernel.hub": "hub",
     "gpushare_kernel.realtime": "pipelines",
     **{
         f"gpushare_kernel.realtime.{name}": "realtime"
@@ -73,7 +75,10 @@ ARROWS: dict[str, set[str]] = {
     "transport": LOWEST | {"wire", "procfs"},
     # Texts are of the wire's room: what the broker says unasked (`Announce`) is a sentence from there.
     "broker": LOWEST
-    | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package"},
+    | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package", "identity"},
+    # Who vouches for people is asked by a protocol of the broker's; only its daemon knows that it is a hub.
+    "identity": LOWEST | {"wire"},
+    "hub": LOWEST | {"procfs", "transport"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},
     "replay": LOWEST | {"sizes", "core", "wire"},
@@ -89,7 +94,7 @@ ARROWS: dict[str, set[str]] = {
 """Room -> the rooms it may import. Everything may import its own room. `package` is gpushare_kernel/__init__.py:
 the version, and names that are loaded when somebody asks for them."""
 
-LAZY = {("magics", "widgets"), ("magics", "pipelines"), ("magics", "nwv")}
+LAZY = {("magics", "widgets"), ("magics", "pipelines"), ("magics", "nwv"), ("broker", "identity")}
 """Arrows for imports inside functions only: every kernel start imports the room they come from."""
 
 IMPURE = frozenset(

@@ -32,6 +32,8 @@ _OPTIONS = (
     "record",
     "arena",
     "arena_user",
+    "hub",
+    "hub_uids",
 )
 
 
@@ -147,6 +149,19 @@ class BrokerCommand(Command):
         allow_none=True,
         config=True,
         help="How much of it one user's notebooks may have; half by default.",
+    )
+
+    hub = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="The API of the JupyterHub that tells who somebody is where many people share a uid: http://127.0.0.1:8081/hub/api.",
+    )
+    hub_uids = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="The uids that many people share, with commas between; all by default.",
     )
 
     aliases = {  # noqa: RUF012  traitlets reads it from the class

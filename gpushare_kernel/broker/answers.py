@@ -41,7 +41,7 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
         part=book.part(session, need),
         state=JobState.QUEUED,
     )
-    wait = None if fits else broker.named(why(core, job), kernel.uid)
+    wait = None if fits else broker.named(why(core, job), kernel.person)
     return msg.DryRun(
         bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs
     )

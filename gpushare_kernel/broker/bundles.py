@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.ids import job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.people import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, DeviceError, Refused, UserError
 from gpushare_kernel.core.sizes import format_size
@@ -62,7 +63,7 @@ class Held:
     """One bundle: its holder, what it is charged to, and who uses it."""
 
     name: str
-    uid: int
+    owner: Person
     size: int
     pages: int
     shared: int
@@ -123,13 +124,13 @@ class Bundles:
 
     def __init__(self, broker: Broker, holder: Sequence[str] = HOLDER) -> None:
         self._broker, self._holder = broker, holder
-        self._held: dict[tuple[int, str, str], Held] = {}
+        self._held: dict[tuple[Person, str, str], Held] = {}
         self._ending: list[subprocess.Popen[bytes]] = []
 
-    def views(self, uid: int) -> Iterator[BundleView]:
-        """Return what `uid` may see (I9): names and sizes of their own."""
+    def views(self, who: Person) -> Iterator[BundleView]:
+        """Return what `who` may see (I9): names and sizes of their own."""
         for one in self._held.values():
-            open_ = uid == one.uid or self._broker.administers(uid)
+            open_ = who == one.owner or self._broker.administers(who)
             if one.kernel is not None and open_:
                 yield BundleView(one.name, one.kernel.id, one.pages, one.shared, one.size, len(one.users))  # fmt: skip
 
@@ -185,7 +186,7 @@ class Bundles:
         owner, engine = self._caller(body.token, peer)
         held = self._held.get(self._key(owner, engine, body.name))
         if held is None:
-            mine = [one.name for one in self._held.values() if one.uid == owner.uid and one.engine is engine]  # fmt: skip
+            mine = [one.name for one in self._held.values() if one.owner == owner.person and one.engine is engine]  # fmt: skip
             problem = f"you have no bundle {clean_name(body.name)!r} on this device; there are: {', '.join(mine) or 'none'}. Share it first: bundle.share(name)."
             raise UserError(problem)
         try:
@@ -238,8 +239,8 @@ class Bundles:
         return kernel, self._broker.engine_of(kernel.id)
 
     @staticmethod
-    def _key(owner: Kernel, engine: Engine, name: str) -> tuple[int, str, str]:
-        return owner.uid, engine.device.inventory.id, clean_name(name)
+    def _key(owner: Kernel, engine: Engine, name: str) -> tuple[Person, str, str]:
+        return owner.person, engine.device.inventory.id, clean_name(name)
 
     def _start(self, owner: Kernel, engine: Engine, name: str, body: msg.OfferBundle) -> Held:
         ours, theirs = socket.socketpair()
@@ -260,7 +261,7 @@ class Bundles:
             raise DeviceError(text) from problem
         finally:
             theirs.close()
-        return Held(name, owner.uid, body.size, body.pages, body.shared, engine, process, ours)
+        return Held(name, owner.person, body.size, body.pages, body.shared, engine, process, ours)
 
     def _admit(self, held: Held) -> None:
         """Charge the pages to the holder, as what its session keeps; now or not at all."""
@@ -272,7 +273,7 @@ class Bundles:
                 "a bundle's holder ended as soon as it was started. The broker's log may say why."
             )
             raise DeviceError(problem)
-        held.kernel = broker.take_in_holder(held.uid, f"bundle {held.name}", engine, pidfd, key)
+        held.kernel = broker.take_in_holder(held.owner, f"bundle {held.name}", engine, pidfd, key)
         if held.kernel is None and procfs.alive(key):
             problem = "a bundle's holder is a session, and you have as many as one may. Shut a notebook down first."
             raise UserError(problem)

@@ -37,10 +37,10 @@ def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
         return [desk.kernel]
     wanted = (notebook or "").removesuffix(".ipynb")
     named = [k for k in broker.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
-    visible = [k for k in named if broker.may_see(desk.peer.uid, k)]
-    chosen = [k for k in visible if k.uid == desk.peer.uid] or visible
+    visible = [k for k in named if broker.may_see(desk.who, k)]
+    chosen = [k for k in visible if k.person == desk.who] or visible
     if not chosen:
-        yours = ", ".join(sorted(k.name for k in broker.registry.of(desk.peer.uid))) or "none"
+        yours = ", ".join(sorted(k.name for k in broker.registry.of(desk.who))) or "none"
         problem = f"you have no notebook {notebook!r} open. Yours: {yours}."
         raise NotYours(problem)
     return chosen
@@ -124,13 +124,13 @@ def ask(broker: Broker, desk: Desk, body: msg.AskHolder) -> msg.AskedNow:
     if kernel is None:
         problem = "this notebook is not there any more: what it held is free, or about to be."
         raise NotYours(problem)
-    if kernel.uid == desk.peer.uid:
+    if kernel.person == desk.who:
         problem = f"{kernel.name} is your own: release it yourself."
         raise BadDeclaration(problem)
     engine, session = _of(broker, kernel)
     core = engine.scheduler
     waits = any(
-        (waiter := broker.registry.get(job.session)) is not None and waiter.uid == desk.peer.uid
+        (waiter := broker.registry.get(job.session)) is not None and waiter.person == desk.who
         for job in core.book.queue
     )
     if not waits:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs
@@ -30,6 +31,7 @@ from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.overdraft import Over
+from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadSize, BrokerUnavailable, GpushareError
@@ -57,6 +59,8 @@ _AGAIN = (
     "record",
     "arena",
     "arena_user",
+    "hub",
+    "hub_uids",
 )
 """Options that a broker which is started again gets too."""
 _PROGRAM = 4
@@ -162,6 +166,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="how much of it one user's notebooks may have (default: half)",
     )
+    found.add_argument(
+        "--hub",
+        type=_hub,
+        metavar="URL",
+        help="the API of the JupyterHub (http://127.0.0.1:8081/hub/api) that tells who somebody is where many people share a uid",
+    )
+    found.add_argument(
+        "--hub-uids",
+        type=_uids,
+        metavar="UIDS",
+        help="the uids that many people share, with commas between (default: all)",
+    )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
@@ -204,6 +220,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         ledger,
         system=where.system,
         budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
+        people=_people(given.hub, given.hub_uids),
     )
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
@@ -264,6 +281,15 @@ def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
     for row in known.sessions:
         broker.adopt(row)
     broker.needs.know(known.needs)
+
+
+def _people(hub: str | None, uids: str | None) -> People:
+    """Who asks is told by the uid, or by a hub; it is loaded where there is one."""
+    if hub is None:
+        return People()
+    from gpushare_kernel.hub.identity import HubTokens  # noqa: PLC0415 - an HTTP client
+
+    return People(HubTokens(hub), None if uids is None else {int(uid) for uid in uids.split(",")})
 
 
 def _let_run(broker: Broker, seconds: float) -> None:
@@ -335,6 +361,22 @@ def _size(text: str) -> str:
 
 def _bytes(text: str | None) -> int | None:
     return None if text is None else 0 if text.strip() == "0" else parse_size(text)
+
+
+def _hub(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = f"{text} is no address: give the hub's API, such as http://127.0.0.1:8081/hub/api"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _uids(text: str) -> str:
+    """Uids; kept as they were written, for a broker that is started again."""
+    if not all(uid.isdecimal() for uid in text.split(",")):
+        msg = f"{text} are no uids: give numbers with commas between, such as 1000"
+        raise argparse.ArgumentTypeError(msg)
+    return text
 
 
 def _positive(text: str) -> float:

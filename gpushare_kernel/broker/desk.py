@@ -12,7 +12,8 @@ from gpushare_kernel.broker import controls, realtime
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.checks import check_held, check_id, check_sizes, check_words
 from gpushare_kernel.broker.ids import client_id, job_of
-from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
+from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.people import Person
 from gpushare_kernel.broker.placement import named
 from gpushare_kernel.broker.promises import Proven, check_task
 from gpushare_kernel.core import events as ev
@@ -48,14 +49,15 @@ class Desk:
         self,
         broker: Broker,
         connection: Connection,
-        kernel: Kernel | None,
+        who: Person,
+        kernel: Kernel | None = None,
         version: int = msg.VERSION,
     ) -> None:
         self._version = version
         self._broker = broker
         self._connection = connection
         self.kernel = kernel
-        self.peer = connection.peer
+        self.peer, self.who = connection.peer, who
         #: Its jobs by the id the client chose, and the requests that wait for a grant.
         self.jobs: dict[str, JobId] = {}
         self._waiting: dict[JobId, int] = {}
@@ -148,7 +150,7 @@ class Desk:
         if record is None or job not in self._waiting:
             return
         core = self._broker.engine_of(record.session).scheduler
-        wait = self._broker.named(why(core, record), self.peer.uid)
+        wait = self._broker.named(why(core, record), self.who)
         if wait != self._told.get(job):
             self._told[job] = wait
             self.notify(msg.Waiting(client_id(job), wait))
@@ -191,8 +193,8 @@ class Desk:
 
     def _check_numbers(self, kernel: Kernel, *, realtime: bool) -> None:
         """Refuse what would make one user's jobs too many for everybody else."""
-        jobs = [job for one in self._broker.registry.of(kernel.uid) for job in one.slot_of]
-        if len(jobs) >= MOST_JOBS_PER_USER and not self._broker.administers(kernel.uid):
+        jobs = [job for one in self._broker.registry.of(kernel.person) for job in one.slot_of]
+        if len(jobs) >= MOST_JOBS_PER_USER and not self._broker.administers(kernel.person):
             raise UserError(limit_texts.jobs_text(MOST_JOBS_PER_USER))
         if realtime and sum(map(self._broker.proves, jobs)) >= MOST_PROOFS_PER_USER:
             raise UserError(limit_texts.proofs_text(MOST_PROOFS_PER_USER))
@@ -419,12 +421,12 @@ class Desk:
         self._reply(number, controls.ask(self._broker, self, body))
 
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
-        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
+        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.who)))
 
     def _needs(self, number: int, body: msg.GetNeeds) -> None:
         check_words(*body.frameworks)
         kernel, broker = self.kernel, self._broker
-        user = user_name(self.peer.uid) if kernel is None else kernel.user
+        user = self.who.user if kernel is None else kernel.user
         place = None if kernel is None else broker.place(kernel, body.frameworks)
         most = 0 if kernel is None else broker.most(kernel)
         self._reply(number, msg.NeedsReply(broker.needs.views(user, place, most)))
@@ -461,10 +463,9 @@ class Desk:
         self._broker.stop("stopped by its administrator")
 
     def _administrator(self, what: str) -> None:
-        if not self._broker.administers(self.peer.uid):
-            problem = (
-                f"only the broker's owner or root may {what}, and you are uid {self.peer.uid}."
-            )
+        if not self._broker.administers(self.who):
+            you = self.who.hub or f"uid {self.who.uid}"
+            problem = f"only the broker's owner or root may {what}, and you are {you}."
             raise NotYours(problem)
 
 

@@ -55,7 +55,7 @@ class Housekeeping:
             name: Adoption(
                 foreign,
                 take=partial(broker.take_in, engine=engine),
-                has_sessions=lambda uid: bool(broker.registry.of(uid)),
+                has_sessions=broker.registry.has,
             )
             for name, engine in broker.engines.items()
         }

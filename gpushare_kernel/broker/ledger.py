@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     pid INTEGER, start INTEGER, token_hash TEXT NOT NULL, weight REAL NOT NULL, persistent INTEGER NOT NULL,
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
     device TEXT NOT NULL, background INTEGER NOT NULL, needs INTEGER NOT NULL DEFAULT 0,
-    baseline INTEGER NOT NULL DEFAULT 0,
+    baseline INTEGER NOT NULL DEFAULT 0, hub TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS needs (
@@ -53,15 +53,15 @@ COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time, opener, opener_start, device, background, needs, baseline)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start, device, background, needs, baseline, hub)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
     "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
-    " opener, opener_start, device, background, needs, baseline FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    " opener, opener_start, device, background, needs, baseline, hub FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 _NEED = "INSERT OR REPLACE INTO needs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -70,7 +70,11 @@ _NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs
 _POLICY = "INSERT OR REPLACE INTO policies VALUES (?, ?, ?)"
 _POLICIES = "SELECT device, policy FROM policies WHERE boot = ?"
 _POLICIES_DROPPED = "DELETE FROM policies"
-_ADDED = {"needs", "baseline"}
+_ADDED = {
+    "needs": "INTEGER NOT NULL DEFAULT 0",
+    "baseline": "INTEGER NOT NULL DEFAULT 0",
+    "hub": "TEXT NOT NULL DEFAULT ''",
+}
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
 _Change = tuple[str, tuple[object, ...]]
@@ -100,6 +104,7 @@ class SessionRow:
     background: bool = False
     needs: int = 0
     baseline: int = 0
+    hub: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +190,10 @@ class Ledger:
                     background,
                     needs,
                     baseline,
+                    hub,
                 ) = kept
                 row = SessionRow(*who, token, weight, persistent, opened, used, _key(opener, since))
-                row = replace(row, device=device, background=bool(background), needs=needs, baseline=baseline)  # fmt: skip
+                row = replace(row, device=device, background=bool(background), needs=needs, baseline=baseline, hub=hub)  # fmt: skip
                 sessions.append(row)
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
@@ -206,7 +212,7 @@ class Ledger:
                 _SESSION,
                 (
                     *(*who, *_pair(row.process), *kept, *_pair(row.opener)),
-                    *(row.device, int(row.background), row.needs, row.baseline),
+                    *(row.device, int(row.background), row.needs, row.baseline, row.hub),
                 ),
             ),
             urgent=urgent,
@@ -378,12 +384,12 @@ def _prepared(database: sqlite3.Connection) -> str:
 
 def _add_columns(database: sqlite3.Connection) -> None:
     """Add the columns that ledgers of earlier versions lack; those versions read on as if they were not there."""
-    if _columns(database) >= _ADDED:
+    if _columns(database) >= _ADDED.keys():
         return
     with database:
         database.execute("BEGIN IMMEDIATE")
-        for column in sorted(_ADDED - _columns(database)):  # where nobody was faster
-            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+        for column in sorted(_ADDED.keys() - _columns(database)):  # where nobody was faster
+            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} {_ADDED[column]}")
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

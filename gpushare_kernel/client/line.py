@@ -44,6 +44,7 @@ from gpushare_kernel.wire.messages import (
 from gpushare_kernel.wire.snapshot import Snapshot
 
 _TIMEOUT = 10.0
+_HUB_TOKEN = "JUPYTERHUB_API_TOKEN"  # noqa: S105  a variable's name
 _Reply = TypeVar("_Reply")
 
 
@@ -64,7 +65,11 @@ class Line:
         self._ids = count(1)
         try:
             check_broker(self._sock, places)
-            hello = Hello(versions=SPOKEN, agent=f"{agent} {__version__}", body=Observe())
+            hello = Hello(
+                versions=SPOKEN,
+                agent=f"{agent} {__version__}",
+                body=Observe(os.environ.get(_HUB_TOKEN, "")),
+            )
             handshake(self._sock, hello)
         except BaseException:
             self._sock.close()

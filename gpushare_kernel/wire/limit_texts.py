@@ -48,3 +48,21 @@ def proofs_text(most: int) -> str:
 def job_id_text(longest: int, seen: int) -> str:
     """A job's id is no id."""
     return f"a job's id has 1 to {longest} printable ASCII characters, and one with {seen} characters came."
+
+
+def hub_away_text(why: str, account: str) -> str:
+    """Nobody can tell now whose notebook it is: it shares the account of its uid."""
+    return f"{why} This notebook counts as one of {account}'s, with everybody else of whom nothing is known. Restart its kernel once the hub answers."
+
+
+def not_vouched_text() -> str:
+    """A token that the hub does not know."""
+    return (
+        "JupyterHub does not know the token in JUPYTERHUB_API_TOKEN: it has expired, or is none of its own. "
+        "Restart your server (File > Hub Control Panel > Stop My Server, then start it)."
+    )
+
+
+def not_a_person_text(name: str) -> str:
+    """A token that belongs to a service of the hub."""
+    return f"the token in JUPYTERHUB_API_TOKEN belongs to {name}, which is a service of the hub and nobody who has notebooks. Use that of a user's server."

@@ -13,7 +13,10 @@ SCHEMA = 1
 
 
 class BrokerView(Struct, frozen=True):
-    """The broker's process. `trouble` is what keeps it from remembering, and what to do (None: nothing does)."""
+    """The broker's process. `trouble` is what keeps it from remembering, and what to do (None: nothing does).
+
+    `hub`: what is wrong with the JupyterHub that tells who people are (None: nothing, or there is none).
+    """
 
     pid: int
     version: str
@@ -21,6 +24,7 @@ class BrokerView(Struct, frozen=True):
     system: bool = False
     longest_wait_today: float | None = None
     trouble: str | None = None
+    hub: str | None = None
 
 
 class LaneView(Struct, frozen=True):
@@ -195,7 +199,10 @@ class NeedView(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The whole. `at` is when it was, by the broker's clock (None: not told): what it says to have been so long before is a moment."""
+    """The whole. `at` is when it was, by the broker's clock (None: not told): what it says to have been so long before is a moment.
+
+    `you` is the caller's account (None: not told).
+    """
 
     schema: int
     broker: BrokerView | None
@@ -207,3 +214,4 @@ class Snapshot(Struct, frozen=True):
     rt: tuple[RealtimeView, ...] = ()
     bundles: tuple[BundleView, ...] = ()
     arenas: tuple[ArenaView, ...] = ()
+    you: str | None = None

@@ -18,6 +18,7 @@ from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.people import People
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.validate import validate
 from gpushare_kernel.core.values import (
@@ -230,12 +231,13 @@ class House:
         capacity: int = 8 * GiB,
         compute: float = 1.0,
         mode: int = 0o666,
+        people: People | None = None,
         **settings: Any,
     ) -> None:
         self.path = folder / "broker.sock"
         self.ledger = Ledger(folder / "ledger.sqlite")
         self._config = Config(capacity=capacity, compute=compute, **settings)
-        self._mode = mode
+        self._mode, self._people = mode, people
         self._callers: list[Caller] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -250,7 +252,9 @@ class House:
 
     async def _open(self) -> None:
         self.device = PlayedDevice(self._config.capacity, self._config.compute)
-        self.broker = Broker([(self._config, self.device)], self.ledger, system=False)
+        self.broker = Broker(
+            [(self._config, self.device)], self.ledger, system=False, people=self._people
+        )
         self.listener = Listener(self.path, self._mode)
         self._serving = asyncio.create_task(serve(self.listener, Doorway(self.broker).on_hello))
         await asyncio.sleep(0)

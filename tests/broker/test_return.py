@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.broker.people import Person
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.wire import messages as msg
@@ -19,7 +20,7 @@ CONTEXT = 64 * MiB
 
 def seen(house: House) -> Snapshot:
     """Return what its owner sees."""
-    return house.do(lambda: house.broker.snapshot(os.getuid()))
+    return house.do(lambda: house.broker.snapshot(Person(os.getuid())))
 
 
 def before(folder: Path) -> msg.Opened:
