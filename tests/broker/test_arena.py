@@ -202,7 +202,7 @@ def test_budgets_are_kept_and_refusals_have_numbers(house: House, mine: Any) -> 
     with pytest.raises(Refused, match=r"may set aside 16 MiB .* 10 MiB of it are in use, and 8 MiB more do not fit.*--arena-user"):  # fmt: skip
         take(mine, 8 * MiB)
     arenas(house).budgets = Budgets(12 * MiB, 12 * MiB)
-    other = house.do(lambda: arenas(house)._begin(ANN))
+    other = house.do(lambda: arenas(house)._begin(Person(ANN)))
     house.do(lambda: other.extents.take(2 * MiB))
     with pytest.raises(Refused, match=r"all notebooks together may set aside 12 MiB .* 12 MiB of it"):  # fmt: skip
         take(mine, 2 * MiB)
@@ -217,7 +217,7 @@ def test_what_rests_gives_way_to_budgets(house: House, mine: Any) -> None:
     """A3, A6: the longest unused goes first, and only as much as is over; of others only where all are over."""
     budgets = arenas(house).budgets
     assert budgets.user == 16 * MiB
-    other = house.do(lambda: arenas(house)._begin(ANN))
+    other = house.do(lambda: arenas(house)._begin(Person(ANN)))
     span = house.do(lambda: other.extents.take(8 * MiB)[0])
     house.do(lambda: other.extents.release(span, 0.0))
     first, second = take(mine, 6 * MiB), take(mine, 6 * MiB)
@@ -335,7 +335,7 @@ def test_what_rests_is_given_back_before_anybody_is_refused(house: House, mine: 
     assert books(house) == (8 * MiB, 0)
     new.close()
     house.saw(lambda: books(house) == (0, 8 * MiB))
-    other = house.do(lambda: arenas(house)._begin(ANN))
+    other = house.do(lambda: arenas(house)._begin(Person(ANN)))
     span = house.do(lambda: other.extents.take(8 * MiB)[0])
     house.do(lambda: other.extents.release(span, -1.0))
     house.do(lambda: other.file.populate(span))
