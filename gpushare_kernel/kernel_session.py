@@ -23,7 +23,7 @@ from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, N
 from gpushare_kernel.core.values import ProcessKey, SessionId
 from gpushare_kernel.transport.channel import connect, handshake
 from gpushare_kernel.transport.peers import check_broker, peer_of
-from gpushare_kernel.transport.places import Places, may_start
+from gpushare_kernel.transport.places import Places, how_to_start, may_start
 from gpushare_kernel.transport.words import ENDED, PAUSED
 from gpushare_kernel.wire.messages import (
     SPOKEN,
@@ -291,7 +291,7 @@ def find_broker(places: Places, *, start: bool = True) -> None:
             if not may_start(places)
             else "starting one is switched off"
         )
-        msg = f"no broker answers at {places.socket}, and {why}. Ask whoever runs it, or start it: jupyter gpushare start"
+        msg = f"no broker answers at {places.socket}, and {why}. Ask whoever runs it, or start it: {how_to_start(places)}"
         raise NoBroker(msg) from problem
 
 

@@ -32,7 +32,7 @@ _OPTIONS = (
     "record",
     "arena",
     "arena_user",
-    "hub",
+    "hub_api",
     "hub_uids",
 )
 
@@ -151,7 +151,7 @@ class BrokerCommand(Command):
         help="How much of it one user's notebooks may have; half by default.",
     )
 
-    hub = Unicode(
+    hub_api = Unicode(
         None,
         allow_none=True,
         config=True,

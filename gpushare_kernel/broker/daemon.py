@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import gc
 import json
 import logging
@@ -20,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gpushare_kernel import __version__, procfs
-from gpushare_kernel.broker import logs
+from gpushare_kernel.broker import logs, service
 from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.budgets import Budgets
@@ -34,7 +33,7 @@ from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, BadSize, BrokerUnavailable, GpushareError
+from gpushare_kernel.core.errors import BadDeclaration, BadSize, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
@@ -59,7 +58,7 @@ _AGAIN = (
     "record",
     "arena",
     "arena_user",
-    "hub",
+    "hub_api",
     "hub_uids",
 )
 """Options that a broker which is started again gets too."""
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = places()
     try:
         prepare(where)
-        lock = _lock(where)
+        lock = service.broker_lock(where)
     except GpushareError as error:
         print(error, file=sys.stderr)  # noqa: T201  whoever started us reads this from the pipe
         return 1
@@ -97,6 +96,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of a broker."""
     found = argparse.ArgumentParser(prog="jupyter gpushare broker", description=__doc__)
     found.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    found.add_argument(
+        "--service",
+        action="store_true",
+        help="run for a service manager, which starts it again after a crash: the guardian only resumes",
+    )
     # By the guardian, after a crash: what was chosen live still holds.
     found.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
     found.add_argument(
@@ -167,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         help="how much of it one user's notebooks may have (default: half)",
     )
     found.add_argument(
-        "--hub",
+        "--hub-api",
         type=_hub,
         metavar="URL",
         help="the API of the JupyterHub (http://127.0.0.1:8081/hub/api) that tells who somebody is where many people share a uid",
@@ -220,11 +224,11 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         ledger,
         system=where.system,
         budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
-        people=_people(given.hub, given.hub_uids),
+        people=_people(given.hub_api, given.hub_uids),
     )
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
-    keeper = Keeper(table, where, _command(given), lock_worker(devices))
+    keeper = Keeper(table, where, _command(given), lock_worker(devices), restarts=not given.service)
     keeper.start(partial(_let_run, broker))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
@@ -253,10 +257,10 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     )
     _note_start(where, _command(given))
     gc.freeze()
-    if given.ready_fd is not None:
-        report_ready(given.ready_fd)
+    _say_ready(given.ready_fd)
     await broker.stopping.wait()
     _logger.info("going away: %s", broker.stop_reason)
+    service.tell("STOPPING=1")
     async with contextlib.AsyncExitStack() as leaving:  # the last goes first, and all of them go
         leaving.callback(table.close)
         leaving.callback(ledger.close)
@@ -270,6 +274,13 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         await asyncio.gather(tidying, return_exceptions=True)
         broker.say(Closing(broker.stop_reason))
     return 0
+
+
+def _say_ready(ready_fd: int | None) -> None:
+    """Tell whoever started us that we listen."""
+    if ready_fd is not None:
+        report_ready(ready_fd)
+    service.tell("READY=1")
 
 
 def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
@@ -409,24 +420,6 @@ def _command(given: argparse.Namespace) -> list[str]:
 def _resident(key: ProcessKey | None) -> int:
     """What a session taken over from the broker before holds already: part of the capacity."""
     return 0 if key is None or not procfs.alive(key) else procfs.private_memory(key.pid) or 0
-
-
-def _lock(where: Places) -> int:
-    """Hold broker.lock for as long as this process lives: whoever holds it is the broker.
-
-    Raises
-    ------
-    BrokerUnavailable
-        Where another one lives.
-    """
-    fd = os.open(where.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        msg = f"a gpushare broker already runs in {where.runtime}: one per host. See: jupyter gpushare status."
-        raise BrokerUnavailable(msg) from None
-    return fd
 
 
 def _raise_limits() -> None:

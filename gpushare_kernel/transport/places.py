@@ -14,6 +14,8 @@ from gpushare_kernel.core.errors import BrokerUnavailable
 SYSTEM_RUNTIME = Path("/run/gpushare")
 SYSTEM_MARK = Path("/etc/gpushare")
 SYSTEM_STATE = Path("/var/lib/gpushare")
+SERVICE = "service"
+"""A file of this name in SYSTEM_MARK names the service that starts the system broker: then nobody else does."""
 SYSTEM_LOGS = Path("/var/log/gpushare")
 LONGEST_SOCKET_PATH = 107
 """`sun_path` has 108 bytes, the last one is NUL."""
@@ -91,10 +93,28 @@ def places() -> Places:
 
 
 def may_start(places: Places) -> bool:
-    """Say whether this user may start a broker there: never a user broker beside a system installation."""
+    """Say whether this user may start a broker there: never a user broker beside a system installation, nor beside its service."""
+    if service_of(places):
+        return False
     if os.geteuid() == 0:
         return True
     return places.named or not places.system
+
+
+def service_of(places: Places) -> str:
+    """Return the name of the service that starts the broker there; empty where none does."""
+    if places.named or not places.system:
+        return ""
+    try:
+        return (SYSTEM_MARK / SERVICE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def how_to_start(places: Places) -> str:
+    """Return the command by which an administrator starts the broker there."""
+    service = service_of(places)
+    return f"systemctl start {service}" if service else "jupyter gpushare start"
 
 
 def may_revive(places: Places) -> bool:
