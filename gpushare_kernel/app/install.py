@@ -180,7 +180,7 @@ class UninstallApp(_Placed):
             done += self._uninstall_hub()
         for line in done or ["Nothing of ours is installed there."]:
             say(line)
-        self._warn()
+        self._warn(servers_too=self.root == "/" and (self.hub or everywhere))
 
     def _uninstall_hub(self) -> list[str]:
         root = Path(self.root)
@@ -193,7 +193,7 @@ class UninstallApp(_Placed):
             )
         return done
 
-    def _warn(self) -> None:
+    def _warn(self, *, servers_too: bool) -> None:
         """A variable that is left over would stop every kernel, once the package is gone."""
         homes = [Path.home()]
         if os.geteuid() == 0:
@@ -205,7 +205,7 @@ class UninstallApp(_Placed):
             say(
                 f"{servers.VARIABLE}={servers.OURS} is still set by {place}. Take it out: without the package every kernel started from there would fail."
             )
-        running = [one.name for one in servers.servers() if one.shares] if self.root == "/" else []
+        running = [one.name for one in servers.servers() if one.shares] if servers_too else []
         if running:
             count = "1 server still has it" if len(running) == 1 else f"{len(running)} servers still have it"  # fmt: skip
             say(

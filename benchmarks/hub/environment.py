@@ -1,0 +1,87 @@
+"""A Python environment that every user of the machine can read, with a JupyterHub and our wheel in it; and people for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = Path("/var/tmp")
+PYTHON = "/usr/bin/python3"
+NEEDED = ("jupyterhub>=5", "jupyter_server>=2.14", "configurable-http-proxy>=0.4", "jupyterhub-idle-culler>=1.4")  # fmt: skip
+_KEPT = 2
+
+
+def missing() -> Sequence[str]:
+    """Return what is missing here for a hub with real users."""
+    tools = [tool for tool in ("useradd", "userdel", "runuser") if shutil.which(tool) is None]
+    python = subprocess.run(
+        [PYTHON, "-c", "import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 11))"],
+        check=False,
+        capture_output=True,
+    ).returncode if Path(PYTHON).exists() else 1  # fmt: skip
+    return [
+        *(["root"] if os.geteuid() else []),
+        *tools,
+        *([f"{PYTHON} 3.11 or newer with venv"] if python else []),
+    ]
+
+
+def wheel(folder: Path) -> Path:
+    """Build our wheel into `folder` and return it."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (made,) = folder.glob("gpushare_kernel-*.whl")
+    return made
+
+
+def installed() -> Path:
+    """Return the folder of such an environment; made once for each wheel, and by one process at a time."""
+    with (
+        (ENVIRONMENTS / "gpushare-hub.lock").open("w") as lock,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ours = wheel(Path(folder))
+        name = hashlib.sha256(ours.read_bytes()).hexdigest()[:16]
+        place = ENVIRONMENTS / f"gpushare-hub-{name}"
+        if not (place / "complete").exists():
+            former = sorted(ENVIRONMENTS.glob("gpushare-hub-*/"), key=lambda path: path.stat().st_mtime)  # fmt: skip
+            for old in former[: max(0, len(former) + 1 - _KEPT)]:
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+            make(place, [str(ours), *NEEDED])
+            (place / "complete").touch()
+        return place
+
+
+def make(place: Path, packages: Sequence[str]) -> None:
+    """Make an environment at `place` that everybody can read, with `packages`."""
+    subprocess.run([PYTHON, "-m", "venv", str(place)], check=True)
+    pip = [str(place / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "--quiet", *packages], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    place.chmod(0o755)
+
+
+@contextlib.contextmanager
+def people(*names: str) -> Iterator[None]:
+    """Have accounts of these names, with homes, while the block runs."""
+    with contextlib.ExitStack() as ends:
+        for name in names:
+            try:
+                pwd.getpwnam(name)
+            except KeyError:
+                subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)  # fmt: skip
+            ends.callback(subprocess.run, ["userdel", "--remove", name], check=False, capture_output=True)  # fmt: skip
+        yield
