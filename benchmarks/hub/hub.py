@@ -359,6 +359,8 @@ class HubKernel:
                     left.discard(message["content"]["execution_state"])
         finally:
             line.close()
+            while await line.read_message() is not None:
+                pass  # until the other side has closed it, too
         if failed:
             raise RuntimeError(failed)
         return said

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def write(planned: Plan) -> list[str]:
     kept = {str(one.path) for one in planned.files}
     old = {path: known for path, known in before["files"].items() if path not in kept}
     done = [line for path, known in old.items() if (line := _take(planned, Path(path), known))]
+    done += _without_blocks(planned, {*map(Path, before["blocks"])} - blocks.keys())
     for one in planned.files:
         _put(planned.at(one.path), one.text)
         done.append(f"{one.path}: {one.why}")
@@ -112,7 +113,7 @@ def write(planned: Plan) -> list[str]:
     note = {
         "version": __version__,
         "files": {str(one.path): _hash(one.text) for one in planned.files},
-        "blocks": sorted({*before["blocks"], *map(str, planned.blocks)}),
+        "blocks": sorted(map(str, planned.blocks)),
     }
     _put(planned.at(NOTE), json.dumps(note, indent=1) + "\n")
     return done
@@ -128,12 +129,7 @@ def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
         known[str(Path("/") / tljh.relative_to(root))] = ""
     files = known | note["files"]
     done = [line for path, digest in files.items() if (line := _take(planned, Path(path), digest))]
-    for path in dict.fromkeys([*map(Path, note["blocks"]), *hubs]):
-        at = planned.at(path)
-        text = at.read_text(encoding="utf-8") if at.is_file() else ""
-        if (without := snippet.without_block(text)) != text:
-            _put(at, without, keep_mode=True)
-            done.append(f"{path}: as it was before")
+    done += _without_blocks(planned, [*map(Path, note["blocks"]), *hubs])
     planned.at(NOTE).unlink(missing_ok=True)
     mark = planned.at(SYSTEM_MARK)
     if mark.is_dir():
@@ -145,6 +141,17 @@ def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
         else:
             mark.rmdir()
             done.append(f"{SYSTEM_MARK}: removed")
+    return done
+
+
+def _without_blocks(planned: Plan, paths: Iterable[Path]) -> list[str]:
+    done = []
+    for path in dict.fromkeys(paths):
+        at = planned.at(path)
+        text = at.read_text(encoding="utf-8") if at.is_file() else ""
+        if (without := snippet.without_block(text)) != text:
+            _put(at, without, keep_mode=True)
+            done.append(f"{path}: as it was before")
     return done
 
 

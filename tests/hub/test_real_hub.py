@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import json
 import pwd
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.hub.hub import Hub, HubKernel, NotOk, until
-from gpushare_kernel.core.errors import NotVouched
 from gpushare_kernel.wire.snapshot import SessionView
 from tests.hub.conftest import needs_hub
 
@@ -93,11 +94,13 @@ def test_a_token_says_who_a_terminal_is(by_token: Hub) -> None:
     """Its server's token is ann; without one the uid is nobody that has notebooks; a forged one is refused."""
     kernel = by_token.kernel("ann", "mine.ipynb")
     assert session_of(by_token, kernel).user == "ann"
-    mine = by_token.snapshot(by_token.token_of("ann"))
-    assert mine.you == "ann"
-    assert {one.name for one in mine.sessions if one.own} == {"mine.ipynb"}
-    with pytest.raises(NotVouched, match="does not know the token"):
-        by_token.snapshot("forged-0123456789")
+    mine = status(by_token, by_token.token_of("ann"))
+    assert mine["you"] == "ann"
+    assert [one["name"] for one in mine["sessions"] if one["own"]] == ["mine.ipynb"]
+    nobody = status(by_token, "")
+    assert nobody["you"] == "gpxhub"
+    assert [one["name"] for one in nobody["sessions"]] == [None]
+    assert "does not know the token" in status(by_token, "forged-0123456789")["refused"]
     by_token.ask("DELETE", f"/user/ann/api/kernels/{kernel.id}")
 
 
@@ -144,6 +147,28 @@ def test_hub_and_proxy_are_killed_and_come_back(
         hub.ask("DELETE", f"/user/{kernel.name}/api/kernels/{kernel.id}")
 
 
+def status(hub: Hub, token: str) -> dict[str, Any]:
+    """What `jupyter gpushare status --json` says in a terminal with this token, as the hub's account."""
+    account = pwd.getpwnam(hub.account)
+    done = subprocess.run(
+        [hub.environment / "bin/jupyter-gpushare", "status", "--json"],
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+        cwd="/",
+        env={
+            "GPUSHARE_RUNTIME_DIR": str(hub.places.runtime),
+            "HOME": str(hub.folder / "hub"),
+            "JUPYTERHUB_API_TOKEN": token,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"refused": done.stderr}
+    return found
+
+
 def go_on(counts: list[Path]) -> None:
     """Fail where somebody does not count on."""
     before = [_number(path) for path in counts]
@@ -175,7 +200,9 @@ def _reached(kernel: HubKernel) -> bool:
 
 def test_the_scene_is_what_it_says(by_uid: Hub, by_token: Hub) -> None:
     """Two uids in the one, one in the other: else nothing above would say anything."""
-    uids = {os.stat(f"/proc/{by_uid.server_pids(name)[0]}").st_uid for name in by_uid.names}
+    uids = {Path(f"/proc/{by_uid.server_pids(name)[0]}").stat().st_uid for name in by_uid.names}
     assert uids == {pwd.getpwnam(name).pw_uid for name in by_uid.names}
-    shared = {os.stat(f"/proc/{by_token.server_pids(name)[0]}").st_uid for name in ("ann", "bob")}
+    shared = {
+        Path(f"/proc/{by_token.server_pids(name)[0]}").stat().st_uid for name in ("ann", "bob")
+    }
     assert shared == {pwd.getpwnam("gpxhub").pw_uid}
