@@ -27,6 +27,7 @@ ROOMS = {
     "gpushare_kernel.client": "client",
     "gpushare_kernel.replay": "replay",
     "gpushare_kernel.hub.identity": "identity",
+    "gpushare_kernel.hub.activity": "hub_service",
     "gpushare_kernel.hub": "hub",
     "gpushare_kernel.realtime": "pipelines",
     **{
@@ -78,7 +79,8 @@ ARROWS: dict[str, set[str]] = {
     | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package", "identity"},
     # Who vouches for people is asked by a protocol of the broker's; only its daemon knows that it is a hub.
     "identity": LOWEST | {"wire"},
-    "hub": LOWEST | {"procfs", "transport"},
+    "hub": {"procfs"},
+    "hub_service": LOWEST | {"sizes", "client", "transport", "wire"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},
     "replay": LOWEST | {"sizes", "core", "wire"},

@@ -19,6 +19,7 @@ ENVIRONMENTS = Path("/var/tmp")
 PYTHON = "/usr/bin/python3"
 NEEDED = ("jupyterhub>=5", "jupyter_server>=2.14", "configurable-http-proxy>=0.4", "jupyterhub-idle-culler>=1.4")  # fmt: skip
 _KEPT = 2
+_PATIENCE = 900.0
 
 
 def missing() -> Sequence[str]:
@@ -66,9 +67,11 @@ def installed() -> Path:
 
 def make(place: Path, packages: Sequence[str]) -> None:
     """Make an environment at `place` that everybody can read, with `packages`."""
-    subprocess.run([PYTHON, "-m", "venv", str(place)], check=True)
+    subprocess.run([PYTHON, "-m", "venv", str(place)], check=True, timeout=_PATIENCE)
     pip = [str(place / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "--quiet", *packages], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [*pip, "--quiet", *packages], check=False, capture_output=True, text=True, timeout=_PATIENCE
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     place.chmod(0o755)

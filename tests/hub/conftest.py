@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,19 @@ import pytest
 from benchmarks.hub import environment
 from benchmarks.hub.hub import REAL, SHARED, Hub
 
+A_TEST = 120.0
+"""Seconds, as in pyproject.toml."""
 MISSING = environment.missing()
 needs_hub = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="session")
 def hub_environment() -> Path:
-    """The environment of hub, servers and kernels."""
-    return environment.installed()
+    """The environment of hub, servers and kernels. Making it takes a minute or several, which no test is blamed for."""
+    faulthandler.cancel_dump_traceback_later()
+    made = environment.installed()
+    faulthandler.dump_traceback_later(A_TEST, exit=True)
+    return made
 
 
 @pytest.fixture(scope="module")
