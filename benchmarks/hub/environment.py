@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = Path("/var/tmp")
 PYTHON = "/usr/bin/python3"
 NEEDED = ("jupyterhub>=5", "jupyter_server>=2.14", "configurable-http-proxy>=0.4", "jupyterhub-idle-culler>=1.4")  # fmt: skip
-_KEPT = 2
 _PATIENCE = 900.0
 
 
@@ -46,35 +46,45 @@ def wheel(folder: Path) -> Path:
 
 
 def installed() -> Path:
-    """Return the folder of such an environment; made once for each wheel, and by one process at a time."""
+    """Return the folder of such an environment: one for this checkout, made anew where what it depends on changes, with our wheel as it is now."""
+    mine = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
     with (
-        (ENVIRONMENTS / "gpushare-hub.lock").open("w") as lock,
+        (ENVIRONMENTS / f"gpushare-hub-{mine}.lock").open("w") as lock,
         tempfile.TemporaryDirectory() as folder,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         ours = wheel(Path(folder))
-        name = hashlib.sha256(ours.read_bytes()).hexdigest()[:16]
-        place = ENVIRONMENTS / f"gpushare-hub-{name}"
-        if not (place / "complete").exists():
-            former = sorted(ENVIRONMENTS.glob("gpushare-hub-*/"), key=lambda path: path.stat().st_mtime)  # fmt: skip
-            for old in former[: max(0, len(former) + 1 - _KEPT)]:
-                shutil.rmtree(old, ignore_errors=True)
-            shutil.rmtree(place, ignore_errors=True)
+        place = ENVIRONMENTS / f"gpushare-hub-{mine}-{_dependencies()}"
+        holds = place / "holds"
+        digest = hashlib.sha256(ours.read_bytes()).hexdigest()
+        if not holds.exists():
+            for former in ENVIRONMENTS.glob(f"gpushare-hub-{mine}-*/"):
+                shutil.rmtree(former, ignore_errors=True)
             make(place, [str(ours), *NEEDED])
-            (place / "complete").touch()
+        elif holds.read_text() != digest:
+            install(place, ["--no-deps", "--force-reinstall", str(ours)])
+        holds.write_text(digest)
         return place
+
+
+def _dependencies() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return hashlib.sha256(repr((project["dependencies"], NEEDED)).encode()).hexdigest()[:8]
 
 
 def make(place: Path, packages: Sequence[str]) -> None:
     """Make an environment at `place` that everybody can read, with `packages`."""
     subprocess.run([PYTHON, "-m", "venv", str(place)], check=True, timeout=_PATIENCE)
+    install(place, packages)
+    place.chmod(0o755)
+
+
+def install(place: Path, packages: Sequence[str]) -> None:
+    """Install `packages` (and pip's options) there."""
     pip = [str(place / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "--quiet", *packages], check=False, capture_output=True, text=True, timeout=_PATIENCE
-    )
+    done = subprocess.run([*pip, "--quiet", *packages], check=False, capture_output=True, text=True, timeout=_PATIENCE)  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)
-    place.chmod(0o755)
 
 
 @contextlib.contextmanager

@@ -292,6 +292,11 @@ class Hub:
         """Whether somebody's server runs, as its hub sees it."""
         return bool(self.ask("GET", f"/hub/api/users/{name}").get("server"))
 
+    def has_ended(self, name: str) -> bool:
+        """Whether somebody has no server, and none that is about to end."""
+        user = self.ask("GET", f"/hub/api/users/{name}")
+        return not user.get("server") and not user.get("pending")
+
     def kernel(self, name: str, notebook: str = "hw.ipynb", kind: str = "python3") -> HubKernel:
         """Start a notebook's kernel in somebody's server."""
         wanted = {"path": notebook, "name": notebook, "type": "notebook", "kernel": {"name": kind}}

@@ -136,8 +136,8 @@ c.JupyterHub.load_roles += [
         cell.start()
         for _ in range(2):
             hub.start_server(bob)
-            until(lambda: not hub.is_ready(bob), "an idle server is not culled", hub.log)
+            until(lambda: hub.has_ended(bob), "an idle server is not culled", hub.log)
             assert hub.is_ready(ann), hub.log()
         hub.ask("POST", f"/user/{ann}/api/kernels/{kernel.id}/interrupt")
         cell.join()
-        until(lambda: not hub.is_ready(ann), "the service keeps an idle server", hub.log)
+        until(lambda: hub.has_ended(ann), "the service keeps an idle server", hub.log)
