@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.broker.budgets import Budgets, check_room, checked_size
 from gpushare_kernel.broker.extents import Extents, Rest, Span
 from gpushare_kernel.broker.memfile import MemFile
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BrokerUnavailable, NotYours, Refused
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import GiB, MiB

@@ -17,7 +17,7 @@ from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
-from gpushare_kernel.broker.people import People, Person
+from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.views import named, snapshot
@@ -52,10 +52,10 @@ class Broker(Processes):
         *,
         system: bool,
         budgets: Budgets | None = None,
-        people: People | None = None,
+        persons: Persons | None = None,
     ) -> None:
         super().__init__(devices, ledger, system=system)
-        self.people = people or People()
+        self.persons = persons or Persons()
         machine = Machine()
         self._sampled = -SAMPLED_AGAIN
         #: Whose lines are to be brought up to date, and how long (seconds) that may take yet.

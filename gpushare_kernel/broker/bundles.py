@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.ids import job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, DeviceError, Refused, UserError
 from gpushare_kernel.core.sizes import format_size

@@ -30,7 +30,7 @@ from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.overdraft import Over
-from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, BadSize, GpushareError
@@ -224,7 +224,7 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         ledger,
         system=where.system,
         budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
-        people=_people(given.hub_api, given.hub_uids),
+        persons=_persons(given.hub_api, given.hub_uids),
     )
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
@@ -294,13 +294,13 @@ def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
     broker.needs.know(known.needs)
 
 
-def _people(hub: str | None, uids: str | None) -> People:
+def _persons(hub: str | None, uids: str | None) -> Persons:
     """Who asks is told by the uid, or by a hub; it is loaded where there is one."""
     if hub is None:
-        return People()
+        return Persons()
     from gpushare_kernel.hub.identity import HubTokens  # noqa: PLC0415 - an HTTP client
 
-    return People(HubTokens(hub), None if uids is None else {int(uid) for uid in uids.split(",")})
+    return Persons(HubTokens(hub), None if uids is None else {int(uid) for uid in uids.split(",")})
 
 
 def _let_run(broker: Broker, seconds: float) -> None:

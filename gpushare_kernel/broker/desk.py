@@ -13,7 +13,7 @@ from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.checks import check_held, check_id, check_sizes, check_words
 from gpushare_kernel.broker.ids import client_id, job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.broker.placement import named
 from gpushare_kernel.broker.promises import Proven, check_task
 from gpushare_kernel.core import events as ev

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker.kernels import Kernel, clean_name
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
 from gpushare_kernel.core.sizes import check_weight
@@ -82,13 +82,13 @@ class Doorway:
                 return await self._observe(body, peer)
 
     async def _observe(self, body: msg.Observe, peer: Peer) -> _Answer:
-        who, _ = await self._broker.people.who(peer, body.hub_token)
+        who, _ = await self._broker.persons.who(peer, body.hub_token)
         return msg.Ok(), (), lambda c: self._broker.observe(c, who)
 
     async def _open(self, body: msg.Open, peer: Peer) -> _Answer:
         weight = check_weight(body.weight)
         opener = procfs.process_key(peer.pid) if peer.pid else None
-        who, remark = await self._broker.people.who(peer, body.hub_token)
+        who, remark = await self._broker.persons.who(peer, body.hub_token)
         registry = self._broker.registry
         kernel, token = registry.open(
             who, clean_name(body.name), weight, opener, background=body.background
@@ -112,7 +112,7 @@ class Doorway:
         kernel = self._starter_of(body.session, body.token, peer)
         who, kernel.remark = kernel.person, ""
         if not who.hub and kernel.uid == peer.uid:
-            who, kernel.remark = await self._broker.people.who(peer, body.hub_token)
+            who, kernel.remark = await self._broker.persons.who(peer, body.hub_token)
             kernel = self._starter_of(body.session, body.token, peer)  # it may have gone meanwhile
         token = self._broker.registry.renew(kernel)
         kernel.opener = procfs.process_key(peer.pid) if peer.pid else None

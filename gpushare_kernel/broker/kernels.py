@@ -14,7 +14,7 @@ from typing import Protocol
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.ledger import token_hash
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BadFrame, BadToken, UserError
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target

@@ -13,7 +13,7 @@ from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.jobs import JobAnswers
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.broker.ledger import SessionRow
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.broker.placement import choose
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadToken, UserError

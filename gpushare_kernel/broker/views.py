@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
 from gpushare_kernel.broker.ids import session_of
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
@@ -58,7 +58,7 @@ def snapshot(broker: Broker, who: Person) -> view.Snapshot:
             broker.system,
             broker.longest_wait or None,
             broker.ledger.trouble if broker.administers(who) else None,
-            None if broker.people.hub is None else broker.people.hub.trouble,
+            None if broker.persons.hub is None else broker.persons.hub.trouble,
         ),
         devices=tuple(_device(broker, engine, who, now) for engine in broker.engines.values()),
         sessions=tuple(_session(broker, s, who) for s in broker.sessions()),

@@ -18,7 +18,7 @@ from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
-from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.validate import validate
 from gpushare_kernel.core.values import (
@@ -231,13 +231,13 @@ class House:
         capacity: int = 8 * GiB,
         compute: float = 1.0,
         mode: int = 0o666,
-        people: People | None = None,
+        persons: Persons | None = None,
         **settings: Any,
     ) -> None:
         self.path = folder / "broker.sock"
         self.ledger = Ledger(folder / "ledger.sqlite")
         self._config = Config(capacity=capacity, compute=compute, **settings)
-        self._mode, self._people = mode, people
+        self._mode, self._persons = mode, persons
         self._callers: list[Caller] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -253,7 +253,7 @@ class House:
     async def _open(self) -> None:
         self.device = PlayedDevice(self._config.capacity, self._config.compute)
         self.broker = Broker(
-            [(self._config, self.device)], self.ledger, system=False, people=self._people
+            [(self._config, self.device)], self.ledger, system=False, persons=self._persons
         )
         self.listener = Listener(self.path, self._mode)
         self._serving = asyncio.create_task(serve(self.listener, Doorway(self.broker).on_hello))

@@ -24,7 +24,7 @@ from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.extents import Span
 from gpushare_kernel.broker.memfile import MemFile
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.client.arena import Lease, take
 from gpushare_kernel.core.errors import (
     BadSize,

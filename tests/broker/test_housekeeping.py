@@ -13,7 +13,7 @@ import pytest
 from gpushare_kernel.broker import housekeeping as housekeeping_module
 from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.housekeeping import Housekeeping
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import DeviceError, NoBroker
 from gpushare_kernel.core.values import GiB, JobId, MiB, Presence, ProcessKey, SessionId, Usage
 from gpushare_kernel.devices.base import Stranger

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Target
 from gpushare_kernel.wire import messages as msg

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from gpushare_kernel.broker.aliases import Aliases, initials
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import GiB, Usage, UserId
 from gpushare_kernel.wire import messages as msg

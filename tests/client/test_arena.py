@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker.budgets import Budgets
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.client.arena import _checked, take
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, NoBroker, UserError

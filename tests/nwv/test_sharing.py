@@ -20,7 +20,7 @@ import torch
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.bundles import MAPS
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import (
     BadFrame,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpushare_widgets.scene import Scene, scene
 
-from gpushare_kernel.broker.people import Person
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.wire import texts

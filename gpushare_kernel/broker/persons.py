@@ -51,7 +51,7 @@ class Hub(Protocol):
         """What is wrong with it; None while all is well."""
 
 
-class People:
+class Persons:
     """Tells who asks.
 
     Parameters

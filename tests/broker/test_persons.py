@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpushare_kernel.broker.people import People, Person
+from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.core.errors import HubAway, NotVouched
 from gpushare_kernel.core.values import GiB, JobId, SessionId
 from gpushare_kernel.wire import messages as msg
@@ -52,7 +52,7 @@ def names() -> PlayedNames:
 @pytest.fixture
 def house(tmp_path: Path, names: PlayedNames) -> Iterator[House]:
     """A broker that asks it."""
-    with House(tmp_path, people=People(names)) as made:
+    with House(tmp_path, persons=Persons(names)) as made:
         yield made
 
 
@@ -172,7 +172,7 @@ def test_a_slow_hub_stalls_nobody(house: House, names: PlayedNames) -> None:
 
 def test_only_shared_uids_are_asked_about(tmp_path: Path, names: PlayedNames) -> None:
     """Where a uid is a person, a token changes nothing: nobody has an account for each."""
-    with House(tmp_path, people=People(names, {ME.uid + 1})) as house:
+    with House(tmp_path, persons=Persons(names, {ME.uid + 1})) as house:
         opened = house.open("a.ipynb", hub_token="t-ann")
         assert house.kernel(opened).person == ME
     assert names.asked == []
@@ -187,10 +187,10 @@ def test_a_name_that_is_somebody_elses_account_is_another_user() -> None:
 
 def test_it_outlives_the_broker(tmp_path: Path, names: PlayedNames) -> None:
     """The broker after it knows whose the session is without a word from the hub."""
-    with House(tmp_path, people=People(names)) as house:
+    with House(tmp_path, persons=Persons(names)) as house:
         opened = of(house, "t-ann", "a.ipynb").opened  # type: ignore[attr-defined]
     names.away = True
-    with House(tmp_path, people=People(names)) as house:
+    with House(tmp_path, persons=Persons(names)) as house:
         for row in house.ledger.load().sessions:
             house.do(lambda row=row: house.broker.adopt(row))
         kernel = house.do(lambda: house.broker.registry.get(SessionId(opened.session)))
