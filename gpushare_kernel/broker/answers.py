@@ -29,7 +29,6 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     refusal = book.never_fits(session, need, body.size)
     if refusal is not None:
         raise Refused(refusal)
-    fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
     job = Job(
         JobId("dry"),
         kernel.id,
@@ -41,9 +40,11 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
         part=book.part(session, need),
         state=JobState.QUEUED,
     )
+    room = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
+    fits = bool(room) and core.why_held(job) is None
     wait = None if fits else broker.named(why(core, job), kernel.uid)
     return msg.DryRun(
-        bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs
+        fits, need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs
     )
 
 

@@ -100,6 +100,12 @@ class MemoryBook:
         parked = 0 if session.parked is None else session.parked.persistent
         kept = max(need.persistent, session.holds, parked)
         whole = kept + need.ephemeral + context
+        cap, group = session.user.cap_ever, session.user.group
+        if cap is not None and cap < whole and cap < self.whole:
+            return (
+                f"this can never fit: it needs {format_size(whole)}, and each of the group {group} may hold {format_size(cap)} "
+                f"of this device in all. Ask for {format_size(max(0, cap - context))} or less, or have your administrator raise it."
+            )
         if whole <= self.whole:
             return None
         parts = [
