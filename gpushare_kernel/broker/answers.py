@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.administration import note_others
 from gpushare_kernel.broker.controls import own
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, Refused
@@ -73,6 +74,7 @@ def release(broker: Broker, desk: Desk, body: msg.Release) -> msg.ReleasedNow:
             asked.append(kernel.name)
         else:
             left += session.charged
+    note_others(broker, desk, "release", chosen)
     return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen), left, tuple(asked))
 
 

@@ -11,14 +11,18 @@ from collections.abc import Sequence
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.aside import Aside
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.groups import Groups, name_of
 from gpushare_kernel.broker.kernels import Kernel, user_name
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
+from gpushare_kernel.broker.settings import Settings
+from gpushare_kernel.broker.upkeep import Upkeep
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import GpushareError
@@ -51,6 +55,8 @@ class Broker(Processes):
         *,
         system: bool,
         budgets: Budgets | None = None,
+        settings: Settings | None = None,
+        audit: Audit | None = None,
     ) -> None:
         super().__init__(devices, ledger, system=system)
         machine = Machine()
@@ -61,6 +67,9 @@ class Broker(Processes):
         self.bundles = Bundles(self)
         self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
+        self.groups = Groups(self, settings or Settings())
+        self.upkeep = Upkeep(self)
+        self.audit = audit or Audit(None)
 
     # --- what others ask ------------------------------------------------------------------------------------
 
@@ -78,7 +87,7 @@ class Broker(Processes):
 
     def administers(self, uid: int) -> bool:
         """Whether `uid` may act for everybody."""
-        return uid in (0, os.geteuid())
+        return uid in (0, os.geteuid()) or self.groups.administers(name_of(uid))
 
     def may_see(self, uid: int, kernel: Kernel) -> bool:
         """Whether `uid` may see names, pids and sizes of `kernel` (I9)."""
@@ -133,6 +142,7 @@ class Broker(Processes):
         if first:
             kernel.aside = body.aside
             kernel.lines.insert(0, desk)
+            self.upkeep.greet(desk)
         else:
             kernel.lines.append(desk)
         back = kernel.orphaned and first

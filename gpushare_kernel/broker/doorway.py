@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__, procfs
+from gpushare_kernel.broker.groups import name_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
@@ -84,6 +85,7 @@ class Doorway:
         weight = check_weight(body.weight)
         opener = procfs.process_key(peer.pid) if peer.pid else None
         registry = self._broker.registry
+        self._broker.groups.check_kernels(name_of(peer.uid))
         kernel, token = registry.open(
             peer.uid, clean_name(body.name), weight, opener, background=body.background
         )

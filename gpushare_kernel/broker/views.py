@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
+from gpushare_kernel.broker.groups import name_of
 from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
@@ -56,15 +57,12 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
             broker.uptime,
             broker.system,
             broker.longest_wait or None,
-            broker.ledger.trouble if broker.administers(uid) else None,
+            _trouble(broker) if broker.administers(uid) else None,
         ),
         devices=tuple(_device(broker, engine, uid, now) for engine in broker.engines.values()),
         sessions=tuple(_session(broker, s, uid) for s in broker.sessions()),
         queue=tuple(_queue(broker, uid)),
-        users=tuple(
-            view.UserView(_user(broker, user, uid), weight, seconds)
-            for user, weight, seconds in broker.accounts()
-        ),
+        users=tuple(_account(broker, *account, uid) for account in broker.accounts()),
         at=now,
         rt=tuple(
             _realtime(one, engine.now)
@@ -73,7 +71,27 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
         ),
         bundles=tuple(broker.bundles.views(uid)),
         arenas=tuple(broker.arenas.views(uid)),
+        maintenance=broker.upkeep.view(uid),
+        announcement=broker.upkeep.word,
     )
+
+
+def _account(
+    broker: Broker, user: UserId, weight: float, seconds: float, uid: int
+) -> view.UserView:
+    """What a user has used; what its group allows it, to itself and to administrators."""
+    called, group = _user(broker, user, uid), broker.groups.of(user)
+    own = user == name_of(uid)
+    if group is None or not broker.may_know(uid, user):
+        return view.UserView(called, weight, seconds, own=own)
+    caps, budgets = broker.groups.caps(user), broker.groups.budgets(user)
+    return view.UserView(
+        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own
+    )
+
+
+def _trouble(broker: Broker) -> str | None:
+    return " ".join(filter(None, (broker.ledger.trouble, broker.groups.trouble))) or None
 
 
 def _realtime(one: Standing, now: float) -> view.RealtimeView:
@@ -234,6 +252,9 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
                 wait.holders if open_ else (),
                 wait.until if open_ else None,
                 wait.exact,
+                wait.cap if open_ else 0,
+                wait.group if open_ else "",
+                wait.note,
             )
         )
     return out

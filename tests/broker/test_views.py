@@ -22,7 +22,7 @@ NOBODY = 65534
 # The keys that were promised first, and those that came later. Keys are added, never renamed or retyped.
 KEYS = {
     "": {"schema", "broker", "devices", "sessions", "queue", "users"}
-    | {"at", "rt", "bundles", "arenas"},
+    | {"at", "rt", "bundles", "arenas", "maintenance", "announcement"},
     "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today", "trouble"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {
@@ -53,8 +53,8 @@ KEYS = {
         "why_not_parked",
     },
     "queue": {"job", "session", "reason", "ahead", "eta"}
-    | {"needs", "waited", "name", "free", "holders", "until", "exact"},
-    "users": {"name", "weight", "device_time"},
+    | {"needs", "waited", "name", "free", "holders", "until", "exact", "cap", "group", "note"},
+    "users": {"name", "weight", "device_time"} | {"group", "memory", "kernels", "budgets", "own"},
 }
 
 
