@@ -30,6 +30,18 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
 _Path = tuple[str | int, ...]
 """A key, from the outermost table on; a number is an entry of a list of tables."""
+_CALLED = (
+    ("`int | null`", "a whole number"),
+    ("`float | null`", "a number"),
+    ("`str | null`", "a text in quotes"),
+    ("`array | null`", "a list"),
+    ("`int`", "a whole number"),
+    ("`float`", "a number"),
+    ("`str`", "a text in quotes"),
+    ("`array`", "a list"),
+    ("`object`", "a table"),
+    ("`bool`", "true or false"),
+)
 _LARGEST = 2**20
 """Bytes of such a file at most."""
 
@@ -273,7 +285,9 @@ class _Reader:
         except msgspec.ValidationError as problem:
             said, _, at = str(problem).partition(" - at `$")
             key = at.strip("`.").partition(".")[0].partition("[")[0]
-            self._wrong(table, key, said[0].lower() + said[1:])
+            for name, called in _CALLED:
+                said = said.replace(name, called)
+            self._wrong(table, key, said[0].lower() + said[1:].replace(" | null", ""))
 
     def _known(self, names: Sequence[str], table: _Path, key: str) -> None:
         """Refuse a name that nobody here has; with names = "any" only unix groups are held against the host."""
@@ -283,7 +297,7 @@ class _Reader:
             if there:
                 continue
             near = people.nearest(name, group=group)
-            meant = f" Did you mean {near!r}?" if near else ' Where users are of a JupyterHub and no accounts here: names = "any"' * (not group)  # fmt: skip
+            meant = f" Did you mean {near!r}?" if near else ' Where users are those of a JupyterHub and no accounts of this host: names = "any".' * (not group)  # fmt: skip
             what = "unix group" if group else "user"
             self._fail(table, key, f"{_name((*table, key))}: there is no {what} {name!r} on this host.{meant}")  # fmt: skip
 
@@ -317,7 +331,7 @@ def line_of(text: str, table: _Path, key: str) -> int | None:
             seen += parts == wanted
             inside = parts == wanted and seen == nth
             begins = number if inside and begins is None else begins
-            if parts == [*wanted, key]:
+            if key and parts[: len(wanted) + 1] == [*wanted, key]:
                 return number
         elif inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*(=|\.)", line):
             return number
