@@ -38,6 +38,8 @@ class Accounts:
         self.charged: Callable[[User], None] = _nothing
         #: Who comes first of those that wait for memory: they compete too.
         self.queued: Callable[[], Session | None] = _nobody
+        #: Whether somebody who waits may be one that yields: else nobody is looked for.
+        self._yielding = False
         self._waiting: Ranking[Session] = Ranking(policy.rank)
 
     @property
@@ -122,14 +124,18 @@ class Accounts:
 
     def waited_long(self) -> Session | None:
         """Return a session that yields and has stood still for long; None where there is none."""
-        waiting = (s for s in self.sessions() if s.yields and s.phase is Phase.WAITING)
-        still = (s for s in waiting if s.counted > 0)
+        if not self._yielding:
+            return None
+        waiting = [s for s in self.sessions() if s.yields]
+        self._yielding = bool(waiting)
+        still = (s for s in waiting if s.phase is Phase.WAITING and s.counted > 0)
         oldest = min(still, key=lambda s: (s.waiting_since, s.order), default=None)
         waited = 0.0 if oldest is None else self.at - oldest.waiting_since
         return oldest if waited > BACKGROUND else None
 
     def ranks_anew(self, user: User) -> None:
         """What ranks `user` has changed, for turns and for memory."""
+        self._yielding |= user.over_budget
         self._waiting.rerank(user)
         self.charged(user)
 
@@ -165,6 +171,7 @@ class Accounts:
             self._add(session)
 
     def _add(self, session: Session) -> None:
+        self._yielding |= session.yields
         session.rank = self.policy.session_key(session, self.at)
         self._waiting.add(session.user, session)
 
