@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import Figure, Options, Stage, environment, main, progress, staged
 from benchmarks.nbgrader_batch.course import ASSIGNMENT, Course
 from gpushare_kernel.client.line import Line
+from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
 from gpushare_kernel.wire.snapshot import Snapshot
 
@@ -44,7 +45,7 @@ def measure(options: Options) -> Sequence[Figure]:
     return (
         Figure("marks_lost", "marks", [lost], at_most=0.0),
         Figure("graded", "submissions", [many]),
-        Figure("free_while_graded", "MiB", others),
+        Figure("free_while_graded", "MiB", others, at_most=parse_size(CELL) / 2**20, worst=True),
         Figure("sessions_of_the_batch", "sessions", kernels, at_most=1.0, worst=True),
         Figure("took", "s", [took]),
         Figure("lost_without_grant", "marks", [lost_without]),
@@ -69,8 +70,10 @@ def _with_grant(stage: Stage, students: int) -> tuple[float, float, list[float],
         while batch.poll() is None:
             with Line(stage.places) as line:
                 seen = line.snapshot()
-            free.append(seen.devices[0].free / 2**20)
-            sessions.append(float(sum(one.name != "hog" for one in seen.sessions)))
+            ours = sum(one.name != "hog" for one in seen.sessions)
+            if ours:  # else it has just ended
+                free.append(seen.devices[0].free / 2**20)
+                sessions.append(float(ours))
     took = time.monotonic() - began
     whole, given = course.marks(students)
     progress(f"with a grant: {given:g} of {whole:g} marks in {took:.0f} s, status {batch.returncode}")  # fmt: skip

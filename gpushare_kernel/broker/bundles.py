@@ -291,11 +291,15 @@ class Bundles:
         session, job = held.kernel.id, job_of(held.kernel.id, "pages")
         engine.feed(ev.JobSubmitted(at=engine.now, job=job, session=session, persistent=held.size, ephemeral=0, usage=engine.usage(held.kernel)))  # fmt: skip
         if not _admitted(engine, job):
-            if job not in engine.scheduler.jobs:
-                problem = f"a bundle of {format_size(held.size)} can never fit: the device has {format_size(engine.scheduler.book.whole)} in all. Pack it smaller, or share fewer models."
+            owner, core = engine.scheduler.sessions[session].user, engine.scheduler
+            capped = owner.cap_ever is not None and owner.cap_ever < held.size
+            if job not in core.jobs:
+                most = f"each of the group {owner.group} may hold {format_size(owner.cap_ever or 0)} of this device" if capped else f"the device has {format_size(core.book.whole)} in all"  # fmt: skip
+                problem = f"a bundle of {format_size(held.size)} can never fit: {most}. Pack it smaller, or share fewer models."
                 raise Refused(problem)
             engine.feed(ev.JobCancelled(at=engine.now, job=job))
-            free = max(0, engine.scheduler.book.table.free)
+            left = core.book.table.free if owner.cap is None else owner.cap - core.held_by(owner)
+            free = max(0, min(core.book.table.free, left))
             problem = f"a bundle of {format_size(held.size)} does not fit now: {format_size(free)} are free. Release something (%gpushare release), or share it later."
             raise Refused(problem)
         engine.feed(ev.JobEnded(at=engine.now, job=job, persistent=held.size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,16 +144,13 @@ class Groups:
                 engine.feed(replace(limits, at=engine.now))
 
     def look(self) -> None:
-        """The clock goes on and budgets are used: tell what has changed by that."""
+        """The clock goes on and budgets are used: tell what has changed by that for those who are here; who comes is told then."""
         self.spending.note(self._broker.accounts())
-        for user in set(self._users()):
-            self.tell(user)
+        self._tell_all()
 
-    def _users(self) -> Iterator[UserId]:
-        for engine in self._broker.engines.values():
-            yield from engine.scheduler.users
-        for kernel in self._broker.registry:
-            yield kernel.user
+    def _tell_all(self) -> None:
+        for user in {kernel.user for kernel in self._broker.registry}:
+            self.tell(user)
 
     def _limits(self, user: UserId, group: Group | None, engine: Engine) -> ev.UserLimits:
         if group is None:
@@ -203,8 +200,7 @@ class Groups:
         self._of.clear()
         self._admins.clear()
         self.keep()
-        for user in set(self._users()):
-            self.tell(user)
+        self._tell_all()
 
     def keep(self) -> None:
         """Keep a copy of what holds."""

@@ -22,6 +22,8 @@ class Spending:
         self._of: dict[tuple[UserId, int], float] = {}
         #: Device seconds in all up to which each user's are counted.
         self._seen: dict[UserId, float] = {}
+        #: The day (its ordinal) on which what is too old was forgotten last.
+        self._day = 0
 
     def begin(
         self,
@@ -41,7 +43,12 @@ class Spending:
             if used > 0:
                 total = self._of[user, today] = self._of.get((user, today), 0.0) + used
                 self._ledger.spent(user, today, total)
-        for user, day in [key for key in self._of if key[1] <= today - KEPT]:
+        if today != self._day:
+            self._day = today
+            self._forget(today - KEPT)
+
+    def _forget(self, last: int) -> None:
+        for user, day in [key for key in self._of if key[1] <= last]:
             del self._of[user, day]
             self._ledger.spent_dropped(user, day)
 
