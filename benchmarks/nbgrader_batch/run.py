@@ -28,6 +28,8 @@ TIMEOUT = 30
 """Seconds that nbgrader gives a cell: its own default."""
 WAITED = 10.0
 """Seconds for which the batch finds no room at first."""
+LOOK = 0.5
+"""Seconds between two looks at the device while the batch is graded."""
 _GPUSHARE = (sys.executable, "-m", "gpushare_kernel.app.main")
 _HOLD = ("--", sys.executable, "-c", "print('ready', flush=True); input()")
 
@@ -70,10 +72,11 @@ def _with_grant(stage: Stage, students: int) -> tuple[float, float, list[float],
         while batch.poll() is None:
             with Line(stage.places) as line:
                 seen = line.snapshot()
-            ours = sum(one.name != "hog" for one in seen.sessions)
-            if ours:  # else it has just ended
+            ours = [one for one in seen.sessions if one.name != "hog"]
+            if any(one.jobs for one in ours):  # else it has just given its memory back
                 free.append(seen.devices[0].free / 2**20)
-                sessions.append(float(ours))
+                sessions.append(float(len(ours)))
+            time.sleep(LOOK)
     took = time.monotonic() - began
     whole, given = course.marks(students)
     progress(f"with a grant: {given:g} of {whole:g} marks in {took:.0f} s, status {batch.returncode}")  # fmt: skip
