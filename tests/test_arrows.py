@@ -20,6 +20,7 @@ ROOMS = {
     "gpushare_kernel.wire.cell_texts": "texts",
     "gpushare_kernel.wire.need_texts": "texts",
     "gpushare_kernel.wire.parking_texts": "texts",
+    "gpushare_kernel.wire.admin_texts": "texts",
     "gpushare_kernel.wire": "wire",
     "gpushare_kernel.transport": "transport",
     "gpushare_kernel.devices": "devices",

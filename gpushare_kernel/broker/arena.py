@@ -124,7 +124,8 @@ class Arenas:
             raise BrokerUnavailable(problem)
         size = checked_size(body.size)
         mine = self._of.get(kernel.person)
-        self.budgets.check(size, mine=0 if mine is None else mine.extents.leased, all_=self._sum()[0])  # fmt: skip
+        most = self._broker.groups.caps(kernel.user).parked
+        self.budgets.of_one(most).check(size, mine=0 if mine is None else mine.extents.leased, all_=self._sum()[0])  # fmt: skip
         arena = mine or self._begin(kernel.person)
         found = Leased(self, arena, *arena.extents.take(size))
         try:

@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.aside import Aside
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.groups import Groups
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
+from gpushare_kernel.broker.settings import Settings
+from gpushare_kernel.broker.upkeep import Upkeep
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import GpushareError
@@ -53,6 +57,8 @@ class Broker(Processes):
         system: bool,
         budgets: Budgets | None = None,
         persons: Persons | None = None,
+        settings: Settings | None = None,
+        audit: Audit | None = None,
     ) -> None:
         super().__init__(devices, ledger, system=system)
         self.persons = persons or Persons()
@@ -64,6 +70,9 @@ class Broker(Processes):
         self.bundles = Bundles(self)
         self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
+        self.groups = Groups(self, settings or Settings())
+        self.upkeep = Upkeep(self)
+        self.audit = audit or Audit(None)
 
     # --- what others ask ------------------------------------------------------------------------------------
 
@@ -80,8 +89,9 @@ class Broker(Processes):
         return self._loop.time() - self._touched
 
     def administers(self, who: Person) -> bool:
-        """Whether `who` may act for everybody. Whom a hub names is one of many with that uid."""
-        return not who.hub and who.uid in (0, os.geteuid())
+        """Whether `who` may act for everybody. Whom a hub names is one of many with that uid, unless the administrator's file names them."""
+        owner = not who.hub and who.uid in (0, os.geteuid())
+        return owner or self.groups.administers(who.user)
 
     def may_see(self, who: Person, kernel: Kernel) -> bool:
         """Whether `who` may see names, pids and sizes of `kernel` (I9)."""
@@ -136,6 +146,7 @@ class Broker(Processes):
         if first:
             kernel.aside = body.aside
             kernel.lines.insert(0, desk)
+            self.upkeep.greet(desk)
         else:
             kernel.lines.append(desk)
         back = kernel.orphaned and first

@@ -21,22 +21,28 @@ from urllib.parse import urlsplit
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs, service
 from gpushare_kernel.broker.adoption import Foreign
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.doorway import Doorway
+from gpushare_kernel.broker.groups import Groups, host_of
 from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.overdraft import Over
+from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.broker.recorder import Recorder
+from gpushare_kernel.broker.settings import Settings, parsed, read
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, BadSize, GpushareError
+from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.errors import BadDeclaration, BadSettings, BadSize, GpushareError
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
+from gpushare_kernel.devices.base import Device
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
@@ -60,6 +66,7 @@ _AGAIN = (
     "arena_user",
     "hub_api",
     "hub_uids",
+    "config",
 )
 """Options that a broker which is started again gets too."""
 _PROGRAM = 4
@@ -182,6 +189,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="UIDS",
         help="the uids that many people share, with commas between (default: all)",
     )
+    found.add_argument(
+        "--config",
+        type=_path,
+        metavar="FILE",
+        help="groups, caps, budgets and administrators (docs/admin/groups.md); a system broker reads /etc/gpushare/gpushare.toml where there is one",
+    )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
@@ -219,19 +232,12 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         )
         for device in devices
     ]
-    broker = Broker(
-        [*zip(configs, devices, strict=True)],
-        ledger,
-        system=where.system,
-        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
-        persons=_persons(given.hub_api, given.hub_uids),
-    )
+    broker = _made(given, where, [*zip(configs, devices, strict=True)], ledger)
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given), lock_worker(devices), restarts=not given.service)
     keeper.start(partial(_let_run, broker))
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
+    _hear_signals(loop, broker)
     idle_exit = (
         given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
     )
@@ -283,12 +289,40 @@ def _say_ready(ready_fd: int | None) -> None:
     service.tell("READY=1")
 
 
+def _made(
+    given: argparse.Namespace,
+    where: Places,
+    devices: Sequence[tuple[Config, Device]],
+    ledger: Ledger,
+) -> Broker:
+    broker = Broker(
+        devices,
+        ledger,
+        system=where.system,
+        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
+        settings=_settings(given, where, [device for _, device in devices]),
+        audit=Audit(where.audit),
+        persons=_persons(given.hub_api, given.hub_uids),
+    )
+    broker.groups.good = where.settings_kept
+    broker.groups.keep()
+    return broker
+
+
+def _hear_signals(loop: asyncio.AbstractEventLoop, broker: Broker) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
+    loop.add_signal_handler(signal.SIGHUP, _reload, broker.groups)
+
+
 def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
     """Tell the schedulers what the ledger knows; from where on events are written down, if they are."""
     for user, account in known.users:
         broker.know_user(UserId(user), account.device_time, account.weight)
     if record is not None:
         broker.record(Recorder(record))
+    broker.groups.spending.begin(known.spent, broker.accounts())
+    broker.upkeep.restore(known.notes)
     for row in known.sessions:
         broker.adopt(row)
     broker.needs.know(known.needs)
@@ -405,6 +439,38 @@ def _file(text: str) -> Path:
         msg = f"{text} is to end in {SUFFIX}, by which replay knows a recording"
         raise argparse.ArgumentTypeError(msg)
     return path
+
+
+def _path(text: str) -> Path:
+    """A file; the broker works in another folder than whoever starts it."""
+    return Path(text).absolute()
+
+
+def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device]) -> Settings:
+    """Return what the administrator's file says. After a crash one that is wrong by now keeps nobody out: what was read last holds.
+
+    Raises
+    ------
+    BadSettings
+        Where it is wrong otherwise.
+    """
+    path = given.config or where.settings
+    if path is None or not (given.config or path.exists()):
+        return Settings()
+    host = host_of([device.inventory for device in devices], People())
+    try:
+        return read(path, host)
+    except BadSettings as problem:
+        if not (given.again and where.settings_kept.exists()):
+            raise
+        _logger.error("the configuration was not taken, what was read last holds: %s", problem)  # noqa: TRY400  its own words say all
+        return parsed(where.settings_kept.read_text(encoding="utf-8"), path, host)
+
+
+def _reload(groups: Groups) -> None:
+    """Somebody wants the file read again; what is wrong with it is in the log and the status."""
+    with contextlib.suppress(BadSettings):
+        groups.reload()
 
 
 def _command(given: argparse.Namespace) -> list[str]:

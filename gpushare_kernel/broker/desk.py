@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from msgspec.structs import replace
 
-from gpushare_kernel.broker import controls, realtime
+from gpushare_kernel.broker import administration, controls, realtime
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.checks import check_held, check_id, check_sizes, check_words
 from gpushare_kernel.broker.ids import client_id, job_of
@@ -91,6 +91,7 @@ class Desk:
             msg.BundleFilled: self._bundle_filled,
             msg.WentAside: self._moved,
             msg.CameBack: self._moved,
+            **dict.fromkeys(get_args(administration.Asked), self._administer),
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -171,6 +172,7 @@ class Desk:
         check_weight(body.weight)
         if body.realtime is not None:
             check_task(body.realtime)
+            self._broker.groups.check_realtime(kernel, body.realtime)
         self._check_numbers(kernel, realtime=body.realtime is not None)
         job = job_of(kernel.id, body.job)
         former = self._broker.jobs.get(job)
@@ -449,28 +451,27 @@ class Desk:
         self._reply(number, msg.Ok())
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:
-        self._administrator("switch the policy")
+        administration.check(self._broker, self, "switch the policy")
         policy = policy_named(body.policy).name
         engines = [*self._broker.engines.values()]
         for engine in [named(engines, body.device)] if body.device else engines:
             engine.feed(ev.PolicyChanged(at=engine.now, policy=policy))
             self._broker.ledger.policy_chosen(engine.device.inventory.id, policy)
+        administration.note(self._broker, self, "policy", body.device, policy)
         self._reply(number, msg.Ok())
 
     def _stop(self, number: int, _body: msg.Stop) -> None:
-        self._administrator("stop the broker")
+        administration.check(self._broker, self, "stop the broker")
+        administration.note(self._broker, self, "stop")
         self._reply(number, msg.Ok())
         self._broker.stop("stopped by its administrator")
 
-    def _administrator(self, what: str) -> None:
-        if not self._broker.administers(self.who):
-            you = self.who.hub or f"uid {self.who.uid}"
-            problem = f"only the broker's owner or root may {what}, and you are {you}."
-            raise NotYours(problem)
+    def _administer(self, number: int, body: administration.Asked) -> None:
+        self._reply(number, administration.answer(self._broker, self, body))
 
 
 def _for_version_1(notice: msg.Waiting) -> msg.Waiting:
     """A reason that version 1 has no word for would be a broken frame to it: it waits for its turn on the device."""
-    if notice.wait.reason is not WaitReason.RESTORE:
+    if notice.wait.reason not in {WaitReason.RESTORE, WaitReason.CAP, WaitReason.MAINTENANCE}:
         return notice
     return replace(notice, wait=dataclasses.replace(notice.wait, reason=WaitReason.TURN))

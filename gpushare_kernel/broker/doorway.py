@@ -90,6 +90,7 @@ class Doorway:
         opener = procfs.process_key(peer.pid) if peer.pid else None
         who, remark = await self._broker.persons.who(peer, body.hub_token)
         registry = self._broker.registry
+        self._broker.groups.check_kernels(who.user)
         kernel, token = registry.open(
             who, clean_name(body.name), weight, opener, background=body.background
         )

@@ -143,6 +143,8 @@ class Housekeeping:
             broker.tell_waits,
             broker.tell_budgets,
             broker.save_accounts,
+            broker.groups.look,
+            broker.upkeep.look,
             self._go_if_idle,
         ):
             self._attempt(step)

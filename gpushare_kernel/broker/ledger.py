@@ -49,6 +49,10 @@ CREATE TABLE IF NOT EXISTS needs (
 CREATE TABLE IF NOT EXISTS policies (
     boot TEXT NOT NULL, device TEXT NOT NULL, policy TEXT NOT NULL, PRIMARY KEY (boot, device)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (
+    user TEXT NOT NULL, day INTEGER NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (user, day)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 COMMIT;
 """
 _SESSION = (
@@ -70,6 +74,12 @@ _NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs
 _POLICY = "INSERT OR REPLACE INTO policies VALUES (?, ?, ?)"
 _POLICIES = "SELECT device, policy FROM policies WHERE boot = ?"
 _POLICIES_DROPPED = "DELETE FROM policies"
+_SPENT = "INSERT OR REPLACE INTO spent VALUES (?, ?, ?)"
+_SPENT_DROPPED = "DELETE FROM spent WHERE user = ? AND day = ?"
+_ALL_SPENT = "SELECT user, day, seconds FROM spent"
+_NOTE = "INSERT OR REPLACE INTO notes VALUES (?, ?)"
+_NOTE_DROPPED = "DELETE FROM notes WHERE name = ?"
+_NOTES = "SELECT name, value FROM notes"
 _ADDED = {
     "needs": "INTEGER NOT NULL DEFAULT 0",
     "baseline": "INTEGER NOT NULL DEFAULT 0",
@@ -137,13 +147,16 @@ class NeedRow:
 class Loaded:
     """What a ledger holds: the sessions of this boot, every user, and what was learned of their code, the latest used last.
 
-    `policies` are those that somebody chose live since the broker was started on purpose, by device.
+    `policies` are those that somebody chose live since the broker was started on purpose, by device. `spent` are device
+    seconds by user and day (its proleptic ordinal), `notes` what administrators began and have not ended.
     """
 
     sessions: tuple[SessionRow, ...] = ()
     users: tuple[tuple[UserId, UserRow], ...] = ()
     needs: tuple[NeedRow, ...] = ()
     policies: tuple[tuple[str, str], ...] = ()
+    spent: tuple[tuple[str, int, float], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def token_hash(token: str) -> str:
@@ -175,6 +188,8 @@ class Ledger:
         users: list[tuple[UserId, UserRow]] = []
         learned: list[NeedRow] = []
         policies: list[tuple[str, str]] = []
+        spent: list[tuple[str, int, float]] = []
+        notes: list[tuple[str, str]] = []
         with self._reporting(), closing(_opened(self._path)) as database:
             for id_, user, uid, name, pid, start, *kept in database.execute(_LOAD, (self._boot,)):
                 who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
@@ -200,7 +215,16 @@ class Ledger:
             rows = (_need_row(*row) for row in database.execute(_NEEDS, (NEEDS_VERSION,)))
             learned += [row for row in rows if row is not None]
             policies += database.execute(_POLICIES, (self._boot,))
-        return Loaded(tuple(sessions), tuple(users), tuple(learned), tuple(policies))
+            spent += database.execute(_ALL_SPENT)
+            notes += database.execute(_NOTES)
+        return Loaded(
+            tuple(sessions),
+            tuple(users),
+            tuple(learned),
+            tuple(policies),
+            tuple(spent),
+            tuple(notes),
+        )
 
     def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
         """Keep a session as it is now; where only its device time is new, that is not urgent."""
@@ -237,6 +261,19 @@ class Ledger:
     def policies_dropped(self) -> None:
         """Forget them: a broker that is started on purpose follows what it is started with."""
         self._note(("policies", ""), (_POLICIES_DROPPED, ()), urgent=True)
+
+    def spent(self, user: UserId, day: int, seconds: float) -> None:
+        """Keep what a user has used on a day, in device seconds."""
+        self._note(("spent", f"{user}/{day}"), (_SPENT, (user, day, seconds)))
+
+    def spent_dropped(self, user: UserId, day: int) -> None:
+        """Forget it."""
+        self._note(("spent", f"{user}/{day}"), (_SPENT_DROPPED, (user, day)))
+
+    def noted(self, name: str, value: str) -> None:
+        """Keep what an administrator began; empty: it is over."""
+        change = (_NOTE, (name, value)) if value else (_NOTE_DROPPED, (name,))
+        self._note(("note", name), change, urgent=True)
 
     def need_saved(self, row: NeedRow) -> None:
         """Keep what is known of one piece of code."""

@@ -10,6 +10,7 @@ from functools import partial
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.adoption import adopted_name
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.groups import Groups
 from gpushare_kernel.broker.jobs import JobAnswers
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.broker.ledger import SessionRow
@@ -37,6 +38,8 @@ _logger = logging.getLogger(__name__)
 class Processes(JobAnswers):
     """The processes behind sessions."""
 
+    #: What an administrator allows; made with the broker.
+    groups: Groups
     #: Whether a command of the broker before is among them.
     _commands_here = False
 
@@ -55,6 +58,7 @@ class Processes(JobAnswers):
 
     def _place(self, kernel: Kernel, engine: Engine, *, orphan: SessionRow | None = None) -> None:
         self._placed[kernel.id] = engine
+        self.groups.tell(kernel.user)
         process = None if orphan is None else orphan.process
         parked = 0 if process is None else engine.device.parked(Target(process))
         kernel.mark_away(away=parked > 0)

@@ -57,16 +57,13 @@ def snapshot(broker: Broker, who: Person) -> view.Snapshot:
             broker.uptime,
             broker.system,
             broker.longest_wait or None,
-            broker.ledger.trouble if broker.administers(who) else None,
+            _trouble(broker) if broker.administers(who) else None,
             None if broker.persons.hub is None else broker.persons.hub.trouble,
         ),
         devices=tuple(_device(broker, engine, who, now) for engine in broker.engines.values()),
         sessions=tuple(_session(broker, s, who) for s in broker.sessions()),
         queue=tuple(_queue(broker, who)),
-        users=tuple(
-            view.UserView(_user(broker, user, who), weight, seconds)
-            for user, weight, seconds in broker.accounts()
-        ),
+        users=tuple(_account(broker, *account, who) for account in broker.accounts()),
         at=now,
         rt=tuple(
             _realtime(one, engine.now)
@@ -76,7 +73,27 @@ def snapshot(broker: Broker, who: Person) -> view.Snapshot:
         bundles=tuple(broker.bundles.views(who)),
         arenas=tuple(broker.arenas.views(who)),
         you=who.user,
+        maintenance=broker.upkeep.view(who),
+        announcement=broker.upkeep.word,
     )
+
+
+def _account(
+    broker: Broker, user: UserId, weight: float, seconds: float, who: Person
+) -> view.UserView:
+    """What a user has used; what its group allows it, to itself and to administrators."""
+    called, group = _user(broker, user, who), broker.groups.of(user)
+    own = user == who.user
+    if group is None or not broker.may_know(who, user):
+        return view.UserView(called, weight, seconds, own=own)
+    caps, budgets = broker.groups.caps(user), broker.groups.budgets(user)
+    return view.UserView(
+        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own
+    )
+
+
+def _trouble(broker: Broker) -> str | None:
+    return " ".join(filter(None, (broker.ledger.trouble, broker.groups.trouble))) or None
 
 
 def _realtime(one: Standing, now: float) -> view.RealtimeView:
@@ -237,6 +254,9 @@ def _queue(broker: Broker, who: Person) -> list[view.QueueView]:
                 wait.holders if open_ else (),
                 wait.until if open_ else None,
                 wait.exact,
+                wait.cap if open_ else 0,
+                wait.group if open_ else "",
+                wait.note,
             )
         )
     return out

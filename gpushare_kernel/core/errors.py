@@ -5,6 +5,7 @@ GpushareError
 │   ├── BadSize             a size that cannot be read or makes no sense
 │   ├── BadTime             a time that cannot be read or makes no sense
 │   ├── BadDeclaration      options that contradict each other
+│   ├── BadSettings         an administrator's file that makes no sense
 │   ├── Refused             can never fit this device
 │   ├── WaitEnded           --wait SECONDS is over; the cell has not run
 │   ├── NotYours            a request about somebody else's session
@@ -52,6 +53,10 @@ class BadTime(UserError):
 
 class BadDeclaration(UserError):
     """Options that contradict each other."""
+
+
+class BadSettings(UserError):
+    """The administrator's file cannot be read, or makes no sense."""
 
 
 class Refused(UserError):

@@ -1,4 +1,4 @@
-"""Where a broker lives: its folder, its socket, its locks, its ledger, its log."""
+"""Where a broker lives: its folder, its socket, its locks, its ledger, its logs, its administrator's file."""
 
 from __future__ import annotations
 
@@ -65,6 +65,21 @@ class Places:
         """The database of sessions and accounts."""
         folder = SYSTEM_STATE if self.system and not self.named else self.runtime
         return folder / "ledger.sqlite"
+
+    @property
+    def settings(self) -> Path | None:
+        """The administrator's file, where this broker has a place for one."""
+        return SYSTEM_MARK / "gpushare.toml" if self.system and not self.named else None
+
+    @property
+    def settings_kept(self) -> Path:
+        """What was last read of it, for a broker that is started again after a crash."""
+        return self.runtime / "settings.kept"
+
+    @property
+    def audit(self) -> Path:
+        """What administrators did, JSON lines."""
+        return self.log.with_name("audit.jsonl")
 
     @property
     def log(self) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.kernels import Kernel
@@ -253,7 +254,11 @@ class House:
     async def _open(self) -> None:
         self.device = PlayedDevice(self._config.capacity, self._config.compute)
         self.broker = Broker(
-            [(self._config, self.device)], self.ledger, system=False, persons=self._persons
+            [(self._config, self.device)],
+            self.ledger,
+            system=False,
+            audit=Audit(self.path.with_name("audit.jsonl")),
+            persons=self._persons,
         )
         self.listener = Listener(self.path, self._mode)
         self._serving = asyncio.create_task(serve(self.listener, Doorway(self.broker).on_hello))

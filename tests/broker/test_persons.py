@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel.broker.persons import Person, Persons
+from gpushare_kernel.broker.settings import Settings
 from gpushare_kernel.core.errors import HubAway, NotVouched
 from gpushare_kernel.core.values import GiB, JobId, SessionId
 from gpushare_kernel.wire import messages as msg
@@ -196,3 +197,14 @@ def test_it_outlives_the_broker(tmp_path: Path, names: PlayedNames) -> None:
         kernel = house.do(lambda: house.broker.registry.get(SessionId(opened.session)))
         assert kernel is not None
         assert (kernel.person, kernel.user) == (Person(ME.uid, "ann"), "ann")
+
+
+def test_whom_the_administrators_file_names_administers_by_the_hubs_word(house: House) -> None:
+    """Ann, as the hub knows her; not bob beside her under the same uid. What she does is written down under her name."""
+    house.do(lambda: house.broker.groups.follow(Settings(admins=frozenset({"ann"}))))
+    bob = of(house, "t-bob", "b.ipynb")
+    ann = house.call(msg.Observe("t-ann"))
+    assert isinstance(ann.ask(msg.Proclaim("hi")), msg.Proclaimed)
+    assert isinstance(bob.ask(msg.Proclaim("me, too")), msg.Failure)
+    (entry,) = house.broker.audit.read(10)
+    assert (entry.who, entry.what, entry.detail) == ("ann", "announce", "hi")

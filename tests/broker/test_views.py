@@ -23,7 +23,7 @@ NOBODY = 65534
 # The keys that were promised first, and those that came later. Keys are added, never renamed or retyped.
 KEYS = {
     "": {"schema", "broker", "devices", "sessions", "queue", "users"}
-    | {"at", "rt", "bundles", "arenas", "you"},
+    | {"at", "rt", "bundles", "arenas", "you", "maintenance", "announcement"},
     "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today", "trouble", "hub"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {
@@ -54,8 +54,8 @@ KEYS = {
         "why_not_parked",
     },
     "queue": {"job", "session", "reason", "ahead", "eta"}
-    | {"needs", "waited", "name", "free", "holders", "until", "exact"},
-    "users": {"name", "weight", "device_time"},
+    | {"needs", "waited", "name", "free", "holders", "until", "exact", "cap", "group", "note"},
+    "users": {"name", "weight", "device_time"} | {"group", "memory", "kernels", "budgets", "own"},
 }
 
 
