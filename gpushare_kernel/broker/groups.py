@@ -18,6 +18,7 @@ from gpushare_kernel.core.errors import BadSettings, UserError
 from gpushare_kernel.core.timetable import DAY, in_force
 from gpushare_kernel.core.values import DeviceId, UserId
 from gpushare_kernel.devices.base import Inventory
+from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.wire import limit_texts
 from gpushare_kernel.wire.realtime import RealtimeTask
 from gpushare_kernel.wire.snapshot import BudgetView
@@ -37,6 +38,7 @@ def host_of(inventories: Iterable[Inventory], people: People) -> Host:
         max(one.capacity for one in every),
         most_sessions(),
         sum(one.compute for one in every),
+        Machine().total(),
     )
 
 

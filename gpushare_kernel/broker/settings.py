@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -71,7 +71,7 @@ class _Group(_Gives):
 class _File(msgspec.Struct):
     admins: list[str] = []
     admin_groups: list[str] = []
-    names: Literal["unix", "any"] = "unix"
+    names: str = "unix"
     groups: dict[str, dict[str, Any]] = {}
 
 
@@ -121,12 +121,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a file is held against: who there is, the largest device (bytes), the most kernels of a user, cores or devices."""
+    """What a file is held against: who there is, the largest device and the host's memory (bytes), the most kernels of a user, cores or devices."""
 
     people: People
     capacity: int
     kernels: int
     compute: float
+    memory: int
 
 
 def read(path: Path, host: Host) -> Settings:
@@ -173,6 +174,8 @@ class _Reader:
             msg = f"{self._path}: this is no TOML: {problem}."
             raise BadSettings(msg) from None
         file: _File = self._typed(raw, _File, ())
+        if file.names not in {"unix", "any"}:
+            self._wrong((), "names", f"{file.names!r} is neither. Write \"unix\" where they are accounts of this host, \"any\" where not")  # fmt: skip
         self._any_name = file.names == "any"
         self._known(file.admins, (), "admins")
         self._known(file.admin_groups, (), "admin_groups")
@@ -222,6 +225,8 @@ class _Reader:
             found = replace(found, memory=memory)
         parked = self._size(given.parked_memory, table, "parked_memory")
         if parked is not None:
+            if parked > host.memory:
+                self._wrong(table, "parked_memory", f"it is {format_size(parked)}, and this host has {format_size(host.memory)} of memory. Write less, or leave it out")  # fmt: skip
             found = replace(found, parked=parked)
         if given.kernels is not None:
             if not 1 <= given.kernels <= host.kernels:

@@ -101,7 +101,7 @@ def test_a_deadline_takes_no_more_of_the_device_than_allowed(house: House) -> No
 def test_caps_and_weights_follow_the_clock(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look by the clock tells what has changed."""
     text = f'names = "any"\n[groups.g]\nusers = ["{ME}"]\nmemory = "2GiB"\n[[groups.g.timetable]]\nhours = "18:00-08:00"\nmemory = "6GiB"\nweight = 3\n'
-    host = Host(house.broker.groups._people, 8 * GiB, 10, 1.0)
+    host = Host(house.broker.groups._people, 8 * GiB, 10, 1.0, 64 * GiB)
     now = time.struct_time((2026, 11, 27, 12, 0, 0, 4, 331, 0))
     monkeypatch.setattr(groups_module.time, "localtime", lambda *_: now)
     house.do(lambda: house.broker.groups.follow(parsed(text, Path("x.toml"), host)))

@@ -310,6 +310,26 @@ def test_idle_memory_is_set_aside_and_what_runs_follows_at_its_end() -> None:
     assert world.running("ann/2")
 
 
+# --- a command that holds memory for what it starts ----------------------------------------------------------------
+
+
+def test_what_runs_below_a_command_takes_from_what_that_holds() -> None:
+    """On a GPU that is full otherwise a kernel's first use, and a cell that declares, come in at once; beyond it they wait."""
+    world = gpu()
+    world.open("hog", "bob")
+    world.submit("hog/0", "hog", 5 * GiB, 0)
+    world.open("run", "ann")
+    world.submit("run/held", "run", 5 * GiB, 0)
+    assert world.core.book.table.free == 0
+    world.submit("run/plain", "run", plain=True)
+    assert let_in(world, "run/plain")
+    world.submit("run/cell", "run", size=4 * GiB)
+    assert let_in(world, "run/cell")
+    assert world.core.book.table.free == 0
+    world.submit("run/more", "run", size=6 * GiB)
+    assert waits_for(world, "run/more") is WaitReason.MEMORY
+
+
 # --- whatever comes -----------------------------------------------------------------------------------------------
 
 USERS = ("ann", "bob", "cyd")
