@@ -23,7 +23,7 @@ from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, N
 from gpushare_kernel.core.values import ProcessKey, SessionId
 from gpushare_kernel.transport.channel import connect, handshake
 from gpushare_kernel.transport.peers import check_broker, peer_of
-from gpushare_kernel.transport.places import Places, may_start
+from gpushare_kernel.transport.places import Places, how_to_start, may_start
 from gpushare_kernel.transport.words import ENDED, PAUSED
 from gpushare_kernel.wire.messages import (
     SPOKEN,
@@ -52,8 +52,12 @@ STARTER = "GPUSHARE_STARTER"
 """The pid of the provisioner's process: our launcher below it leaves the session to it."""
 BEFORE = "GPUSHARE_BEFORE"
 """Why the kernel before this one ended, where nobody had asked for that; shown with the first cell."""
-KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER, BEFORE)
+GRANT = "GPUSHARE_GRANT"
+"""The session of a command that holds memory for all that it starts: kernels below it are part of that session, and open none."""
+KERNEL_VARIABLES = (TOKEN, SESSION, SOCKET, STARTER, BEFORE, GRANT)
 DEVICE = "GPUSHARE_DEVICE"
+HUB_TOKEN = "JUPYTERHUB_API_TOKEN"  # noqa: S105  a variable's name
+"""Of the server that starts the kernel: its hub says whose it is. The kernel has it, too, and is not asked."""
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _NVIDIA = Path("/dev/nvidiactl")
@@ -119,8 +123,10 @@ class KernelSession:
             STARTER: str(os.getpid()),
         }
 
-    def joined(self, env: Mapping[str, str]) -> dict[str, str]:
+    def joined(self, env: Mapping[str, str], *, grants: bool = False) -> dict[str, str]:
         """Return `env` with the session and its device in it; what its user has set there stays.
+
+        With `grants` kernels that are started in it are part of this session, and of what it holds.
 
         Only the choice of a GPU is the broker's, unless the user wants none (an empty CUDA_VISIBLE_DEVICES, or -1).
         """
@@ -132,6 +138,8 @@ class KernelSession:
             if name in chosen or name not in env
         }
         joined = {**without_session(env), **new, **self.keys()}
+        if grants:
+            joined[GRANT] = self.session
         if _FRACTION in new:
             joined.pop(_OLD_FRACTION, None)  # JAX refuses its GPU where both are set
         return joined
@@ -250,6 +258,7 @@ def open_session(
             device=device or (os.environ if env is None else env).get(DEVICE, ""),
             needs=needs,
             background=background,
+            hub_token=os.environ.get(HUB_TOKEN, ""),
         ),
     )
 
@@ -262,7 +271,7 @@ def restart_session(old: KernelSession) -> KernelSession:
     BadToken
         Where the broker does not know the session any more.
     """
-    new = _opened(old.places, Restart(old.session, old.token))
+    new = _opened(old.places, Restart(old.session, old.token, os.environ.get(HUB_TOKEN, "")))
     new.undoing = old.undoing
     if old.page is not None:
         old.page.close()
@@ -288,7 +297,7 @@ def find_broker(places: Places, *, start: bool = True) -> None:
             if not may_start(places)
             else "starting one is switched off"
         )
-        msg = f"no broker answers at {places.socket}, and {why}. Ask whoever runs it, or start it: jupyter gpushare start"
+        msg = f"no broker answers at {places.socket}, and {why}. Ask whoever runs it, or start it: {how_to_start(places)}"
         raise NoBroker(msg) from problem
 
 
@@ -298,6 +307,16 @@ def notebook_name(env: Mapping[str, str]) -> str:
     A server that was told no name passes a folder, with a slash at its end.
     """
     return env.get("JPY_SESSION_NAME", "").rpartition("/")[2]
+
+
+def granted(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what makes a kernel part of the command that holds memory for it; empty where `env` is of no such command.
+
+    A kernel with a session of its own, and whatever is below it, is in none.
+    """
+    if not env.get(GRANT) or env[GRANT] != env.get(SESSION):
+        return {}
+    return {name: env[name] for name in KERNEL_VARIABLES if name in env and name != BEFORE}
 
 
 def without_session(env: Mapping[str, str]) -> dict[str, str]:

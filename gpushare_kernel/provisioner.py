@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -37,6 +39,7 @@ from gpushare_kernel.kernel_session import (
     LOOK_EVERY,
     KernelSession,
     find_broker,
+    granted,
     notebook_name,
     open_session,
     restart_session,
@@ -74,6 +77,8 @@ class GpuShareProvisioner(LocalProvisioner):
     )
 
     _session: KernelSession | None = None
+    #: What makes it part of the session of the command that it is started below.
+    _granted: Mapping[str, str] = MappingProxyType({})
     _launched = False
     _warned = False
     _looked = 0.0
@@ -86,8 +91,12 @@ class GpuShareProvisioner(LocalProvisioner):
     # --- Starting ---------------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Open (or restart) the kernel's session, then prepare the launch. Called before every start."""
-        session = await self._open(kwargs.get("env"))
+        """Open (or restart) the kernel's session, then prepare the launch. Called before every start.
+
+        Below a command that holds memory for all it starts the kernel is part of that one's session.
+        """
+        self._granted = granted(os.environ)
+        session = None if self._granted else await self._open(kwargs.get("env"))
         try:
             kwargs = await super().pre_launch(**kwargs)
             kwargs["env"] = await self._kernel_environment(kwargs["env"], session)
@@ -172,7 +181,7 @@ class GpuShareProvisioner(LocalProvisioner):
     async def _kernel_environment(
         self, env: dict[str, str], session: KernelSession | None
     ) -> dict[str, str]:
-        env = without_session(env) if session is None else session.joined(env)
+        env = {**without_session(env), **self._granted} if session is None else session.joined(env)
         before, self._before = self._before, ""
         if before and session is not None:
             env[BEFORE] = before

@@ -20,12 +20,16 @@ ROOMS = {
     "gpushare_kernel.wire.cell_texts": "texts",
     "gpushare_kernel.wire.need_texts": "texts",
     "gpushare_kernel.wire.parking_texts": "texts",
+    "gpushare_kernel.wire.admin_texts": "texts",
     "gpushare_kernel.wire": "wire",
     "gpushare_kernel.transport": "transport",
     "gpushare_kernel.devices": "devices",
     "gpushare_kernel.broker": "broker",
     "gpushare_kernel.client": "client",
     "gpushare_kernel.replay": "replay",
+    "gpushare_kernel.hub.identity": "identity",
+    "gpushare_kernel.hub.activity": "hub_service",
+    "gpushare_kernel.hub": "hub",
     "gpushare_kernel.realtime": "pipelines",
     **{
         f"gpushare_kernel.realtime.{name}": "realtime"
@@ -73,7 +77,11 @@ ARROWS: dict[str, set[str]] = {
     "transport": LOWEST | {"wire", "procfs"},
     # Texts are of the wire's room: what the broker says unasked (`Announce`) is a sentence from there.
     "broker": LOWEST
-    | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package"},
+    | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package", "identity"},
+    # Who vouches for people is asked by a protocol of the broker's; only its daemon knows that it is a hub.
+    "identity": LOWEST | {"wire"},
+    "hub": {"procfs"},
+    "hub_service": LOWEST | {"sizes", "client", "transport", "wire"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},
     "replay": LOWEST | {"sizes", "core", "wire"},
@@ -89,7 +97,7 @@ ARROWS: dict[str, set[str]] = {
 """Room -> the rooms it may import. Everything may import its own room. `package` is gpushare_kernel/__init__.py:
 the version, and names that are loaded when somebody asks for them."""
 
-LAZY = {("magics", "widgets"), ("magics", "pipelines"), ("magics", "nwv")}
+LAZY = {("magics", "widgets"), ("magics", "pipelines"), ("magics", "nwv"), ("broker", "identity")}
 """Arrows for imports inside functions only: every kernel start imports the room they come from."""
 
 IMPURE = frozenset(

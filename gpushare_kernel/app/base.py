@@ -32,6 +32,8 @@ _OPTIONS = (
     "record",
     "arena",
     "arena_user",
+    "hub_api",
+    "hub_uids",
 )
 
 
@@ -148,10 +150,30 @@ class BrokerCommand(Command):
         config=True,
         help="How much of it one user's notebooks may have; half by default.",
     )
+    settings = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Groups, caps, budgets and administrators (FILE.toml); a system broker reads /etc/gpushare/gpushare.toml where there is one.",
+    )
+
+    hub_api = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="The API of the JupyterHub that tells who somebody is where many people share a uid: http://127.0.0.1:8081/hub/api.",
+    )
+    hub_uids = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="The uids that many people share, with commas between; all by default.",
+    )
 
     aliases = {  # noqa: RUF012  traitlets reads it from the class
         **Command.aliases,
         **{name.replace("_", "-"): f"BrokerCommand.{name}" for name in _OPTIONS},
+        "config": "BrokerCommand.settings",
     }
 
     def broker_arguments(self) -> list[str]:
@@ -169,6 +191,8 @@ class BrokerCommand(Command):
                 if name == "record":
                     value = Path(value).absolute()  # the broker works in a folder of its own
                 asked += [f"--{name.replace('_', '-')}", str(value)]
+        if self.settings is not None:
+            asked += ["--config", str(Path(self.settings).absolute())]
         self._check(asked)
         return asked
 

@@ -14,14 +14,16 @@ from IPython.paths import get_ipython_dir
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
+from gpushare_kernel.app import hub_advice
 from gpushare_kernel.app.kernelspecs import NATIVE
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import GpushareError, NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.devices.verdict import Probe, Verdict
+from gpushare_kernel.hub import culling, servers
 from gpushare_kernel.interpreters import STARTUP_FILE
 from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
-from gpushare_kernel.transport.places import Places, may_start, rehearse
+from gpushare_kernel.transport.places import Places, how_to_start, may_start, rehearse
 from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
 
 _OURS = "gpushare"
@@ -62,6 +64,7 @@ def examine(where: Places, gpu: Probe) -> Iterator[Check]:
     yield _registered()
     yield _chosen()
     yield _startup_file()
+    yield from _hub(where)
     yield Check(Finding.NOTE, "log", f"The broker's log is {where.log}.")
 
 
@@ -91,6 +94,10 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
     yield Check(Finding.WELL, "broker", f"A broker (pid {pid}) answers at {where.socket}.")
     if snapshot.broker is not None and snapshot.broker.trouble:
         yield Check(Finding.NOTE, "ledger", snapshot.broker.trouble)
+    if snapshot.broker is not None and snapshot.broker.hub:
+        yield Check(Finding.NOTE, "hub", snapshot.broker.hub)
+    if snapshot.you and os.environ.get("JUPYTERHUB_USER"):
+        yield Check(Finding.WELL, "you", f"To the broker you are {snapshot.you}.")
     for device in snapshot.devices:
         yield _device(device)
     if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
@@ -117,7 +124,7 @@ def _startable(where: Places) -> Check:
     """None runs: would one start?"""
     said = f"No broker runs at {where.socket}"
     if not may_start(where):
-        text = f"{said}, and only root may start one here. Ask your administrator."
+        text = f"{said}, and only root may start one here. Ask your administrator for: {how_to_start(where)}."
         return Check(Finding.FAILED, "broker", text)
     try:
         rehearse(where)
@@ -163,6 +170,15 @@ def _chosen() -> Check:
         name,
         f"Nothing makes kernels share here. Run: jupyter gpushare install --sys-prefix, or set {DEFAULT_PROVISIONER}={_OURS}.",
     )
+
+
+def _hub(where: Places) -> Iterator[Check]:
+    """What ends parked notebooks, and who runs without us, where this is a hub or has one."""
+    for text in culling.sentences(hub_advice.look(hub_advice.hubs_here())):
+        yield Check(Finding.NOTE, "culling", text)
+    text = servers.without_text(servers.servers()) if where.system and not where.named else ""
+    if text:
+        yield Check(Finding.NOTE, "servers", text)
 
 
 def _native_spec() -> Path | None:

@@ -3,7 +3,7 @@
     python -m gpushare_kernel.app.launcher -f CONNECTION_FILE
 
 The session follows this process: exec keeps the pid. Where our provisioner started us, it has done
-all of that. Without a broker the kernel starts as it is, with one line.
+all of that; below a command that holds memory for all it starts there is nothing to do. Without a broker the kernel starts as it is, with one line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.kernel_session import (
     STARTER,
     find_broker,
+    granted,
     notebook_name,
     open_session,
     without_session,
@@ -26,7 +27,7 @@ from gpushare_kernel.transport.places import places
 def main() -> None:
     """Become an IPython kernel, shared where a broker is."""
     env = dict(os.environ)
-    if env.get(STARTER) != str(os.getppid()):
+    if env.get(STARTER) != str(os.getppid()) and not granted(env):
         env = launched_environment(env)
     command = [sys.executable, "-m", "ipykernel_launcher", *sys.argv[1:]]
     os.execve(command[0], command, env)  # noqa: S606  our own interpreter

@@ -51,6 +51,23 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.policy.PolicyApp",
             "who comes next on each device, and another policy, live",
         ),
+        "drain": (
+            "gpushare_kernel.app.admin.DrainApp",
+            "begin or end a maintenance: what runs goes on, nothing new begins",
+        ),
+        "evict": (
+            "gpushare_kernel.app.admin.EvictApp",
+            "have a user's or a notebook's GPU memory given back, nothing lost",
+        ),
+        "announce": (
+            "gpushare_kernel.app.admin.AnnounceApp",
+            "tell every notebook something",
+        ),
+        "reload": (
+            "gpushare_kernel.app.admin.ReloadApp",
+            "read the configuration of groups and administrators again",
+        ),
+        "audit": ("gpushare_kernel.app.admin.AuditApp", "what administrators did"),
         "run": (
             "gpushare_kernel.app.run.RunApp",
             "run any command so that it shares the device too",

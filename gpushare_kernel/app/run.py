@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from gpushare_kernel.kernel_session import (
 )
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import texts
+from gpushare_kernel.wire.cell_texts import did_not_run_text
 
 WAIT_ENDED = 75
 """Exit status where `--wait` was over (EX_TEMPFAIL: try again later)."""
@@ -63,7 +65,8 @@ class RunApp(Command):
     name = "jupyter-gpushare-run"
     description = """Run any command so that it takes turns and its memory counts: jupyter gpushare run [SIZE] [options] -- COMMAND
 
-    With a SIZE (6GiB) it waits for that much memory first, and holds it until it ends. Its exit status is the
+    With a SIZE (6GiB) it waits for that much memory first, and holds it until it ends; kernels that it starts (nbgrader, nbconvert,
+    papermill) share that memory and wait for none. Its exit status is the
     command's (128 + n for signal n); 75 where --wait was over, 125 where it was not started (a mistake in
     our own options included), 127 where it was not found."""
     background = Bool(False, config=True, help="Yield to every notebook.")  # noqa: FBT003  traitlets
@@ -148,6 +151,7 @@ def status_of(order: Order) -> int:
         complain(texts.LEFT_QUEUE_COMMAND)
         return INTERRUPTED
     except WaitEnded as ended:
+        sys.stderr.write(f"{did_not_run_text(order.wait or 0.0)}\n")
         complain(ended)
         return WAIT_ENDED
     except (GpushareError, OSError) as problem:
@@ -177,7 +181,7 @@ def run(order: Order) -> int:
         background=order.background,
     )
     with _closing(session), blocked() as mask:
-        env = session.joined(os.environ)
+        env = session.joined(os.environ, grants=bool(order.size))
         child = Child(order.command, env, mask)
         holding = Holding(session)
         status: int | None = None

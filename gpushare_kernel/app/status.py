@@ -12,7 +12,7 @@ from traitlets import Bool
 
 from gpushare_kernel.app.base import NO_BROKER, Command, console, say
 from gpushare_kernel.client.line import Line
-from gpushare_kernel.client.shown import label, names_of_jobs
+from gpushare_kernel.client.shown import account_text, label, names_of_jobs, words_of
 from gpushare_kernel.core.errors import NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.transport.places import places
@@ -60,6 +60,8 @@ def show(snapshot: Snapshot, out: Console) -> None:
         )
         if snapshot.broker.trouble:
             out.print(Text(snapshot.broker.trouble, style="yellow"))
+    for line in words_of(snapshot):
+        out.print(Text(line, style="yellow"))
     numbered = len(snapshot.devices) > 1
     for number, device in enumerate(snapshot.devices):
         out.print()
@@ -76,6 +78,11 @@ def show(snapshot: Snapshot, out: Console) -> None:
     if snapshot.queue:
         out.print()
         out.print(_queue(snapshot))
+    accounts = [said for user in snapshot.users if (said := account_text(user))]
+    if accounts:
+        out.print()
+    for said in accounts:
+        out.print(Text(said))
 
 
 def _device(device: DeviceView, number: str, *, used: bool) -> Text:

@@ -47,7 +47,7 @@ class Window:
 def view(scene: Mapping[str, Any], width: int) -> Group:
     """Return `scene` for a terminal of `width` columns."""
     styles = _Styles(scene)
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [Text(said, style="yellow") for said in scene.get("news", ())]
     for device in scene.get("devices", ()):
         parts += [*_device(device, width, styles), Text()]
     for one in words.tables(scene, width=max(_NARROWEST, min(60, width - _BESIDE))):

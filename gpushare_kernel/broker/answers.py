@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.administration import note_others
 from gpushare_kernel.broker.controls import own
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, Refused
@@ -29,7 +30,6 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
     refusal = book.never_fits(session, need, body.size)
     if refusal is not None:
         raise Refused(refusal)
-    fits = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
     job = Job(
         JobId("dry"),
         kernel.id,
@@ -41,9 +41,11 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
         part=book.part(session, need),
         state=JobState.QUEUED,
     )
-    wait = None if fits else broker.named(why(core, job), kernel.uid)
+    room = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
+    fits = bool(room) and core.why_held(job) is None
+    wait = None if fits else broker.named(why(core, job), kernel.person)
     return msg.DryRun(
-        bool(fits), need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs
+        fits, need.persistent, need.ephemeral, max(0, book.table.free), wait, asked.runs
     )
 
 
@@ -72,6 +74,7 @@ def release(broker: Broker, desk: Desk, body: msg.Release) -> msg.ReleasedNow:
             asked.append(kernel.name)
         else:
             left += session.charged
+    note_others(broker, desk, "release", chosen)
     return msg.ReleasedNow(freed, tuple(kernel.name for kernel in chosen), left, tuple(asked))
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.budgets import Budgets, check_room, checked_size
 from gpushare_kernel.broker.extents import Extents, Rest, Span
-from gpushare_kernel.broker.kernels import user_name
 from gpushare_kernel.broker.memfile import MemFile
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BrokerUnavailable, NotYours, Refused
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import GiB, MiB
@@ -46,8 +46,8 @@ _logger = logging.getLogger(__name__)
 class Arena:
     """One user's file, and the map of it."""
 
-    def __init__(self, uid: int) -> None:
-        self.uid, self.file, self.extents = uid, MemFile(), Extents(STEP)
+    def __init__(self, owner: Person) -> None:
+        self.owner, self.file, self.extents = owner, MemFile(), Extents(STEP)
 
 
 class Leased:
@@ -89,7 +89,7 @@ class Arenas:
 
     def __init__(self, broker: Broker, budgets: Budgets, room: Callable[[], int]) -> None:
         self._broker, self.budgets, self.room = broker, budgets, room
-        self._of: dict[int, Arena] = {}
+        self._of: dict[Person, Arena] = {}
         self._filling: set[Leased] = set()
         self._standing: set[Leased] = set()
         self._going: set[asyncio.Task[None]] = set()
@@ -97,11 +97,11 @@ class Arenas:
         self._closed = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="gpushare-arena")
 
-    def views(self, uid: int) -> Iterator[ArenaView]:
-        """Return what `uid` may see (I9): their own arena; an administrator all."""
+    def views(self, who: Person) -> Iterator[ArenaView]:
+        """Return what `who` may see (I9): their own arena; an administrator all."""
         for one in self._of.values():
-            if uid == one.uid or self._broker.administers(uid):
-                yield ArenaView(user_name(one.uid), one.extents.leased, one.file.resident(), self.budgets.user)  # fmt: skip
+            if who == one.owner or self._broker.administers(who):
+                yield ArenaView(one.owner.user, one.extents.leased, one.file.resident(), self.budgets.user)  # fmt: skip
 
     # --- leases -------------------------------------------------------------------------------------------------
 
@@ -123,9 +123,10 @@ class Arenas:
             problem = "the broker is going away: nothing is set aside any more."
             raise BrokerUnavailable(problem)
         size = checked_size(body.size)
-        mine = self._of.get(kernel.uid)
-        self.budgets.check(size, mine=0 if mine is None else mine.extents.leased, all_=self._sum()[0])  # fmt: skip
-        arena = mine or self._begin(kernel.uid)
+        mine = self._of.get(kernel.person)
+        most = self._broker.groups.caps(kernel.user).parked
+        self.budgets.of_one(most).check(size, mine=0 if mine is None else mine.extents.leased, all_=self._sum()[0])  # fmt: skip
+        arena = mine or self._begin(kernel.person)
         found = Leased(self, arena, *arena.extents.take(size))
         try:
             await self._fill(found)
@@ -135,7 +136,7 @@ class Arenas:
             raise
         self._standing.add(found)
         asyncio.get_running_loop().call_later(UNCLAIMED, self._unclaimed, found)
-        _logger.info("an extent is leased", extra={"uid": kernel.uid, "size": size})
+        _logger.info("an extent is leased", extra={"user": kernel.user, "size": size})
         return found
 
     def claim(self, found: Leased, connection: Connection) -> Leased:
@@ -183,9 +184,9 @@ class Arenas:
 
     # --- taking memory --------------------------------------------------------------------------------------------
 
-    def _begin(self, uid: int) -> Arena:
+    def _begin(self, owner: Person) -> Arena:
         try:
-            arena = self._of[uid] = Arena(uid)
+            arena = self._of[owner] = Arena(owner)
         except OSError as problem:
             text = f"the host gives no memory file ({problem.strerror}). Nothing was set aside."
             raise Refused(text) from problem
@@ -276,7 +277,7 @@ class Arenas:
     def _settle(self, arena: Arena) -> None:
         """Let go of a file that nobody has anything in."""
         if arena.extents.empty and not self._closed:
-            del self._of[arena.uid]
+            del self._of[arena.owner]
             arena.file.close()
 
     def _look(self) -> None:
@@ -300,7 +301,7 @@ class Arenas:
         busy = extents.draining or any(one.arena is arena for one in self._filling)
         if busy or file.resident() <= extents.leased + extents.resting:
             return
-        _logger.warning("an arena has memory outside its leases", extra={"uid": arena.uid})
+        _logger.warning("an arena has memory outside its leases", extra={"user": arena.owner.user})
         # Whoever leases one of these holes meanwhile is served after this, by the same thread.
         for hole in [*extents.holes(), Span(extents.size, 2**62)]:
             self._worker.submit(file.punch, hole)

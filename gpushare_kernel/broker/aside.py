@@ -62,7 +62,7 @@ class Aside:
         if job is None:
             return  # the cell is over, or a job of it says what it waits for
         self._told.add(session)
-        wait = views.named(self._broker, why(core, job), kernel.uid)
+        wait = views.named(self._broker, why(core, job), kernel.person)
         self._say(session, parking_texts.aside_text(record.parked.size, wait))
 
     def _say(self, session: SessionId, text: str) -> None:

@@ -11,14 +11,19 @@ from collections.abc import Sequence
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.aside import Aside
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.bundles import Bundles
 from gpushare_kernel.broker.desk import Desk
 from gpushare_kernel.broker.engine import Engine
-from gpushare_kernel.broker.kernels import Kernel, user_name
+from gpushare_kernel.broker.groups import Groups
+from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
+from gpushare_kernel.broker.settings import Settings
+from gpushare_kernel.broker.upkeep import Upkeep
 from gpushare_kernel.broker.views import named, snapshot
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import GpushareError
@@ -51,8 +56,12 @@ class Broker(Processes):
         *,
         system: bool,
         budgets: Budgets | None = None,
+        persons: Persons | None = None,
+        settings: Settings | None = None,
+        audit: Audit | None = None,
     ) -> None:
         super().__init__(devices, ledger, system=system)
+        self.persons = persons or Persons()
         machine = Machine()
         self._sampled = -SAMPLED_AGAIN
         #: Whose lines are to be brought up to date, and how long (seconds) that may take yet.
@@ -61,6 +70,9 @@ class Broker(Processes):
         self.bundles = Bundles(self)
         self.arenas = Arenas(self, budgets or Budgets.of(machine), machine.room)
         self.aside = Aside(self)
+        self.groups = Groups(self, settings or Settings())
+        self.upkeep = Upkeep(self)
+        self.audit = audit or Audit(None)
 
     # --- what others ask ------------------------------------------------------------------------------------
 
@@ -76,29 +88,30 @@ class Broker(Processes):
             return 0.0
         return self._loop.time() - self._touched
 
-    def administers(self, uid: int) -> bool:
-        """Whether `uid` may act for everybody."""
-        return uid in (0, os.geteuid())
+    def administers(self, who: Person) -> bool:
+        """Whether `who` may act for everybody. Whom a hub names is one of many with that uid, unless the administrator's file names them."""
+        owner = not who.hub and who.uid in (0, os.geteuid())
+        return owner or self.groups.administers(who.user)
 
-    def may_see(self, uid: int, kernel: Kernel) -> bool:
-        """Whether `uid` may see names, pids and sizes of `kernel` (I9)."""
-        return uid == kernel.uid or self.administers(uid)
+    def may_see(self, who: Person, kernel: Kernel) -> bool:
+        """Whether `who` may see names, pids and sizes of `kernel` (I9)."""
+        return who == kernel.person or self.administers(who)
 
-    def may_know(self, uid: int, user: UserId) -> bool:
-        """Whether `uid` may see who `user` is."""
-        return self.administers(uid) or user == user_name(uid)
+    def may_know(self, who: Person, user: UserId) -> bool:
+        """Whether `who` may see who `user` is."""
+        return self.administers(who) or user == who.user
 
-    def named(self, wait: Wait, uid: int) -> Wait:
-        """Return `wait` in the names that `uid` may know."""
-        return named(self, wait, uid)
+    def named(self, wait: Wait, who: Person) -> Wait:
+        """Return `wait` in the names that `who` may know."""
+        return named(self, wait, who)
 
-    def snapshot(self, uid: int) -> Snapshot:
-        """Return the state as `uid` may see it, sampled a moment ago at most: looking must not drive the scheduler."""
+    def snapshot(self, who: Person) -> Snapshot:
+        """Return the state as `who` may see it, sampled a moment ago at most: looking must not drive the scheduler."""
         if self.now - self._sampled >= SAMPLED_AGAIN:
             self._sampled = self.now
             for engine in self.engines.values():
                 engine.sample()
-        return snapshot(self, uid)
+        return snapshot(self, who)
 
     def stop(self, reason: str, *, for_good: bool = True) -> None:
         """Go away on purpose; `for_good`, somebody wants it so, and open notebooks must not start another."""
@@ -129,10 +142,11 @@ class Broker(Processes):
         version: int = msg.VERSION,
     ) -> Desk:
         """Serve an attached client, in the version it speaks."""
-        desk = Desk(self, connection, kernel, version)
+        desk = Desk(self, connection, kernel.person, kernel, version)
         if first:
             kernel.aside = body.aside
             kernel.lines.insert(0, desk)
+            self.upkeep.greet(desk)
         else:
             kernel.lines.append(desk)
         back = kernel.orphaned and first
@@ -141,6 +155,9 @@ class Broker(Processes):
             session = self.session(kernel)
             held = 0 if session is None else session.charged
             _logger.info("a session is back", extra={"session": kernel.id, "p": held})
+        if first and kernel.remark:
+            desk.notify(msg.Announce(kernel.remark))
+            kernel.remark = ""
         self._take_back(kernel, body.held)
         try:
             desk.adopt(body.held, back=back)
@@ -152,9 +169,9 @@ class Broker(Processes):
             self._nobody_missing(self.engine_of(kernel.id))
         return desk
 
-    def observe(self, connection: Connection) -> Desk:
+    def observe(self, connection: Connection, who: Person) -> Desk:
         """Serve a command line or a view."""
-        desk = Desk(self, connection, None)
+        desk = Desk(self, connection, who)
         self.observers.add(desk)
         return desk
 
@@ -221,10 +238,10 @@ class Broker(Processes):
             desk.notify(notice)
 
     def take_in_holder(
-        self, uid: int, name: str, engine: Engine, pidfd: int, key: ProcessKey
+        self, owner: Person, name: str, engine: Engine, pidfd: int, key: ProcessKey
     ) -> Kernel | None:
         """A holder of pages becomes a session of its user, without a client; takes over its pidfd."""
-        kernel = self._take_in(uid, name, 1.0, engine, pidfd, key)
+        kernel = self._take_in(owner, name, 1.0, engine, pidfd, key)
         if kernel is not None:
             kernel.keeps_pages = True
         return kernel

@@ -27,6 +27,10 @@ class Budgets(NamedTuple):
         one = all_ // _USER_PART if user is None else min(user, all_)
         return cls(all_ // BLOCK * BLOCK, one // BLOCK * BLOCK)
 
+    def of_one(self, most: int | None) -> Self:
+        """Return these for a user whose group allows it `most` bytes (None: no cap)."""
+        return self if most is None else self._replace(user=min(self.user, most // BLOCK * BLOCK))
+
     def check(self, size: int, *, mine: int, all_: int) -> None:
         """Raise Refused where `size` bytes do not fit beside what is leased to this user (`mine`) and to all."""
         asked = format_size(size)

@@ -1,7 +1,7 @@
 """Pages that kernels of one user share: a holder process has them, who maps them keeps a connection, and they are charged once.
 
 The holder is a session of the user, without a client: its P is the pages' bytes, admitted as anybody's (I1). Who maps them is
-charged nothing for them. Only kernels of the same user, on the same device, may (I9). When the last connection for a bundle has
+charged nothing for them. Only kernels of the same user, or of the same trust group, on the same device, may (I9). When the last connection for a bundle has
 ended, or this process has, the holder ends; what is mapped then stays mapped until its kernel lets go.
 """
 
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.ids import job_of
 from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, DeviceError, Refused, UserError
 from gpushare_kernel.core.sizes import format_size
@@ -62,7 +63,8 @@ class Held:
     """One bundle: its holder, what it is charged to, and who uses it."""
 
     name: str
-    uid: int
+    owner: Person
+    realm: str
     size: int
     pages: int
     shared: int
@@ -123,14 +125,15 @@ class Bundles:
 
     def __init__(self, broker: Broker, holder: Sequence[str] = HOLDER) -> None:
         self._broker, self._holder = broker, holder
-        self._held: dict[tuple[int, str, str], Held] = {}
+        self._held: dict[tuple[str, str, str], Held] = {}
         self._ending: list[subprocess.Popen[bytes]] = []
 
-    def views(self, uid: int) -> Iterator[BundleView]:
-        """Return what `uid` may see (I9): names and sizes of their own."""
+    def views(self, who: Person) -> Iterator[BundleView]:
+        """Return what `who` may see (I9): names and sizes of their own."""
+        groups = self._broker.groups
         for one in self._held.values():
-            open_ = uid == one.uid or self._broker.administers(uid)
-            if one.kernel is not None and open_:
+            mine = who == one.owner or groups.realm(who.user) == one.realm
+            if one.kernel is not None and (mine or self._broker.administers(who)):
                 yield BundleView(one.name, one.kernel.id, one.pages, one.shared, one.size, len(one.users))  # fmt: skip
 
     async def offer(self, body: msg.OfferBundle, fds: Sequence[int], peer: Peer) -> Held:
@@ -185,7 +188,7 @@ class Bundles:
         owner, engine = self._caller(body.token, peer)
         held = self._held.get(self._key(owner, engine, body.name))
         if held is None:
-            mine = [one.name for one in self._held.values() if one.uid == owner.uid and one.engine is engine]  # fmt: skip
+            mine = [one.name for one in self._held.values() if one.realm == self._key(owner, engine, "")[0] and one.engine is engine]  # fmt: skip
             problem = f"you have no bundle {clean_name(body.name)!r} on this device; there are: {', '.join(mine) or 'none'}. Share it first: bundle.share(name)."
             raise UserError(problem)
         try:
@@ -237,9 +240,8 @@ class Bundles:
         kernel = self._broker.registry.inside(token, peer)
         return kernel, self._broker.engine_of(kernel.id)
 
-    @staticmethod
-    def _key(owner: Kernel, engine: Engine, name: str) -> tuple[int, str, str]:
-        return owner.uid, engine.device.inventory.id, clean_name(name)
+    def _key(self, owner: Kernel, engine: Engine, name: str) -> tuple[str, str, str]:
+        return self._broker.groups.realm(owner.user), engine.device.inventory.id, clean_name(name)
 
     def _start(self, owner: Kernel, engine: Engine, name: str, body: msg.OfferBundle) -> Held:
         ours, theirs = socket.socketpair()
@@ -260,7 +262,10 @@ class Bundles:
             raise DeviceError(text) from problem
         finally:
             theirs.close()
-        return Held(name, owner.uid, body.size, body.pages, body.shared, engine, process, ours)
+        realm = self._broker.groups.realm(owner.user)
+        return Held(
+            name, owner.person, realm, body.size, body.pages, body.shared, engine, process, ours
+        )
 
     def _admit(self, held: Held) -> None:
         """Charge the pages to the holder, as what its session keeps; now or not at all."""
@@ -272,7 +277,7 @@ class Bundles:
                 "a bundle's holder ended as soon as it was started. The broker's log may say why."
             )
             raise DeviceError(problem)
-        held.kernel = broker.take_in_holder(held.uid, f"bundle {held.name}", engine, pidfd, key)
+        held.kernel = broker.take_in_holder(held.owner, f"bundle {held.name}", engine, pidfd, key)
         if held.kernel is None and procfs.alive(key):
             problem = "a bundle's holder is a session, and you have as many as one may. Shut a notebook down first."
             raise UserError(problem)
@@ -286,11 +291,15 @@ class Bundles:
         session, job = held.kernel.id, job_of(held.kernel.id, "pages")
         engine.feed(ev.JobSubmitted(at=engine.now, job=job, session=session, persistent=held.size, ephemeral=0, usage=engine.usage(held.kernel)))  # fmt: skip
         if not _admitted(engine, job):
-            if job not in engine.scheduler.jobs:
-                problem = f"a bundle of {format_size(held.size)} can never fit: the device has {format_size(engine.scheduler.book.whole)} in all. Pack it smaller, or share fewer models."
+            owner, core = engine.scheduler.sessions[session].user, engine.scheduler
+            capped = owner.cap_ever is not None and owner.cap_ever < held.size
+            if job not in core.jobs:
+                most = f"each of the group {owner.group} may hold {format_size(owner.cap_ever or 0)} of this device" if capped else f"the device has {format_size(core.book.whole)} in all"  # fmt: skip
+                problem = f"a bundle of {format_size(held.size)} can never fit: {most}. Pack it smaller, or share fewer models."
                 raise Refused(problem)
             engine.feed(ev.JobCancelled(at=engine.now, job=job))
-            free = max(0, engine.scheduler.book.table.free)
+            left = core.book.table.free if owner.cap is None else owner.cap - core.held_by(owner)
+            free = max(0, min(core.book.table.free, left))
             problem = f"a bundle of {format_size(held.size)} does not fit now: {format_size(free)} are free. Release something (%gpushare release), or share it later."
             raise Refused(problem)
         engine.feed(ev.JobEnded(at=engine.now, job=job, persistent=held.size))

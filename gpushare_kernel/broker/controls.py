@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.administration import note_others
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.budget import people_waiting
 from gpushare_kernel.core.errors import BadDeclaration, NotYours
@@ -24,7 +25,7 @@ LONGEST_PAUSE = 600.0
 
 
 def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
-    """Return the caller's own notebooks of that name or id; where there is none, an administrator means somebody else's.
+    """Return the caller's own notebooks of that name or id; where there is none, an administrator means somebody else's, or all of a user.
 
     None is the caller itself.
 
@@ -37,10 +38,12 @@ def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
         return [desk.kernel]
     wanted = (notebook or "").removesuffix(".ipynb")
     named = [k for k in broker.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
-    visible = [k for k in named if broker.may_see(desk.peer.uid, k)]
-    chosen = [k for k in visible if k.uid == desk.peer.uid] or visible
+    if not named and broker.administers(desk.who):
+        named = [k for k in broker.registry if k.user == notebook]
+    visible = [k for k in named if broker.may_see(desk.who, k)]
+    chosen = [k for k in visible if k.person == desk.who] or visible
     if not chosen:
-        yours = ", ".join(sorted(k.name for k in broker.registry.of(desk.peer.uid))) or "none"
+        yours = ", ".join(sorted(k.name for k in broker.registry.of(desk.who))) or "none"
         problem = f"you have no notebook {notebook!r} open. Yours: {yours}."
         raise NotYours(problem)
     return chosen
@@ -73,6 +76,7 @@ def pause(broker: Broker, desk: Desk, body: msg.PauseNotebook) -> msg.PausedNow:
             raise BadDeclaration(problem)
         names.append(kernel.name)
         left = min(left, session.suspended_until - engine.now)
+        note_others(broker, desk, "pause", [kernel])
     return msg.PausedNow(tuple(names), left)
 
 
@@ -85,17 +89,26 @@ def resume(broker: Broker, desk: Desk, body: msg.ResumeNotebook) -> msg.ResumedN
             continue
         engine.feed(ev.SuspensionEnded(at=engine.now, session=session.id, reason=PauseReason.OWNER))
         names.append(kernel.name)
+        note_others(broker, desk, "resume", [kernel])
     return msg.ResumedNow(tuple(names))
 
 
 def park(broker: Broker, desk: Desk, body: msg.ParkNotebook) -> msg.ParkedNow:
-    """Set the memory of the caller's notebooks aside: now where they are idle, else as soon as they are."""
-    kernels = own(broker, desk, body.notebook)
-    for kernel in kernels:
+    """Set the memory of the caller's notebooks aside: now where they are idle, else as soon as they are.
+
+    Of several those whose memory can be set aside.
+    """
+    kernels, why = [], ""
+    for kernel in own(broker, desk, body.notebook):
         engine, session = _of(broker, kernel)
-        why = engine.scheduler.why_not_parked(session)
-        if why:
-            raise BadDeclaration(parking_texts.cannot_park_text(kernel.name, why))
+        problem = engine.scheduler.why_not_parked(session)
+        if problem:
+            why = why or parking_texts.cannot_park_text(kernel.name, problem)
+        else:
+            kernels.append(kernel)
+    if not kernels:
+        raise BadDeclaration(why)
+    note_others(broker, desk, "park", kernels)
     size, after_cell = 0, False
     for kernel in kernels:
         engine, session = _of(broker, kernel)
@@ -111,6 +124,7 @@ def unpark(broker: Broker, desk: Desk, body: msg.UnparkNotebook) -> msg.Unparked
     for kernel in own(broker, desk, body.notebook):
         engine, session = _of(broker, kernel)
         engine.feed(ev.RestoreWanted(at=engine.now, session=session.id))
+        note_others(broker, desk, "unpark", [kernel])
         if session.parked is None and session.moving is None:
             continue  # where its owner wanted it parked at the cell's end, that is off
         names.append(kernel.name)
@@ -124,13 +138,13 @@ def ask(broker: Broker, desk: Desk, body: msg.AskHolder) -> msg.AskedNow:
     if kernel is None:
         problem = "this notebook is not there any more: what it held is free, or about to be."
         raise NotYours(problem)
-    if kernel.uid == desk.peer.uid:
+    if kernel.person == desk.who:
         problem = f"{kernel.name} is your own: release it yourself."
         raise BadDeclaration(problem)
     engine, session = _of(broker, kernel)
     core = engine.scheduler
     waits = any(
-        (waiter := broker.registry.get(job.session)) is not None and waiter.uid == desk.peer.uid
+        (waiter := broker.registry.get(job.session)) is not None and waiter.person == desk.who
         for job in core.book.queue
     )
     if not waits:

@@ -16,13 +16,16 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gpushare_kernel import __version__, procfs
-from gpushare_kernel.broker import logs
+from gpushare_kernel.broker import logs, service
 from gpushare_kernel.broker.adoption import Foreign
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.doorway import Doorway
+from gpushare_kernel.broker.groups import Groups, host_of
 from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable
@@ -30,10 +33,15 @@ from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.left_over import lock, resume_left_over
 from gpushare_kernel.broker.overdraft import Over
+from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.broker.recorder import Recorder
+from gpushare_kernel.broker.settings import Settings, parsed, read
 from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import (
     BadDeclaration,
+    BadSettings,
     BadSize,
     GpushareError,
     InternalError,
@@ -41,6 +49,7 @@ from gpushare_kernel.core.errors import (
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
+from gpushare_kernel.devices.base import Device
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.transport.launch import WHY, report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
@@ -62,6 +71,9 @@ _AGAIN = (
     "record",
     "arena",
     "arena_user",
+    "hub_api",
+    "hub_uids",
+    "config",
 )
 """Options that a broker which is started again gets too."""
 _PROGRAM = 4
@@ -108,6 +120,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of a broker."""
     found = argparse.ArgumentParser(prog="jupyter gpushare broker", description=__doc__)
     found.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    found.add_argument(
+        "--service",
+        action="store_true",
+        help="run for a service manager, which starts it again after a crash: the guardian only resumes",
+    )
     # By the guardian, after a crash: what was chosen live still holds.
     found.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
     found.add_argument(
@@ -177,6 +194,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="how much of it one user's notebooks may have (default: half)",
     )
+    found.add_argument(
+        "--hub-api",
+        type=_hub,
+        metavar="URL",
+        help="the API of the JupyterHub (http://127.0.0.1:8081/hub/api) that tells who somebody is where many people share a uid",
+    )
+    found.add_argument(
+        "--hub-uids",
+        type=_uids,
+        metavar="UIDS",
+        help="the uids that many people share, with commas between (default: all)",
+    )
+    found.add_argument(
+        "--config",
+        type=_path,
+        metavar="FILE",
+        help="groups, caps, budgets and administrators (docs/admin/groups.md); a system broker reads /etc/gpushare/gpushare.toml where there is one",
+    )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
@@ -213,18 +248,12 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
         )
         for device in devices
     ]
-    broker = Broker(
-        [*zip(configs, devices, strict=True)],
-        ledger,
-        system=where.system,
-        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
-    )
+    broker = _made(given, where, [*zip(configs, devices, strict=True)], ledger)
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
-    keeper = Keeper(table, where, _command(given), lock_worker(devices))
+    keeper = Keeper(table, where, _command(given), lock_worker(devices), restarts=not given.service)
     keeper.start(partial(_let_run, broker))
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
+    _hear_signals(loop, broker)
     idle_exit = (
         given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
     )
@@ -250,10 +279,10 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     )
     _note_start(where, _command(given))
     gc.freeze()
-    if given.ready_fd is not None:
-        report_ready(given.ready_fd)
+    _say_ready(given.ready_fd)
     await broker.stopping.wait()
     _logger.info("going away: %s", broker.stop_reason)
+    service.tell("STOPPING=1")
     async with contextlib.AsyncExitStack() as leaving:  # the last goes first, and all of them go
         leaving.callback(table.close)
         leaving.callback(ledger.close)
@@ -269,15 +298,59 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     return 0
 
 
+def _say_ready(ready_fd: int | None) -> None:
+    """Tell whoever started us that we listen."""
+    if ready_fd is not None:
+        report_ready(ready_fd)
+    service.tell("READY=1")
+
+
+def _made(
+    given: argparse.Namespace,
+    where: Places,
+    devices: Sequence[tuple[Config, Device]],
+    ledger: Ledger,
+) -> Broker:
+    broker = Broker(
+        devices,
+        ledger,
+        system=where.system,
+        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
+        settings=_settings(given, where, [device for _, device in devices]),
+        audit=Audit(where.audit),
+        persons=_persons(given.hub_api, given.hub_uids),
+    )
+    broker.groups.good = where.settings_kept
+    broker.groups.keep()
+    return broker
+
+
+def _hear_signals(loop: asyncio.AbstractEventLoop, broker: Broker) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
+    loop.add_signal_handler(signal.SIGHUP, _reload, broker.groups)
+
+
 def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
     """Tell the schedulers what the ledger knows; from where on events are written down, if they are."""
     for user, account in known.users:
         broker.know_user(UserId(user), account.device_time, account.weight)
     if record is not None:
         broker.record(Recorder(record))
+    broker.groups.spending.begin(known.spent, broker.accounts())
+    broker.upkeep.restore(known.notes)
     for row in known.sessions:
         broker.adopt(row)
     broker.needs.know(known.needs)
+
+
+def _persons(hub: str | None, uids: str | None) -> Persons:
+    """Who asks is told by the uid, or by a hub; it is loaded where there is one."""
+    if hub is None:
+        return Persons()
+    from gpushare_kernel.hub.identity import HubTokens  # noqa: PLC0415 - an HTTP client
+
+    return Persons(HubTokens(hub), None if uids is None else {int(uid) for uid in uids.split(",")})
 
 
 def _let_run(broker: Broker, seconds: float) -> None:
@@ -339,6 +412,22 @@ def _bytes(text: str | None) -> int | None:
     return None if text is None else 0 if text.strip() == "0" else parse_size(text)
 
 
+def _hub(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = f"{text} is no address: give the hub's API, such as http://127.0.0.1:8081/hub/api"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _uids(text: str) -> str:
+    """Uids; kept as they were written, for a broker that is started again."""
+    if not all(uid.isdecimal() for uid in text.split(",")):
+        msg = f"{text} are no uids: give numbers with commas between, such as 1000"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not LEAST <= value < math.inf:
@@ -354,6 +443,38 @@ def _file(text: str) -> Path:
         msg = f"{text} is to end in {SUFFIX}, by which replay knows a recording"
         raise argparse.ArgumentTypeError(msg)
     return path
+
+
+def _path(text: str) -> Path:
+    """A file; the broker works in another folder than whoever starts it."""
+    return Path(text).absolute()
+
+
+def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device]) -> Settings:
+    """Return what the administrator's file says. After a crash one that is wrong by now keeps nobody out: what was read last holds.
+
+    Raises
+    ------
+    BadSettings
+        Where it is wrong otherwise.
+    """
+    path = given.config or where.settings
+    if path is None or not (given.config or path.exists()):
+        return Settings()
+    host = host_of([device.inventory for device in devices], People())
+    try:
+        return read(path, host)
+    except BadSettings as problem:
+        if not (given.again and where.settings_kept.exists()):
+            raise
+        _logger.error("the configuration was not taken, what was read last holds: %s", problem)  # noqa: TRY400  its own words say all
+        return parsed(where.settings_kept.read_text(encoding="utf-8"), path, host)
+
+
+def _reload(groups: Groups) -> None:
+    """Somebody wants the file read again; what is wrong with it is in the log and the status."""
+    with contextlib.suppress(BadSettings):
+        groups.reload()
 
 
 def _command(given: argparse.Namespace) -> list[str]:

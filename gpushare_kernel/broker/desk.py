@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from msgspec.structs import replace
 
-from gpushare_kernel.broker import controls, realtime
+from gpushare_kernel.broker import administration, controls, realtime
 from gpushare_kernel.broker.answers import dry_run, release
 from gpushare_kernel.broker.checks import check_held, check_id, check_sizes, check_words
 from gpushare_kernel.broker.ids import client_id, job_of
-from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
+from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.broker.placement import named
 from gpushare_kernel.broker.promises import Proven, check_task
 from gpushare_kernel.core import events as ev
@@ -48,14 +49,15 @@ class Desk:
         self,
         broker: Broker,
         connection: Connection,
-        kernel: Kernel | None,
+        who: Person,
+        kernel: Kernel | None = None,
         version: int = msg.VERSION,
     ) -> None:
         self._version = version
         self._broker = broker
         self._connection = connection
         self.kernel = kernel
-        self.peer = connection.peer
+        self.peer, self.who = connection.peer, who
         #: Its jobs by the id the client chose, and the requests that wait for a grant.
         self.jobs: dict[str, JobId] = {}
         self._waiting: dict[JobId, int] = {}
@@ -89,6 +91,7 @@ class Desk:
             msg.BundleFilled: self._bundle_filled,
             msg.WentAside: self._moved,
             msg.CameBack: self._moved,
+            **dict.fromkeys(get_args(administration.Asked), self._administer),
         }
 
     # --- the connection's side ---------------------------------------------------------------------------
@@ -148,7 +151,7 @@ class Desk:
         if record is None or job not in self._waiting:
             return
         core = self._broker.engine_of(record.session).scheduler
-        wait = self._broker.named(why(core, record), self.peer.uid)
+        wait = self._broker.named(why(core, record), self.who)
         if wait != self._told.get(job):
             self._told[job] = wait
             self.notify(msg.Waiting(client_id(job), wait))
@@ -169,6 +172,7 @@ class Desk:
         check_weight(body.weight)
         if body.realtime is not None:
             check_task(body.realtime)
+            self._broker.groups.check_realtime(kernel, body.realtime)
         self._check_numbers(kernel, realtime=body.realtime is not None)
         job = job_of(kernel.id, body.job)
         former = self._broker.jobs.get(job)
@@ -191,8 +195,8 @@ class Desk:
 
     def _check_numbers(self, kernel: Kernel, *, realtime: bool) -> None:
         """Refuse what would make one user's jobs too many for everybody else."""
-        jobs = [job for one in self._broker.registry.of(kernel.uid) for job in one.slot_of]
-        if len(jobs) >= MOST_JOBS_PER_USER and not self._broker.administers(kernel.uid):
+        jobs = [job for one in self._broker.registry.of(kernel.person) for job in one.slot_of]
+        if len(jobs) >= MOST_JOBS_PER_USER and not self._broker.administers(kernel.person):
             raise UserError(limit_texts.jobs_text(MOST_JOBS_PER_USER))
         if realtime and sum(map(self._broker.proves, jobs)) >= MOST_PROOFS_PER_USER:
             raise UserError(limit_texts.proofs_text(MOST_PROOFS_PER_USER))
@@ -419,12 +423,12 @@ class Desk:
         self._reply(number, controls.ask(self._broker, self, body))
 
     def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
-        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
+        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.who)))
 
     def _needs(self, number: int, body: msg.GetNeeds) -> None:
         check_words(*body.frameworks)
         kernel, broker = self.kernel, self._broker
-        user = user_name(self.peer.uid) if kernel is None else kernel.user
+        user = self.who.user if kernel is None else kernel.user
         place = None if kernel is None else broker.place(kernel, body.frameworks)
         most = 0 if kernel is None else broker.most(kernel)
         self._reply(number, msg.NeedsReply(broker.needs.views(user, place, most)))
@@ -447,29 +451,27 @@ class Desk:
         self._reply(number, msg.Ok())
 
     def _set_policy(self, number: int, body: msg.SetPolicy) -> None:
-        self._administrator("switch the policy")
+        administration.check(self._broker, self, "switch the policy")
         policy = policy_named(body.policy).name
         engines = [*self._broker.engines.values()]
         for engine in [named(engines, body.device)] if body.device else engines:
             engine.feed(ev.PolicyChanged(at=engine.now, policy=policy))
             self._broker.ledger.policy_chosen(engine.device.inventory.id, policy)
+        administration.note(self._broker, self, "policy", body.device, policy)
         self._reply(number, msg.Ok())
 
     def _stop(self, number: int, _body: msg.Stop) -> None:
-        self._administrator("stop the broker")
+        administration.check(self._broker, self, "stop the broker")
+        administration.note(self._broker, self, "stop")
         self._reply(number, msg.Ok())
         self._broker.stop("stopped by its administrator")
 
-    def _administrator(self, what: str) -> None:
-        if not self._broker.administers(self.peer.uid):
-            problem = (
-                f"only the broker's owner or root may {what}, and you are uid {self.peer.uid}."
-            )
-            raise NotYours(problem)
+    def _administer(self, number: int, body: administration.Asked) -> None:
+        self._reply(number, administration.answer(self._broker, self, body))
 
 
 def _for_version_1(notice: msg.Waiting) -> msg.Waiting:
     """A reason that version 1 has no word for would be a broken frame to it: it waits for its turn on the device."""
-    if notice.wait.reason is not WaitReason.RESTORE:
+    if notice.wait.reason not in {WaitReason.RESTORE, WaitReason.CAP, WaitReason.MAINTENANCE}:
         return notice
     return replace(notice, wait=dataclasses.replace(notice.wait, reason=WaitReason.TURN))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker.kernels import Kernel, clean_name
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
 from gpushare_kernel.core.sizes import check_weight
@@ -57,14 +58,14 @@ class Doorway:
         return encode(welcome), beside, factory
 
     async def _answer(  # noqa: PLR0911  one per message
-        self, body: object, fds: list[int], peer: Peer, version: int
+        self, body: msg.HelloBody, fds: list[int], peer: Peer, version: int
     ) -> _Answer:
         self._broker.touch()
         match body:
             case msg.Open():
-                return self._open(body, peer)
+                return await self._open(body, peer)
             case msg.Restart():
-                return self._restart(body, peer)
+                return await self._restart(body, peer)
             case msg.Bind():
                 return self._bind(body, fds, peer)
             case msg.Close():
@@ -77,16 +78,23 @@ class Doorway:
                 return await self._bundle(body, fds, peer)
             case msg.LeaseArena():
                 return await self._lease(body, peer)
-            case _:
-                return msg.Ok(), (), self._broker.observe
+            case msg.Observe():
+                return await self._observe(body, peer)
 
-    def _open(self, body: msg.Open, peer: Peer) -> _Answer:
+    async def _observe(self, body: msg.Observe, peer: Peer) -> _Answer:
+        who, _ = await self._broker.persons.who(peer, body.hub_token)
+        return msg.Ok(), (), lambda c: self._broker.observe(c, who)
+
+    async def _open(self, body: msg.Open, peer: Peer) -> _Answer:
         weight = check_weight(body.weight)
         opener = procfs.process_key(peer.pid) if peer.pid else None
+        who, remark = await self._broker.persons.who(peer, body.hub_token)
         registry = self._broker.registry
+        self._broker.groups.check_kernels(who.user)
         kernel, token = registry.open(
-            peer.uid, clean_name(body.name), weight, opener, background=body.background
+            who, clean_name(body.name), weight, opener, background=body.background
         )
+        kernel.remark = remark
         kernel.needs = min(max(0, body.needs), LARGEST_SIZE)
         try:
             self._broker.opened(kernel, device=body.device, needs=kernel.needs)
@@ -101,11 +109,16 @@ class Doorway:
         answer = msg.Opened(kernel.id, token, device.inventory.id, environment, kernel.needs)
         return answer, (kernel.page.fd,), None
 
-    def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:
+    async def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:
         kernel = self._starter_of(body.session, body.token, peer)
+        who, kernel.remark = kernel.person, ""
+        if not who.hub and kernel.uid == peer.uid:
+            who, kernel.remark = await self._broker.persons.who(peer, body.hub_token)
+            kernel = self._starter_of(body.session, body.token, peer)  # it may have gone meanwhile
         token = self._broker.registry.renew(kernel)
         kernel.opener = procfs.process_key(peer.pid) if peer.pid else None
         self._broker.emptied(kernel)
+        self._broker.moved(kernel, who)
         kernel.mark_ended(ended=False)
         return self._opened(kernel, token)
 
@@ -121,7 +134,9 @@ class Doorway:
             raise NotYours(problem)
         if peer.uid == 0 and kernel.uid == 0:
             # Root may open for somebody else: the account is that of whoever the kernel runs as.
-            self._broker.moved(kernel, procfs.owner(pid))
+            owner = procfs.owner(pid)
+            if owner not in (None, 0):
+                self._broker.moved(kernel, Person(owner))
         self._broker.bind(kernel, os.dup(fds[0]), pid)
         return msg.Ok(), (), None
 
@@ -149,7 +164,8 @@ class Doorway:
             kernel = registry.by_token(body.token, peer.uid)
         except BadToken:
             again = None
-            if body.again is not None and peer.pid:
+            # Who shares a uid is told by their hub, when the session is opened: nobody vouches for them here.
+            if body.again is not None and peer.pid and not self._broker.persons.share(peer.uid):
                 again = self._broker.known_again(peer.uid, body.token, body.again, peer.pid)
             if again is None:
                 raise

@@ -43,7 +43,12 @@ _logger = logging.getLogger("gpushare_kernel.broker.guardian")  # __name__ is __
 
 
 def spawn_guardian(
-    table: IntentTable, places: Places, command: Sequence[str], lock_worker: Sequence[str] = ()
+    table: IntentTable,
+    places: Places,
+    command: Sequence[str],
+    lock_worker: Sequence[str] = (),
+    *,
+    restarts: bool = True,
 ) -> subprocess.Popen[bytes]:
     """Start the guardian of this process and return it; the caller watches it and starts another if it dies.
 
@@ -58,6 +63,8 @@ def spawn_guardian(
     lock_worker
         How to start a worker that undoes the driver's locks; empty where there is no CUDA device. The guardian
         keeps some ready.
+    restarts
+        Whether it starts the broker again; a service manager that does leaves only the resuming to it.
     """
     broker = os.pidfd_open(os.getpid())
     try:
@@ -66,6 +73,7 @@ def spawn_guardian(
                 *(sys.executable, "-P", "-m", "gpushare_kernel.broker.guardian"),
                 *("--broker-fd", str(broker), "--table-fd", str(table.fd)),
                 *("--lock-worker", json.dumps(lock_worker)),
+                *(() if restarts else ("--resume-only",)),
                 *("--runtime", str(places.runtime), "--log", str(places.log), "--", *command),
             ],
             stdin=subprocess.DEVNULL,
@@ -89,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--broker-fd", type=int, required=True)
     parser.add_argument("--table-fd", type=int, required=True)
     parser.add_argument("--lock-worker", type=json.loads, default=[])
+    parser.add_argument("--resume-only", action="store_true")
     parser.add_argument("--runtime", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("command", nargs="+")
@@ -113,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     return (
         0
-        if table.clean_exit
+        if table.clean_exit or given.resume_only
         else _restart(table, Places(given.runtime, system=False), given.command)
     )
 

@@ -55,7 +55,7 @@ class Housekeeping:
             name: Adoption(
                 foreign,
                 take=partial(broker.take_in, engine=engine),
-                has_sessions=lambda uid: bool(broker.registry.of(uid)),
+                has_sessions=broker.registry.has,
             )
             for name, engine in broker.engines.items()
         }
@@ -144,6 +144,8 @@ class Housekeeping:
             broker.tell_waits,
             broker.tell_budgets,
             broker.save_accounts,
+            broker.groups.look,
+            broker.upkeep.look,
             self._go_if_idle,
         ):
             self._attempt(step)

@@ -152,6 +152,7 @@ class JobAnswers:
                 background=kernel.background,
                 needs=kernel.needs,
                 baseline=kernel.baseline,
+                hub=kernel.hub,
             ),
             urgent=urgent,
         )

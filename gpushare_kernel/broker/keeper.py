@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """The broker's side of its guardian. `lock_worker`: see `spawn_guardian`."""
+    """The broker's side of its guardian. `lock_worker`, `restarts`: see `spawn_guardian`."""
 
     def __init__(
         self,
@@ -30,9 +30,11 @@ class Keeper:
         places: Places,
         command: Sequence[str],
         lock_worker: Sequence[str] = (),
+        *,
+        restarts: bool = True,
     ) -> None:
         self._table, self._places, self._command = table, places, command
-        self._lock_worker = lock_worker
+        self._lock_worker, self._restarts = lock_worker, restarts
         self._guardian: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._again: asyncio.TimerHandle | None = None
@@ -47,7 +49,11 @@ class Keeper:
         self._again = None
         try:
             self._guardian = spawn_guardian(
-                self._table, self._places, self._command, self._lock_worker
+                self._table,
+                self._places,
+                self._command,
+                self._lock_worker,
+                restarts=self._restarts,
             )
             self._pidfd = os.pidfd_open(self._guardian.pid)
         except OSError:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import re
 import resource
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import inf
 from typing import Protocol
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.ledger import Account, token_hash
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BadFrame, BadToken, UserError
 from gpushare_kernel.core.values import JobId, ProcessKey, SessionId, UserId
 from gpushare_kernel.devices.base import Target
@@ -61,6 +60,10 @@ class Kernel:
     weight: float = 1.0
     #: It yields to every other session.
     background: bool = False
+    #: The name that a hub vouches for, where its uid is that of many.
+    hub: str = ""
+    #: What its client is told with the first line: why it is not who it could be.
+    remark: str = ""
     #: It keeps a bundle's pages and does nothing.
     keeps_pages: bool = False
     #: What it is known to need at its next start, in bytes (0: nothing is known).
@@ -100,6 +103,11 @@ class Kernel:
     saved: Account = field(default_factory=Account)
     #: Wall clock seconds.
     opened_at: float = field(default_factory=time.time)
+
+    @property
+    def person(self) -> Person:
+        """Whose it is (I9)."""
+        return Person(self.uid, self.hub)
 
     @property
     def target(self) -> Target | None:
@@ -198,13 +206,17 @@ class Registry:
         """Return the kernel of `session`."""
         return self._kernels.get(session)
 
-    def of(self, uid: int) -> list[Kernel]:
-        """Return the kernels of one user."""
-        return [kernel for kernel in self._kernels.values() if kernel.uid == uid]
+    def of(self, person: Person) -> list[Kernel]:
+        """Return the kernels of one person."""
+        return [kernel for kernel in self._kernels.values() if kernel.person == person]
+
+    def has(self, uid: int) -> bool:
+        """Whether anybody with this uid has one."""
+        return any(kernel.uid == uid for kernel in self._kernels.values())
 
     def open(
         self,
-        uid: int,
+        person: Person,
         name: str,
         weight: float,
         opener: ProcessKey | None,
@@ -219,23 +231,25 @@ class Registry:
             Where the user has as many as anyone may have.
         """
         most = most_sessions()
-        if len(self.of(uid)) >= most:
+        if len(self.of(person)) >= most:
             raise UserError(sessions_text(most))
         token = secrets.token_urlsafe(24)
         kernel = Kernel(
             SessionId(f"s{secrets.token_hex(6)}"),
-            uid,
-            user_name(uid),
+            person.uid,
+            person.user,
             name,
             token_hash(token),
             WordPage.create(),
             weight,
         )
-        kernel.opener, kernel.background = opener, background
+        kernel.opener, kernel.background, kernel.hub = opener, background, person.hub
         self.add(kernel)
         return kernel, token
 
-    def open_again(self, uid: int, token: str, session: SessionId, name: str) -> Kernel | None:
+    def open_again(
+        self, person: Person, token: str, session: SessionId, name: str
+    ) -> Kernel | None:
         """Return the kernel of a session that a lost ledger was to tell of; None where its id or token is somebody's, or neither is one.
 
         Raises
@@ -247,9 +261,9 @@ class Registry:
         if known or not _ID.fullmatch(session) or len(token) < _TOKEN:
             return None
         most = most_sessions()
-        if len(self.of(uid)) >= most:
+        if len(self.of(person)) >= most:
             raise UserError(sessions_text(most))
-        kernel = Kernel(session, uid, user_name(uid), clean_name(name), token_hash(token), WordPage.create())  # fmt: skip
+        kernel = Kernel(session, person.uid, person.user, clean_name(name), token_hash(token), WordPage.create())  # fmt: skip
         self.add(kernel)
         return kernel
 
@@ -346,12 +360,3 @@ def clean_name(name: str) -> str:
         raise UserError(msg)
     printable = "".join(c if c.isprintable() else "?" for c in name)
     return printable[:LONGEST_NAME] or "notebook"
-
-
-@lru_cache(maxsize=4096)  # a directory service that is slow must not hold up turns
-def user_name(uid: int) -> UserId:
-    """Return the account name of `uid`, or the number where it has none."""
-    try:
-        return UserId(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        return UserId(str(uid))

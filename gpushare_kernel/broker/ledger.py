@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     opened_at REAL NOT NULL, device_time REAL NOT NULL, opener INTEGER, opener_start INTEGER,
     device TEXT NOT NULL, background INTEGER NOT NULL, needs INTEGER NOT NULL DEFAULT 0,
     baseline INTEGER NOT NULL DEFAULT 0, clock REAL NOT NULL DEFAULT 0, clock_at REAL NOT NULL DEFAULT 0,
+    hub TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (boot, id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS needs (
@@ -50,19 +51,23 @@ CREATE TABLE IF NOT EXISTS needs (
 CREATE TABLE IF NOT EXISTS policies (
     boot TEXT NOT NULL, device TEXT NOT NULL, policy TEXT NOT NULL, PRIMARY KEY (boot, device)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (
+    user TEXT NOT NULL, day INTEGER NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (user, day)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 COMMIT;
 """
 _SESSION = (
     "INSERT OR REPLACE INTO sessions (id, boot, user, uid, name, pid, start, token_hash, weight, persistent,"
-    " opened_at, device_time, opener, opener_start, device, background, needs, baseline, clock, clock_at)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " opened_at, device_time, opener, opener_start, device, background, needs, baseline, hub, clock, clock_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _CLOSED = "DELETE FROM sessions WHERE id = ? AND boot = ?"
 _DEVICE_TIME = "INSERT INTO users (user, device_time) VALUES (?, ?) ON CONFLICT DO UPDATE SET device_time = excluded.device_time"
 _WEIGHT = "INSERT INTO users (user, weight) VALUES (?, ?) ON CONFLICT DO UPDATE SET weight = excluded.weight"
 _LOAD = (
     "SELECT id, user, uid, name, pid, start, token_hash, weight, persistent, opened_at, device_time,"
-    " opener, opener_start, device, background, needs, baseline, clock, clock_at FROM sessions WHERE boot = ? ORDER BY opened_at, id"
+    " opener, opener_start, device, background, needs, baseline, hub, clock, clock_at FROM sessions WHERE boot = ? ORDER BY opened_at, id"
 )
 _USERS = "SELECT user, device_time, weight FROM users ORDER BY user"
 _NEED = "INSERT OR REPLACE INTO needs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -71,7 +76,19 @@ _NEEDS = "SELECT user, code, kind, device, name, count, seen, used_at FROM needs
 _POLICY = "INSERT OR REPLACE INTO policies VALUES (?, ?, ?)"
 _POLICIES = "SELECT device, policy FROM policies WHERE boot = ?"
 _POLICIES_DROPPED = "DELETE FROM policies"
-_ADDED = {"needs": "INTEGER", "baseline": "INTEGER", "clock": "REAL", "clock_at": "REAL"}
+_SPENT = "INSERT OR REPLACE INTO spent VALUES (?, ?, ?)"
+_SPENT_DROPPED = "DELETE FROM spent WHERE user = ? AND day = ?"
+_ALL_SPENT = "SELECT user, day, seconds FROM spent"
+_NOTE = "INSERT OR REPLACE INTO notes VALUES (?, ?)"
+_NOTE_DROPPED = "DELETE FROM notes WHERE name = ?"
+_NOTES = "SELECT name, value FROM notes"
+_ADDED = {
+    "needs": "INTEGER NOT NULL DEFAULT 0",
+    "baseline": "INTEGER NOT NULL DEFAULT 0",
+    "clock": "REAL NOT NULL DEFAULT 0",
+    "clock_at": "REAL NOT NULL DEFAULT 0",
+    "hub": "TEXT NOT NULL DEFAULT ''",
+}
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
 _Change = tuple[str, tuple[object, ...]]
@@ -112,6 +129,7 @@ class SessionRow:
     background: bool = False
     needs: int = 0
     baseline: int = 0
+    hub: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +162,16 @@ class NeedRow:
 class Loaded:
     """What a ledger holds: the sessions of this boot, every user, and what was learned of their code, the latest used last.
 
-    `policies` are those that somebody chose live since the broker was started on purpose, by device.
+    `policies` are those that somebody chose live since the broker was started on purpose, by device. `spent` are device
+    seconds by user and day (its proleptic ordinal), `notes` what administrators began and have not ended.
     """
 
     sessions: tuple[SessionRow, ...] = ()
     users: tuple[tuple[UserId, UserRow], ...] = ()
     needs: tuple[NeedRow, ...] = ()
     policies: tuple[tuple[str, str], ...] = ()
+    spent: tuple[tuple[str, int, float], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def token_hash(token: str) -> str:
@@ -182,6 +203,8 @@ class Ledger:
         users: list[tuple[UserId, UserRow]] = []
         learned: list[NeedRow] = []
         policies: list[tuple[str, str]] = []
+        spent: list[tuple[str, int, float]] = []
+        notes: list[tuple[str, str]] = []
         with self._reporting(), closing(_opened(self._path)) as database:
             for id_, user, uid, name, pid, start, *kept in database.execute(_LOAD, (self._boot,)):
                 who = SessionId(id_), UserId(user), uid, name, _key(pid, start)
@@ -197,18 +220,28 @@ class Ledger:
                     background,
                     needs,
                     baseline,
+                    hub,
                     *clock,
                 ) = kept
                 account = Account(used, *clock)
                 row = SessionRow(*who, token, weight, persistent, opened, account, _key(opener, since))  # fmt: skip
-                row = replace(row, device=device, background=bool(background), needs=needs, baseline=baseline)  # fmt: skip
+                row = replace(row, device=device, background=bool(background), needs=needs, baseline=baseline, hub=hub)  # fmt: skip
                 sessions.append(row)
             for user, used, weight in database.execute(_USERS):
                 users.append((UserId(user), UserRow(used, weight)))
             rows = (_need_row(*row) for row in database.execute(_NEEDS, (NEEDS_VERSION,)))
             learned += [row for row in rows if row is not None]
             policies += database.execute(_POLICIES, (self._boot,))
-        return Loaded(tuple(sessions), tuple(users), tuple(learned), tuple(policies))
+            spent += database.execute(_ALL_SPENT)
+            notes += database.execute(_NOTES)
+        return Loaded(
+            tuple(sessions),
+            tuple(users),
+            tuple(learned),
+            tuple(policies),
+            tuple(spent),
+            tuple(notes),
+        )
 
     def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
         """Keep a session as it is now; where only its device time is new, that is not urgent."""
@@ -221,7 +254,7 @@ class Ledger:
                 _SESSION,
                 (
                     *(*who, *_pair(row.process), *kept, *_pair(row.opener)),
-                    *(row.device, int(row.background), row.needs, row.baseline),
+                    *(row.device, int(row.background), row.needs, row.baseline, row.hub),
                     *(account.clock, account.clock_at),
                 ),
             ),
@@ -247,6 +280,19 @@ class Ledger:
     def policies_dropped(self) -> None:
         """Forget them: a broker that is started on purpose follows what it is started with."""
         self._note(("policies", ""), (_POLICIES_DROPPED, ()), urgent=True)
+
+    def spent(self, user: UserId, day: int, seconds: float) -> None:
+        """Keep what a user has used on a day, in device seconds."""
+        self._note(("spent", f"{user}/{day}"), (_SPENT, (user, day, seconds)))
+
+    def spent_dropped(self, user: UserId, day: int) -> None:
+        """Forget it."""
+        self._note(("spent", f"{user}/{day}"), (_SPENT_DROPPED, (user, day)))
+
+    def noted(self, name: str, value: str) -> None:
+        """Keep what an administrator began; empty: it is over."""
+        change = (_NOTE, (name, value)) if value else (_NOTE_DROPPED, (name,))
+        self._note(("note", name), change, urgent=True)
 
     def need_saved(self, row: NeedRow) -> None:
         """Keep what is known of one piece of code."""
@@ -399,8 +445,7 @@ def _add_columns(database: sqlite3.Connection) -> None:
     with database:
         database.execute("BEGIN IMMEDIATE")
         for column in sorted(_ADDED.keys() - _columns(database)):  # where nobody was faster
-            kind = _ADDED[column]
-            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} {kind} NOT NULL DEFAULT 0")
+            database.execute(f"ALTER TABLE sessions ADD COLUMN {column} {_ADDED[column]}")
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

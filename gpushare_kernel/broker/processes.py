@@ -10,9 +10,11 @@ from functools import partial
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.adoption import adopted_name
 from gpushare_kernel.broker.engine import Engine
+from gpushare_kernel.broker.groups import Groups
 from gpushare_kernel.broker.jobs import JobAnswers
-from gpushare_kernel.broker.kernels import Kernel, clean_name, user_name
+from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.broker.ledger import Account, SessionRow
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.broker.placement import choose
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadToken, UserError
@@ -37,6 +39,8 @@ _logger = logging.getLogger(__name__)
 class Processes(JobAnswers):
     """The processes behind sessions."""
 
+    #: What an administrator allows; made with the broker.
+    groups: Groups
     #: Whether a command of the broker before is among them.
     _commands_here = False
 
@@ -55,6 +59,7 @@ class Processes(JobAnswers):
 
     def _place(self, kernel: Kernel, engine: Engine, *, orphan: SessionRow | None = None) -> None:
         self._placed[kernel.id] = engine
+        self.groups.tell(kernel.user)
         process = None if orphan is None else orphan.process
         parked = 0 if process is None else engine.device.parked(Target(process))
         account = Account() if orphan is None else orphan.account
@@ -89,13 +94,13 @@ class Processes(JobAnswers):
         most = (self.now - account.clock_at) * (os.cpu_count() or 1)
         return max(account.clock, usage.device_time - most)
 
-    def moved(self, kernel: Kernel, uid: int | None) -> None:
-        """`kernel` was opened by root for a process of `uid`: that user owns it."""
-        if uid in (None, kernel.uid) or kernel.key is not None:
+    def moved(self, kernel: Kernel, owner: Person) -> None:
+        """`kernel` has no process yet, and turns out to be `owner`'s: it was opened for another user, or before the hub answered."""
+        if owner == kernel.person or kernel.key is not None:
             return
         engine = self.engine_of(kernel.id)
         engine.feed(ev.SessionClosed(at=self.now, session=kernel.id))
-        kernel.uid, kernel.user = uid, user_name(uid)
+        kernel.uid, kernel.hub, kernel.user = owner.uid, owner.hub, owner.user
         self._place(kernel, engine)
 
     def bind(self, kernel: Kernel, pidfd: int, pid: int) -> None:
@@ -122,7 +127,10 @@ class Processes(JobAnswers):
         if procfs.owner(one.key.pid) != one.uid:
             os.close(pidfd)
             return False
-        return self._take_in(one.uid, adopted_name(one), 1.0, engine, pidfd, one.key) is not None
+        return (
+            self._take_in(Person(one.uid), adopted_name(one), 1.0, engine, pidfd, one.key)
+            is not None
+        )
 
     def known_again(self, uid: int, token: str, again: Again, pid: int) -> Kernel | None:
         """A kernel's own process asks for a session that a lost ledger was to tell of (I9: as the socket says who it is).
@@ -137,7 +145,7 @@ class Processes(JobAnswers):
         # Whose memory is away is brought back first, as that of somebody whom nobody knows.
         away = key is None or any(one.device.parked(Target(key)) for one in self.engines.values())
         if procfs.owner(pid) == uid and not away:
-            kernel = self.registry.open_again(uid, token, again.session, again.name)
+            kernel = self.registry.open_again(Person(uid), token, again.session, again.name)
         if kernel is None:
             os.close(pidfd)
             return None
@@ -223,6 +231,7 @@ class Processes(JobAnswers):
             WordPage.create(),
             row.weight,
             row.background,
+            row.hub,
             orphaned=True,
         )
         kernel.opened_at, kernel.opener = row.opened_at, row.opener
@@ -262,17 +271,17 @@ class Processes(JobAnswers):
         if pidfd is None:
             return
         name, engine = f"{kernel.name} (left running)", self.engine_of(kernel.id)
-        child = self._take_in(kernel.uid, name, kernel.weight, engine, pidfd, key)
+        child = self._take_in(kernel.person, name, kernel.weight, engine, pidfd, key)
         if child is not None:
             extra = {"session": child.id, "of": kernel.id}
             _logger.info("a child outlived its kernel", extra=extra)
 
     def _take_in(  # noqa: PLR0917  two callers beside it
-        self, uid: int, name: str, weight: float, engine: Engine, pidfd: int, key: ProcessKey
+        self, owner: Person, name: str, weight: float, engine: Engine, pidfd: int, key: ProcessKey
     ) -> Kernel | None:
         """Follow a running process as a session without a client; takes over its pidfd."""
         try:
-            kernel, _ = self.registry.open(uid, clean_name(name), weight, None)
+            kernel, _ = self.registry.open(owner, clean_name(name), weight, None)
         except UserError as problem:
             os.close(pidfd)
             _logger.warning("a process is not followed: %s", problem, extra={"pid": key.pid})

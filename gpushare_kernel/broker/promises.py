@@ -96,6 +96,10 @@ class Promises:
         #: Where each admitted job runs.
         self.placements: dict[JobId, RealtimePlacement] = {}
 
+    def tasks_of(self, sessions: Set[SessionId]) -> list[RealtimeTask]:
+        """Return the tasks of `sessions` whose deadlines are promised."""
+        return [task for job, task in self._set.tasks.items() if session_of(job) in sessions]
+
     def begin(
         self,
         job: JobId,

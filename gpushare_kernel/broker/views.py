@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpushare_kernel import __version__
 from gpushare_kernel.broker.ids import session_of
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.records import Session
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 LASTING_PAUSE = 1.0
 
 
-def named(broker: Broker, wait: Wait, uid: int) -> Wait:
-    """Return `wait` with holders called as `uid` may know them."""
-    holders = tuple(_holder(broker, holder, uid) for holder in wait.holders)
+def named(broker: Broker, wait: Wait, who: Person) -> Wait:
+    """Return `wait` with holders called as `who` may know them."""
+    holders = tuple(_holder(broker, holder, who) for holder in wait.holders)
     return replace(
         wait,
         holders=holders,
@@ -45,8 +46,8 @@ def named(broker: Broker, wait: Wait, uid: int) -> Wait:
     )
 
 
-def snapshot(broker: Broker, uid: int) -> view.Snapshot:
-    """Return the state of the broker as `uid` may see it."""
+def snapshot(broker: Broker, who: Person) -> view.Snapshot:
+    """Return the state of the broker as `who` may see it."""
     now = round(broker.now, 4)
     return view.Snapshot(
         schema=view.SCHEMA,
@@ -56,24 +57,43 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
             broker.uptime,
             broker.system,
             broker.longest_wait or None,
-            broker.ledger.trouble if broker.administers(uid) else None,
+            _trouble(broker) if broker.administers(who) else None,
+            None if broker.persons.hub is None else broker.persons.hub.trouble,
         ),
-        devices=tuple(_device(broker, engine, uid, now) for engine in broker.engines.values()),
-        sessions=tuple(_session(broker, s, uid) for s in broker.sessions()),
-        queue=tuple(_queue(broker, uid)),
-        users=tuple(
-            view.UserView(_user(broker, user, uid), weight, seconds)
-            for user, weight, seconds in broker.accounts()
-        ),
+        devices=tuple(_device(broker, engine, who, now) for engine in broker.engines.values()),
+        sessions=tuple(_session(broker, s, who) for s in broker.sessions()),
+        queue=tuple(_queue(broker, who)),
+        users=tuple(_account(broker, *account, who) for account in broker.accounts()),
         at=now,
         rt=tuple(
             _realtime(one, engine.now)
             for engine in broker.engines.values()
             for one in engine.scheduler.turns.gate.windows.standing.values()
         ),
-        bundles=tuple(broker.bundles.views(uid)),
-        arenas=tuple(broker.arenas.views(uid)),
+        bundles=tuple(broker.bundles.views(who)),
+        arenas=tuple(broker.arenas.views(who)),
+        you=who.user,
+        maintenance=broker.upkeep.view(who),
+        announcement=broker.upkeep.word,
     )
+
+
+def _account(
+    broker: Broker, user: UserId, weight: float, seconds: float, who: Person
+) -> view.UserView:
+    """What a user has used; what its group allows it, to itself and to administrators."""
+    called, group = _user(broker, user, who), broker.groups.of(user)
+    own = user == who.user
+    if group is None or not broker.may_know(who, user):
+        return view.UserView(called, weight, seconds, own=own)
+    caps, budgets = broker.groups.caps(user), broker.groups.budgets(user)
+    return view.UserView(
+        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own
+    )
+
+
+def _trouble(broker: Broker) -> str | None:
+    return " ".join(filter(None, (broker.ledger.trouble, broker.groups.trouble))) or None
 
 
 def _realtime(one: Standing, now: float) -> view.RealtimeView:
@@ -91,11 +111,11 @@ def _realtime(one: Standing, now: float) -> view.RealtimeView:
     )
 
 
-def _device(broker: Broker, engine: Engine, uid: int, now: float) -> view.DeviceView:
+def _device(broker: Broker, engine: Engine, who: Person, now: float) -> view.DeviceView:
     core, device = engine.scheduler, engine.device
     inventory = device.inventory
     table = core.book.table
-    lanes = tuple(_lane(broker, lane, core.sessions, uid) for lane in table.lanes.values())
+    lanes = tuple(_lane(broker, lane, core.sessions, who) for lane in table.lanes.values())
     return view.DeviceView(
         inventory.id,
         inventory.kind,
@@ -124,9 +144,9 @@ def _can(engine: Engine) -> tuple[str, ...]:
 
 
 def _lane(
-    broker: Broker, lane: Lane, sessions: Mapping[SessionId, Session], uid: int
+    broker: Broker, lane: Lane, sessions: Mapping[SessionId, Session], who: Person
 ) -> view.LaneView:
-    open_ = all(_open(broker, job, uid) for job in lane.members)
+    open_ = all(_open(broker, job, who) for job in lane.members)
     occupant, used = lane.occupant, None
     if open_ and occupant is not None:
         session, kernel = sessions[occupant.session], broker.registry.get(occupant.session)
@@ -143,14 +163,14 @@ def _lane(
     )
 
 
-def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
+def _session(broker: Broker, session: Session, who: Person) -> view.SessionView:
     kernel = broker.registry.get(session.id)
-    open_ = kernel is not None and broker.may_see(uid, kernel)
+    open_ = kernel is not None and broker.may_see(who, kernel)
     mode = core_mode(broker, session)
     barred = broker.engine_of(session.id).scheduler.turns.gate.bars(session)
     return view.SessionView(
         id=session.id,
-        user=_user(broker, session.user.id, uid),
+        user=_user(broker, session.user.id, who),
         name=kernel.name if kernel is not None and open_ else None,
         pid=kernel.key.pid if kernel is not None and open_ and kernel.key else None,
         state=session_state(session, broker.now, barred=barred),
@@ -158,7 +178,7 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         p=session.charged if open_ else None,
         device_time=session.device_time,
         device=broker.engine_of(session.id).device.inventory.id,
-        own=kernel is not None and kernel.uid == uid,
+        own=kernel is not None and kernel.person == who,
         jobs=tuple(session.jobs),
         demand=session.demand,
         turns=session.turns,
@@ -206,7 +226,7 @@ def core_mode(broker: Broker, session: Session) -> str | None:
     return broker.engine_of(session.id).scheduler.turns.mode(session, broker.now)
 
 
-def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
+def _queue(broker: Broker, who: Person) -> list[view.QueueView]:
     out = []
     for core, job in (
         (engine.scheduler, job)
@@ -217,9 +237,9 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
         waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
         if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
             continue
-        wait = named(broker, why(core, job), uid)
+        wait = named(broker, why(core, job), who)
         kernel = broker.registry.get(job.session)
-        open_ = kernel is not None and broker.may_see(uid, kernel)
+        open_ = kernel is not None and broker.may_see(who, kernel)
         out.append(
             view.QueueView(
                 job.id,
@@ -234,26 +254,29 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
                 wait.holders if open_ else (),
                 wait.until if open_ else None,
                 wait.exact,
+                wait.cap if open_ else 0,
+                wait.group if open_ else "",
+                wait.note,
             )
         )
     return out
 
 
-def _open(broker: Broker, job: JobId, uid: int) -> bool:
-    """Whether `uid` may know what `job` declared."""
+def _open(broker: Broker, job: JobId, who: Person) -> bool:
+    """Whether `who` may know what `job` declared."""
     kernel = broker.registry.get(session_of(job))
-    return kernel is not None and broker.may_see(uid, kernel)
+    return kernel is not None and broker.may_see(who, kernel)
 
 
-def _user(broker: Broker, user: UserId, uid: int) -> str:
-    return user if broker.may_know(uid, user) else broker.aliases.of(user)
+def _user(broker: Broker, user: UserId, who: Person) -> str:
+    return user if broker.may_know(who, user) else broker.aliases.of(user)
 
 
-def _holder(broker: Broker, holder: Holder, uid: int) -> Holder:
+def _holder(broker: Broker, holder: Holder, who: Person) -> Holder:
     kernel = broker.registry.get(SessionId(holder.name))
     if kernel is None:
         return holder
-    if broker.may_see(uid, kernel):
-        name = kernel.name if kernel.uid == uid else f"{kernel.user}: {kernel.name}"
-        return Holder(name, holder.size, holder.idle, kernel.uid == uid)
+    if broker.may_see(who, kernel):
+        name = kernel.name if kernel.person == who else f"{kernel.user}: {kernel.name}"
+        return Holder(name, holder.size, holder.idle, kernel.person == who)
     return Holder(broker.aliases.of(kernel.user), holder.size, holder.idle, own=False)

@@ -44,11 +44,23 @@ from gpushare_kernel.wire.messages import (
 from gpushare_kernel.wire.snapshot import Snapshot
 
 _TIMEOUT = 10.0
+_HUB_TOKEN = "JUPYTERHUB_API_TOKEN"  # noqa: S105  a variable's name
 _Reply = TypeVar("_Reply")
 
 
 class Line:
     """A connection that observes. Blocking; `BrokerUnavailable` where nobody answers.
+
+    Parameters
+    ----------
+    places
+        Where the broker lives.
+    timeout
+        Seconds for each exchange.
+    agent
+        What it is called in the broker's messages.
+    hub_token
+        Who it acts for where many people share a uid; that of this process's JupyterHub server where None.
 
     Attributes
     ----------
@@ -57,14 +69,24 @@ class Line:
     """
 
     def __init__(
-        self, places: Places, timeout: float = _TIMEOUT, *, agent: str = "jupyter gpushare"
+        self,
+        places: Places,
+        timeout: float = _TIMEOUT,
+        *,
+        agent: str = "jupyter gpushare",
+        hub_token: str | None = None,
     ) -> None:
+        token = os.environ.get(_HUB_TOKEN, "") if hub_token is None else hub_token
         self._sock = connect(places.socket, timeout)
         self._buffer = FrameBuffer(FROM_BROKER_LIMIT)
         self._ids = count(1)
         try:
             check_broker(self._sock, places)
-            hello = Hello(versions=SPOKEN, agent=f"{agent} {__version__}", body=Observe())
+            hello = Hello(
+                versions=SPOKEN,
+                agent=f"{agent} {__version__}",
+                body=Observe(token),
+            )
             handshake(self._sock, hello)
         except BaseException:
             self._sock.close()

@@ -1,8 +1,11 @@
 """What a client shows of the broker's answers: the wire's types and words for those who import the client only, and what sessions are called."""
 
+import time
+
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import Holder, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire import parking_texts, texts
+from gpushare_kernel.wire.admin_texts import account_text, announced_text, maintenance_text
 from gpushare_kernel.wire.messages import Announce, CellEnded, CellStarted, Report, Slowed, Submit
 from gpushare_kernel.wire.snapshot import (
     DeviceView,
@@ -34,12 +37,24 @@ __all__ = [
     "UserView",
     "Wait",
     "WaitReason",
+    "account_text",
     "format_size",
     "label",
     "names_of_jobs",
     "parking_texts",
     "texts",
+    "words_of",
 ]
+
+
+def words_of(snapshot: Snapshot) -> list[str]:
+    """Return what everybody is to read first: a word of an administrator, a maintenance."""
+    said = [] if snapshot.announcement is None else [announced_text(snapshot.announcement.text)]
+    maintenance = snapshot.maintenance
+    if maintenance is not None:
+        since = time.strftime("%H:%M", time.localtime(maintenance.since))
+        said.append(maintenance_text(maintenance, since))
+    return said
 
 
 def names_of_jobs(snapshot: Snapshot) -> dict[str, str]:

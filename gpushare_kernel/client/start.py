@@ -14,7 +14,7 @@ from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
 from gpushare_kernel.transport.launch import SaysWhy, free, launch, locked
 from gpushare_kernel.transport.peers import check_broker
-from gpushare_kernel.transport.places import Places, may_start, prepare
+from gpushare_kernel.transport.places import Places, how_to_start, may_start, prepare
 
 COMMAND = (sys.executable, "-P", "-m", "gpushare_kernel.broker")
 _LOG_LINES = 5
@@ -54,7 +54,7 @@ def ensure_broker(
     if not may_start(places):
         msg = (
             f"no gpushare broker runs at {places.socket}, and on this machine only its administrator may start one. "
-            "Ask them for, as root: jupyter gpushare start."
+            f"Ask them for, as root: {how_to_start(places)}."
         )
         raise NoBroker(msg)
     prepare(places)

@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from gpushare_kernel.core.policies import Policy
 from gpushare_kernel.core.ranking import Ranking
 from gpushare_kernel.core.records import Key, Session, User
+from gpushare_kernel.core.states import Phase
+
+BACKGROUND = 30.0
+"""Seconds after which a session that yields has a turn although others want the device: even that has a bound (I3)."""
 
 
 class Accounts:
@@ -34,7 +38,9 @@ class Accounts:
         self.charged: Callable[[User], None] = _nothing
         #: Who comes first of those that wait for memory: they compete too.
         self.queued: Callable[[], Session | None] = _nobody
-        self._waiting: Ranking[Session] = Ranking(policy.user_key)
+        #: Whether somebody who waits may be one that yields: else nobody is looked for.
+        self._yielding = False
+        self._waiting: Ranking[Session] = Ranking(policy.rank)
 
     @property
     def users(self) -> int:
@@ -115,7 +121,24 @@ class Accounts:
         """Return what ranks `session` while it has its turn: what it is served in it makes it no worse before it ends."""
         since = self.at if session.served_since is None else session.served_since
         keys = (self.policy.session_key(session, at) for at in (since, self.at))
-        return self.policy.user_key(session.user, min(keys), 0.0)
+        return self.policy.rank(session.user, min(keys), 0.0)
+
+    def waited_long(self) -> Session | None:
+        """Return a session that yields and has stood still for long; None where there is none."""
+        if not self._yielding:
+            return None
+        waiting = [s for s in self.sessions() if s.yields]
+        self._yielding = bool(waiting)
+        still = (s for s in waiting if s.phase is Phase.WAITING and s.counted > 0)
+        oldest = min(still, key=lambda s: (s.waiting_since, s.order), default=None)
+        waited = 0.0 if oldest is None else self.at - oldest.waiting_since
+        return oldest if waited > BACKGROUND else None
+
+    def ranks_anew(self, user: User) -> None:
+        """What ranks `user` has changed, for turns and for memory."""
+        self._yielding |= user.over_budget
+        self._waiting.rerank(user)
+        self.charged(user)
 
     def advance(self, squeezed: Session | None = None) -> None:
         """A frame was filled: those still waiting compete, and their virtual time is the present.
@@ -140,7 +163,7 @@ class Accounts:
         self.policy = policy
         self.now = self.now_turn = 0.0
         waiting = [*self.sessions()]
-        self._waiting = Ranking(policy.user_key)
+        self._waiting = Ranking(policy.rank)
         for user in users:
             user.vtime = user.floor = user.floor_turn = 0.0
         for session in sessions:
@@ -149,6 +172,7 @@ class Accounts:
             self._add(session)
 
     def _add(self, session: Session) -> None:
+        self._yielding |= session.yields
         session.rank = self.policy.session_key(session, self.at)
         self._waiting.add(session.user, session)
 

@@ -120,7 +120,7 @@ class AdmissionQueue:
         return self._policy.job_key(job, session, at)
 
     def _user_key(self, user: User, best: tuple[float, int], ahead: float) -> tuple[float, int]:
-        return best if self._arrival else self._policy.user_key(user, best, ahead)
+        return best if self._arrival else self._policy.rank(user, best, ahead)
 
 
 def _nothing(_: Job) -> float:

@@ -89,7 +89,7 @@ class MemoryBook:
             return Need(held, max(0, size - held))
         if persistent is None and ephemeral is None:
             kept = self.config.plain_persistent if self.config.divisible else held
-            return Need(kept, self.config.plain_ephemeral)
+            return Need(kept, max(0, self.config.plain_ephemeral - _granted_unused(session)))
         return Need(held if persistent is None else persistent, ephemeral or 0)
 
     def added(self, session: Session, need: Need) -> int:
@@ -116,6 +116,12 @@ class MemoryBook:
         parked = 0 if session.parked is None else session.parked.persistent
         kept = max(need.persistent, session.holds, parked)
         whole = kept + need.ephemeral + context
+        cap, group = session.user.cap_ever, session.user.group
+        if cap is not None and cap < whole and cap < self.whole:
+            return (
+                f"this can never fit: it needs {format_size(whole)}, and each of the group {group} may hold {format_size(cap)} "
+                f"of this device in all. Ask for {format_size(max(0, cap - context))} or less, or have your administrator raise it."
+            )
         if whole <= self.whole:
             return None
         parts = [
@@ -242,3 +248,9 @@ class MemoryBook:
             self._unfit_at = now
             self._unfit.clear()
         return now
+
+
+def _granted_unused(session: Session) -> int:
+    """Return the bytes that a job of `session` keeps for whatever runs inside it, and that are not used yet."""
+    holds = any(not job.plain and job.lane is not None for job in session.jobs.values())
+    return max(0, session.declared - session.holds) if holds else 0

@@ -11,8 +11,17 @@ def budget(core: Scheduler, session: Session) -> int | None:
 
     A declared job may hold what it was granted. What nobody declared is elastic: what is held, and of what is free as
     much as falls to each user who works now, and to each of that user's notebooks that work. While somebody waits for memory it is what is held and a margin. A
-    session that has the device to itself meets no cap.
+    session that has the device to itself meets no cap. What its group lets its user hold in all is never exceeded.
     """
+    limit = _elastic(core, session)
+    if session.user.cap is None:
+        return limit
+    own = sum(job.need.ephemeral for job in session.jobs.values() if job.lane is not None)
+    capped = session.charged + own + max(0, session.user.cap - core.held_by(session.user))
+    return capped if limit is None else min(limit, capped)
+
+
+def _elastic(core: Scheduler, session: Session) -> int | None:
     table, margin = core.book.table, core.config.plain_ephemeral
     own_grant = granted(session)
     if own_grant is not None:

@@ -5,9 +5,11 @@ GpushareError
 │   ├── BadSize             a size that cannot be read or makes no sense
 │   ├── BadTime             a time that cannot be read or makes no sense
 │   ├── BadDeclaration      options that contradict each other
+│   ├── BadSettings         an administrator's file that makes no sense
 │   ├── Refused             can never fit this device
 │   ├── WaitEnded           --wait SECONDS is over; the cell has not run
-│   └── NotYours            a request about somebody else's session
+│   ├── NotYours            a request about somebody else's session
+│   └── NotVouched          a hub's token that its hub does not know
 ├── BrokerUnavailable       nobody answers
 │   ├── NoBroker            none runs and none may be started
 │   └── VersionMismatch     it speaks none of our protocol versions
@@ -15,6 +17,7 @@ GpushareError
 │   ├── FrameTooLong
 │   ├── BadFrame
 │   └── BadToken
+├── HubAway                 the JupyterHub that tells who somebody is does not answer
 ├── DeviceError             the device or its driver
 ├── NotSetAside             memory could not be copied away; all of it is where it was
 ├── NotPutBack              memory could not be brought back; all of it is still set aside, and it can be tried again
@@ -52,6 +55,10 @@ class BadDeclaration(UserError):
     """Options that contradict each other."""
 
 
+class BadSettings(UserError):
+    """The administrator's file cannot be read, or makes no sense."""
+
+
 class Refused(UserError):
     """The job can never fit this device."""
 
@@ -62,6 +69,10 @@ class WaitEnded(UserError):
 
 class NotYours(UserError):
     """A request acts on the caller's own sessions, unless the caller is an administrator (I9)."""
+
+
+class NotVouched(UserError):
+    """A hub's token that its hub does not know: forged, or expired."""
 
 
 class BrokerUnavailable(GpushareError):
@@ -90,6 +101,10 @@ class BadFrame(PeerError):
 
 class BadToken(PeerError):
     """A token that belongs to no session, or to another one."""
+
+
+class HubAway(GpushareError):
+    """The JupyterHub that tells who somebody is does not answer."""
 
 
 class DeviceError(GpushareError):

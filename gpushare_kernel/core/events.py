@@ -284,6 +284,31 @@ class WeightChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserLimits(Event):
+    """What a user's `group` gives it from now on, on this device (bytes; None: no cap): by the group's timetable, and by what it has used.
+
+    `memory` is for all that its sessions hold there, contexts included, and `memory_ever` the most that the timetable
+    ever allows; `parked` for what of theirs is set aside. Who is `over_budget` yields to all who are not.
+    """
+
+    user: UserId
+    group: str = ""
+    weight: float = 1.0
+    memory: int | None = None
+    memory_ever: int | None = None
+    parked: int | None = None
+    over_budget: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draining(Event):
+    """Maintenance begins (`on`), or is over: meanwhile nobody is let in who has not begun. `note` is for those who wait."""
+
+    on: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Released(Event):
     """Give back what the session declared and does not use; `persistent` is what it holds in fact (None: as last measured)."""
 

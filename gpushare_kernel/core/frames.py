@@ -80,6 +80,10 @@ class Frames(Turns):
         skipped: Session | None = None
         self._squeezed = None
         looks = FITS
+        patient = self.accounts.waited_long()
+        if patient is not None:
+            self._take(patient, taken)
+            room -= patient.counted
         for session in self._candidates():
             if taken and self.together is Together.ONE:
                 break
@@ -90,7 +94,7 @@ class Frames(Turns):
             if session.counted <= room + SLACK:
                 self._take(session, taken)
                 room -= session.counted
-            elif skipped is None and self._squeezed is None:
+            elif skipped is None and self._squeezed is None and not session.yields:
                 # Nobody before it could use what is left, and they would come first in every frame.
                 if taken and room >= self._filler and not self._objectors(session, taken, room):
                     self._take(session, taken)
@@ -108,12 +112,17 @@ class Frames(Turns):
         return taken
 
     def _candidates(self) -> Iterator[Session]:
-        """Yield who waits, best first. Smaller sessions pass a larger one of their user by one turn's worth, not for ever."""
-        if not self.accounts.policy.shares:  # nobody's account says how far that was
-            yield from self.accounts.ranked(self._cost)
-            return
+        """Yield who waits, best first, those who yield last. Smaller sessions pass a larger one of their user by one turn's worth, not for ever."""
         left: dict[User, Session] = {}
+        yielding: list[Session] = []
+        shares = self.accounts.policy.shares  # else nobody's account says how far that was
         for session in self.accounts.ranked(self._cost):
+            if session.yields:
+                yielding.append(session)
+                continue
+            if not shares:
+                yield session
+                continue
             first = left.get(session.user)
             if (
                 first is not None
@@ -123,6 +132,7 @@ class Frames(Turns):
             yield session
             if self.accounts.waits(session):
                 left.setdefault(session.user, session)
+        yield from yielding
 
     def _take(self, session: Session, taken: dict[SessionId, Session]) -> None:
         self.accounts.leave(session)

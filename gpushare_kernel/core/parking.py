@@ -183,6 +183,7 @@ class Parking(Realtime):
             (away, "its memory is parked already, or on its way"),
             (not holds, "it holds no memory of this device"),
             (session.suspended_until is not None, "it is kept paused"),
+            (why_full := self._parks_enough(session), why_full),
         ):
             if stands_in_the_way:
                 return why
@@ -194,14 +195,14 @@ class Parking(Realtime):
         Users are told apart by what ranks them, a user's own sessions by what ranks those.
         """
         policy, found = self.turns.accounts.policy, []
-        first = policy.user_key(session.user, head.rank, 0.0)
+        first = policy.rank(session.user, head.rank, 0.0)
         for lane in self.book.table.lanes.values():
             for job in lane.members.values():
                 owner = self.sessions[job.session]
                 if owner is session or at - job.resident_since < self.config.residency:
                     continue
                 own = policy.job_key(job, owner, at)
-                key = own if owner.user is session.user else policy.user_key(owner.user, own, 0.0)
+                key = own if owner.user is session.user else policy.rank(owner.user, own, 0.0)
                 best = head.rank if owner.user is session.user else first
                 found.append((key[0] - best[0], key[1], job))
         found.sort(key=lambda entry: entry[:2], reverse=True)

@@ -27,6 +27,8 @@ OVERRUN = 0.1
 KNOWN_TURN, SERVED_TURN = 10.0, 0.125
 """Usual turns in one of SRTF's for a job whose time is known (a better one preempts it anyway), and in one of PACK's; the part of
 what it had in one of SRTF's for another job."""
+BEHIND = 1e12
+"""What puts a key behind all others: seconds that nobody comes to."""
 PATIENT = 3600.0
 """Seconds by which a job is passed by later ones at most, where nothing else bounds that."""
 
@@ -73,6 +75,11 @@ class Policy(ABC):
     def user_key(self, user: User, best: Key, ahead: float) -> Key:  # noqa: ARG002
         """Rank among users: `best` is the key of the user's next, `ahead` what the user was already given just now."""
         return best
+
+    def rank(self, user: User, best: Key, ahead: float) -> Key:
+        """Rank among users as `user_key` does; who is over its budget comes behind all who are not, unless a job of its own ranks above all."""
+        key = self.user_key(user, best, ahead)
+        return (key[0] + BEHIND, key[1]) if user.over_budget and best[0] >= 0 else key
 
     def turn(self, session: Session, usual: float, at: float) -> float:  # noqa: ARG002
         """Return how long a turn of `session` lasts while others wait (seconds)."""

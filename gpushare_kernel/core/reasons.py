@@ -18,30 +18,7 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
     """Return why `job` waits. Holders are named by session id; the broker knows what they may be called."""
     session = scheduler.sessions[job.session]
     if job.state is JobState.QUEUED:
-        book = scheduler.book
-        needs = book.added(session, job.need) + job.need.ephemeral
-        if scheduler.lost:
-            free, ahead = max(0, book.table.free), book.queue.ahead(job.id)
-            return Wait(WaitReason.MEMORY, needs, free, ahead, lost=scheduler.why_lost)
-        if needs <= book.table.free and not scheduler.may_enter(job):
-            # The policy has no more of them at once.
-            eta, exact = for_memory(scheduler, job)
-            return Wait(WaitReason.TURN, 0, 0, 1 + book.queue.ahead(job.id), eta=eta, exact=exact)
-        until = scheduler.turns.free_until
-        reason = WaitReason.GRACE if scheduler.at < until else WaitReason.MEMORY
-        eta, exact = UNKNOWN if reason is WaitReason.GRACE else for_memory(scheduler, job)
-        return Wait(
-            reason=reason,
-            needs=needs,
-            free=max(0, book.table.free),
-            ahead=book.queue.ahead(job.id),
-            holders=()
-            if reason is WaitReason.GRACE
-            else _holders(scheduler, job, needs - book.table.free),
-            until=until if reason is WaitReason.GRACE else None,
-            eta=eta,
-            exact=exact,
-        )
+        return _for_memory(scheduler, job)
     lane = scheduler.book.table.lanes[job.lane] if job.lane is not None else None
     if lane is not None and lane.occupant is not job:
         before = next((n for n, other in enumerate(lane.waiters) if other is job), 0)
@@ -60,6 +37,51 @@ def why(scheduler: Scheduler, job: Job) -> Wait:
         return Wait(WaitReason.RESTORE, session.parked.size, 0, 0, eta=seconds)
     eta, exact = for_turn(scheduler, job)
     return Wait(WaitReason.TURN, 0, 0, len(scheduler.turns.using), eta=eta, exact=exact)
+
+
+def _for_memory(scheduler: Scheduler, job: Job) -> Wait:
+    """Why it is in no lane yet."""
+    session = scheduler.sessions[job.session]
+    held = scheduler.why_held(job)
+    if held is not None and not scheduler.lost:
+        return _held_back(scheduler, job, held)
+    book = scheduler.book
+    needs = book.added(session, job.need) + job.need.ephemeral
+    if scheduler.lost:
+        free, ahead = max(0, book.table.free), book.queue.ahead(job.id)
+        return Wait(WaitReason.MEMORY, needs, free, ahead, lost=scheduler.why_lost)
+    if needs <= book.table.free and not scheduler.may_enter(job):
+        # The policy has no more of them at once.
+        eta, exact = for_memory(scheduler, job)
+        return Wait(WaitReason.TURN, 0, 0, 1 + book.queue.ahead(job.id), eta=eta, exact=exact)
+    until = scheduler.turns.free_until
+    reason = WaitReason.GRACE if scheduler.at < until else WaitReason.MEMORY
+    eta, exact = UNKNOWN if reason is WaitReason.GRACE else for_memory(scheduler, job)
+    return Wait(
+        reason=reason,
+        needs=needs,
+        free=max(0, book.table.free),
+        ahead=book.queue.ahead(job.id),
+        holders=()
+        if reason is WaitReason.GRACE
+        else _holders(scheduler, job, needs - book.table.free),
+        until=until if reason is WaitReason.GRACE else None,
+        eta=eta,
+        exact=exact,
+    )
+
+
+def _held_back(scheduler: Scheduler, job: Job, reason: WaitReason) -> Wait:
+    """It waits for no memory of the device: for what its own user holds, or for the end of a maintenance."""
+    session, book = scheduler.sessions[job.session], scheduler.book
+    needs = book.added(session, job.need) + job.need.ephemeral
+    cap, user = session.user.cap, session.user
+    if reason is WaitReason.MAINTENANCE or cap is None:
+        return Wait(reason, needs, max(0, book.table.free), 0, note=scheduler.drain_note)
+    left = max(0, cap - scheduler.held_by(user))
+    before = scheduler.held_before(job)
+    holders = tuple(one for one in _holders(scheduler, job, needs - left) if one.own)
+    return Wait(reason, needs, left, before, holders, cap=cap, group=user.group)
 
 
 def _holders(scheduler: Scheduler, job: Job, missing: int) -> tuple[Holder, ...]:

@@ -68,6 +68,13 @@ class User:
     floor_turn: float = 0.0
     #: Device seconds in all, for people to read.
     device_time: float = 0.0
+    #: Its group, and what that lets it hold of the device, at the moment and at the most, and have set aside (bytes).
+    group: str = ""
+    cap: int | None = None
+    cap_ever: int | None = None
+    parked_cap: int | None = None
+    #: It has used up its budget, and yields to all who have not.
+    over_budget: bool = False
     sessions: set[SessionId] = field(default_factory=set)
 
 
@@ -251,6 +258,11 @@ class Session:
     def served(self, at: float) -> float:
         """Return for how long it has had turns in all (seconds)."""
         return self.served_before + (0.0 if self.served_since is None else at - self.served_since)
+
+    @property
+    def yields(self) -> bool:
+        """Whether it has turns only while nobody else wants them, and after a long wait (`accounts.BACKGROUND`)."""
+        return self.background or self.user.over_budget
 
     @property
     def charged(self) -> int:

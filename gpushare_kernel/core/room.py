@@ -18,7 +18,7 @@ from gpushare_kernel.core.lanes import Lane
 from gpushare_kernel.core.parking import MOST, Parking
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobId, Need
+from gpushare_kernel.core.values import JobId, Need, WaitReason
 
 
 class Room(Parking):
@@ -31,9 +31,12 @@ class Room(Parking):
         self._no_split = (-1, 0)
 
     def _make_room(self, at: float) -> bool:
+        if super()._make_room(at):
+            return True
         head = self.book.queue.head
         if self.lost or not self.config.by_policy:
             return False
+        self._park_own(at)
         if self.book.deficit:
             self._relieve(at)
             return False
@@ -47,6 +50,21 @@ class Room(Parking):
         if planned is None:
             self._park_for(head, at)
         return bool(planned)
+
+    def _park_own(self, at: float) -> None:
+        """For whoever waits for what its own user holds, idle sessions of that user are parked."""
+        if not self.held_back or not self._may_look(at):
+            return
+        for job in self.held_back.values():
+            user, cap = self.sessions[job.session].user, self.sessions[job.session].user.cap
+            if cap is None or self.why_held(job) is not WaitReason.CAP:
+                continue
+            needs = self.book.added(self.sessions[job.session], job.need) + job.need.ephemeral
+            missing = self.held_by(user) + needs - cap
+            for owner in self._idle(at):
+                if missing > 0 and owner.user is user and owner.id != job.session:
+                    self._park(owner, at)
+                    missing -= owner.charged + owner.context
 
     # --- lanes ------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ class Scheduler(Room):
             ev.DeviceLost: self._device_lost,
             ev.PolicyChanged: self._policy_changed,
             ev.WeightChanged: self._weight_changed,
+            ev.UserLimits: self._user_limits,
+            ev.Draining: self._drains,
             ev.Released: self._released,
         }
 

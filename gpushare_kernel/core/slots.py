@@ -42,8 +42,6 @@ SAME_WORK, SAME_IDLENESS = 2.0, 60.0
 the device idle."""
 WINDOWS = 2.8
 """How many windows of utilization a slot lasts at most in which somebody is to be measured: one lies within it."""
-BACKGROUND = 30.0
-"""Seconds after which a session of the background has a turn although notebooks want the device."""
 LOOK = 0.04
 """How often such a slot is looked at (seconds): it ends when the measurement is there."""
 
@@ -121,8 +119,8 @@ class Slots(Turns):
         rivals = self._rivals()
         if len(rivals) < 2:  # noqa: PLR2004
             return True
-        if any(s.background for s in rivals) and not all(s.background for s in rivals):
-            return False  # the background yields
+        if any(s.yields for s in rivals) and not all(s.yields for s in rivals):
+            return False
         if self.together is Together.ONE:
             return False
         return all(self._is_light(s) for s in rivals)
@@ -302,7 +300,7 @@ class Slots(Turns):
     def _choose(self, held: list[Session], at: float) -> dict[SessionId, Session]:
         self._bill(at)
         rivals = self._rivals()
-        rivals = [s for s in rivals if not s.background] or rivals
+        rivals = [s for s in rivals if not s.yields] or rivals
         self._was = self.slot
         self.slot, chosen, self._length = self._next_slot(rivals, at)
         self.accounts.advance()
@@ -318,7 +316,7 @@ class Slots(Turns):
         turn, measuring = self.config.turn, max(self.config.turn, self._window)
         if not self.accounts.policy.rotates:
             return Slot.ALONE, self._first(rivals), turn
-        patient = self._waited_long(at)
+        patient = self.accounts.waited_long()
         if patient is not None:
             return Slot.ALONE, [patient], turn
         policy = self.accounts.policy
@@ -332,14 +330,6 @@ class Slots(Turns):
                 return Slot.ALONE, [alone[0]], alone[1]
             return Slot.ALL, self._waiting(rivals), turn / 2
         return self._in_turn(self._first(rivals), rivals, at)
-
-    def _waited_long(self, at: float) -> Session | None:
-        """Return a session of the background that has stood still for long: even that has a bound (I3)."""
-        waiting = (s for s in self.accounts.sessions() if s.phase is Phase.WAITING)
-        still = [s for s in waiting if s.background and s.counted > 0]
-        oldest = min(still, key=lambda s: (s.waiting_since, s.order), default=None)
-        waited = 0.0 if oldest is None else at - oldest.waiting_since
-        return oldest if waited > BACKGROUND else None
 
     def _in_turn(
         self, first: list[Session], rivals: list[Session], at: float

@@ -10,14 +10,14 @@ from __future__ import annotations
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.drains import busy_again
-from gpushare_kernel.core.jobs import Jobs
+from gpushare_kernel.core.limits import Limits
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import JobState, PauseStatus
 
 _STANDS = {PauseStatus.PAUSED, PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}
 
 
-class Suspensions(Jobs):
+class Suspensions(Limits):
     """Who is suspended, and for how long."""
 
     def _suspended(self, event: ev.Suspended) -> None:

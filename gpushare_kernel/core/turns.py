@@ -186,6 +186,10 @@ class Turns(ABC):
     def follow(self, policy: Policy, users: Iterable[User], sessions: Iterable[Session]) -> None:
         """Rank everybody by another policy, and choose by it now."""
         self.accounts.follow(policy, users, sessions)
+        self.choose_anew()
+
+    def choose_anew(self) -> None:
+        """Others than those who have the device now may be the ones to have it."""
         self._anew = True
 
     @abstractmethod
@@ -219,7 +223,6 @@ class Turns(ABC):
             self._frame(at)
         else:
             self._fill(at)
-
         self._stand_aside(at)  # for whom came to its turn just now
 
     def _stand_aside(self, at: float) -> None:

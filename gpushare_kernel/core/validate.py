@@ -124,7 +124,8 @@ def _pauses(scheduler: Scheduler) -> Iterator[str]:
 def _work(scheduler: Scheduler) -> Iterator[str]:
     """Nobody waits for what is free."""
     for job in scheduler.jobs.values():
-        if (job.state is JobState.QUEUED) != (job.id in scheduler.book.queue):
+        waits = (job.id in scheduler.book.queue) + (job.id in scheduler.held_back)
+        if waits != (job.state is JobState.QUEUED):
             yield f"queue: job {job.id} is {job.state} and in the wrong place"
         session = scheduler.sessions.get(job.session)
         if session is None or job.id not in session.jobs:

@@ -69,6 +69,8 @@ class WaitReason(StrEnum):
     TURN = "turn"
     GRACE = "grace"
     RESTORE = "restore"
+    CAP = "cap"
+    MAINTENANCE = "maintenance"
 
 
 class PauseReason(StrEnum):
@@ -144,7 +146,9 @@ class Wait:
     """Why a job waits, with the numbers its sentence needs (bytes, seconds).
 
     `eta` is when it may run (None: not known); `exact` where that is a sum of known times, not an estimate.
-    `lost` is why the device does not answer, and what to do; while it is set, nothing else is in the way.
+    `lost` is why the device does not answer, and what to do; while it is set, nothing else is in the way. `cap` is what its
+    user's `group` lets each of its members hold of the device (bytes), where that is in the way; `note` what whoever
+    began a maintenance says of it.
     """
 
     reason: WaitReason
@@ -157,6 +161,9 @@ class Wait:
     until: float | None = None
     exact: bool = False
     lost: str = ""
+    cap: int = 0
+    group: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

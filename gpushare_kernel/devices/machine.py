@@ -74,6 +74,10 @@ class Machine:
         bounds += [_limit(group, _V1) for group in self._v1_memory]
         return min(bounds)
 
+    def installed(self) -> int:
+        """Return the memory that the machine has, whoever may use it."""
+        return self._meminfo("MemTotal")
+
     def cpu_name(self) -> str:
         """Return the processor's name as the kernel knows it, or its architecture."""
         for line in _text(self._proc / "cpuinfo").splitlines():

@@ -1,4 +1,4 @@
-"""Where a broker lives: its folder, its socket, its locks, its ledger, its log."""
+"""Where a broker lives: its folder, its socket, its locks, its ledger, its logs, its administrator's file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from gpushare_kernel.core.errors import BrokerUnavailable
 SYSTEM_RUNTIME = Path("/run/gpushare")
 SYSTEM_MARK = Path("/etc/gpushare")
 SYSTEM_STATE = Path("/var/lib/gpushare")
+SERVICE = "service"
+"""A file of this name in SYSTEM_MARK names the service that starts the system broker: then nobody else does."""
 SYSTEM_LOGS = Path("/var/log/gpushare")
 LONGEST_SOCKET_PATH = 107
 """`sun_path` has 108 bytes, the last one is NUL."""
@@ -65,6 +67,21 @@ class Places:
         return folder / "ledger.sqlite"
 
     @property
+    def settings(self) -> Path | None:
+        """The administrator's file, where this broker has a place for one."""
+        return SYSTEM_MARK / "gpushare.toml" if self.system and not self.named else None
+
+    @property
+    def settings_kept(self) -> Path:
+        """What was last read of it, for a broker that is started again after a crash."""
+        return self.runtime / "settings.kept"
+
+    @property
+    def audit(self) -> Path:
+        """What administrators did, JSON lines."""
+        return self.log.with_name("audit.jsonl")
+
+    @property
     def log(self) -> Path:
         """The broker's log, JSON lines."""
         if self.named:
@@ -91,10 +108,28 @@ def places() -> Places:
 
 
 def may_start(places: Places) -> bool:
-    """Say whether this user may start a broker there: never a user broker beside a system installation."""
+    """Say whether this user may start a broker there: never a user broker beside a system installation, nor beside its service."""
+    if service_of(places):
+        return False
     if os.geteuid() == 0:
         return True
     return places.named or not places.system
+
+
+def service_of(places: Places) -> str:
+    """Return the name of the service that starts the broker there; empty where none does."""
+    if places.named or not places.system:
+        return ""
+    try:
+        return (SYSTEM_MARK / SERVICE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def how_to_start(places: Places) -> str:
+    """Return the command by which an administrator starts the broker there."""
+    service = service_of(places)
+    return f"systemctl start {service}" if service else "jupyter gpushare start"
 
 
 def may_revive(places: Places) -> bool:

@@ -124,3 +124,8 @@ def _of(size: int, whole: int) -> str:
     """Return a size of another, without its unit where both have the same."""
     (number, unit), of = format_size(size).split(), format_size(whole)
     return f"{number if of.endswith(f' {unit}') else f'{number} {unit}'} of {of}"
+
+
+def did_not_run_text(waited: float) -> str:
+    """Return the first line of a command whose wait is over: what a batch looks for in its log. `waited` in seconds."""
+    return f"GPUSHARE: did not run, waited {format_duration(waited)}"

@@ -15,7 +15,8 @@ class Open(Message, frozen=True):
     """A provisioner is about to start a kernel. Reply: `Opened`, with the session's page as fd.
 
     `device` is a device's id, or its number in the broker's list; empty lets the broker choose. `needs` are the bytes
-    it is known to need, 0 where nothing is known. A `background` session yields to every other.
+    it is known to need, 0 where nothing is known. A `background` session yields to every other. `hub_token` is that of the
+    JupyterHub server that starts it: who it is, where many people share a uid.
     """
 
     name: str
@@ -25,13 +26,18 @@ class Open(Message, frozen=True):
     device: str = ""
     needs: int = 0
     background: bool = False
+    hub_token: str = ""
 
 
 class Restart(Message, frozen=True):
-    """The kernel of `session` starts anew: its jobs end, its memory is free, the token changes. Reply: `Opened` + page fd."""
+    """The kernel of `session` starts anew: its jobs end, its memory is free, the token changes. Reply: `Opened` + page fd.
+
+    `hub_token` as in `Open`, for a session that was opened while the hub did not answer.
+    """
 
     session: SessionId
     token: str
+    hub_token: str = ""
 
 
 class Bind(Message, frozen=True):
@@ -93,7 +99,9 @@ class Attach(Message, frozen=True):
 
 
 class Observe(Message, frozen=True):
-    """A command line or a view: reads snapshots, acts for its uid. Reply: `Ok`. The connection stays."""
+    """A command line or a view: reads snapshots, acts for its uid, or whom `hub_token` tells. Reply: `Ok`. The connection stays."""
+
+    hub_token: str = ""
 
 
 class OfferBundle(Message, frozen=True):
@@ -131,12 +139,16 @@ OfStarter = Open | Restart | Bind | Close | Exempt
 """What whoever starts a kernel says: one a connection."""
 
 
+HelloBody = OfStarter | Attach | Observe | OfferBundle | MapBundle | LeaseArena
+"""What a connection begins with."""
+
+
 class Hello(Struct, frozen=True):
     """The first frame of every connection."""
 
     versions: tuple[int, ...]
     agent: str
-    body: OfStarter | Attach | Observe | OfferBundle | MapBundle | LeaseArena
+    body: HelloBody
 
 
 class Opened(Message, frozen=True):

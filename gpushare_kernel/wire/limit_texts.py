@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_NAMED = 8
+"""Names in one sentence at most."""
+
 
 def connections_text(most: int, seen: int) -> str:
     """Too many connections stand."""
@@ -48,3 +53,44 @@ def proofs_text(most: int) -> str:
 def job_id_text(longest: int, seen: int) -> str:
     """A job's id is no id."""
     return f"a job's id has 1 to {longest} printable ASCII characters, and one with {seen} characters came."
+
+
+def hub_away_text(why: str, account: str) -> str:
+    """Nobody can tell now whose notebook it is: it shares the account of its uid."""
+    return f"{why} This notebook counts as one of {account}'s, with everybody else of whom nothing is known. Restart its kernel once the hub answers."
+
+
+def not_vouched_text() -> str:
+    """A token that the hub does not know."""
+    return (
+        "JupyterHub does not know the token in JUPYTERHUB_API_TOKEN: it has expired, or is none of its own. "
+        "Restart your server (File > Hub Control Panel > Stop My Server, then start it)."
+    )
+
+
+def not_a_person_text(name: str) -> str:
+    """A token that belongs to a service of the hub."""
+    return f"the token in JUPYTERHUB_API_TOKEN belongs to {name}, which is a service of the hub and nobody who has notebooks. Use that of a user's server."
+
+
+def kernels_text(group: str, most: int, names: Sequence[str]) -> str:
+    """Too many kernels of a member of a group are open."""
+    more = len(names) - _NAMED
+    named = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"each of the group {group} may have {most} kernels open, and yours are {named}. Shut one down first."
+
+
+def realtime_text(group: str, most: float, taken: float, asked: float) -> str:
+    """A deadline would take more than a group allows its members."""
+    return (
+        f"deadlines of each of the group {group} may take {most:.0%} of the device; yours take {taken:.0%}, and this one "
+        f"{asked:.0%} more. Lengthen its period, or close another one."
+    )
+
+
+def budget_text(period: str, limit: float, renews: float) -> str:
+    """A deadline is asked for by somebody whose budget is used up."""
+    return (
+        f"your budget of {limit / 3600:.3g} device hours a {period} is used up, and a deadline would come before everybody "
+        f"else's work. It begins anew in {renews / 3600:.1f} hours; without a deadline the cell runs when nobody else wants the device."
+    )

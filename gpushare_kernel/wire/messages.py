@@ -13,6 +13,17 @@ from enum import IntEnum
 from msgspec import Struct, field
 
 from gpushare_kernel.core.values import JobId, Wait
+from gpushare_kernel.wire.admin import (
+    Audited,
+    Drain,
+    Evict,
+    EvictedNow,
+    GetAudit,
+    Proclaim,
+    Proclaimed,
+    ReloadSettings,
+    SettingsRead,
+)
 from gpushare_kernel.wire.aside import CameBack, PutBack, SetAside, WentAside
 from gpushare_kernel.wire.by_hand import (
     AskedNow,
@@ -39,6 +50,7 @@ from gpushare_kernel.wire.handshake import (
     Failure,
     HeldJob,
     Hello,
+    HelloBody,
     LeaseArena,
     MapBundle,
     Observe,
@@ -51,6 +63,15 @@ from gpushare_kernel.wire.handshake import (
     Welcome,
 )
 from gpushare_kernel.wire.handshake import Message as _Message
+from gpushare_kernel.wire.notices import (
+    Announce,
+    Budget,
+    Closing,
+    Slowed,
+    Soon,
+    Trim,
+    Waiting,
+)
 from gpushare_kernel.wire.realtime import (
     RealtimeBeside,
     RealtimeDone,
@@ -66,19 +87,28 @@ from gpushare_kernel.wire.snapshot import NeedView, Snapshot
 __all__ = [
     "CANCELLED",
     "Again",
+    "Announce",
     "ArenaLeased",
     "AskHolder",
     "AskedNow",
     "Attach",
     "Attached",
+    "Audited",
     "Bind",
+    "Budget",
     "BundleHeld",
     "CameBack",
     "Close",
+    "Closing",
+    "Drain",
+    "Evict",
+    "EvictedNow",
     "Exempt",
     "Failure",
+    "GetAudit",
     "HeldJob",
     "Hello",
+    "HelloBody",
     "LeaseArena",
     "MapBundle",
     "Observe",
@@ -91,6 +121,8 @@ __all__ = [
     "ParkedNow",
     "PauseNotebook",
     "PausedNow",
+    "Proclaim",
+    "Proclaimed",
     "PutBack",
     "RealtimeBeside",
     "RealtimeDone",
@@ -98,16 +130,22 @@ __all__ = [
     "RealtimeKept",
     "RealtimePlaced",
     "RealtimeReleased",
+    "ReloadSettings",
     "Restart",
     "ResumeNotebook",
     "ResumedNow",
     "SetAside",
+    "SettingsRead",
+    "Slowed",
+    "Soon",
+    "Trim",
     "UnparkNotebook",
     "UnparkedNow",
+    "Waiting",
     "Welcome",
     "WentAside",
 ]
-"""Those of the handshake, of real time, by hand and of the warm tier; whatever is defined here besides."""
+"""Those of other modules of the wire; whatever is defined here besides."""
 
 VERSION = 2
 SPOKEN = (2, 1)
@@ -352,55 +390,6 @@ class NeedsReply(_Message, frozen=True):
     needs: tuple[NeedView, ...] = ()
 
 
-# --- Notices of the broker ------------------------------------------------------------------------------
-
-
-class Waiting(_Message, frozen=True):
-    """The job waits: why, and in which place."""
-
-    job: JobId
-    wait: Wait
-
-
-class Soon(_Message, frozen=True):
-    """A grant is about to come: whoever waits for one gets its threads and caches ready. Says nothing else."""
-
-
-class Slowed(_Message, frozen=True):
-    """The session has shared its device for a while (`people` others, `fraction` of it ours), or was paused for `paused` seconds."""
-
-    people: int
-    fraction: float
-    paused: float = 0.0
-    reason: str = ""
-
-
-class Budget(_Message, frozen=True):
-    """What this session may hold of its device from now on, in bytes, its contexts apart. None: no cap of ours.
-
-    The client applies it at the next boundary or cell end: it gives back what is unused above `limit`, and
-    caps its frameworks there.
-    """
-
-    limit: int | None
-
-
-class Trim(_Message, frozen=True):
-    """Give back the memory that the frameworks keep unused, once no cell is in the way. The broker sees by itself what is held then."""
-
-
-class Announce(_Message, frozen=True):
-    """A line for the user."""
-
-    text: str
-
-
-class Closing(_Message, frozen=True):
-    """The broker goes away on purpose."""
-
-    reason: str
-
-
 Request = (
     Submit
     | Cancel
@@ -420,6 +409,11 @@ Request = (
     | SetPolicy
     | Stop
     | BundleFilled
+    | Drain
+    | Evict
+    | Proclaim
+    | ReloadSettings
+    | GetAudit
 )
 ClientNotice = (
     CellStarted
@@ -446,6 +440,10 @@ Reply = (
     | SnapshotReply
     | NeedsReply
     | RealtimePlaced
+    | EvictedNow
+    | Proclaimed
+    | SettingsRead
+    | Audited
 )
 BrokerNotice = Waiting | Soon | Slowed | Budget | Trim | Announce | Closing | SetAside | PutBack
 
@@ -491,4 +489,9 @@ _SINCE_2 = (
     | BundleFilled
     | Budget
     | Trim
+    | Drain
+    | Evict
+    | Proclaim
+    | ReloadSettings
+    | GetAudit
 )

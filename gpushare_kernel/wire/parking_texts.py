@@ -43,7 +43,7 @@ def aside_text(size: int, wait: Wait) -> str:
     first = f"Your GPU memory is set aside ({format_size(size)}, nothing lost): calls to the GPU wait until it is back, all else runs."
     if wait.reason is WaitReason.MEMORY:
         return " ".join([first, *texts.in_the_way(wait)])
-    if wait.reason in {WaitReason.GRACE, WaitReason.TURN}:
+    if wait.reason in {WaitReason.GRACE, WaitReason.TURN, WaitReason.CAP, WaitReason.MAINTENANCE}:
         return f"{first} {texts.reason_text(wait)}"
     return f"{first} {UNPARKING}"
 

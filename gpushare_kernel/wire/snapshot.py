@@ -13,7 +13,10 @@ SCHEMA = 1
 
 
 class BrokerView(Struct, frozen=True):
-    """The broker's process. `trouble` is what keeps it from remembering, and what to do (None: nothing does)."""
+    """The broker's process. `trouble` is what keeps it from remembering, and what to do (None: nothing does).
+
+    `hub`: what is wrong with the JupyterHub that tells who people are (None: nothing, or there is none).
+    """
 
     pid: int
     version: str
@@ -21,6 +24,7 @@ class BrokerView(Struct, frozen=True):
     system: bool = False
     longest_wait_today: float | None = None
     trouble: str | None = None
+    hub: str | None = None
 
 
 class LaneView(Struct, frozen=True):
@@ -105,7 +109,8 @@ class QueueView(Struct, frozen=True):
     """A waiting job. `eta` is None where it is not known; `exact` where it is a sum of known times.
 
     `free`, `holders` and `until` (when a grace ends, in seconds) are what its own cell is told, for those who may see
-    that; `free` is None where it is not told.
+    that; `free` is None where it is not told. `cap` and `group` are what its user may hold (bytes), where that is in the
+    way, and `note` what is said of a maintenance.
     """
 
     job: str
@@ -120,14 +125,55 @@ class QueueView(Struct, frozen=True):
     holders: tuple[Holder, ...] = ()
     until: float | None = None
     exact: bool = False
+    cap: int = 0
+    group: str = ""
+    note: str = ""
+
+
+class BudgetView(Struct, frozen=True):
+    """A budget of device seconds for a `period` (`day`, `week`): all of it, what is used of it, and in how many seconds it begins anew."""
+
+    period: str
+    limit: float
+    used: float
+    renews: float
 
 
 class UserView(Struct, frozen=True):
-    """A user's account."""
+    """A user's account. What its group allows is for itself and administrators to see; to others there is none.
+
+    `memory` is what it may hold of each device (bytes; None: no cap), `kernels` how many it may have open.
+    """
 
     name: str
     weight: float
     device_time: float
+    group: str | None = None
+    memory: int | None = None
+    kernels: int | None = None
+    budgets: tuple[BudgetView, ...] = ()
+    own: bool = False
+
+
+class MaintenanceView(Struct, frozen=True):
+    """A maintenance: since when (seconds since 1970), and what whoever began it says. `running` are notebooks whose work goes on to its end, `holding` those that are idle and keep memory, as far as the caller may see their names; `parked` how many are set aside.
+
+    `empty`: nothing runs or moves any more.
+    """
+
+    since: float
+    note: str
+    running: tuple[str, ...]
+    holding: tuple[str, ...]
+    parked: int
+    empty: bool
+
+
+class AnnouncementView(Struct, frozen=True):
+    """What an administrator tells everybody, and since when (seconds since 1970)."""
+
+    text: str
+    since: float
 
 
 class RealtimeView(Struct, frozen=True):
@@ -195,7 +241,10 @@ class NeedView(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The whole. `at` is when it was, by the broker's clock (None: not told): what it says to have been so long before is a moment."""
+    """The whole. `at` is when it was, by the broker's clock (None: not told): what it says to have been so long before is a moment.
+
+    `you` is the caller's account (None: not told).
+    """
 
     schema: int
     broker: BrokerView | None
@@ -207,3 +256,6 @@ class Snapshot(Struct, frozen=True):
     rt: tuple[RealtimeView, ...] = ()
     bundles: tuple[BundleView, ...] = ()
     arenas: tuple[ArenaView, ...] = ()
+    you: str | None = None
+    maintenance: MaintenanceView | None = None
+    announcement: AnnouncementView | None = None

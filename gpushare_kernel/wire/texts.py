@@ -98,7 +98,11 @@ def wait_text(wait: Wait, noun: str = "GPU memory") -> str:
 
 def others_wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     """Return why somebody else waits; without numbers where these are not for us to see."""
-    if wait.needs or wait.reason not in (WaitReason.MEMORY, WaitReason.OCCUPANCY):
+    if wait.needs or wait.reason not in (
+        WaitReason.MEMORY,
+        WaitReason.OCCUPANCY,
+        WaitReason.CAP,
+    ):
         return reason_text(wait, noun)
     using = " that another cell is using" if wait.reason is WaitReason.OCCUPANCY else ""
     return f"Waiting for {noun}{using}."
@@ -383,6 +387,18 @@ def reason_text(wait: Wait, noun: str = "GPU memory") -> str:
         )
     if wait.reason is WaitReason.TURN:
         return "Waiting for a turn: others are running now."
+    return _other_reason(wait, noun)
+
+
+def _other_reason(wait: Wait, noun: str) -> str:
+    if wait.reason is WaitReason.CAP:
+        return (
+            f"Waiting for {noun} of your own: {_needs(wait, 'left')}. "
+            f"Each of the group {wait.group} may hold {format_size(wait.cap)} of this device."
+        )
+    if wait.reason is WaitReason.MAINTENANCE:
+        note = f" ({wait.note})" if wait.note else ""
+        return f"Waiting for the end of a maintenance{note}: nothing new begins on this device until then, and nothing is lost."
     if wait.reason is WaitReason.RESTORE:
         return f"Putting {format_size(wait.needs)} of {noun} back, which was set aside."
     until = "" if wait.until is None else f" in {format_duration(wait.until)} at most"
@@ -394,8 +410,8 @@ def in_the_way(wait: Wait) -> list[str]:
     return [f"It {_needs(wait)}.", *_holders(wait), *_place(wait)]
 
 
-def _needs(wait: Wait) -> str:
-    return f"needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} free"
+def _needs(wait: Wait, left: str = "free") -> str:
+    return f"needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} {left}"
 
 
 def _numbers(wait: Wait) -> str:
@@ -411,7 +427,7 @@ def free_text(free: int, beside: int) -> str:
 
 def _holders(wait: Wait) -> list[str]:
     """Return own notebooks first: those one can do something about. During a grace, or without a device, nobody is in the way."""
-    if wait.reason is WaitReason.GRACE or wait.lost:
+    if wait.reason in {WaitReason.GRACE, WaitReason.MAINTENANCE} or wait.lost:
         return []
     own = sorted((h for h in wait.holders if h.own), key=lambda h: -h.size)
     others = sorted((h for h in wait.holders if not h.own), key=lambda h: -h.size)
@@ -445,7 +461,7 @@ def _stem(name: str) -> str:
 def _place(wait: Wait) -> list[str]:
     to_go = wait.eta if wait.eta is not None and wait.eta >= 1 else None
     about = "" if wait.exact else "About "
-    if wait.lost:
+    if wait.lost or wait.reason is WaitReason.MAINTENANCE:
         return []
     said = [] if to_go is None else [f"{about}{format_duration(to_go)} to go."]
     if wait.reason in (WaitReason.TURN, WaitReason.GRACE, WaitReason.RESTORE):

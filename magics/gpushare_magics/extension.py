@@ -276,7 +276,10 @@ class Extension:
         if self.output.quiet:
             return
         if isinstance(notice, Announce):
-            self.output.show(notice.text)
+            if notice.keep and not self.cells.running:
+                self._before = "\n".join(filter(None, (self._before, notice.text)))
+            else:
+                self.output.show(notice.text)
         elif self.cells.running:
             self._slowed.put(texts.slowed_text(notice))
 

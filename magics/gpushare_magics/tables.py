@@ -14,8 +14,10 @@ from gpushare_kernel.client.shown import (
     NeedView,
     SessionView,
     Snapshot,
+    account_text,
     label,
     names_of_jobs,
+    words_of,
 )
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.sizes import format_size
@@ -33,7 +35,7 @@ _STARTUP = Path("etc/ipython/startup/00-gpushare.py")
 
 def status(snapshot: Snapshot) -> str:
     """Return devices, notebooks and the queue, in the words people read."""
-    parts = []
+    parts = ["\n".join(said)] if (said := words_of(snapshot)) else []
     for device in snapshot.devices:
         here = [one for one in snapshot.sessions if one.device in ("", device.id)]
         parts.append("\n".join([_device(device), *_others(device)]))
@@ -53,7 +55,8 @@ def status(snapshot: Snapshot) -> str:
             for q in snapshot.queue
         ]
         parts.append(_table(waiting))
-    return "\n\n".join(parts)
+    mine = [account_text(user) for user in snapshot.users if user.own]
+    return "\n\n".join([*parts, *filter(None, mine)])
 
 
 def _notebooks(sessions: Sequence[SessionView]) -> str:

@@ -66,6 +66,15 @@ def test_the_words_are_those_of_the_live_view():
     assert "A  contexts" in "\n".join(lines(FULL, 60))
 
 
+def test_what_administrators_say_comes_first():
+    """A word to everybody, and a maintenance."""
+    said = {"news": ["From your administrator: away on Monday"], **scene(EMPTY, now=NOW)}
+    out = terminal()
+    with out.capture() as caught:
+        out.print(view(said, 100))
+    assert caught.get().splitlines()[0].rstrip() == "From your administrator: away on Monday"
+
+
 def test_little_is_short():
     """An idle host is a line, above that of the keys; no device is said."""
     device, keys = [line for line in lines(IDLE, 120) if line]

@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.doorway import Doorway
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.validate import validate
 from gpushare_kernel.core.values import (
@@ -230,12 +232,13 @@ class House:
         capacity: int = 8 * GiB,
         compute: float = 1.0,
         mode: int = 0o666,
+        persons: Persons | None = None,
         **settings: Any,
     ) -> None:
         self.path = folder / "broker.sock"
         self.ledger = Ledger(folder / "ledger.sqlite")
         self._config = Config(capacity=capacity, compute=compute, **settings)
-        self._mode = mode
+        self._mode, self._persons = mode, persons
         self._callers: list[Caller] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -250,7 +253,13 @@ class House:
 
     async def _open(self) -> None:
         self.device = PlayedDevice(self._config.capacity, self._config.compute)
-        self.broker = Broker([(self._config, self.device)], self.ledger, system=False)
+        self.broker = Broker(
+            [(self._config, self.device)],
+            self.ledger,
+            system=False,
+            audit=Audit(self.path.with_name("audit.jsonl")),
+            persons=self._persons,
+        )
         self.listener = Listener(self.path, self._mode)
         self._serving = asyncio.create_task(serve(self.listener, Doorway(self.broker).on_hello))
         await asyncio.sleep(0)

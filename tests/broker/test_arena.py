@@ -24,6 +24,7 @@ from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.extents import Span
 from gpushare_kernel.broker.memfile import MemFile
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.client.arena import Lease, take
 from gpushare_kernel.core.errors import (
     BadSize,
@@ -72,13 +73,13 @@ def arenas(house: House) -> Arenas:
 
 def books(house: House, uid: int = os.geteuid()) -> tuple[int, int]:
     """What is leased to a user, and what rests."""
-    found = arenas(house)._of.get(uid)
+    found = arenas(house)._of.get(Person(uid))
     return (0, 0) if found is None else (found.extents.leased, found.extents.resting)
 
 
 def seen(house: House, uid: int = os.geteuid()) -> list[tuple[int, int, int]]:
     """What a user sees of arenas."""
-    views = house.do(lambda: house.broker.snapshot(uid)).arenas
+    views = house.do(lambda: house.broker.snapshot(Person(uid))).arenas
     return [(one.leased, one.populated, one.budget) for one in views]
 
 
@@ -201,7 +202,7 @@ def test_budgets_are_kept_and_refusals_have_numbers(house: House, mine: Any) -> 
     with pytest.raises(Refused, match=r"may set aside 16 MiB .* 10 MiB of it are in use, and 8 MiB more do not fit.*--arena-user"):  # fmt: skip
         take(mine, 8 * MiB)
     arenas(house).budgets = Budgets(12 * MiB, 12 * MiB)
-    other = house.do(lambda: arenas(house)._begin(ANN))
+    other = house.do(lambda: arenas(house)._begin(Person(ANN)))
     house.do(lambda: other.extents.take(2 * MiB))
     with pytest.raises(Refused, match=r"all notebooks together may set aside 12 MiB .* 12 MiB of it"):  # fmt: skip
         take(mine, 2 * MiB)
@@ -216,7 +217,7 @@ def test_what_rests_gives_way_to_budgets(house: House, mine: Any) -> None:
     """A3, A6: the longest unused goes first, and only as much as is over; of others only where all are over."""
     budgets = arenas(house).budgets
     assert budgets.user == 16 * MiB
-    other = house.do(lambda: arenas(house)._begin(ANN))
+    other = house.do(lambda: arenas(house)._begin(Person(ANN)))
     span = house.do(lambda: other.extents.take(8 * MiB)[0])
     house.do(lambda: other.extents.release(span, 0.0))
     first, second = take(mine, 6 * MiB), take(mine, 6 * MiB)
@@ -228,7 +229,7 @@ def test_what_rests_gives_way_to_budgets(house: House, mine: Any) -> None:
     assert books(house, ANN) == (0, 8 * MiB)
     assert seen(house)[-1][1] == 16 * MiB
     arenas(house).budgets = Budgets(20 * MiB, 16 * MiB)
-    house.do(lambda: arenas(house)._keep_budgets(arenas(house)._of[os.geteuid()]))
+    house.do(lambda: arenas(house)._keep_budgets(arenas(house)._of[Person(os.geteuid())]))
     assert books(house, ANN) == (0, 4 * MiB)
     assert books(house) == (14 * MiB, 2 * MiB)
     second.close()
@@ -328,13 +329,13 @@ def test_what_rests_is_given_back_before_anybody_is_refused(house: House, mine: 
     old = take(mine, 8 * MiB)
     old.close()
     house.saw(lambda: books(house) == (0, 8 * MiB))
-    file = arenas(house)._of[os.geteuid()].file
+    file = arenas(house)._of[Person(os.geteuid())].file
     arenas(house).room = lambda: 520 * MiB - file.resident()
     new = take(mine, 8 * MiB)  # all of it is there already: nothing is needed
     assert books(house) == (8 * MiB, 0)
     new.close()
     house.saw(lambda: books(house) == (0, 8 * MiB))
-    other = house.do(lambda: arenas(house)._begin(ANN))
+    other = house.do(lambda: arenas(house)._begin(Person(ANN)))
     span = house.do(lambda: other.extents.take(8 * MiB)[0])
     house.do(lambda: other.extents.release(span, -1.0))
     house.do(lambda: other.file.populate(span))
@@ -441,7 +442,7 @@ def test_what_is_written_outside_leases_is_taken_away(
     house.saw(lambda: books(house) == (2 * MiB, 2 * MiB))
     for start in (100 * MiB, GiB):
         os.pwrite(lease._fd, b"stray" * MiB, start)
-    file = arenas(house)._of[os.geteuid()].file
+    file = arenas(house)._of[Person(os.geteuid())].file
     house.saw(lambda: file.resident() == 4 * MiB)
     assert bytes(lease.buffer) == b"x" * lease.size
     assert os.pread(lease._fd, 2 * MiB, 2 * MiB) == b"y" * 2 * MiB
@@ -539,7 +540,7 @@ def test_nothing_of_one_user_is_mapped_into_anothers_process(
     assert his["inode"] != hers["inode"]
     assert his["values"] == [0]
     assert bob.says("lease", token, 2 * MiB) == {"refused": "BadToken", "fds": 0}
-    file = arenas(house)._of[ANN].file
+    file = arenas(house)._of[Person(ANN)].file
     for path in (
         f"/proc/{ann.process.pid}/fd/{hers['fd']}",
         f"/proc/{os.getpid()}/fd/{file.fd}",

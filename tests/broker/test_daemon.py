@@ -20,7 +20,7 @@ from gpushare_kernel.app.ending import stop_broker
 from gpushare_kernel.broker import daemon
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.core.errors import BadSettings, BrokerUnavailable
 from gpushare_kernel.transport.launch import free
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
@@ -218,3 +218,22 @@ def test_everybody_runs_while_there_is_no_guardian(house: House) -> None:
     sessions = engine.scheduler.sessions
     assert sessions[first.session].exempt_until == long
     assert sessions[second.session].exempt_until >= before + 50
+
+
+def test_a_system_broker_reads_the_file_of_its_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, house: House
+) -> None:
+    """Where there is one; a broker in a named folder, or a user's, has none but the one it is given."""
+    monkeypatch.setattr("gpushare_kernel.transport.places.SYSTEM_MARK", tmp_path)
+    system, given = Places(tmp_path / "run", system=True), daemon.parser().parse_args([])
+    devices = [house.device]
+    assert daemon._settings(given, system, devices).groups == ()
+    file = tmp_path / "gpushare.toml"
+    file.write_text("[groups.everybody]\nweight = 2\n")
+    file.chmod(0o644)
+    assert daemon._settings(given, system, devices).groups[0].caps.weight == 2.0
+    for other in (Places(tmp_path / "run", system=True, named=True), Places(tmp_path, system=False)):  # fmt: skip
+        assert daemon._settings(given, other, devices).groups == ()
+    given = daemon.parser().parse_args(["--config", str(tmp_path / "missing.toml")])
+    with pytest.raises(BadSettings, match="cannot be read: No such file"):
+        daemon._settings(given, system, devices)

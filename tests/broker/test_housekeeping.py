@@ -13,6 +13,7 @@ import pytest
 from gpushare_kernel.broker import housekeeping as housekeeping_module
 from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.housekeeping import Housekeeping
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import DeviceError, NoBroker
 from gpushare_kernel.core.values import GiB, JobId, MiB, Presence, ProcessKey, SessionId, Usage
 from gpushare_kernel.devices.base import Stranger
@@ -272,7 +273,7 @@ def test_a_stranger_becomes_a_session_until_it_ends(house: House, tidy: Callable
         house.device.others = [screen, train]
         tidy()
         assert len(house.broker.registry) == 1
-        (device,) = house.do(lambda: house.broker.snapshot(os.getuid())).devices
+        (device,) = house.do(lambda: house.broker.snapshot(Person(os.getuid()))).devices
         assert (device.desktop, device.foreign) == (MiB, GiB)
         tidy()
         (kernel,) = [one for one in house.broker.registry if one.key == script.key]

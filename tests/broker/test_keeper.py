@@ -89,10 +89,10 @@ def test_a_guardian_that_cannot_be_started_is_tried_again(
     real = keeper_module.spawn_guardian
     failures = iter([OSError("Cannot allocate memory")])
 
-    def spawn(*arguments: object) -> subprocess.Popen[bytes]:
+    def spawn(*arguments: object, **more: object) -> subprocess.Popen[bytes]:
         for failure in failures:
             raise failure
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
 
@@ -108,9 +108,9 @@ def test_nobody_is_paused_while_there_is_no_guardian(
     monkeypatch.setattr(keeper_module, "_SLOWEST", 0.01)
     real, there = keeper_module.spawn_guardian, False
 
-    def spawn(*arguments: object) -> subprocess.Popen[bytes]:
+    def spawn(*arguments: object, **more: object) -> subprocess.Popen[bytes]:
         if there:
-            return real(*arguments)  # type: ignore[arg-type]
+            return real(*arguments, **more)  # type: ignore[arg-type]
         problem = "Cannot allocate memory"
         raise OSError(problem)
 
@@ -155,9 +155,9 @@ def test_each_guardian_gets_workers_of_its_own(
     passed: list[object] = []
     real = keeper_module.spawn_guardian
 
-    def spawn(*arguments: object) -> subprocess.Popen[bytes]:
+    def spawn(*arguments: object, **more: object) -> subprocess.Popen[bytes]:
         passed.append(arguments[-1])
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(keeper_module, "spawn_guardian", spawn)
 

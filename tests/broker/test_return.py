@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from gpushare_kernel.broker.daemon import _remember
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BadToken
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Target
@@ -23,7 +24,7 @@ CONTEXT = 64 * MiB
 
 def seen(house: House) -> Snapshot:
     """Return what its owner sees."""
-    return house.do(lambda: house.broker.snapshot(os.getuid()))
+    return house.do(lambda: house.broker.snapshot(Person(os.getuid())))
 
 
 def before(folder: Path) -> msg.Opened:

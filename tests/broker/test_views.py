@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from gpushare_kernel.broker.aliases import Aliases, initials
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import GiB, Usage, UserId
 from gpushare_kernel.wire import messages as msg
@@ -22,8 +23,8 @@ NOBODY = 65534
 # The keys that were promised first, and those that came later. Keys are added, never renamed or retyped.
 KEYS = {
     "": {"schema", "broker", "devices", "sessions", "queue", "users"}
-    | {"at", "rt", "bundles", "arenas"},
-    "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today", "trouble"},
+    | {"at", "rt", "bundles", "arenas", "you", "maintenance", "announcement"},
+    "broker": {"pid", "version", "uptime"} | {"system", "longest_wait_today", "trouble", "hub"},
     "devices": {"id", "kind", "name", "capacity", "reserve", "persistent", "lanes"}
     | {
         "policy",
@@ -53,8 +54,8 @@ KEYS = {
         "why_not_parked",
     },
     "queue": {"job", "session", "reason", "ahead", "eta"}
-    | {"needs", "waited", "name", "free", "holders", "until", "exact"},
-    "users": {"name", "weight", "device_time"},
+    | {"needs", "waited", "name", "free", "holders", "until", "exact", "cap", "group", "note"},
+    "users": {"name", "weight", "device_time"} | {"group", "memory", "kernels", "budgets", "own"},
 }
 
 
@@ -92,7 +93,7 @@ def test_a_lane_is_as_full_as_its_occupant_holds_beyond_what_it_keeps(house: Hou
 
     def used(uid: int) -> int | None:
         """Return how full it is said to be to `uid`."""
-        (lane,) = house.do(lambda: house.broker.snapshot(uid)).devices[0].lanes
+        (lane,) = house.do(lambda: house.broker.snapshot(Person(uid))).devices[0].lanes
         return lane.used
 
     assert used(os.getuid()) is None
@@ -114,11 +115,11 @@ def test_what_a_release_would_give_back(
         client = house.notebook()
         client.ask(submit("a", persistent=3 * GiB))
         client.ask(end("a", held=GiB))
-        (before,) = house.do(lambda: house.broker.snapshot(os.getuid())).sessions
+        (before,) = house.do(lambda: house.broker.snapshot(Person(os.getuid()))).sessions
         house.device.used = Usage(0.0, 0.0, GiB)
         client.ask(msg.Release())
-        (after,) = house.do(lambda: house.broker.snapshot(os.getuid())).sessions
-        (other,) = house.do(lambda: house.broker.snapshot(NOBODY)).sessions
+        (after,) = house.do(lambda: house.broker.snapshot(Person(os.getuid()))).sessions
+        (other,) = house.do(lambda: house.broker.snapshot(Person(NOBODY))).sessions
     assert (before.p, after.p) == (3 * GiB, GiB)
     assert (before.spare, after.spare) == spare
     assert other.spare is None
@@ -189,8 +190,8 @@ def test_a_waiters_line_names_others_by_initials_only(house: House, tmp_path: Pa
     busy(house)
     broker = house.broker
     (job,) = list(broker.scheduler.book.queue)
-    own = house.do(lambda: broker.named(why(broker.scheduler, job), os.getuid()))
-    theirs = house.do(lambda: broker.named(why(broker.scheduler, job), NOBODY))
+    own = house.do(lambda: broker.named(why(broker.scheduler, job), Person(os.getuid())))
+    theirs = house.do(lambda: broker.named(why(broker.scheduler, job), Person(NOBODY)))
     assert [holder.name for holder in own.holders] == ["thesis.ipynb"]
     assert [(holder.name, holder.own) for holder in theirs.holders] == [("r", False)]
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker.budgets import Budgets
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.client.arena import _checked, take
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, NoBroker, UserError
@@ -184,7 +185,9 @@ def test_a_killed_kernel_leaves_its_memory_to_the_next(house: House, session: Se
         process.kill()
         process.wait(20)
     house.saw(lambda: leased(house) == 0)
-    assert house.do(lambda: house.broker.snapshot(os.geteuid())).arenas[0].populated == 4 * MiB
+    assert (
+        house.do(lambda: house.broker.snapshot(Person(os.geteuid()))).arenas[0].populated == 4 * MiB
+    )
 
 
 def test_nobody_there(tmp_path: Path, house: House, session: Session) -> None:

@@ -424,6 +424,23 @@ class Machine(RuleBasedStateMachine):
         if session in self.targets:
             self.send(ev.WeightChanged(at=self.at, session=session, weight=weight))
 
+    @rule(
+        user=st.sampled_from("abc"),
+        weight=st.sampled_from([0.5, 1.0, 3.0]),
+        memory=st.none() | sizes,
+        parked=st.none() | sizes,
+        over=st.booleans(),
+    )
+    def limits(
+        self, user: str, weight: float, memory: int | None, parked: int | None, over: bool
+    ) -> None:
+        """What its group gives a user changes: the clock, or its budget, or an administrator."""
+        self.send(ev.UserLimits(at=self.at, user=UserId(user), group="g", weight=weight, memory=memory, parked=parked, over_budget=over))  # fmt: skip
+
+    @rule(on=st.booleans())
+    def maintenance(self, on: bool) -> None:
+        self.send(ev.Draining(at=self.at, on=on))
+
     @rule()
     def lose_and_find(self) -> None:
         self.send(ev.DeviceLost(at=self.at, lost=True))
@@ -441,6 +458,7 @@ class Machine(RuleBasedStateMachine):
             bool(self.core.turns.wanting)
             and self.core.turns.accounts.policy.name == "fair"
             and not any(job.realtime for job in self.core.jobs.values())
+            and not any(user.over_budget for user in self.core.users.values())
         )
     )
     @rule()
@@ -484,6 +502,7 @@ class Machine(RuleBasedStateMachine):
         assert not self.core.jobs
         assert not self.core.turns.wanting
         assert not len(self.core.book.queue)
+        assert not self.core.held_back
         assert all(s.presence is not Presence.CLOSED for s in self.core.sessions.values())
 
 

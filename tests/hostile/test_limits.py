@@ -160,7 +160,7 @@ def test_sessions_leave_descriptors_to_the_others(monkeypatch: pytest.MonkeyPatc
 def test_jobs_are_counted_over_all_notebooks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait as well as those that run."""
     monkeypatch.setattr(desk, "MOST_JOBS_PER_USER", 2)
-    monkeypatch.setattr(house.broker, "administers", lambda uid: False)
+    monkeypatch.setattr(house.broker, "administers", lambda who: False)
     one, two = house.notebook("a"), house.notebook("b")
     assert isinstance(one.ask(_submit("j1")), msg.Granted)
     assert isinstance(two.ask(_submit("j2")), msg.Granted)

@@ -15,6 +15,7 @@ from gpushare_kernel.core.values import GiB, Holder, Wait, WaitReason
 from gpushare_kernel.transport.words import TURN
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
+    Announce,
     Cancel,
     CellEnded,
     CellStarted,
@@ -352,3 +353,32 @@ def test_a_pipeline_that_opens_says_so_in_one_line_that_goes(new_kernel: Callabl
     assert [text.split(" ")[0] for text in texts] == ["Measuring", "Proving", "Loading", ""]
     assert [out["msg_type"] for out in said] == ["display_data", *["update_display_data"] * 3]
     assert len({out["content"]["transient"]["display_id"] for out in said}) == 1
+
+
+def test_what_is_to_be_kept_is_shown_with_the_next_cell(
+    broker: ScriptedBroker, kernel: Kernel
+) -> None:
+    """An announcement comes while nobody looks; in a cell that runs it is shown at once."""
+    peer = broker.accept()
+    kernel.run("1 + 1")
+    for text in ("away on Monday", "and on Tuesday"):
+        peer.notice(Announce(text, keep=True))
+    seen: list[str] = []
+    while len(seen) < 2:  # the reader's thread may not have heard them yet
+        seen += kernel.run("None")
+    assert seen == ["away on Monday", "and on Tuesday"]
+    assert kernel.run("None") == []
+    message = kernel.start("%%gpulane 6GiB\nNone")
+    while not isinstance(asked := (frame := peer.next()).body, Submit):  # type: ignore[union-attr]
+        pass  # its cells before
+    number = frame.id  # type: ignore[union-attr]
+    peer.notice(Announce("now", keep=True))
+    outputs, shown = kernel.outputs(message), []
+    for out in outputs:
+        shown += text_of(out)
+        if "now" in shown:
+            break
+    peer.grant(number, asked)
+    number, _ = peer.expect(End)
+    peer.reply(number, report(asked.job))
+    assert [*outputs]

@@ -20,6 +20,7 @@ import torch
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.bundles import MAPS
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import (
     BadFrame,
@@ -106,13 +107,13 @@ def test_kernels_of_one_user_map_the_same_pages_and_they_are_charged_once(house:
                 expected = one.plain[name](torch.ones(1, 1, 8, 8))
             assert torch.equal(answer, expected)
             assert torch.equal(bundle[name](torch.ones(1, 1, 8, 8)), expected)
-        (view,) = house.do(lambda: house.broker.snapshot(os.getuid())).bundles
+        (view,) = house.do(lambda: house.broker.snapshot(Person(os.getuid()))).bundles
         assert (view.name, view.size, view.users, view.pages) == ("eyes", there.size, 2, len(one.packed.pages))  # fmt: skip
         assert 0 < view.shared <= view.pages
         assert set(msgspec.to_builtins(view)) == {"name", "session", "pages", "shared", "size", "users"}  # fmt: skip
-        session = next(s for s in house.do(lambda: house.broker.snapshot(os.getuid())).sessions if s.id == view.session)  # fmt: skip
+        session = next(s for s in house.do(lambda: house.broker.snapshot(Person(os.getuid()))).sessions if s.id == view.session)  # fmt: skip
         assert (session.name, session.p, session.own) == ("bundle eyes", there.size, True)
-        assert house.do(lambda: house.broker.snapshot(12345)).bundles == ()
+        assert house.do(lambda: house.broker.snapshot(Person(12345))).bundles == ()
         assert "shared as 'eyes'" in repr(bundle)
         del bundle
         house.saw(lambda: len(there.users) == 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gpushare_widgets.scene import Scene, scene
 
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.wire import texts
@@ -22,8 +23,8 @@ def said(house: House) -> tuple[list[str], list[Scene]]:
     noun = texts.memory_noun(house.device.inventory.kind)
     waits, snapshot = house.do(
         lambda: (
-            [broker.named(why(core, core.jobs[row.job]), uid) for row in broker.snapshot(uid).queue],
-            broker.snapshot(uid),
+            [broker.named(why(core, core.jobs[row.job]), Person(uid)) for row in broker.snapshot(Person(uid)).queue],
+            broker.snapshot(Person(uid)),
         )
     )  # fmt: skip
     return [texts.wait_text(wait, noun) for wait in waits], scene(snapshot, now=NOW)["queue"]
@@ -40,7 +41,7 @@ def test_who_waits_for_memory_and_who_waits_for_a_lane_read_the_same(tmp_path: P
         first.ask(submit("b", persistent=0, ephemeral=5 * GiB, cooperative=True, time=90.0))  # fmt: skip
         lane.send(submit("c", persistent=0, ephemeral=5 * GiB, cooperative=True))
         wide.send(submit("d", persistent=4 * GiB, ephemeral=GiB))
-        house.saw(lambda: len(house.broker.snapshot(os.getuid()).queue) == 2)
+        house.saw(lambda: len(house.broker.snapshot(Person(os.getuid())).queue) == 2)
         cells, rows = said(house)
     assert sorted(row["text"] for row in rows) == sorted(cells)
     by_name = {row["label"].split(".")[0]: row["text"] for row in rows}

@@ -233,6 +233,9 @@ def _wait(waiter: QueueView, device: DeviceView | None, snapshot: Snapshot) -> W
         longest_today=today,
         until=waiter.until,
         exact=waiter.exact,
+        cap=waiter.cap,
+        group=clean(waiter.group, most),
+        note=clean(waiter.note, most),
     )
 
 

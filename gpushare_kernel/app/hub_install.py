@@ -1,0 +1,201 @@
+"""What `install --hub` writes, and how it goes away again: a service, a mark, and a few lines for the hub.
+
+Everything is planned first; what was written is noted beside it, with a hash, so that what an administrator has changed since is
+kept aside and not removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpushare_kernel import __version__
+from gpushare_kernel.app import unit
+from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.hub import snippet
+from gpushare_kernel.hub.settings import TLJH
+from gpushare_kernel.transport.places import SERVICE, SYSTEM_MARK
+
+NOTE = SYSTEM_MARK / "installed.json"
+_CHANGED = ".changed-since-gpushare"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A file of ours."""
+
+    path: Path
+    text: str
+    why: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be written. Paths are those of the machine it is for; `root` is where that machine's files are."""
+
+    root: Path
+    files: list[Text] = field(default_factory=list)
+    #: Configuration files of hubs that get a block at their end.
+    blocks: list[Path] = field(default_factory=list)
+
+    def at(self, path: Path) -> Path:
+        """Return where `path` is now."""
+        return self.root / path.relative_to("/")
+
+
+def plan(
+    root: Path,
+    python: str,
+    startup: Path,
+    arguments: Sequence[str],
+    hubs: Sequence[Path],
+) -> Plan:
+    """Plan an installation below `root`.
+
+    Parameters
+    ----------
+    root
+        `/`, or where an image's files are.
+    python
+        The interpreter of the broker.
+    startup
+        A file of ours in the servers' environment.
+    arguments
+        The broker's.
+    hubs
+        Configuration files of hubs, as they are called on that machine.
+    """
+    made = Plan(root)
+    made.files += [
+        Text(
+            SYSTEM_MARK / SERVICE,
+            f"{unit.NAME}\n",
+            "marks a system installation: nobody starts a broker of their own",
+        ),
+        Text(unit.PLACE, unit.unit(python, arguments), "the broker, as a service"),
+    ]
+    text = snippet.snippet(startup)
+    tljh = snippet.place_in_tljh(made.at(TLJH))
+    if tljh is not None:
+        place = Path("/") / tljh.relative_to(root)
+        made.files.append(Text(place, text, "TLJH's servers start kernels that share"))
+    else:
+        made.files.append(Text(snippet.PLACE, text, "what a hub loads: its servers' kernels share"))
+        made.blocks += hubs
+    return made
+
+
+def write(planned: Plan) -> list[str]:
+    """Carry a plan out; return what was done, line by line. Idempotent; what an earlier plan wrote and this one does not is taken back.
+
+    Raises
+    ------
+    BadDeclaration
+        Where a hub's configuration cannot be read.
+    """
+    before = _note(planned.at(NOTE))
+    blocks = {path: _read(planned.at(path)) for path in planned.blocks}
+    kept = {str(one.path) for one in planned.files}
+    old = {path: known for path, known in before["files"].items() if path not in kept}
+    done = [line for path, known in old.items() if (line := _take(planned, Path(path), known))]
+    done += _without_blocks(planned, {*map(Path, before["blocks"])} - blocks.keys())
+    for one in planned.files:
+        _put(planned.at(one.path), one.text)
+        done.append(f"{one.path}: {one.why}")
+    for path, text in blocks.items():
+        _put(planned.at(path), snippet.with_block(text), keep_mode=True)
+        done.append(f"{path}: loads {snippet.PLACE}, by three lines at its end")
+    note = {
+        "version": __version__,
+        "files": {str(one.path): _hash(one.text) for one in planned.files},
+        "blocks": sorted(map(str, planned.blocks)),
+    }
+    _put(planned.at(NOTE), json.dumps(note, indent=1) + "\n")
+    return done
+
+
+def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
+    """Take back what was ever written below `root`; return what was done. Idempotent."""
+    planned = Plan(root)
+    note = _note(planned.at(NOTE))
+    known = {str(path): "" for path in (SYSTEM_MARK / SERVICE, unit.PLACE, snippet.PLACE)}
+    tljh = snippet.place_in_tljh(planned.at(TLJH))
+    if tljh is not None:
+        known[str(Path("/") / tljh.relative_to(root))] = ""
+    files = known | note["files"]
+    done = [line for path, digest in files.items() if (line := _take(planned, Path(path), digest))]
+    done += _without_blocks(planned, [*map(Path, note["blocks"]), *hubs])
+    planned.at(NOTE).unlink(missing_ok=True)
+    mark = planned.at(SYSTEM_MARK)
+    if mark.is_dir():
+        left = sorted(path.name for path in mark.iterdir())
+        if left:
+            done.append(
+                f"{SYSTEM_MARK} stays, for what else is in it ({', '.join(left)}). While it is there, nobody starts a broker of their own."
+            )
+        else:
+            mark.rmdir()
+            done.append(f"{SYSTEM_MARK}: removed")
+    return done
+
+
+def _without_blocks(planned: Plan, paths: Iterable[Path]) -> list[str]:
+    done = []
+    for path in dict.fromkeys(paths):
+        at = planned.at(path)
+        text = at.read_text(encoding="utf-8") if at.is_file() else ""
+        if (without := snippet.without_block(text)) != text:
+            _put(at, without, keep_mode=True)
+            done.append(f"{path}: as it was before")
+    return done
+
+
+def _take(planned: Plan, path: Path, digest: str) -> str | None:
+    at = planned.at(path)
+    if not at.is_file():
+        return None
+    if digest and _hash(at.read_text(encoding="utf-8", errors="replace")) != digest:
+        aside = at.with_name(at.name + _CHANGED)
+        at.replace(aside)
+        return f"{path}: somebody changed it, so it is kept as {aside.name}"
+    at.unlink()
+    return f"{path}: removed"
+
+
+def _put(path: Path, text: str, *, keep_mode: bool = False) -> None:
+    """Write a file so that whoever reads it meanwhile sees the old one or the new one."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True)
+        path.parent.chmod(0o755)  # whatever the umask: everybody is to see the mark
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    found = path.stat() if keep_mode else None
+    fresh.chmod(0o644 if found is None else found.st_mode & 0o7777)
+    if found is not None:
+        os.chown(fresh, found.st_uid, found.st_gid)
+    fresh.replace(path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        msg = f"the hub's configuration {path} cannot be read: {problem}. Nothing was written. Name it: --hub-config FILE."
+        raise BadDeclaration(msg) from problem
+
+
+def _note(path: Path) -> dict[str, Any]:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return {"files": dict(note["files"]), "blocks": list(note["blocks"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"files": {}, "blocks": []}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

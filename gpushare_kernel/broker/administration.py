@@ -1,0 +1,136 @@
+"""What only administrators may ask for, and what is written down of it: who, when, what, whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadDeclaration, NotYours
+from gpushare_kernel.wire import admin_texts
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.admin import Left
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.desk import Desk
+
+LONGEST_WORD = 500
+MOST_ENTRIES = 5000
+Asked = msg.Drain | msg.Evict | msg.Proclaim | msg.ReloadSettings | msg.GetAudit
+
+
+def check(broker: Broker, desk: Desk, what: str) -> None:
+    """Refuse whoever does not administer.
+
+    Raises
+    ------
+    NotYours
+        With who may.
+    """
+    if not broker.administers(desk.who):
+        you = desk.who.hub or f"uid {desk.who.uid}"
+        problem = f"only an administrator (root, the broker's owner, or who its configuration names) may {what}, and you are {you}."
+        raise NotYours(problem)
+
+
+def answer(broker: Broker, desk: Desk, body: Asked) -> msg.Reply:
+    """Do what an administrator asks for."""
+    match body:
+        case msg.Drain():
+            check(broker, desk, "begin or end a maintenance")
+            return _drain(broker, desk, body)
+        case msg.Evict():
+            check(broker, desk, "have others' memory set aside")
+            return _evict(broker, desk, body)
+        case msg.Proclaim():
+            check(broker, desk, "announce something")
+            text = checked_words(body.text)
+            note(broker, desk, "announce", detail=text or "(taken back)")
+            return msg.Proclaimed(broker.upkeep.proclaim(text))
+        case msg.ReloadSettings():
+            check(broker, desk, "have the configuration read again")
+            found = broker.groups.reload()
+            note(broker, desk, "reload", detail=str(found.path))
+            return msg.SettingsRead(str(found.path), len(found.groups))
+        case msg.GetAudit():
+            check(broker, desk, "read what administrators did")
+            return msg.Audited(broker.audit.read(min(max(1, body.most), MOST_ENTRIES)))
+
+
+def note(broker: Broker, desk: Desk, what: str, whom: str = "", detail: str = "") -> None:
+    """Write down what the caller did."""
+    broker.audit.note(desk.who.user, desk.who.uid, what, whom, detail)
+
+
+def note_others(broker: Broker, desk: Desk, what: str, kernels: Iterable[Kernel]) -> None:
+    """Write down what an administrator did to the notebooks of others."""
+    for kernel in kernels:
+        if kernel.person != desk.who:
+            note(broker, desk, what, f"{kernel.user}: {kernel.name}")
+
+
+def checked_words(text: str) -> str:
+    """Return what is shown to everybody, in one line that breaks no screen."""
+    words = "".join(c if c.isprintable() else " " for c in text).strip()
+    if len(words) > LONGEST_WORD:
+        problem = f"that may have {LONGEST_WORD} characters, and it has {len(words)}. Say it shorter, with a link."
+        raise BadDeclaration(problem)
+    return words
+
+
+def named(broker: Broker, whom: str) -> list[Kernel]:
+    """Return the notebooks of that name, id or user.
+
+    Raises
+    ------
+    NotYours
+        Where there are none, with the users there are.
+    """
+    stem = whom.removesuffix(".ipynb")
+    found = [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
+    found = found or [k for k in broker.registry if k.user == whom]
+    if not found:
+        users = ", ".join(sorted({k.user for k in broker.registry})) or "nobody"
+        problem = f"there is no notebook or user {whom!r}. There are notebooks of: {users}. jupyter gpushare status lists them."
+        raise NotYours(problem)
+    return found
+
+
+def _drain(broker: Broker, desk: Desk, body: msg.Drain) -> msg.Reply:
+    if body.on:
+        text = checked_words(body.note)
+        broker.upkeep.drain(text)
+        note(broker, desk, "drain", detail=text)
+    elif broker.upkeep.since is not None:
+        broker.upkeep.end()
+        note(broker, desk, "drain --end")
+    return msg.Ok()
+
+
+def _evict(broker: Broker, desk: Desk, body: msg.Evict) -> msg.Reply:
+    """Memory that can be set aside is, now or after its cell; for the rest its user is asked. No process is ended (I8)."""
+    parked: list[str] = []
+    after_cell: list[str] = []
+    left: list[Left] = []
+    for kernel in named(broker, body.whom):
+        engine = broker.engine_of(kernel.id)
+        core, session = engine.scheduler, engine.scheduler.sessions[kernel.id]
+        size = session.charged + session.context
+        if session.parked is not None or session.moving is not None or not (size or session.jobs):
+            continue
+        why = core.why_not_parked(session)
+        called = f"{kernel.user}: {kernel.name}"
+        if why:
+            left.append(Left(called, size, why))
+            kernel.notify(msg.Trim())
+            kernel.notify(msg.Announce(admin_texts.asked_by_admin_text(size), keep=True))
+        else:
+            busy = bool(session.jobs) or session.cell_open
+            (after_cell if busy else parked).append(called)
+            engine.feed(ev.ParkWanted(at=engine.now, session=session.id))
+            told = admin_texts.set_aside_by_admin_text(after_cell=busy)
+            kernel.notify(msg.Announce(told, keep=True))
+        note(broker, desk, "evict", called, why)
+    return msg.EvictedNow(tuple(parked), tuple(after_cell), tuple(left))

@@ -1,0 +1,230 @@
+"""Who is in which group, and what that gives at the moment: told to the schedulers where it changes, held at the door."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpushare_kernel.broker.kernels import Kernel, most_sessions
+from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.settings import EVERYBODY, Caps, Group, Host, Settings, read
+from gpushare_kernel.broker.spending import Spending
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core.errors import BadSettings, UserError
+from gpushare_kernel.core.timetable import DAY, in_force
+from gpushare_kernel.core.values import DeviceId, UserId
+from gpushare_kernel.devices.base import Inventory
+from gpushare_kernel.devices.machine import Machine
+from gpushare_kernel.wire import limit_texts
+from gpushare_kernel.wire.realtime import RealtimeTask
+from gpushare_kernel.wire.snapshot import BudgetView
+
+if TYPE_CHECKING:
+    from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.broker.engine import Engine
+
+_logger = logging.getLogger(__name__)
+
+
+def host_of(inventories: Iterable[Inventory], people: People) -> Host:
+    """Return what the administrator's file is held against."""
+    every = list(inventories)
+    return Host(
+        people,
+        max(one.capacity for one in every),
+        most_sessions(),
+        sum(one.compute for one in every),
+        Machine().total(),
+    )
+
+
+class Groups:
+    """The administrator's file at work."""
+
+    def __init__(self, broker: Broker, settings: Settings, people: People | None = None) -> None:
+        self._broker, self.settings = broker, settings
+        self._people = people or People()
+        self.spending = Spending(broker.ledger)
+        #: Why the file that is there now is not the one that holds; empty: it is.
+        self.trouble = ""
+        #: Where a copy of what holds lies, for a broker that is started again after a crash.
+        self.good: Path | None = None
+        self._of: dict[UserId, Group | None] = {}
+        self._admins: dict[UserId, bool] = {}
+        self._told: dict[tuple[DeviceId, UserId], ev.UserLimits] = {}
+
+    # --- what is asked -----------------------------------------------------------------------------------
+
+    def of(self, user: UserId) -> Group | None:
+        """Return the group of `user`: the first that has it."""
+        if user not in self._of:
+            mine = self._people.groups_of(user) if self._unix_groups else frozenset()
+            self._of[user] = next(
+                (g for g in self.settings.groups if user in g.users or mine & g.unix_groups),
+                next((g for g in self.settings.groups if g.name == EVERYBODY), None),
+            )
+        return self._of[user]
+
+    def caps(self, user: UserId) -> Caps:
+        """Return what `user` may have at this hour."""
+        group = self.of(user)
+        if group is None:
+            return Caps()
+        now = time.localtime()
+        entry = in_force(group.periods, now.tm_wday * DAY + now.tm_hour * 60 + now.tm_min)
+        return group.caps if entry is None else group.timetable[entry]
+
+    def administers(self, user: UserId) -> bool:
+        """Whether the file has `user` act for everybody."""
+        if user not in self._admins:
+            groups = self.settings.admin_groups
+            named = user in self.settings.admins
+            self._admins[user] = named or bool(groups and groups & self._people.groups_of(user))
+        return self._admins[user]
+
+    def realm(self, user: UserId) -> str:
+        """Return whose bundles `user` may map: those of everybody with the same answer."""
+        group = self.of(user)
+        return f"user {user}" if group is None or not group.trust else f"trust {group.trust}"
+
+    def budgets(self, user: UserId) -> tuple[BudgetView, ...]:
+        """Return what is left of the budgets of `user`."""
+        group = self.of(user)
+        return () if group is None else self.spending.budgets(user, group.day, group.week)
+
+    def over_budget(self, user: UserId) -> bool:
+        """Whether one of them is used up."""
+        return any(one.used >= one.limit for one in self.budgets(user))
+
+    def check_kernels(self, user: UserId) -> None:
+        """Refuse one kernel more than the group of `user` allows."""
+        most, group = self.caps(user).kernels, self.of(user)
+        if most is None or group is None:
+            return
+        mine = [one.name for one in self._broker.registry if one.user == user and not one.keeps_pages]  # fmt: skip
+        if len(mine) >= most:
+            raise UserError(limit_texts.kernels_text(group.name, most, sorted(mine)))
+
+    def check_realtime(self, kernel: Kernel, task: RealtimeTask) -> None:
+        """Refuse a deadline that would take more of the device than the group of its user allows."""
+        group = self.of(kernel.user)
+        if group is None:
+            return
+        used_up = next((b for b in self.budgets(kernel.user) if b.used >= b.limit), None)
+        if used_up is not None:
+            raise UserError(limit_texts.budget_text(used_up.period, used_up.limit, used_up.renews))
+        most = self.caps(kernel.user).realtime
+        if most is None:
+            return
+        mine = {one.id for one in self._broker.registry if one.user == kernel.user}
+        taken = sum(
+            map(utilisation, (t for p in self._broker.promises.values() for t in p.tasks_of(mine)))
+        )
+        if taken + utilisation(task) > most:
+            raise UserError(limit_texts.realtime_text(group.name, most, taken, utilisation(task)))
+
+    @property
+    def _unix_groups(self) -> bool:
+        return any(group.unix_groups for group in self.settings.groups)
+
+    # --- what is told ---------------------------------------------------------------------------------------
+
+    def tell(self, user: UserId) -> None:
+        """Tell the schedulers what `user` may have now, where that is news."""
+        group = self.of(user)
+        for name, engine in self._broker.engines.items():
+            before = self._told.get((name, user))
+            if group is None and before is None:
+                continue
+            limits = self._limits(user, group, engine)
+            if limits != before:
+                self._told[name, user] = limits
+                engine.feed(replace(limits, at=engine.now))
+
+    def look(self) -> None:
+        """The clock goes on and budgets are used: tell what has changed by that for those who are here; who comes is told then."""
+        self.spending.note(self._broker.accounts())
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        for user in {kernel.user for kernel in self._broker.registry}:
+            self.tell(user)
+
+    def _limits(self, user: UserId, group: Group | None, engine: Engine) -> ev.UserLimits:
+        if group is None:
+            return ev.UserLimits(at=0.0, user=user)
+        caps, parked = self.caps(user), None
+        if caps.parked is not None:  # of all devices together
+            parked = caps.parked - sum(_parked(e, user) for e in self._broker.engines.values() if e is not engine)  # fmt: skip
+        return ev.UserLimits(
+            at=0.0,
+            user=user,
+            group=group.name,
+            weight=caps.weight,
+            memory=caps.memory,
+            memory_ever=group.most_memory,
+            parked=parked,
+            over_budget=self.over_budget(user),
+        )
+
+    # --- another file ---------------------------------------------------------------------------------------
+
+    def reload(self) -> Settings:
+        """Read the file again and follow it; where it is wrong, the former one holds and `trouble` says so.
+
+        Raises
+        ------
+        BadSettings
+            Where it is wrong, or there is none to read.
+        """
+        path = self.settings.path
+        if path is None:
+            problem = "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE"
+            raise BadSettings(problem)
+        inventories = [engine.device.inventory for engine in self._broker.engines.values()]
+        try:
+            found = read(path, host_of(inventories, self._people))
+        except BadSettings as problem:
+            self.trouble = f"{problem} What was read before still holds."
+            _logger.error("the configuration was not taken: %s", problem)  # noqa: TRY400  its own words say all
+            raise BadSettings(self.trouble) from None
+        self.follow(found)
+        _logger.info("the configuration was read again", extra={"groups": len(found.groups)})
+        return found
+
+    def follow(self, settings: Settings) -> None:
+        """`settings` hold from now on."""
+        self.settings, self.trouble = settings, ""
+        self._of.clear()
+        self._admins.clear()
+        self.keep()
+        self._tell_all()
+
+    def keep(self) -> None:
+        """Keep a copy of what holds."""
+        if self.good is None or self.settings.path is None:
+            return
+        fresh = self.good.with_name(f"{self.good.name}.new")
+        try:
+            fresh.write_text(self.settings.text, encoding="utf-8")
+            fresh.chmod(0o600)
+            fresh.replace(self.good)
+        except OSError as problem:
+            _logger.warning("no copy of the configuration is kept: %s", problem)
+
+
+def utilisation(task: RealtimeTask) -> float:
+    """Return the part of a device (or the cores) that a task takes at most: its longest work, in each period."""
+    longest = sum(max(layer.worst.values(), default=0.0) for layer in task.layers)
+    return longest / task.period
+
+
+def _parked(engine: Engine, user: UserId) -> int:
+    account = engine.scheduler.users.get(user)
+    names = () if account is None else account.sessions
+    sessions = (engine.scheduler.sessions[name] for name in names)
+    return sum(one.parked.size for one in sessions if one.parked is not None)

@@ -1,0 +1,96 @@
+"""Which notebook servers run here, and what of their environment decides whether their kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from gpushare_kernel import procfs
+
+VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+OURS = "gpushare"
+_PROGRAMS = frozenset(
+    {
+        "jupyterhub-singleuser",
+        "jupyter-labhub",
+        "jupyter-lab",
+        "jupyter-notebook",
+        "jupyter-server",
+        "jupyter-nbclassic",
+    }
+)
+_MODULES = frozenset({"jupyterhub.singleuser", "jupyterlab", "notebook", "jupyter_server"})
+_WORDS = 4
+"""A server's program is among the first words: an interpreter, its options, the script or -m and the module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A notebook server. `name` is its user at the hub, or the account's; `shares` None where its environment cannot be read."""
+
+    pid: int
+    name: str
+    shares: bool | None
+
+
+def servers() -> list[Server]:
+    """Return the servers that run here, as far as we may see them, by name."""
+    found = [_server(int(folder.name)) for folder, words in _commands() if _serves(words)]
+    return sorted(found, key=lambda one: (one.name, one.pid))
+
+
+def hub_configs() -> list[Path]:
+    """Return the configuration files that hubs which run here were started with."""
+    found = []
+    for folder, words in _commands():
+        if not any(Path(word).name == "jupyterhub" for word in words[:_WORDS]):
+            continue
+        try:
+            here = (folder / "cwd").readlink()
+        except OSError:
+            continue
+        found.append(here / _config_of(words))
+    return [path for path in dict.fromkeys(found) if path.is_file()]
+
+
+def without_text(running: list[Server]) -> str:
+    """Return who of them runs without us; empty where nobody does."""
+    names = [one.name for one in running if one.shares is False]
+    if not names:
+        return ""
+    run = "1 server runs" if len(names) == 1 else f"{len(names)} servers run"
+    return f"{run} without it until restarted: {', '.join(names)}."
+
+
+def _commands() -> Iterator[tuple[Path, list[str]]]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                line = (folder / "cmdline").read_bytes()
+            except OSError:  # it has ended, or is not ours to see
+                continue
+            yield folder, line.decode(errors="replace").rstrip("\0").split("\0")
+
+
+def _serves(words: list[str]) -> bool:
+    first = words[:_WORDS]
+    named = any(Path(word).name in _PROGRAMS for word in first)
+    return named or any(option == "-m" and module in _MODULES for option, module in pairwise(first))
+
+
+def _server(pid: int) -> Server:
+    chosen = procfs.environ(pid, VARIABLE)
+    name = procfs.environ(pid, "JUPYTERHUB_USER") or procfs.environ(pid, "USER") or f"pid {pid}"
+    readable = procfs.environ(pid, "PATH") is not None
+    return Server(pid, name, chosen == OURS if readable else None)
+
+
+def _config_of(words: list[str]) -> str:
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word in {"-f", "--config"}:
+            return value
+        if word.startswith(("--config=", "-f=")):
+            return word.partition("=")[2]
+    return "jupyterhub_config.py"

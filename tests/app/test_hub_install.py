@@ -1,0 +1,281 @@
+"""install --hub: what it writes, into a folder that stands for a machine; what uninstall takes back, and what it finds left."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from traitlets.config import Config
+from traitlets.config.loader import PyFileConfigLoader
+
+from gpushare_kernel.app import hub_install, unit
+from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.hub import snippet
+from gpushare_kernel.transport import places as places_module
+from gpushare_kernel.transport.places import Places, how_to_start, may_start
+from tests.app.conftest import Gpushare
+
+VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+CONFIG = "c.JupyterHub.port = 8000\nc.Spawner.environment = {'A': 'b'}\n"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A machine with a plain JupyterHub."""
+    root = tmp_path / "machine"
+    config = root / "etc/jupyterhub/jupyterhub_config.py"
+    config.parent.mkdir(parents=True)
+    config.write_text(CONFIG)
+    config.chmod(0o640)
+    return root
+
+
+@pytest.fixture
+def tljh(tmp_path: Path) -> Path:
+    """A machine with The Littlest JupyterHub."""
+    root = tmp_path / "tljh"
+    (root / "opt/tljh/config").mkdir(parents=True)
+    return root
+
+
+def files(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def install(gpushare: Gpushare, root: Path, *more: str) -> str:
+    done = gpushare("install", "--hub", "--root", str(root), *more)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def loaded(path: Path) -> Config:
+    """A hub's configuration as a hub loads it."""
+    return PyFileConfigLoader(path.name, str(path.parent)).load_config()
+
+
+def test_a_plain_hub_is_installed_and_back(gpushare: Gpushare, machine: Path) -> None:
+    """Everything is printed; twice is once; nothing is left, and the hub's own file is as it was to the byte."""
+    before = files(machine)
+    said = install(gpushare, machine, "--parking", "cold")
+    written = files(machine)
+    assert set(written) - set(before) == {
+        "etc/systemd/system/gpushare.service",
+        "etc/gpushare/service",
+        "etc/gpushare/jupyterhub.py",
+        "etc/gpushare/installed.json",
+    }
+    for path in ("/etc/systemd/system/gpushare.service", "/etc/gpushare/service", "/etc/gpushare/jupyterhub.py", "/etc/jupyterhub/jupyterhub_config.py"):  # fmt: skip
+        assert path in said
+    assert "systemctl enable --now gpushare.service" in said
+    assert "--service --parking cold\n" in written["etc/systemd/system/gpushare.service"]
+    assert install(gpushare, machine, "--parking", "cold") == said
+    assert files(machine) == written
+    config = machine / "etc/jupyterhub/jupyterhub_config.py"
+    assert config.stat().st_mode & 0o7777 == 0o640
+    done = gpushare("uninstall", "--hub", "--root", str(machine))
+    assert "/etc/jupyterhub/jupyterhub_config.py: as it was before" in done.stdout
+    assert files(machine) == before
+    assert not (machine / "etc/gpushare").exists()
+    assert "Nothing of ours is installed" in gpushare("uninstall", "--hub", "--root", str(machine)).stdout  # fmt: skip
+
+
+def test_a_dry_run_prints_all_of_it_and_writes_nothing(gpushare: Gpushare, machine: Path) -> None:
+    """The texts themselves, to be read first."""
+    before = files(machine)
+    said = install(gpushare, machine, "--dry-run")
+    assert files(machine) == before
+    assert "KillMode=process" in said
+    assert "c.Spawner.environment.update" in said
+    assert "/etc/jupyterhub/jupyterhub_config.py: would load" in said
+
+
+def test_tljh_gets_a_file_of_its_own_and_says_what_its_culler_does(gpushare: Gpushare, tljh: Path) -> None:  # fmt: skip
+    """Where TLJH looks for such files; its default culls after ten minutes, and the command is named."""
+    said = install(gpushare, tljh)
+    (made,) = (tljh / "opt/tljh/config/jupyterhub_config.d").iterdir()
+    assert made.name == "gpushare.py"
+    assert "TLJH stops idle servers after 10 min" in said
+    assert (
+        "Run: sudo tljh-config set services.cull.timeout 43200; sudo tljh-config reload hub" in said
+    )
+    gpushare("uninstall", "--hub", "--root", str(tljh))
+    assert files(tljh) == {}
+
+
+def test_another_kind_of_hub_later_leaves_nothing_of_the_first(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """What the first installation wrote and the second does not is taken back."""
+    install(gpushare, machine)
+    (machine / "opt/tljh/config").mkdir(parents=True)
+    install(gpushare, machine)
+    assert not (machine / "etc/gpushare/jupyterhub.py").exists()
+    assert files(machine)["etc/jupyterhub/jupyterhub_config.py"] == CONFIG
+    gpushare("uninstall", "--hub", "--root", str(machine))
+    assert files(machine) == {"etc/jupyterhub/jupyterhub_config.py": CONFIG}
+
+
+def test_what_somebody_changed_is_kept_aside_and_not_in_use(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """An administrator's edit of the unit is not lost, and no unit stays."""
+    install(gpushare, machine)
+    written = machine / "etc/systemd/system/gpushare.service"
+    written.write_text(written.read_text() + "Environment=A=b\n")
+    said = gpushare("uninstall", "--hub", "--root", str(machine)).stdout
+    assert "somebody changed it, so it is kept as gpushare.service.changed-since-gpushare" in said
+    assert not written.exists()
+
+
+def test_a_mark_with_more_in_it_stays_and_says_what_that_means(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """Something else in /etc/gpushare is not ours to remove."""
+    install(gpushare, machine)
+    (machine / "etc/gpushare/groups.toml").write_text("mine")
+    said = gpushare("uninstall", "--hub", "--root", str(machine)).stdout
+    assert "/etc/gpushare stays, for what else is in it (groups.toml)" in said
+
+
+def test_a_hub_that_cannot_be_read_stops_it_before_anything_is_written(gpushare: Gpushare, tmp_path: Path) -> None:  # fmt: skip
+    """The file, why, and the option."""
+    root = tmp_path / "empty"
+    done = gpushare("install", "--hub", "--root", str(root), "--hub-config", "/etc/hub.py")
+    assert done.returncode == 1
+    assert "the hub's configuration" in done.stderr
+    assert "Nothing was written" in done.stderr
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "install needs one place"),
+        (("--hub", "--user"), "install needs one place"),
+        (("--user", "--parking", "cold"), "go with --hub"),
+        (("--hub", "--parking", "colder"), "invalid choice"),
+        (("--hub", "--hub-api", "localhost:8081"), "is no address"),
+        (("--hub", "--hub-uids", "jovyan"), "are no uids"),
+        (("--hub", "--hub-confg", "x"), "Did you mean --hub-config?"),
+    ],
+)
+def test_bad_options_are_refused(gpushare: Gpushare, tmp_path: Path, words: tuple[str, ...], problem: str) -> None:  # fmt: skip
+    """Before anything is written."""
+    root = ("--root", str(tmp_path / "none")) if "--hub" in words else ()
+    done = gpushare("install", *words, *root)
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+# --- what is written ------------------------------------------------------------------------------------------
+
+
+def test_the_hub_adds_the_variable_to_what_is_there(gpushare: Gpushare, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Its own environment stays; the value is found when a server starts: ours while the package is there, else Jupyter's own."""
+    monkeypatch.setattr(snippet, "PLACE", machine / "etc/gpushare/jupyterhub.py")
+    startup = machine / "env/startup.py"
+    planned = hub_install.Plan(machine)
+    planned.files.append(hub_install.Text(Path("/etc/gpushare/jupyterhub.py"), snippet.snippet(startup), ""))  # fmt: skip
+    hub_install.write(planned)
+    config = machine / "etc/jupyterhub/jupyterhub_config.py"
+    config.write_text(snippet.with_block(config.read_text(), snippet.PLACE))
+    environment: Any = loaded(config).Spawner.environment
+    if hasattr(environment, "get_value"):
+        environment = environment.get_value({})
+    assert environment["A"] == "b"
+    assert environment[VARIABLE](None) == "local-provisioner"
+    startup.parent.mkdir(parents=True)
+    startup.touch()
+    assert environment[VARIABLE](None) == "gpushare"
+
+
+def test_a_hub_whose_snippet_is_gone_starts_all_the_same(machine: Path) -> None:
+    """Lines that somebody copied elsewhere and forgot load nothing."""
+    config = machine / "etc/jupyterhub/jupyterhub_config.py"
+    config.write_text(snippet.with_block(config.read_text(), machine / "gone.py"))
+    assert loaded(config).Spawner.environment == {"A": "b"}
+
+
+@pytest.mark.parametrize("text", ["", "x = 1", "x = 1\n", "x = 1\n\n\n"])
+def test_lines_go_in_once_and_out_again(text: str) -> None:
+    """To the byte, but for a newline at the end that was missing."""
+    once = snippet.with_block(text)
+    assert snippet.with_block(once) == once
+    assert snippet.without_block(once) in {text, text + "\n"}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.parametrize("arguments", [[], ["--record", "/var/log/gpushare/50%.jsonl"]])
+def test_systemd_takes_the_unit(tmp_path: Path, arguments: list[str]) -> None:
+    """Without a warning; what systemd would read in an argument is written so that it does not."""
+    path = tmp_path / unit.NAME
+    path.write_text(unit.unit(sys.executable, arguments))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, check=False, timeout=60
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_unit_has_nothing_that_breaks_what_the_broker_does() -> None:
+    """Its guardian outlives it, its table of who is paused outlives a restart, and no sandbox hides devices, processes or signals."""
+    lines = unit.unit("/opt/python", []).splitlines()
+    for line in ("KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=restart", "Restart=on-failure", "Type=notify"):  # fmt: skip
+        assert line in lines
+    assert any(line.startswith("ExecStopPost=") and "broker.service" in line for line in lines)
+    hides = ("Private", "Protect", "Memory", "Restrict", "SystemCall", "Device", "NoNew", "Capability", "User=", "Dynamic")  # fmt: skip
+    assert not [line for line in lines if line.startswith(hides)]
+
+
+# --- a service means that nobody else starts one --------------------------------------------------------------------
+
+
+def test_beside_a_service_not_even_root_starts_a_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Root's own notebook would take the place of the service's; people read the service's command."""
+    monkeypatch.setattr(places_module, "SYSTEM_MARK", tmp_path)
+    here = Places(tmp_path / "run", system=True)
+    assert how_to_start(here) == "jupyter gpushare start"
+    (tmp_path / "service").write_text("gpushare.service\n")
+    assert not may_start(here)
+    assert how_to_start(here) == "systemctl start gpushare.service"
+    assert may_start(Places(tmp_path / "run", system=True, named=True)) is True
+
+
+# --- what is left -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("etc/environment", f"{VARIABLE}=gpushare"),
+        ("etc/profile.d/jupyter.sh", f"export {VARIABLE}=gpushare"),
+        ("etc/systemd/system/jupyterhub.service.d/env.conf", f'Environment="{VARIABLE}=gpushare"'),
+        ("etc/jupyterhub/more.py", f'c.Spawner.environment = {{"{VARIABLE}": "gpushare"}}'),
+        ("home/.bashrc", f"export {VARIABLE}=gpushare"),
+        ("home/.jupyter/jupyter_server_config.py", 'c.KernelProvisionerFactory.default_provisioner_name = "gpushare"'),
+    ],
+)  # fmt: skip
+def test_what_others_set_is_found(machine: Path, place: str, line: str) -> None:
+    """Its file and line: left there without the package, it would stop every kernel. Comments and other values are nobody's trouble."""
+    path = machine / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {line}\n{line.replace('gpushare', 'other')}\n{line}\n")
+    assert list(snippet.left_over(machine, [machine / "home"], [])) == [f"{path} line 3"]
+
+
+def test_uninstall_names_this_shells_own(gpushare: Gpushare) -> None:
+    """The one that whoever reads this has."""
+    said = gpushare("uninstall", "--user", **{VARIABLE: "gpushare"}).stdout
+    assert f"{VARIABLE}=gpushare is still set by this shell's environment. Take it out" in said
+
+
+def test_a_note_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    """Then what is known to be ours is taken back."""
+    planned = hub_install.plan(tmp_path, "/opt/python", Path("/opt/startup.py"), [], [])
+    hub_install.write(planned)
+    (tmp_path / "etc/gpushare/installed.json").write_text("{")
+    hub_install.take_back(tmp_path, [])
+    assert files(tmp_path) == {}
+    planned.blocks.append(Path("/nowhere.py"))
+    with pytest.raises(BadDeclaration, match="cannot be read"):
+        hub_install.write(planned)

@@ -1,0 +1,259 @@
+"""Groups at work in a broker: caps at the door, what the schedulers are told, budgets over restarts, another file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpushare_kernel.broker import groups as groups_module
+from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.persons import user_name
+from gpushare_kernel.broker.settings import Caps, Group, Host, Settings, parsed
+from gpushare_kernel.broker.spending import KEPT, Spending
+from gpushare_kernel.core.errors import BadSettings, UserError
+from gpushare_kernel.core.values import GiB, UserId, WaitReason
+from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
+from tests.broker.house import House
+from tests.broker.test_desk import refused, submit
+
+ME = user_name(os.geteuid())
+
+
+def follow(house: House, **more: Any) -> None:
+    """I am in a group of this sort from now on."""
+    fields = {name: more.pop(name) for name in [*more] if name in Group.__dataclass_fields__}
+    group = Group("students", frozenset({ME}), caps=Caps(**more), **fields)
+    settings = Settings(groups=(group,))
+    house.do(lambda: house.broker.groups.follow(settings))
+
+
+def snapshot(house: House) -> Any:
+    reply = house.call(msg.Observe()).ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    return reply.snapshot
+
+
+def account(house: House) -> Any:
+    (mine,) = [user for user in snapshot(house).users if user.own]
+    return mine
+
+
+# --- caps ------------------------------------------------------------------------------------------------------
+
+
+def test_one_kernel_more_than_allowed_is_refused_with_those_there_are(house: House) -> None:
+    """The rule, what is open, the next step; when one is shut down another opens."""
+    follow(house, kernels=2)
+    first, _ = house.open("hw1.ipynb"), house.open("hw2.ipynb")
+    with pytest.raises(UserError) as problem:
+        house.open("hw3.ipynb")
+    assert str(problem.value) == "each of the group students may have 2 kernels open, and yours are hw1.ipynb, hw2.ipynb. Shut one down first."  # fmt: skip
+    house.call(msg.Close(first.session, first.token)).close()
+    house.open("hw3.ipynb")
+
+
+def test_a_cap_on_memory_holds_from_the_first_cell_on(house: House) -> None:
+    """What the cell reads has the cap, what is left of it and the own notebook that holds the rest."""
+    follow(house, memory=4 * GiB)
+    first, second = house.notebook("a.ipynb"), house.notebook("b.ipynb")
+    first.ask(submit("a", persistent=3 * GiB))
+    number = second.send(submit("b", persistent=2 * GiB))
+    house.saw(lambda: len(house.broker.scheduler.held_back) == 1)
+    (waits,) = snapshot(house).queue
+    assert (waits.reason, waits.cap, waits.free, waits.group) == (
+        WaitReason.CAP, 4 * GiB, GiB, "students")  # fmt: skip
+    assert [(one.name, one.own) for one in waits.holders] == [("a.ipynb", True)]
+    third = house.notebook("c.ipynb")
+    answer = third.ask(submit("x", dry_run=True, ephemeral=2 * GiB))
+    assert isinstance(answer, msg.DryRun)
+    assert not answer.fits
+    follow(house, memory=8 * GiB)
+    assert isinstance(second.reply(number), msg.Granted)
+
+
+def test_what_can_never_be_is_refused(house: House) -> None:
+    follow(house, memory=4 * GiB)
+    text = refused(house.notebook().ask(submit("a", persistent=5 * GiB)), "Refused")
+    assert "each of the group students may hold 4.0 GiB of this device in all" in text
+
+
+def test_a_deadline_takes_no_more_of_the_device_than_allowed(house: House) -> None:
+    """Its longest work in each period; and none at all once a budget is used up."""
+    follow(house, realtime=0.25)
+    client = house.notebook()
+    layer = RealtimeLayer({"c1": 0.03})
+    task = RealtimeTask("camera", 0.1, 0.1, (layer,))
+    text = refused(client.ask(submit("a", realtime=task)), "UserError")
+    assert text == "deadlines of each of the group students may take 25% of the device; yours take 0%, and this one 30% more. Lengthen its period, or close another one."  # fmt: skip
+    follow(house, day=10.0)
+    house.do(lambda: house.broker.groups.spending.note([(ME, 1.0, 11.0)]))
+    text = refused(client.ask(submit("b", realtime=task)), "UserError")
+    assert text.startswith("your budget of 0.00278 device hours a day is used up")
+
+
+def test_caps_and_weights_follow_the_clock(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look by the clock tells what has changed."""
+    text = f'names = "any"\n[groups.g]\nusers = ["{ME}"]\nmemory = "2GiB"\n[[groups.g.timetable]]\nhours = "18:00-08:00"\nmemory = "6GiB"\nweight = 3\n'
+    host = Host(house.broker.groups._people, 8 * GiB, 10, 1.0, 64 * GiB)
+    now = time.struct_time((2026, 11, 27, 12, 0, 0, 4, 331, 0))
+    monkeypatch.setattr(groups_module.time, "localtime", lambda *_: now)
+    house.do(lambda: house.broker.groups.follow(parsed(text, Path("x.toml"), host)))
+    house.notebook()
+    user = house.broker.scheduler.users[ME]
+    assert (user.weight, user.cap, user.cap_ever) == (1.0, 2 * GiB, 6 * GiB)
+    now = time.struct_time((2026, 11, 27, 18, 0, 0, 4, 331, 0))
+    house.do(house.broker.groups.look)
+    assert (user.weight, user.cap) == (3.0, 6 * GiB)
+    house.do(lambda: house.broker.groups.follow(Settings()))
+    assert (user.weight, user.cap, user.group) == (1.0, None, "")
+
+
+def test_an_arena_is_no_larger_than_the_group_allows(house: House) -> None:
+    """Memory of the host that tensors are set aside in."""
+    follow(house, parked=2**30)
+    opened = house.open()
+    house.bind(opened)
+    with pytest.raises(UserError, match=r"may set aside 1\.0 GiB of the host's memory"):
+        house.call(msg.LeaseArena(opened.token, 2 * GiB))
+
+
+def test_what_is_parked_on_another_device_counts_too(house: House) -> None:
+    """The host's memory is one."""
+    follow(house, parked=4 * GiB)
+    house.notebook()
+    core = house.broker.scheduler
+    assert core.users[ME].parked_cap == 4 * GiB
+
+
+# --- budgets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_shown_and_who_has_used_it_up_yields(house: House) -> None:
+    """To oneself and administrators only."""
+    follow(house, day=100.0, week=1000.0)
+    house.notebook()
+    house.do(lambda: house.broker.groups.spending.note([(ME, 1.0, 40.0)]))
+    day, week = account(house).budgets
+    assert (day.period, day.limit, day.used) == ("day", 100.0, 40.0)
+    assert (week.period, week.limit, week.used) == ("week", 1000.0, 40.0)
+    assert 0 < day.renews <= 25 * 3600
+    assert not house.broker.scheduler.users[ME].over_budget
+    house.do(lambda: house.broker.groups.spending.note([(ME, 1.0, 140.0)]))
+    house.do(lambda: house.broker.groups.tell(ME))
+    assert house.broker.scheduler.users[ME].over_budget
+
+
+def ledger_of(folder: Path) -> Ledger:
+    return Ledger(folder / "ledger.sqlite")
+
+
+def test_what_was_used_outlives_a_broker(tmp_path: Path) -> None:
+    """Seconds before it count once; those of long ago are forgotten."""
+    ledger = ledger_of(tmp_path)
+    today = date.today().toordinal()  # noqa: DTZ011  budgets follow the clock on the wall
+    spending, user = Spending(ledger), UserId("ann")
+    ledger.spent(user, today - KEPT, 500.0)
+    spending.note([(user, 1.0, 30.0)])
+    ledger.close()
+
+    ledger = ledger_of(tmp_path)
+    spending = Spending(ledger)
+    known = ledger.load()
+    assert (user, today, 30.0) in known.spent
+    spending.begin(known.spent, [(user, 1.0, 30.0)])
+    spending.note([(user, 1.0, 35.0)])
+    (day,) = spending.budgets(user, 60.0, None)
+    assert day.used == 35.0
+    ledger.close()
+
+    ledger = ledger_of(tmp_path)
+    assert ledger.load().spent == ((user, today, 35.0),)
+    ledger.close()
+
+
+def test_a_day_and_a_week_begin_at_midnight(monkeypatch: pytest.MonkeyPatch, house: House) -> None:
+    """What was used on Sunday is of no week that begins on Monday."""
+    from gpushare_kernel.broker import spending as module
+
+    spending, user = Spending(house.ledger), UserId("ann")
+    for day, used in ((date(2026, 11, 22), 7.0), (date(2026, 11, 23), 9.0), (date(2026, 11, 24), 12.0)):  # fmt: skip
+        monkeypatch.setattr(module, "_today", lambda day=day: day)
+        spending.note([(user, 1.0, used)])
+    day, week = spending.budgets(user, 100.0, 100.0)
+    assert (day.used, week.used) == (3.0, 5.0)
+
+
+# --- another file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(house: House, tmp_path: Path) -> Callable[[str], None]:
+    """Write the file of a broker that follows it."""
+    path = tmp_path / "gpushare.toml"
+
+    def write(text: str) -> None:
+        path.write_text(text)
+        path.chmod(0o644)
+
+    write("")
+    house.do(lambda: house.broker.groups.follow(Settings(path=path)))
+    return write
+
+
+def test_a_file_that_is_read_again_holds_at_once(
+    house: House, written: Callable[[str], None]
+) -> None:
+    """And each reload is written down."""
+    house.notebook()
+    written(f'names = "any"\n[groups.g]\nusers = ["{ME}"]\nweight = 3\nmemory = "2GiB"\n')
+    answer = house.call(msg.Observe()).ask(msg.ReloadSettings())
+    assert isinstance(answer, msg.SettingsRead)
+    assert answer.groups == 1
+    user = house.broker.scheduler.users[ME]
+    assert (user.weight, user.cap, account(house).group) == (3.0, 2 * GiB, "g")
+
+
+def test_a_file_that_is_wrong_leaves_what_holds(
+    house: House, written: Callable[[str], None]
+) -> None:
+    """Whoever asked reads why, with the line; so does every status of an administrator until it is mended."""
+    written(f'names = "any"\n[groups.g]\nusers = ["{ME}"]\nkernels = 2\n')
+    observer = house.call(msg.Observe())
+    observer.ask(msg.ReloadSettings())
+    written("[groups.g]\nkernel = 3\n")
+    text = refused(observer.ask(msg.ReloadSettings()), "BadSettings")
+    assert text.endswith("line 2: [groups.g] has no key 'kernel'. Did you mean 'kernels'? What was read before still holds.")  # fmt: skip
+    assert house.broker.groups.caps(ME).kernels == 2
+    assert snapshot(house).broker.trouble == text
+    written("")
+    observer.ask(msg.ReloadSettings())
+    assert snapshot(house).broker.trouble is None
+
+
+def test_a_broker_without_a_file_says_so(house: House) -> None:
+    text = refused(house.call(msg.Observe()).ask(msg.ReloadSettings()), "BadSettings")
+    assert text == "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE"  # fmt: skip
+    with pytest.raises(BadSettings):
+        house.do(house.broker.groups.reload)
+
+
+# --- who may map whose bundles ------------------------------------------------------------------------------------
+
+
+def test_bundles_are_shared_within_a_trust_group(house: House) -> None:
+    """Else each user's are its own; of several groups the first counts."""
+    vision = Group("vision", frozenset({"ann", "bob"}), trust="eyes")
+    other = Group("other", frozenset({"cyd", "ann"}))
+    friends = Group("friends", frozenset({"dan"}), trust="eyes")
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(vision, other, friends))))
+    realm = house.broker.groups.realm
+    assert realm(UserId("ann")) == realm(UserId("bob")) == realm(UserId("dan")) == "trust eyes"
+    assert realm(UserId("cyd")) == "user cyd"
+    assert realm(UserId("eve")) == "user eve"

@@ -1,0 +1,210 @@
+"""Many people under one uid: accounts, and what each may see and touch, by the name that a hub vouches for (I9)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpushare_kernel.broker.persons import Person, Persons
+from gpushare_kernel.broker.settings import Settings
+from gpushare_kernel.core.errors import HubAway, NotVouched
+from gpushare_kernel.core.values import GiB, JobId, SessionId
+from gpushare_kernel.wire import messages as msg
+from tests.broker.house import LIMIT, Caller, House
+
+ME = Person(os.geteuid())
+
+
+class PlayedNames:
+    """A hub of this process: tokens are `t-NAME`."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.slow = threading.Event()
+        self.slow.set()
+        self.asked: list[str] = []
+
+    @property
+    def trouble(self) -> str | None:
+        return "JupyterHub (here) cannot be reached." if self.away else None
+
+    async def name(self, token: str) -> str:
+        self.asked.append(token)
+        await asyncio.to_thread(self.slow.wait, LIMIT)
+        if self.away:
+            raise HubAway(str(self.trouble))
+        if not token.startswith("t-"):
+            problem = "JupyterHub does not know the token."
+            raise NotVouched(problem)
+        return token.removeprefix("t-")
+
+
+@pytest.fixture
+def names() -> PlayedNames:
+    """The hub."""
+    return PlayedNames()
+
+
+@pytest.fixture
+def house(tmp_path: Path, names: PlayedNames) -> Iterator[House]:
+    """A broker that asks it."""
+    with House(tmp_path, persons=Persons(names)) as made:
+        yield made
+
+
+def of(house: House, token: str, name: str) -> Caller:
+    """A notebook of whoever has this token."""
+    return house.notebook(name, hub_token=token)
+
+
+def seen_by(house: House, caller: Caller) -> dict[str | None, str]:
+    reply = caller.ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    return {one.name: one.user for one in reply.snapshot.sessions}
+
+
+def test_each_has_an_account_and_sees_the_own(house: House) -> None:
+    """Two names are two users in one uid; the other is initials without a name."""
+    ann, bob = of(house, "t-ann", "a.ipynb"), of(house, "t-bob.lee", "b.ipynb")
+    assert seen_by(house, ann) == {"a.ipynb": "ann", None: "bl"}
+    assert seen_by(house, bob) == {"b.ipynb": "bob.lee", None: "a"}
+    snapshot = house.do(lambda: house.broker.snapshot(ME))
+    assert {user.name for user in snapshot.users} == {"ann", "bob.lee"}
+    reply = ann.ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    assert reply.snapshot.you == "ann"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [msg.Release, msg.PauseNotebook, msg.ResumeNotebook, msg.ParkNotebook, msg.UnparkNotebook],
+)
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_neither_touches_the_other(house: House, request_: type, by: str) -> None:
+    """By its name or its id, from a kernel and from a command line; and none of them administers."""
+    ann = of(house, "t-ann", "a.ipynb")
+    bob = of(house, "t-bob", "b.ipynb")
+    meant = "b.ipynb" if by == "name" else bob.opened.session  # type: ignore[attr-defined]
+    line = house.call(msg.Observe("t-ann"))
+    for caller in (ann, line):
+        reply = caller.ask(request_(meant))
+        assert isinstance(reply, msg.Failure)
+        assert (reply.code, "Yours: a.ipynb" in reply.message) == ("NotYours", True)
+        for forbidden in (msg.Stop(), msg.SetPolicy("fifo")):
+            reply = caller.ask(forbidden)
+            assert isinstance(reply, msg.Failure)
+            assert "you are ann" in reply.message
+    assert not house.do(house.broker.stopping.is_set)
+
+
+def test_a_command_line_acts_for_whom_its_token_names(house: House) -> None:
+    """It sees and touches the own; without a token it is the uid, which owns neither."""
+    of(house, "t-ann", "a.ipynb")
+    line = house.call(msg.Observe("t-ann"))
+    assert seen_by(house, line) == {"a.ipynb": "ann"}
+    assert isinstance(line.ask(msg.Release("a.ipynb")), msg.ReleasedNow)
+
+
+@pytest.mark.parametrize("body", [msg.Open("x.ipynb", hub_token="forged"), msg.Observe("forged")])
+def test_a_forged_token_is_refused_before_anything_is_made(house: House, body: object) -> None:
+    """With the hub's words."""
+    with pytest.raises(NotVouched, match="does not know"):
+        house.call(body)
+    assert len(house.broker.registry) == 0
+
+
+def test_a_hub_that_is_away_makes_it_the_uids_until_a_restart(
+    house: House, names: PlayedNames
+) -> None:
+    """The notebook starts, its user reads why it is not theirs, and a restart with the hub back makes it so."""
+    names.away = True
+    opened = house.open("a.ipynb", hub_token="t-ann")
+    house.bind(opened)
+    caller = house.attach(opened)
+    assert house.kernel(opened).person == ME
+    reply = caller.ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    assert reply.snapshot.broker is not None
+    assert reply.snapshot.broker.hub == names.trouble
+    (told,) = [one.text for one in caller.notices if isinstance(one, msg.Announce)]
+    assert "cannot be reached" in told
+    assert "Restart its kernel once the hub answers." in told
+    names.away = False
+    again = house.call(msg.Restart(opened.session, opened.token, "t-ann"))
+    assert isinstance(again.body, msg.Opened)
+    kernel = house.kernel(opened)
+    assert (kernel.person, kernel.user, kernel.remark) == (Person(ME.uid, "ann"), "ann", "")
+    house.bind(again.body)
+    assert seen_by(house, house.attach(again.body)) == {"a.ipynb": "ann"}
+
+
+def test_a_restart_keeps_who_it_was(house: House, names: PlayedNames) -> None:
+    """The hub is not asked again, nor needed."""
+    opened = house.open("a.ipynb", hub_token="t-ann")
+    names.away = True
+    again = house.call(msg.Restart(opened.session, opened.token, "t-ann"))
+    assert isinstance(again.body, msg.Opened)
+    assert house.kernel(opened).user == "ann"
+    assert names.asked == ["t-ann"]
+
+
+def test_a_slow_hub_stalls_nobody(house: House, names: PlayedNames) -> None:
+    """While one waits for it, somebody else's cell is admitted; whoever waited comes in afterwards."""
+    ann = of(house, "t-ann", "a.ipynb")
+    names.slow.clear()
+    opened: list[msg.Opened] = []
+    waiting = threading.Thread(
+        target=lambda: opened.append(house.open("b.ipynb", hub_token="t-bob"))
+    )
+    waiting.start()
+    house.saw(lambda: names.asked[-1] == "t-bob")
+    granted = ann.ask(msg.Submit(JobId("j"), "cell", persistent=0, ephemeral=GiB))
+    assert isinstance(granted, msg.Granted)
+    assert not opened
+    names.slow.set()
+    waiting.join(LIMIT)
+    assert house.kernel(opened[0]).user == "bob"
+
+
+def test_only_shared_uids_are_asked_about(tmp_path: Path, names: PlayedNames) -> None:
+    """Where a uid is a person, a token changes nothing: nobody has an account for each."""
+    with House(tmp_path, persons=Persons(names, {ME.uid + 1})) as house:
+        opened = house.open("a.ipynb", hub_token="t-ann")
+        assert house.kernel(opened).person == ME
+    assert names.asked == []
+
+
+def test_a_name_that_is_somebody_elses_account_is_another_user() -> None:
+    """Who signs up at the hub as root does not share root's account; who is that account does."""
+    assert Person(65533, "root").user == "root (hub)"
+    assert Person(0, "root").user == "root"
+    assert Person(65533, "nobody-of-that-name").user == "nobody-of-that-name"
+
+
+def test_it_outlives_the_broker(tmp_path: Path, names: PlayedNames) -> None:
+    """The broker after it knows whose the session is without a word from the hub."""
+    with House(tmp_path, persons=Persons(names)) as house:
+        opened = of(house, "t-ann", "a.ipynb").opened  # type: ignore[attr-defined]
+    names.away = True
+    with House(tmp_path, persons=Persons(names)) as house:
+        for row in house.ledger.load().sessions:
+            house.do(lambda row=row: house.broker.adopt(row))
+        kernel = house.do(lambda: house.broker.registry.get(SessionId(opened.session)))
+        assert kernel is not None
+        assert (kernel.person, kernel.user) == (Person(ME.uid, "ann"), "ann")
+
+
+def test_whom_the_administrators_file_names_administers_by_the_hubs_word(house: House) -> None:
+    """Ann, as the hub knows her; not bob beside her under the same uid. What she does is written down under her name."""
+    house.do(lambda: house.broker.groups.follow(Settings(admins=frozenset({"ann"}))))
+    bob = of(house, "t-bob", "b.ipynb")
+    ann = house.call(msg.Observe("t-ann"))
+    assert isinstance(ann.ask(msg.Proclaim("hi")), msg.Proclaimed)
+    assert isinstance(bob.ask(msg.Proclaim("me, too")), msg.Failure)
+    (entry,) = house.broker.audit.read(10)
+    assert (entry.who, entry.what, entry.detail) == ("ann", "announce", "hi")
