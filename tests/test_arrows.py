@@ -142,6 +142,7 @@ CORE_MAY = frozenset(
 )
 ONLY = {
     "pynvml": "gpushare_kernel/devices/nvml.py",
+    "prometheus_client": "gpushare_kernel/broker/metrics.py",
     "sqlite3": "gpushare_kernel/broker/ledger.py",
 }
 """Modules that exactly one file of ours imports."""

@@ -32,6 +32,9 @@ _OPTIONS = (
     "record",
     "arena",
     "arena_user",
+    "metrics",
+    "metrics_users",
+    "metrics_names",
 )
 
 
@@ -147,6 +150,25 @@ class BrokerCommand(Command):
         allow_none=True,
         config=True,
         help="How much of it one user's notebooks may have; half by default.",
+    )
+
+    metrics = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Offer metrics to Prometheus at 127.0.0.1:9469 or unix:/run/gpushare/metrics.sock.",
+    )
+    metrics_users = Integer(
+        None,
+        allow_none=True,
+        config=True,
+        help="How many people have metrics of their own, those who use most (20).",
+    )
+    metrics_names = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="What people are called in metrics: initials, or names (the default on a Unix socket).",
     )
 
     aliases = {  # noqa: RUF012  traitlets reads it from the class

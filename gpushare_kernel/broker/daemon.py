@@ -24,11 +24,13 @@ from gpushare_kernel.broker.adoption import Foreign
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.doorway import Doorway
+from gpushare_kernel.broker.exporter import MOST_NAMED, NAMED, Exporter, Offer
 from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable, resume_all
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
+from gpushare_kernel.broker.metrics_address import parse_address
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.core import events as ev
@@ -57,6 +59,9 @@ _AGAIN = (
     "record",
     "arena",
     "arena_user",
+    "metrics",
+    "metrics_users",
+    "metrics_names",
 )
 """Options that a broker which is started again gets too."""
 _PROGRAM = 4
@@ -162,9 +167,43 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="how much of it one user's notebooks may have (default: half)",
     )
+    found.add_argument(
+        "--metrics",
+        type=_address,
+        metavar="WHERE",
+        help="offer metrics to Prometheus at 127.0.0.1:9469 or unix:/run/gpushare/metrics.sock (needs the extra: metrics)",
+    )
+    found.add_argument(
+        "--metrics-users",
+        type=_named,
+        default=NAMED,
+        metavar="N",
+        help=f"how many people have a series of their own, those who use most; the others are one (default {NAMED}, at most {MOST_NAMED})",
+    )
+    found.add_argument(
+        "--metrics-names",
+        choices=["initials", "names"],
+        help="what people are called there: initials, as everybody sees them (default), or names (default on a Unix socket)",
+    )
     found.add_argument("--foreground", action="store_true", help="log to the terminal too")
     found.add_argument("--version", action="version", version=__version__)
     return found
+
+
+def _address(text: str) -> str:
+    """Where metrics are offered; kept as it was written, for a broker that is started again."""
+    try:
+        parse_address(text)
+    except BadDeclaration as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
+
+
+def _named(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST_NAMED:
+        msg = f"{text} is no number from 0 to {MOST_NAMED}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _policy(text: str) -> str:
@@ -177,6 +216,7 @@ def _policy(text: str) -> str:
 async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
     loop = asyncio.get_running_loop()
     _resume_left_over(where)
+    offer = None if given.metrics is None else await Offer.made(given)
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
@@ -224,6 +264,11 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         foreign=foreign,
         over=Over(given.over or "tell"),
     )
+    exporter = None
+    if offer is not None:
+        exporter = Exporter(offer, broker, where.log, lambda: listener.turned_away)
+        exporter.start()
+        _logger.info("metrics are offered", extra={"at": exporter.where})
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
@@ -248,6 +293,8 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
         leaving.push_async_callback(broker.finish)
+        if exporter is not None:
+            leaving.push_async_callback(exporter.stop)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)

@@ -99,6 +99,7 @@ class Desk:
         try:
             self._does[type(frame.body)](frame.id, frame.body)
         except GpushareError as error:
+            self._broker.refusals[type(error).__name__] += 1
             if isinstance(error, BadFrame) or frame.id == 0:
                 raise
             self._reply(frame.id, failure_from(error))
@@ -136,6 +137,8 @@ class Desk:
         number = self._waiting.pop(job, None)
         self._forget(job)
         if number is not None:
+            if failure is not _DROPPED:
+                self._broker.refusals[failure.code] += 1
             self._reply(number, failure)
 
     def dropped(self, job: JobId) -> None:
