@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 from gpushare_kernel.broker.families import DRAINS, SECONDS, Spread
@@ -11,7 +12,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.scheduler import Scheduler
-from gpushare_kernel.core.values import JobId, MoveStatus, PauseStatus, SessionId
+from gpushare_kernel.core.values import JobId, MoveStatus, PauseReason, PauseStatus, SessionId
 
 PARK, RESTORE = "park", "restore"
 CLASSES = ("realtime", "declared", "plain", "background")
@@ -34,10 +35,12 @@ class Counts:
         self.events = self.failures = self.restarts = self.overruns = 0
         self.releases = self.misses = 0
         self.waits: defaultdict[str, Spread] = defaultdict(lambda: Spread.over(SECONDS))
-        self.pauses: Counter[str] = Counter()
-        self.results: Counter[str] = Counter()
+        self.pauses: Counter[str] = Counter(dict.fromkeys(PauseReason, 0))
+        self.results: Counter[str] = Counter(dict.fromkeys(PauseStatus, 0))
         self.drains = Spread.over(DRAINS)
-        self.moves: Counter[tuple[str, str]] = Counter()
+        self.moves: Counter[tuple[str, str]] = Counter(
+            dict.fromkeys(product((PARK, RESTORE), MoveStatus), 0)
+        )
         self.moved: Counter[str] = Counter()
         self.move_times = {way: Spread.over(SECONDS) for way in (PARK, RESTORE)}
         #: What comes back, while it does; releases and misses that were counted, by real-time job.

@@ -38,6 +38,7 @@ from gpushare_kernel.core.errors import BadDeclaration, BadSize, BrokerUnavailab
 from gpushare_kernel.core.policies import POLICIES, policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
+from gpushare_kernel.devices.base import Device
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.transport.launch import report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
@@ -227,48 +228,15 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         compute=given.compute,
         held=sum(_resident(row.process) for row in known.sessions),
     )
-    chosen = dict(known.policies) if given.again else {}
-    if not given.again:
-        ledger.policies_dropped()
-    configs = [
-        config_of(
-            device,
-            policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
-            turn=given.turn,
-            parking=Parking(given.parking or Parking.OFF),
-        )
-        for device in devices
-    ]
-    broker = Broker(
-        [*zip(configs, devices, strict=True)],
-        ledger,
-        system=where.system,
-        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
-    )
+    broker = _broker(given, devices, known, ledger, system=where.system)
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given), lock_worker(devices))
     keeper.start(partial(_let_run, broker))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, broker.stop, f"signal {signum.name}")
-    idle_exit = (
-        given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
-    )
-    foreign = Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE))
-    housekeeping = Housekeeping(
-        broker,
-        listener,
-        where,
-        idle_exit,
-        lock=lock,
-        foreign=foreign,
-        over=Over(given.over or "tell"),
-    )
-    exporter = None
-    if offer is not None:
-        exporter = Exporter(offer, broker, where.log, lambda: listener.turned_away)
-        exporter.start()
-        _logger.info("metrics are offered", extra={"at": exporter.where})
+    housekeeping = _housekeeping(given, broker, listener, where, lock)
+    exporter = None if offer is None else Exporter.started(offer, broker, where.log, listener)
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
@@ -300,6 +268,51 @@ async def _run(given: argparse.Namespace, where: Places, lock: int) -> int:
         await asyncio.gather(tidying, return_exceptions=True)
         broker.say(Closing(broker.stop_reason))
     return 0
+
+
+def _broker(
+    given: argparse.Namespace,
+    devices: Sequence[Device],
+    known: Loaded,
+    ledger: Ledger,
+    *,
+    system: bool,
+) -> Broker:
+    chosen = dict(known.policies) if given.again else {}
+    if not given.again:
+        ledger.policies_dropped()
+    configs = [
+        config_of(
+            device,
+            policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
+            turn=given.turn,
+            parking=Parking(given.parking or Parking.OFF),
+        )
+        for device in devices
+    ]
+    return Broker(
+        [*zip(configs, devices, strict=True)],
+        ledger,
+        system=system,
+        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
+    )
+
+
+def _housekeeping(
+    given: argparse.Namespace, broker: Broker, listener: Listener, where: Places, lock: int
+) -> Housekeeping:
+    idle_exit = (
+        given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
+    )
+    return Housekeeping(
+        broker,
+        listener,
+        where,
+        idle_exit,
+        lock=lock,
+        foreign=Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE)),
+        over=Over(given.over or "tell"),
+    )
 
 
 def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -31,6 +31,7 @@ from gpushare_kernel.transport.launch import environment
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
+    from gpushare_kernel.transport.server import Listener
 
 MODULE = "gpushare_kernel.broker.metrics"
 LAG_EVERY = 0.5
@@ -108,6 +109,14 @@ class Exporter:
         self._started, self._deaths = 0.0, 0
         self._due = self._loop.time() + LAG_EVERY
         self._tick = self._loop.call_at(self._due, self._look_at_lag)
+
+    @classmethod
+    def started(cls, offer: Offer, broker: Broker, log: Path, listener: Listener) -> Self:
+        """Return one that offers them from now on."""
+        made = cls(offer, broker, log, lambda: listener.turned_away)
+        made.start()
+        _logger.info("metrics are offered", extra={"at": made.where})
+        return made
 
     @property
     def where(self) -> str:

@@ -11,7 +11,7 @@ from gpushare_kernel.broker.counts import CLASSES, Counts, class_of
 from gpushare_kernel.broker.families import LAGS, Reading, Sample, Spread
 from gpushare_kernel.broker.people import OTHER, People
 from gpushare_kernel.broker.views import session_state
-from gpushare_kernel.core.values import JobState, UserId
+from gpushare_kernel.core.values import Activity, JobState, Presence, UserId
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 FRESH = 1.0
 """Seconds for which a reading is good: whoever asks more often is given the same again."""
+STATES = (
+    Presence.OPENED,
+    Presence.ORPHANED,
+    Presence.BARE,
+    Activity.IDLE,
+    Activity.BUSY,
+    "paused",
+    Activity.PARKED,
+    Activity.RESTORING,
+)
+"""What `session_state` says of a session that is there."""
 _WAITING = frozenset({JobState.QUEUED, JobState.ADMITTED})
 
 
@@ -58,7 +69,7 @@ class Readings:
         core, inventory = engine.scheduler, engine.device.inventory
         name, table = inventory.id, core.book.table
         policy = core.turns.accounts.policy.name
-        states: Counter[str] = Counter()
+        states: Counter[str] = Counter(dict.fromkeys(STATES, 0))
         parked = 0
         for session in core.sessions.values():
             barred = core.turns.gate.bars(session)
