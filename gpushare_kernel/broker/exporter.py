@@ -171,7 +171,7 @@ class Exporter:
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108  on the loop: it is in memory
         if process is not None:
-            process.terminate()
+            process.kill()  # it has nothing to finish
             await asyncio.to_thread(process.wait, _ENDS_WITHIN)
 
     def _asked(self) -> None:

@@ -95,7 +95,7 @@ def _listening_at(path: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as problem:
         sock.close()
-        raise _unusable(str(path), problem) from None
+        raise _unusable(f"{_UNIX}{path}", problem) from None  # noqa: EM102  a name, no message
     return sock
 
 
