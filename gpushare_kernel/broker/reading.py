@@ -51,10 +51,11 @@ class Readings:
         """Return what there is to say now."""
         now = self._broker.now
         if self._last is None or now - self._at >= FRESH:
-            self._last, self._at = self._gather(now), now
+            self._last, self._at = self.gathered(now), now
         return self._last
 
-    def _gather(self, now: float) -> Reading:
+    def gathered(self, now: float) -> Reading:
+        """Return it, whether it was gathered a moment ago or not."""
         found: defaultdict[str, list[Sample]] = defaultdict(list)
         for engine in self._broker.engines.values():
             self._device(found, engine, now)
