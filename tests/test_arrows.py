@@ -20,12 +20,16 @@ ROOMS = {
     "gpushare_kernel.wire.cell_texts": "texts",
     "gpushare_kernel.wire.need_texts": "texts",
     "gpushare_kernel.wire.parking_texts": "texts",
+    "gpushare_kernel.wire.bar_texts": "texts",
     "gpushare_kernel.wire": "wire",
     "gpushare_kernel.transport": "transport",
     "gpushare_kernel.devices": "devices",
     "gpushare_kernel.broker": "broker",
     "gpushare_kernel.client": "client",
     "gpushare_kernel.replay": "replay",
+    "gpushare_kernel.hub.server": "server",
+    "gpushare_kernel.hub.bar_feed": "server",
+    "gpushare_kernel.hub": "hub",
     "gpushare_kernel.realtime": "pipelines",
     **{
         f"gpushare_kernel.realtime.{name}": "realtime"
@@ -75,6 +79,9 @@ ARROWS: dict[str, set[str]] = {
     "broker": LOWEST
     | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
+    "hub": LOWEST,
+    # What pages are shown is asked as any client asks; the words are the wire's.
+    "server": LOWEST | {"client", "texts", "hub"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},
     "replay": LOWEST | {"sizes", "core", "wire"},
     # The analysis of deadlines is pure; what runs them is a room of its own in the same folder.

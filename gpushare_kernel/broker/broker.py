@@ -19,7 +19,7 @@ from gpushare_kernel.broker.kernels import Kernel, user_name
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
-from gpushare_kernel.broker.views import named, snapshot
+from gpushare_kernel.broker.views import brief_snapshot, named, snapshot
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.records import User
@@ -92,8 +92,10 @@ class Broker(Processes):
         """Return `wait` in the names that `uid` may know."""
         return named(self, wait, uid)
 
-    def snapshot(self, uid: int) -> Snapshot:
-        """Return the state as `uid` may see it, sampled a moment ago at most: looking must not drive the scheduler."""
+    def snapshot(self, uid: int, *, brief: bool = False) -> Snapshot:
+        """Return the state as `uid` may see it, sampled a moment ago at most: looking must not drive the scheduler. `brief`: of its own, as it is known."""
+        if brief:
+            return brief_snapshot(self, uid)
         if self.now - self._sampled >= SAMPLED_AGAIN:
             self._sampled = self.now
             for engine in self.engines.values():

@@ -421,8 +421,9 @@ class Desk:
     def _ask(self, number: int, body: msg.AskHolder) -> None:
         self._reply(number, controls.ask(self._broker, self, body))
 
-    def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
-        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.peer.uid)))
+    def _snapshot(self, number: int, body: msg.GetSnapshot) -> None:
+        found = self._broker.snapshot(self.peer.uid, brief=body.brief)
+        self._reply(number, msg.SnapshotReply(found))
 
     def _needs(self, number: int, body: msg.GetNeeds) -> None:
         check_words(*body.frameworks)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpushare_kernel import __version__
 from gpushare_kernel.broker.counts import CLASSES, Counts, class_of
 from gpushare_kernel.broker.families import LAGS, Reading, Sample, Spread
-from gpushare_kernel.broker.people import OTHER, People
+from gpushare_kernel.broker.series import OTHER, Series
 from gpushare_kernel.broker.views import session_state
 from gpushare_kernel.core.values import Activity, JobState, Presence, UserId
 
@@ -39,7 +39,7 @@ class Readings:
     def __init__(self, broker: Broker, *, people: int, names: bool, again: bool) -> None:
         self._broker, self._names, self._again = broker, names, again
         self._began = time.time() - broker.uptime
-        self._people = People(people, {user: seconds for user, _, seconds in broker.accounts()})
+        self._people = Series(people, {user: seconds for user, _, seconds in broker.accounts()})
         self.lag = Spread.over(LAGS)
         self.turned_away = 0
         self._last: Reading | None = None

@@ -76,6 +76,41 @@ def snapshot(broker: Broker, uid: int) -> view.Snapshot:
     )
 
 
+def brief_snapshot(broker: Broker, uid: int) -> view.Snapshot:
+    """Return what a status bar shows: devices, and what is `uid`'s own. It is asked for every second or two, by everybody's pages."""
+    return view.Snapshot(
+        schema=view.SCHEMA,
+        broker=None,
+        devices=tuple(_brief_device(engine) for engine in broker.engines.values()),
+        sessions=tuple(_session(broker, s, uid) for s in broker.sessions() if _own(broker, s, uid)),
+        queue=tuple(_queue(broker, uid, own=True)),
+        at=round(broker.now, 4),
+    )
+
+
+def _brief_device(engine: Engine) -> view.DeviceView:
+    inventory, table = engine.device.inventory, engine.scheduler.book.table
+    return view.DeviceView(
+        inventory.id,
+        inventory.kind,
+        inventory.name,
+        table.capacity,
+        table.reserve,
+        table.persistent,
+        (),
+        engine.scheduler.turns.accounts.policy.name,
+        engine.scheduler.config.compute,
+        max(0, table.free),
+        inventory.total,
+        lost=engine.device.lost,
+    )
+
+
+def _own(broker: Broker, session: Session, uid: int) -> bool:
+    kernel = broker.registry.get(session.id)
+    return kernel is not None and kernel.uid == uid
+
+
 def _realtime(one: Standing, now: float) -> view.RealtimeView:
     promise = one.promise
     longest = promise.bound if one.longest is None else one.longest
@@ -171,7 +206,20 @@ def _session(broker: Broker, session: Session, uid: int) -> view.SessionView:
         spare=_spare(broker, kernel, session) if kernel is not None and open_ else None,
         parked=session.parked.size if session.parked is not None and open_ else None,
         why_not_parked=_why_not_parked(broker, session) if open_ else None,
+        holds=kernel.held if kernel is not None and open_ else None,
+        granted=_granted(session) if open_ else None,
     )
+
+
+def _granted(session: Session) -> int | None:
+    """Return what its jobs that were let in may take it to: all it keeps, and what each needs beside that."""
+    jobs = [job for job in session.jobs.values() if job.lane is not None]
+    if not jobs:
+        return None
+    keeps = max(session.charged, *(job.need.persistent for job in jobs))
+    whole = keeps + sum(job.need.ephemeral for job in jobs)
+    # One size that was declared is for both together.
+    return whole if len(jobs) > 1 else min(whole, max(jobs[0].size or whole, session.charged))
 
 
 def _why_not_parked(broker: Broker, session: Session) -> str | None:
@@ -206,7 +254,7 @@ def core_mode(broker: Broker, session: Session) -> str | None:
     return broker.engine_of(session.id).scheduler.turns.mode(session, broker.now)
 
 
-def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
+def _queue(broker: Broker, uid: int, *, own: bool = False) -> list[view.QueueView]:
     out = []
     for core, job in (
         (engine.scheduler, job)
@@ -214,6 +262,8 @@ def _queue(broker: Broker, uid: int) -> list[view.QueueView]:
         for job in engine.scheduler.jobs.values()
     ):
         session = core.sessions[job.session]
+        if own and not _own(broker, session, uid):
+            continue
         waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
         if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
             continue

@@ -10,7 +10,7 @@ from gpushare_kernel.core.values import UserId
 OTHER = "other"
 
 
-class People:
+class Series:
     """Device time by name, for `most` names at a time.
 
     What somebody used since the last look counts for that name, or for `other`: so every series only ever grows, also

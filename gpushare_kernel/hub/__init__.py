@@ -1,0 +1,1 @@
+"""JupyterHub: who somebody is, and what its configuration does to notebooks."""
