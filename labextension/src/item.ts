@@ -5,6 +5,7 @@ import { Widget } from '@lumino/widgets';
 import { IBar } from './feed';
 
 const HELP = 'gpushare-bar-help';
+const GAP = 4;
 
 /** Shows what it is given; out of sight until there is something. */
 export class Item extends Widget {
@@ -17,6 +18,7 @@ export class Item extends Widget {
     this.help.id = HELP;
     this.help.className = 'gpushare-bar-help';
     this.help.setAttribute('popover', '');
+    this.help.addEventListener('beforetoggle', () => this.place());
     this.text.className = 'gpushare-bar-text';
     this.said.className = 'gpushare-bar-said';
     this.button.append(this.said, this.text);
@@ -39,6 +41,14 @@ export class Item extends Widget {
   /** The server says nothing any more: what is there may not be so now. */
   lose(): void {
     this.node.dataset.state = 'lost';
+  }
+
+  /** The whole goes above the line where that is at the bottom (JupyterLab), else below it (Notebook). */
+  private place(): void {
+    const { top, bottom } = this.button.getBoundingClientRect();
+    const below = top < window.innerHeight / 2;
+    this.help.style.top = below ? `${bottom + GAP}px` : 'auto';
+    this.help.style.bottom = below ? 'auto' : `${window.innerHeight - top + GAP}px`;
   }
 
   private readonly button = document.createElement('button');

@@ -18,6 +18,7 @@ from tests.labextension.conftest import BROKER, NAME
 from tests.widgets.browser.lab import APPS, PATIENCE, Lab, Notebook
 
 SCREEN = {"width": 1280, "height": 800}
+HOME = {"lab": "lab?reset", "notebook": "tree"}
 HOLD = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.02)"
 
 
@@ -154,23 +155,22 @@ def test_a_broker_that_goes_and_comes_is_said(notebook: Notebook, host: Host) ->
     )
 
 
-def test_what_an_administrator_says_is_there(notebook: Notebook) -> None:
-    """Before everything else, and whole where one opens it."""
+def test_what_an_administrator_says_is_there(lab: Lab, browser: Browser, app: str) -> None:
+    """Before everything else, and whole where one opens it; also where no notebook is open."""
     said = "The machine restarts at 18:00. Save what you need."
-    notebook.page.evaluate(
-        "() => { window.away = true; document.dispatchEvent(new Event('visibilitychange')); }"
+    bar = {"text": "GPU 2.1 GiB · idle", "title": "hw1.ipynb holds 2.1 GiB.", "state": "idle"}
+    page = browser.new_page(viewport=SCREEN)
+    page.route_web_socket(
+        re.compile("gpushare/bar"),
+        lambda socket: socket.send(
+            json.dumps({"kernels": {}, "device": bar, "announcement": said})
+        ),
     )
-
-    def announce(socket):
-        bar = {"text": "GPU 2.1 GiB · idle", "title": "hw1.ipynb holds 2.1 GiB.", "state": "idle"}
-        socket.send(json.dumps({"kernels": {}, "device": bar, "announcement": said}))
-
-    notebook.page.route_web_socket(re.compile("gpushare/bar"), announce)
-    notebook.page.evaluate(
-        "() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }"
-    )
-    expect(item(notebook).locator(".gpushare-bar-said")).to_have_text(said, timeout=PATIENCE)
-    expect(text(notebook)).to_have_text("GPU 2.1 GiB · idle")
-    expect(item(notebook).locator("button")).to_have_attribute(
+    page.goto(f"{lab.url}/{HOME[app]}")
+    shown = page.locator(".gpushare-bar")
+    expect(shown.locator(".gpushare-bar-said")).to_have_text(said, timeout=PATIENCE)
+    expect(shown.locator(".gpushare-bar-text")).to_have_text("GPU 2.1 GiB · idle")
+    expect(shown.locator("button")).to_have_attribute(
         "title", f"{said}\n\nhw1.ipynb holds 2.1 GiB."
     )
+    page.close()
