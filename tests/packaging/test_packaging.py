@@ -121,6 +121,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
         f"{stem}.dist-info",
     }
     assert f"{stem}.data/data/etc/ipython/startup/00-gpushare.py" in names
+    for extra in (
+        "etc/jupyter/jupyter_server_config.d/gpushare.json",
+        "share/gpushare/grafana/gpushare.json",
+    ):
+        assert f"{stem}.data/data/{extra}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.name.endswith("-py3-none-any.whl")
 
