@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import socket
 import stat
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
 from gpushare_kernel import procfs
+from gpushare_kernel.broker.aliases import initials
 from gpushare_kernel.broker.families import COUNTER, FAMILIES
 from gpushare_kernel.broker.metrics import MOST_AT_ONCE
 from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.core.values import UserId
 from tests.faults.host import LIMIT, Host, kill
 from tests.faults.notebook import BURN
 from tests.metrics.scrape import families, offered, read, samples, until, value
@@ -107,6 +112,9 @@ def test_what_happens_is_counted(host: Host, tmp_path: Path) -> None:
     ):
         assert not re.search(rf"(?<![0-9.]){re.escape(hidden)}(?![0-9.])", text), hidden
     assert value(samples(text), "gpushare_broker_event_failures_total") == 0
+    user = UserId(pwd.getpwuid(os.geteuid()).pw_name)
+    for name in ("gpushare_user_device_seconds_total", "gpushare_user_memory_bytes"):
+        assert {labels["user"] for labels, _ in samples(text)[name]} == {initials(user), "other"}
 
 
 def test_all_that_is_offered_is_documented_and_all_that_is_documented_is_offered(
@@ -127,6 +135,19 @@ def test_all_that_is_offered_is_documented_and_all_that_is_documented_is_offered
         base = re.sub("_(bucket|count|sum)$", "", name) if told.get(name) is None else name
         for labels, _ in found:
             assert set(labels) - {"le"} == set(told[base][1]), name
+
+
+def test_prometheus_own_format_is_spoken(host: Host) -> None:
+    """Prometheus asks for OpenMetrics, whose parser is stricter: the same metrics in it."""
+    host.start(*ROOM, "--metrics", "127.0.0.1:0")
+    plain = families(read(offered(host)))
+    request = urllib.request.Request(
+        offered(host), headers={"Accept": "application/openmetrics-text;version=1.0.0;q=0.75,*/*"}
+    )
+    with urllib.request.urlopen(request, timeout=LIMIT) as answer:
+        assert "openmetrics" in answer.headers["Content-Type"]
+        parsed = [*openmetrics(answer.read().decode())]
+    assert {f"{one.name}_total" if one.type == "counter" else one.name for one in parsed} == plain
 
 
 def test_another_process_offers_them_where_one_dies(host: Host) -> None:
@@ -170,7 +191,7 @@ def test_a_broker_that_cannot_have_its_address_again_goes_on_without(host: Host)
 
 def test_a_socket_is_for_its_owner_and_has_names(host: Host, tmp_path: Path) -> None:
     """0600, or 0660 in a folder that hands its group down; people have their names there; a dead broker's is replaced."""
-    user = pytest.importorskip("pwd").getpwuid(os.geteuid()).pw_name
+    user = pwd.getpwuid(os.geteuid()).pw_name
     path = Path(host.places.runtime).parent / "m.sock"
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(path))

@@ -28,6 +28,18 @@ def test_the_snapshot_comes_without_a_kernel(host: Host, visitor: Visitor) -> No
     assert [one["name"] for one in visitor.ask("gpushare/snapshot")[1]["sessions"]] == ["hw1.ipynb"]
 
 
+def test_looking_on_is_no_activity(host: Host, visitor: Visitor) -> None:
+    """A page that shows the bar, and whoever reads snapshots, keep no server from being culled; a request of work is seen."""
+    host.start(*ROOM)
+    visitor.ask("api/contents", {"type": "file"})
+    before = visitor.ask("api/status")[1]["last_activity"]
+    told(visitor.watch(), lambda _: True)
+    assert visitor.ask("gpushare/snapshot")[0] == 200
+    assert visitor.ask("api/status")[1]["last_activity"] == before
+    visitor.ask("api/contents", {"type": "file"})
+    assert visitor.ask("api/status")[1]["last_activity"] > before
+
+
 def test_nobody_without_a_token_sees_any_of_it(host: Host, visitor: Visitor) -> None:
     """Neither way."""
     host.start(*ROOM)
