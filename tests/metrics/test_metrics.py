@@ -6,10 +6,12 @@ import contextlib
 import os
 import pwd
 import re
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -161,6 +163,34 @@ def test_another_process_offers_them_where_one_dies(host: Host) -> None:
     assert host.broker == broker
     name = "gpushare_broker_start_time_seconds"
     assert value(after, name) == value(before, name)
+
+
+def test_a_broker_that_stands_still_is_said_and_answers_when_it_goes_on(host: Host) -> None:
+    """503, once it has not answered for a while; then what is so now, not what was."""
+    broker = host.start(*ROOM, "--metrics", "127.0.0.1:0")
+    where = offered(host)
+    until(where, lambda _: True)
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: not answers(where), LIMIT)
+        assert not answers(where)
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+    host.notebook("hw1.ipynb")
+    until(where, lambda seen: value(seen, "gpushare_users") == 1)
+    exporter_of(host)
+
+
+def answers(where: str) -> bool:
+    """Whether metrics are told; where not, that is said."""
+    try:
+        read(where)
+    except urllib.error.HTTPError as problem:
+        problem.close()
+        if problem.code != 503:
+            raise
+        return False
+    return True
 
 
 def test_a_broker_that_is_started_again_offers_them_at_the_same_address(host: Host) -> None:
