@@ -137,6 +137,8 @@ def test_the_sdist_holds_what_a_packager_needs(built):
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"pyproject.toml", "LICENSE", "Makefile", "examples/digits.ipynb"} <= names
     assert "tests/packaging/test_packaging.py" in names
+    assert "labextension/src/index.ts" in names
+    assert not any("node_modules" in name for name in names)
     assert not any("__pycache__" in name or name.startswith(".venv") for name in names)
 
 
