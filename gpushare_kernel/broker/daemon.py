@@ -177,7 +177,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--metrics-users",
         type=_named,
-        default=NAMED,
         metavar="N",
         help=f"how many people have a series of their own, those who use most; the others are one (default {NAMED}, at most {MOST_NAMED})",
     )

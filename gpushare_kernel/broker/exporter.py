@@ -72,7 +72,8 @@ class Offer:
             return None
         named = given.metrics_names
         names = address.path is not None if named is None else named == "names"
-        return cls(sock, given.metrics_users, names, again)
+        users = NAMED if given.metrics_users is None else given.metrics_users
+        return cls(sock, users, names, again)
 
 
 def _check_installed() -> None:
