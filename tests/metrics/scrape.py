@@ -71,7 +71,7 @@ def until(where: str, holds: Callable[[Samples], object], seconds: float = 30) -
     def look() -> bool:
         try:
             last.append(samples(read(where)))
-        except OSError:
+        except (OSError, http.client.HTTPException):  # it ends in the middle of a word
             return False
         return bool(holds(last[-1]))
 
