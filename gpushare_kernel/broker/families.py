@@ -118,6 +118,10 @@ FAMILIES: dict[str, Family] = {
         GAUGE, "1 where it was started in place of one that had died, 0 where by somebody."
     ),
     "gpushare_broker_ledger_trouble": Family(GAUGE, "1 while it cannot remember (status says why)."),
+    "gpushare_broker_descriptors": Family(
+        GAUGE, "The lowest descriptor that is free, about as many are open: three a session."
+    ),
+    "gpushare_broker_descriptors_limit": Family(GAUGE, "How many it may have; the last 64 are no connection's."),
     "gpushare_broker_events": Family(COUNTER, "Events taken in.", _D),
     "gpushare_broker_event_failures": Family(COUNTER, "Those that failed: bugs, in its log.", _D),
     "gpushare_broker_loop_lag_seconds": Family(

@@ -41,6 +41,7 @@ MOST_AT_ONCE = 16
 """Peers that are spoken with at a time; the next are hung up on."""
 _LONGEST = 2**20
 _NICE = 10
+_NOBODY = 65534
 _PATHS = ("/", "/metrics")
 _logger = logging.getLogger("gpushare_kernel.broker.metrics")  # __name__ is __main__ here
 
@@ -183,6 +184,18 @@ class Server(ThreadingHTTPServer):
             _logger.exception("a request for metrics failed")  # noqa: LOG004  called in one
 
 
+def _become_nobody() -> None:
+    """Whoever speaks with everybody on this host is not root: all it needs is open already."""
+    if os.geteuid() != 0:
+        return
+    try:
+        os.setgroups([])
+        os.setgid(_NOBODY)
+        os.setuid(_NOBODY)
+    except OSError as problem:  # a user namespace without one
+        _logger.warning("metrics are offered as root: %s", problem.strerror)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Offer metrics until the line to the broker ends."""
     parser = argparse.ArgumentParser(prog="gpushare-metrics")
@@ -193,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logs.set_up(given.log)
     os.nice(_NICE)
+    _become_nobody()
     line = socket.socket(fileno=given.line_fd)
     registry = CollectorRegistry()
     registry.register(Source(line))

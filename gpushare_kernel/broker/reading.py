@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
@@ -130,11 +132,23 @@ class Readings:
             "gpushare_broker_ledger_trouble": float(broker.ledger.trouble is not None),
             "gpushare_connections_turned_away": float(self.turned_away),
             "gpushare_broker_loop_lag_seconds": self.lag,
+            "gpushare_broker_descriptors": _lowest_free(),
+            "gpushare_broker_descriptors_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         }
         for name, value in values.items():
             found[name].append(((), value))
         for reason, number in broker.refusals.items():
             found["gpushare_refusals"].append(((reason,), number))
+
+
+def _lowest_free() -> int:
+    """Return the descriptor that would be given out next; the limit where there is none."""
+    try:
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    os.close(fd)
+    return fd
 
 
 class _Adder:

@@ -152,6 +152,25 @@ def test_prometheus_own_format_is_spoken(host: Host) -> None:
     assert {f"{one.name}_total" if one.type == "counter" else one.name for one in parsed} == plain
 
 
+def test_who_speaks_with_everybody_is_not_root(host: Host) -> None:
+    """Where the broker is root, that process is nobody, and all metrics are there still."""
+    host.start(*ROOM, "--metrics", "127.0.0.1:0")
+    seen = until(offered(host), lambda _: True)
+    uids = next(
+        line.split()[1:]
+        for line in Path(f"/proc/{exporter_of(host)}/status").read_text().splitlines()
+        if line.startswith("Uid:")
+    )
+    wanted = os.geteuid() or 65534
+    assert set(uids) == {str(wanted)}
+    assert (
+        3
+        < value(seen, "gpushare_broker_descriptors")
+        < value(seen, "gpushare_broker_descriptors_limit")
+    )
+    assert value(seen, "gpushare_broker_process_cpu_seconds_total") > 0
+
+
 def test_another_process_offers_them_where_one_dies(host: Host) -> None:
     """The broker goes on and starts another; the address is the same."""
     broker = host.start(*ROOM, "--metrics", "127.0.0.1:0")
