@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,9 @@ RARELY = 90.0
 AWAY = 5.0
 """While no broker answers."""
 PATIENCE = 5.0
+_FAILED = "the server failed to ask; its log has the traceback. Please report it."
 Hear = Callable[[str], None]
+_logger = logging.getLogger(__name__)
 
 
 class BarFeed:
@@ -37,7 +40,6 @@ class BarFeed:
         self._kernels = kernels
         self._pages: set[Hear] = set()
         self._task: asyncio.Task[None] | None = None
-        self._line: Line | None = None
         self._last = ""
         self._pending: asyncio.Task[Snapshot] | None = None
         #: How often the broker was asked for pages.
@@ -72,18 +74,24 @@ class BarFeed:
 
     async def _feed(self) -> None:
         loop = asyncio.get_running_loop()
-        due, known = loop.time(), self._kernels()
+        asker, due, known = Asker(), loop.time(), self._kernels()
+        asking: asyncio.Future[tuple[str, float]] | None = None
         try:
             while True:
                 kernels = self._kernels()
                 if loop.time() >= due or kernels != known:
                     known = kernels
-                    message, pause = await asyncio.to_thread(self._ask, dict(kernels))
+                    self.asked += 1
+                    asking = loop.run_in_executor(None, asker.ask, dict(kernels))
+                    message, pause = await asyncio.shield(asking)
                     due = loop.time() + pause
                     self._tell(message)
                 await asyncio.sleep(TICK)
         finally:
-            self._hang_up()
+            if asking is None or asking.done():
+                asker.hang_up()
+            else:  # the last page was closed while the broker was asked
+                asking.add_done_callback(lambda _: asker.hang_up())
 
     def _tell(self, message: str) -> None:
         if message != self._last:
@@ -91,23 +99,33 @@ class BarFeed:
             for page in [*self._pages]:
                 page(message)
 
-    def _ask(self, kernels: Mapping[str, str]) -> tuple[str, float]:
-        """Ask the broker; return what to say, and in how many seconds to ask again."""
-        self.asked += 1
+
+class Asker:
+    """Asks the broker, in a thread, over one line while there is anything to ask often."""
+
+    def __init__(self) -> None:
+        self._line: Line | None = None
+
+    def ask(self, kernels: Mapping[str, str]) -> tuple[str, float]:
+        """Return what to say of `kernels`, and in how many seconds to ask again."""
         try:
             if self._line is None:
                 self._line = line_from_here(PATIENCE)
             snapshot = self._line.snapshot(brief=True)
         except (GpushareError, OSError) as problem:
-            self._hang_up()
+            self.hang_up()
             return _encoded({"device": bar_texts.away(str(problem))}), AWAY
+        except Exception:
+            _logger.exception("what status bars say could not be asked")
+            self.hang_up()
+            return _encoded({"device": bar_texts.away(_FAILED)}), AWAY
         bars = {
             kernel: bar
             for kernel, session in kernels.items()
             if (bar := bar_texts.bar_of_notebook(snapshot, session)) is not None
         }
         if not bars:
-            self._hang_up()  # an open line would keep a broker from its end
+            self.hang_up()  # an open line would keep a broker from its end
         announced = getattr(snapshot, "announcement", None)
         said = {
             "kernels": bars,
@@ -116,11 +134,12 @@ class BarFeed:
         }
         return _encoded(said), min((EVERY[bar.state] for bar in bars.values()), default=RARELY)
 
-    def _hang_up(self) -> None:
-        if self._line is not None:
+    def hang_up(self) -> None:
+        """End the line."""
+        line, self._line = self._line, None
+        if line is not None:
             with contextlib.suppress(OSError):
-                self._line.close()
-            self._line = None
+                line.close()
 
 
 def _whole() -> Snapshot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,37 @@ def test_without_a_notebook_no_line_stays_open(house: House) -> None:
         assert bar["text"].startswith("Device, memory ")
         await asyncio.to_thread(house.saw, lambda: len(house.broker.observers) == 1)
         feed.drop(page)
+        await asyncio.sleep(0)
+
+    asyncio.run(scene())
+    house.saw(lambda: not house.broker.observers)
+
+
+def test_a_page_that_goes_while_the_broker_is_asked_leaves_no_line(house: House) -> None:
+    """The line that is made meanwhile is ended, too; another page then has one of its own."""
+
+    async def scene() -> None:
+        feed, page = BarFeed(lambda: {"k1": "s1"}), Page()
+        held, on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            on.wait(20)
+
+        stuck = asyncio.create_task(
+            asyncio.to_thread(house.do, hold)
+        )  # the broker's loop stands still
+        await asyncio.to_thread(held.wait, 20)
+        feed.show(page)
+        await asyncio.to_thread(eventually, lambda: feed.asked, 20)
+        feed.drop(page)
+        await asyncio.sleep(0)
+        on.set()
+        await stuck
+        again = Page()
+        feed.show(again)
+        await again.next()
+        feed.drop(again)
         await asyncio.sleep(0)
 
     asyncio.run(scene())
