@@ -119,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpushare_broker_ledger_trouble": Family(GAUGE, "1 while it cannot remember (status says why)."),
     "gpushare_broker_descriptors": Family(
-        GAUGE, "The lowest descriptor that is free, about as many are open: three a session."
+        GAUGE, "The lowest descriptor that is free; a session takes three. Near the limit connections are turned away."
     ),
     "gpushare_broker_descriptors_limit": Family(GAUGE, "How many it may have; the last 64 are no connection's."),
     "gpushare_broker_events": Family(COUNTER, "Events taken in.", _D),
