@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What an installation copies or reads; everything else is used where it lies.
-INSTALLED := pyproject.toml $(wildcard etc/ipython/startup/*.py)
+INSTALLED := pyproject.toml $(wildcard etc/ipython/startup/*.py etc/jupyter/*/*.json etc/grafana/*.json)
 
 .PHONY: demo test soak clean
 

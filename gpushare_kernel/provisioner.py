@@ -88,6 +88,11 @@ class GpuShareProvisioner(LocalProvisioner):
     _before = ""
     _reviving: threading.Thread | None = None
 
+    @property
+    def gpushare_session(self) -> str | None:
+        """The broker's id of this kernel's session; None where it shares nothing. The server's extension shows what belongs to it."""
+        return None if self._session is None else str(self._session.session)
+
     # --- Starting ---------------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:

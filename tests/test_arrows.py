@@ -21,6 +21,7 @@ ROOMS = {
     "gpushare_kernel.wire.need_texts": "texts",
     "gpushare_kernel.wire.parking_texts": "texts",
     "gpushare_kernel.wire.admin_texts": "texts",
+    "gpushare_kernel.wire.bar_texts": "texts",
     "gpushare_kernel.wire": "wire",
     "gpushare_kernel.transport": "transport",
     "gpushare_kernel.devices": "devices",
@@ -29,6 +30,8 @@ ROOMS = {
     "gpushare_kernel.replay": "replay",
     "gpushare_kernel.hub.identity": "identity",
     "gpushare_kernel.hub.activity": "hub_service",
+    "gpushare_kernel.hub.server": "server",
+    "gpushare_kernel.hub.bar_feed": "server",
     "gpushare_kernel.hub": "hub",
     "gpushare_kernel.realtime": "pipelines",
     **{
@@ -80,9 +83,11 @@ ARROWS: dict[str, set[str]] = {
     | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package", "identity"},
     # Who vouches for people is asked by a protocol of the broker's; only its daemon knows that it is a hub.
     "identity": LOWEST | {"wire"},
-    "hub": {"procfs"},
     "hub_service": LOWEST | {"sizes", "client", "transport", "wire"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
+    "hub": LOWEST | {"procfs"},
+    # What pages are shown is asked as any client asks; the words are the wire's.
+    "server": LOWEST | {"client", "texts", "hub"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},
     "replay": LOWEST | {"sizes", "core", "wire"},
     # The analysis of deadlines is pure; what runs them is a room of its own in the same folder.
@@ -152,6 +157,7 @@ CORE_MAY = frozenset(
 )
 ONLY = {
     "pynvml": "gpushare_kernel/devices/nvml.py",
+    "prometheus_client": "gpushare_kernel/broker/metrics.py",
     "sqlite3": "gpushare_kernel/broker/ledger.py",
 }
 """Modules that exactly one file of ours imports."""

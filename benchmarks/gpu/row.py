@@ -26,7 +26,7 @@ from benchmarks.common import (
     staged,
 )
 from benchmarks.gpu import checkout, facts
-from gpushare_kernel.broker.daemon import parser
+from gpushare_kernel.broker.options import parser
 from gpushare_kernel.client.line import Line
 
 NOT_MEASURED = 3

@@ -34,6 +34,9 @@ _OPTIONS = (
     "arena_user",
     "hub_api",
     "hub_uids",
+    "metrics",
+    "metrics_users",
+    "metrics_names",
 )
 
 
@@ -170,6 +173,25 @@ class BrokerCommand(Command):
         help="The uids that many people share, with commas between; all by default.",
     )
 
+    metrics = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="Offer metrics to Prometheus at 127.0.0.1:9469 or unix:/run/gpushare/metrics.sock.",
+    )
+    metrics_users = Integer(
+        None,
+        allow_none=True,
+        config=True,
+        help="How many people have metrics of their own, those who use most (20).",
+    )
+    metrics_names = Unicode(
+        None,
+        allow_none=True,
+        config=True,
+        help="What people are called in metrics: initials, or names (the default on a Unix socket).",
+    )
+
     aliases = {  # noqa: RUF012  traitlets reads it from the class
         **Command.aliases,
         **{name.replace("_", "-"): f"BrokerCommand.{name}" for name in _OPTIONS},
@@ -197,7 +219,7 @@ class BrokerCommand(Command):
         return asked
 
     def _check(self, asked: list[str]) -> None:
-        from gpushare_kernel.broker.daemon import parser  # noqa: PLC0415 - the broker's own rules, for two commands
+        from gpushare_kernel.broker.options import parser  # noqa: PLC0415 - the broker's own rules, for two commands
 
         if self.capacity is not None:
             parse_size(self.capacity)

@@ -24,7 +24,7 @@ from gpushare_kernel.broker.processes import Processes
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.settings import Settings
 from gpushare_kernel.broker.upkeep import Upkeep
-from gpushare_kernel.broker.views import named, snapshot
+from gpushare_kernel.broker.views import brief_snapshot, named, snapshot
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.records import User
@@ -105,8 +105,10 @@ class Broker(Processes):
         """Return `wait` in the names that `who` may know."""
         return named(self, wait, who)
 
-    def snapshot(self, who: Person) -> Snapshot:
-        """Return the state as `who` may see it, sampled a moment ago at most: looking must not drive the scheduler."""
+    def snapshot(self, who: Person, *, brief: bool = False) -> Snapshot:
+        """Return the state as `who` may see it, sampled a moment ago at most: looking must not drive the scheduler. `brief`: of its own, as it is known."""
+        if brief:
+            return brief_snapshot(self, who)
         if self.now - self._sampled >= SAMPLED_AGAIN:
             self._sampled = self.now
             for engine in self.engines.values():

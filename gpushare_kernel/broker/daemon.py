@@ -8,7 +8,6 @@ import contextlib
 import gc
 import json
 import logging
-import math
 import os
 import resource
 import signal
@@ -16,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker import logs, service
@@ -25,28 +23,27 @@ from gpushare_kernel.broker.audit import Audit
 from gpushare_kernel.broker.broker import Broker
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.doorway import Doorway
+from gpushare_kernel.broker.exporter import Exporter, Offer
 from gpushare_kernel.broker.groups import Groups, host_of
-from gpushare_kernel.broker.hardware import AUTO, Parking, config_of, find_devices, lock_worker
+from gpushare_kernel.broker.hardware import Parking, config_of, find_devices, lock_worker
 from gpushare_kernel.broker.housekeeping import Housekeeping
 from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.broker.keeper import Keeper
 from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.left_over import lock, resume_left_over
+from gpushare_kernel.broker.options import parser, size_of
 from gpushare_kernel.broker.overdraft import Over
 from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.settings import Settings, parsed, read
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import (
-    BadDeclaration,
     BadSettings,
-    BadSize,
     GpushareError,
     InternalError,
 )
-from gpushare_kernel.core.policies import POLICIES, policy_named
+from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import ProcessKey, UserId
 from gpushare_kernel.devices.base import Device
@@ -55,7 +52,6 @@ from gpushare_kernel.transport.launch import WHY, report_ready
 from gpushare_kernel.transport.places import Places, places, prepare
 from gpushare_kernel.transport.server import Listener, serve
 from gpushare_kernel.wire.messages import Closing
-from gpushare_kernel.wire.recording import SUFFIX
 
 IDLE_EXIT = 60.0
 _AGAIN = (
@@ -74,12 +70,13 @@ _AGAIN = (
     "hub_api",
     "hub_uids",
     "config",
+    "metrics",
+    "metrics_users",
+    "metrics_names",
 )
 """Options that a broker which is started again gets too."""
 _PROGRAM = 4
 """So many words of a broker's command are no arguments: an interpreter, -P, -m, the module."""
-LEAST = 0.01
-"""A turn shorter than this (seconds) would be spent on its own end; less of a core is nothing to share."""
 _logger = logging.getLogger(__name__)
 
 
@@ -116,116 +113,9 @@ def _say_why(given: argparse.Namespace, error: GpushareError) -> None:
     print(error, end="\n" if given.ready_fd is None else f"{WHY}\n", file=sys.stderr)  # noqa: T201
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of a broker."""
-    found = argparse.ArgumentParser(prog="jupyter gpushare broker", description=__doc__)
-    found.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
-    found.add_argument(
-        "--service",
-        action="store_true",
-        help="run for a service manager, which starts it again after a crash: the guardian only resumes",
-    )
-    # By the guardian, after a crash: what was chosen live still holds.
-    found.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
-    found.add_argument(
-        "--idle-exit",
-        type=_seconds,
-        metavar="S",
-        help="exit after S seconds without notebooks (0: never)",
-    )
-    found.add_argument(
-        "--capacity", metavar="SIZE", help="memory to share (default: what is free now)"
-    )
-    found.add_argument(
-        "--compute",
-        type=_positive,
-        metavar="CORES",
-        help="cores to share (default: all we may use)",
-    )
-    found.add_argument(
-        "--device",
-        default=AUTO,
-        metavar="WHICH",
-        help="auto (GPUs, else the CPU), host, cuda, or GPUs by number or UUID: 0,1 (default auto)",
-    )
-    found.add_argument(
-        "--foreign",
-        choices=[one.value for one in Foreign],
-        help="GPU processes of known users that nobody opened a session for: adopt them (default of a "
-        "system broker) or ignore them",
-    )
-    found.add_argument(
-        "--over",
-        choices=[one.value for one in Over],
-        help="whoever holds more than it was granted, and was paused for it in vain while others wait: tell only "
-        "(default), or end its process",
-    )
-    found.add_argument(
-        "--parking",
-        choices=[one.value for one in Parking],
-        help="whether GPU memory of idle notebooks, with all that is in it, goes to the host's memory while others wait for it: "
-        "off (default), cold (by the driver's checkpoint), or warm (quiet torch notebooks move their own tensors first, which is quicker)",
-    )
-    found.add_argument(
-        "--turn", type=_positive, default=0.1, metavar="S", help="length of a turn (default 0.1)"
-    )
-    found.add_argument(
-        "--policy",
-        type=_policy,
-        default="fair",
-        metavar="NAME",
-        help=f"who comes next: {', '.join(POLICIES)} (default fair)",
-    )
-    found.add_argument(
-        "--record",
-        type=_file,
-        metavar="FILE",
-        help="write down every event, to be replayed (jupyter gpushare replay FILE.jsonl); only you can read it",
-    )
-    found.add_argument(
-        "--arena",
-        type=_size,
-        metavar="SIZE",
-        help="memory of the host into which GPU memory of idle notebooks may be set aside, in all (default: a quarter of it; 0: none)",
-    )
-    found.add_argument(
-        "--arena-user",
-        type=_size,
-        metavar="SIZE",
-        help="how much of it one user's notebooks may have (default: half)",
-    )
-    found.add_argument(
-        "--hub-api",
-        type=_hub,
-        metavar="URL",
-        help="the API of the JupyterHub (http://127.0.0.1:8081/hub/api) that tells who somebody is where many people share a uid",
-    )
-    found.add_argument(
-        "--hub-uids",
-        type=_uids,
-        metavar="UIDS",
-        help="the uids that many people share, with commas between (default: all)",
-    )
-    found.add_argument(
-        "--config",
-        type=_path,
-        metavar="FILE",
-        help="groups, caps, budgets and administrators (docs/admin/groups.md); a system broker reads /etc/gpushare/gpushare.toml where there is one",
-    )
-    found.add_argument("--foreground", action="store_true", help="log to the terminal too")
-    found.add_argument("--version", action="version", version=__version__)
-    return found
-
-
-def _policy(text: str) -> str:
-    try:
-        return policy_named(text).name
-    except BadDeclaration as problem:
-        raise argparse.ArgumentTypeError(str(problem)) from None
-
-
 async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     loop = asyncio.get_running_loop()
+    offer = None if given.metrics is None else await Offer.made(given)
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
@@ -236,37 +126,14 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
         compute=given.compute,
         held=sum(_resident(row.process) for row in known.sessions),
     )
-    chosen = dict(known.policies) if given.again else {}
-    if not given.again:
-        ledger.policies_dropped()
-    configs = [
-        config_of(
-            device,
-            policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
-            turn=given.turn,
-            parking=Parking(given.parking or Parking.OFF),
-        )
-        for device in devices
-    ]
-    broker = _made(given, where, [*zip(configs, devices, strict=True)], ledger)
+    broker = _broker(given, where, devices, known, ledger)
     _remember(broker, known, given.record)
     listener = Listener(where.socket, 0o666 if where.system else 0o600, release=__version__)
     keeper = Keeper(table, where, _command(given), lock_worker(devices), restarts=not given.service)
     keeper.start(partial(_let_run, broker))
     _hear_signals(loop, broker)
-    idle_exit = (
-        given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
-    )
-    foreign = Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE))
-    housekeeping = Housekeeping(
-        broker,
-        listener,
-        where,
-        idle_exit,
-        lock=held,
-        foreign=foreign,
-        over=Over(given.over or "tell"),
-    )
+    housekeeping = _housekeeping(given, broker, listener, where, held)
+    exporter = None if offer is None else Exporter.started(offer, broker, where.log, listener)
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
@@ -291,6 +158,8 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
         leaving.push_async_callback(broker.finish)
+        if exporter is not None:
+            leaving.push_async_callback(exporter.stop)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)
@@ -305,24 +174,54 @@ def _say_ready(ready_fd: int | None) -> None:
     service.tell("READY=1")
 
 
-def _made(
+def _broker(
     given: argparse.Namespace,
     where: Places,
-    devices: Sequence[tuple[Config, Device]],
+    devices: Sequence[Device],
+    known: Loaded,
     ledger: Ledger,
 ) -> Broker:
+    chosen = dict(known.policies) if given.again else {}
+    if not given.again:
+        ledger.policies_dropped()
+    configs = [
+        config_of(
+            device,
+            policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
+            turn=given.turn,
+            parking=Parking(given.parking or Parking.OFF),
+        )
+        for device in devices
+    ]
     broker = Broker(
-        devices,
+        [*zip(configs, devices, strict=True)],
         ledger,
         system=where.system,
-        budgets=Budgets.of(Machine(), _bytes(given.arena), _bytes(given.arena_user)),
-        settings=_settings(given, where, [device for _, device in devices]),
+        budgets=Budgets.of(Machine(), size_of(given.arena), size_of(given.arena_user)),
+        settings=_settings(given, where, devices),
         audit=Audit(where.audit),
         persons=_persons(given.hub_api, given.hub_uids),
     )
     broker.groups.good = where.settings_kept
     broker.groups.keep()
     return broker
+
+
+def _housekeeping(
+    given: argparse.Namespace, broker: Broker, listener: Listener, where: Places, held: int
+) -> Housekeeping:
+    idle_exit = (
+        given.idle_exit if given.idle_exit is not None else (0.0 if where.system else IDLE_EXIT)
+    )
+    return Housekeeping(
+        broker,
+        listener,
+        where,
+        idle_exit,
+        lock=held,
+        foreign=Foreign(given.foreign or (Foreign.ADOPT if where.system else Foreign.IGNORE)),
+        over=Over(given.over or "tell"),
+    )
 
 
 def _hear_signals(loop: asyncio.AbstractEventLoop, broker: Broker) -> None:
@@ -389,65 +288,6 @@ def _note_start(where: Places, command: Sequence[str]) -> None:
         fresh.replace(where.again)
     except OSError as problem:
         _logger.warning("a broker started after both are killed has its defaults: %s", problem)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        msg = f"{text} is no number of seconds: give 0 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _size(text: str) -> str:
-    """A size, or 0; kept as it was written, for a broker that is started again."""
-    try:
-        _bytes(text)
-    except BadSize as problem:
-        raise argparse.ArgumentTypeError(str(problem)) from None
-    return text
-
-
-def _bytes(text: str | None) -> int | None:
-    return None if text is None else 0 if text.strip() == "0" else parse_size(text)
-
-
-def _hub(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = f"{text} is no address: give the hub's API, such as http://127.0.0.1:8081/hub/api"
-        raise argparse.ArgumentTypeError(msg)
-    return text
-
-
-def _uids(text: str) -> str:
-    """Uids; kept as they were written, for a broker that is started again."""
-    if not all(uid.isdecimal() for uid in text.split(",")):
-        msg = f"{text} are no uids: give numbers with commas between, such as 1000"
-        raise argparse.ArgumentTypeError(msg)
-    return text
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not LEAST <= value < math.inf:
-        msg = f"{text} is too little or no number: give {LEAST:g} or more"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _file(text: str) -> Path:
-    """A file to record into; the broker works in another folder than whoever starts it."""
-    path = Path(text).absolute()
-    if path.suffix != SUFFIX:
-        msg = f"{text} is to end in {SUFFIX}, by which replay knows a recording"
-        raise argparse.ArgumentTypeError(msg)
-    return path
-
-
-def _path(text: str) -> Path:
-    """A file; the broker works in another folder than whoever starts it."""
-    return Path(text).absolute()
 
 
 def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device]) -> Settings:

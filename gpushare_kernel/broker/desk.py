@@ -102,6 +102,7 @@ class Desk:
         try:
             self._does[type(frame.body)](frame.id, frame.body)
         except GpushareError as error:
+            self._broker.refusals[type(error).__name__] += 1
             if isinstance(error, BadFrame) or frame.id == 0:
                 raise
             self._reply(frame.id, failure_from(error))
@@ -139,6 +140,8 @@ class Desk:
         number = self._waiting.pop(job, None)
         self._forget(job)
         if number is not None:
+            if failure is not _DROPPED:
+                self._broker.refusals[failure.code] += 1
             self._reply(number, failure)
 
     def dropped(self, job: JobId) -> None:
@@ -422,8 +425,8 @@ class Desk:
     def _ask(self, number: int, body: msg.AskHolder) -> None:
         self._reply(number, controls.ask(self._broker, self, body))
 
-    def _snapshot(self, number: int, _body: msg.GetSnapshot) -> None:
-        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.who)))
+    def _snapshot(self, number: int, body: msg.GetSnapshot) -> None:
+        self._reply(number, msg.SnapshotReply(self._broker.snapshot(self.who, brief=body.brief)))
 
     def _needs(self, number: int, body: msg.GetNeeds) -> None:
         check_words(*body.frameworks)

@@ -12,7 +12,13 @@ from gpushare_kernel import __version__, procfs
 from gpushare_kernel.broker.kernels import Kernel, clean_name
 from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, VersionMismatch
+from gpushare_kernel.core.errors import (
+    BadFrame,
+    BadToken,
+    GpushareError,
+    NotYours,
+    VersionMismatch,
+)
 from gpushare_kernel.core.sizes import check_weight
 from gpushare_kernel.core.values import LARGEST_SIZE
 from gpushare_kernel.transport import pidfds
@@ -45,6 +51,15 @@ class Doorway:
         self, payload: bytes, fds: list[int], peer: Peer
     ) -> tuple[bytes, Sequence[int], Factory]:
         """Answer one hello; a GpushareError raised here is the answer too."""
+        try:
+            return await self._on_hello(payload, fds, peer)
+        except GpushareError as error:
+            self._broker.refusals[type(error).__name__] += 1
+            raise
+
+    async def _on_hello(
+        self, payload: bytes, fds: list[int], peer: Peer
+    ) -> tuple[bytes, Sequence[int], Factory]:
         hello = decode_hello(payload)
         version = choose_version(hello.versions)
         if version is None:

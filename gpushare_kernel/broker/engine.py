@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from gpushare_kernel.broker.alarm import Alarm
+from gpushare_kernel.broker.counts import Counts
 from gpushare_kernel.broker.history import History
 from gpushare_kernel.broker.kernels import Kernel, Registry
 from gpushare_kernel.broker.moves import Moves
@@ -74,6 +75,8 @@ class Engine:
         self.freed = asyncio.Event()
         #: Where events are written down, if anybody asked for it.
         self.recorder: Recorder | None = None
+        #: What its metrics count, if anybody asked for them.
+        self.counts: Counts | None = None
         #: Who had the device in the last half minute, for people to see.
         self.history = History()
         scheduler.turns.noted = self.history.note
@@ -143,9 +146,13 @@ class Engine:
             _logger.exception("an event failed", extra={"event": repr(event)})
             if self.recorder is not None:
                 self.recorder.note(self.device.inventory.id, event, None)
+            if self.counts is not None:
+                self.counts.failures += 1
             return False
         if self.recorder is not None:
             self.recorder.note(self.device.inventory.id, event, instructions)
+        if self.counts is not None:
+            self.counts.note(event, instructions)
         core = self.scheduler
         if isinstance(event, _FREES) and not core.config.divisible and len(core.book.queue):
             self.freed.set()  # a CPU's memory is what clients say, until somebody looks closely

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ class JobAnswers:
         self.observers: set[Desk] = set()
         self.aliases = Aliases()
         self.recorder: Recorder | None = None
+        #: Requests that were answered with an error, by its name.
+        self.refusals: Counter[str] = Counter()
         self.stopping = asyncio.Event()
         self.stop_reason = ""
         self.stopped_for_good = False

@@ -96,6 +96,43 @@ def _trouble(broker: Broker) -> str | None:
     return " ".join(filter(None, (broker.ledger.trouble, broker.groups.trouble))) or None
 
 
+def brief_snapshot(broker: Broker, who: Person) -> view.Snapshot:
+    """Return what a status bar shows: devices, and what is `who`'s own, and what an administrator says. It is asked for every second or two, by everybody's pages."""
+    return view.Snapshot(
+        schema=view.SCHEMA,
+        broker=None,
+        devices=tuple(_brief_device(engine) for engine in broker.engines.values()),
+        sessions=tuple(_session(broker, s, who) for s in broker.sessions() if _own(broker, s, who)),
+        queue=tuple(_queue(broker, who, own=True)),
+        at=round(broker.now, 4),
+        maintenance=broker.upkeep.view(who),
+        announcement=broker.upkeep.word,
+    )
+
+
+def _brief_device(engine: Engine) -> view.DeviceView:
+    inventory, table = engine.device.inventory, engine.scheduler.book.table
+    return view.DeviceView(
+        inventory.id,
+        inventory.kind,
+        inventory.name,
+        table.capacity,
+        table.reserve,
+        table.persistent,
+        (),
+        engine.scheduler.turns.accounts.policy.name,
+        engine.scheduler.config.compute,
+        max(0, table.free),
+        inventory.total,
+        lost=engine.device.lost,
+    )
+
+
+def _own(broker: Broker, session: Session, who: Person) -> bool:
+    kernel = broker.registry.get(session.id)
+    return kernel is not None and kernel.person == who
+
+
 def _realtime(one: Standing, now: float) -> view.RealtimeView:
     promise = one.promise
     longest = promise.bound if one.longest is None else one.longest
@@ -191,7 +228,20 @@ def _session(broker: Broker, session: Session, who: Person) -> view.SessionView:
         spare=_spare(broker, kernel, session) if kernel is not None and open_ else None,
         parked=session.parked.size if session.parked is not None and open_ else None,
         why_not_parked=_why_not_parked(broker, session) if open_ else None,
+        holds=kernel.held if kernel is not None and open_ else None,
+        granted=_granted(session) if open_ else None,
     )
+
+
+def _granted(session: Session) -> int | None:
+    """Return what its jobs that were let in may take it to: all it keeps, and what each needs beside that."""
+    jobs = [job for job in session.jobs.values() if job.lane is not None]
+    if not jobs:
+        return None
+    keeps = max(session.charged, *(job.need.persistent for job in jobs))
+    whole = keeps + sum(job.need.ephemeral for job in jobs)
+    # One size that was declared is for both together.
+    return whole if len(jobs) > 1 else min(whole, max(jobs[0].size or whole, session.charged))
 
 
 def _why_not_parked(broker: Broker, session: Session) -> str | None:
@@ -226,7 +276,7 @@ def core_mode(broker: Broker, session: Session) -> str | None:
     return broker.engine_of(session.id).scheduler.turns.mode(session, broker.now)
 
 
-def _queue(broker: Broker, who: Person) -> list[view.QueueView]:
+def _queue(broker: Broker, who: Person, *, own: bool = False) -> list[view.QueueView]:
     out = []
     for core, job in (
         (engine.scheduler, job)
@@ -234,6 +284,8 @@ def _queue(broker: Broker, who: Person) -> list[view.QueueView]:
         for job in engine.scheduler.jobs.values()
     ):
         session = core.sessions[job.session]
+        if own and not _own(broker, session, who):
+            continue
         waits_for_turn = session.phase is Phase.WAITING and job.granted is not None
         if job.state not in {JobState.QUEUED, JobState.ADMITTED} or waits_for_turn:
             continue

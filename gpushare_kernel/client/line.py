@@ -105,9 +105,9 @@ class Line:
             raise error_from(frame.body)
         return frame.body  # type: ignore[return-value]  # the codec lets only replies be replies
 
-    def snapshot(self) -> Snapshot:
-        """Return what goes on, as this user may see it."""
-        return self._expect(GetSnapshot(), SnapshotReply).snapshot
+    def snapshot(self, *, brief: bool = False) -> Snapshot:
+        """Return what goes on, as this user may see it; `brief`: of notebooks only this user's own, and nothing of the past."""
+        return self._expect(GetSnapshot(brief), SnapshotReply).snapshot
 
     def release(self, session: str) -> ReleasedNow:
         """Have a session of mine give back what it declared and does not use; it trims where it keeps unused memory."""

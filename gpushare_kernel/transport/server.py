@@ -53,6 +53,8 @@ class Listener:
         self._handshakes: set[asyncio.Task[bool]] = set()
         self._allowances = Allowances()
         self._resting: asyncio.TimerHandle | None = None
+        #: How many connections were turned away: over their user's limit, or the host's.
+        self.turned_away = 0
         self.sock = self._bind()
         self._spare = os.open(os.devnull, os.O_RDONLY)
 
@@ -169,6 +171,7 @@ class Listener:
         with contextlib.suppress(OSError):
             self.sock.accept()[0].close()
         self._spare = os.open(os.devnull, os.O_RDONLY)
+        self.turned_away += 1
         _logger.error(_TOO_FEW)
 
     def _take(self, sock: socket.socket) -> None:
@@ -177,12 +180,14 @@ class Listener:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # The kernel gives the lowest number that is free. Without any left we could not even read how our processes stand.
         if sock.fileno() >= limit - min(RESERVED, limit // 4):
+            self.turned_away += 1
             if allowance.worth_saying("descriptors"):
                 _logger.error(_TOO_FEW)
             sock.close()
             return
         refusal = allowance.refusal()
         if self._on_hello is None or refusal is not None:
+            self.turned_away += 1
             allowance.spend(TURNED_AWAY)
             if refusal is not None and allowance.worth_saying("connections"):
                 _logger.warning("turned a connection away: %s", refusal, extra={"uid": peer.uid})

@@ -252,7 +252,12 @@ class Release(_Message, frozen=True):
 
 
 class GetSnapshot(_Message, frozen=True):
-    """Reply: `SnapshotReply`, filtered for the caller (I9)."""
+    """Reply: `SnapshotReply`, filtered for the caller (I9).
+
+    `brief`: devices (without lanes and turns), the caller's own sessions and what these wait for, as they are known: nobody is sampled for it.
+    """
+
+    brief: bool = False
 
 
 class GetNeeds(_Message, frozen=True):

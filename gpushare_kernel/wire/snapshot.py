@@ -83,7 +83,7 @@ class DeviceView(Struct, frozen=True):
 
 
 class SessionView(Struct, frozen=True):
-    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`, `real-time`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows), `parked` the bytes of it that are set aside beside the device (None: none), `why_not_parked` why they cannot be (None: they can)."""
+    """A kernel. `state` is its presence or activity, or `paused`; `why_paused` says why where that is not its turn's end (`by-its-owner`, `over-its-grant`, `real-time`); `doing` are the names of its declared jobs, `mode` how it shares the device now (None when idle), `spare` what a release would give back at most (None: nobody knows), `parked` the bytes of it that are set aside beside the device (None: none), `why_not_parked` why they cannot be (None: they can). `holds` is what it was last seen to hold (None: nobody has looked), `granted` what its jobs that were let in may take it to, in bytes (None: there is none)."""
 
     id: str
     user: str
@@ -103,6 +103,8 @@ class SessionView(Struct, frozen=True):
     spare: int | None = None
     parked: int | None = None
     why_not_parked: str | None = None
+    holds: int | None = None
+    granted: int | None = None
 
 
 class QueueView(Struct, frozen=True):

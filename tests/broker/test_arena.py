@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import arena as arenas_of
-from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.extents import Span
 from gpushare_kernel.broker.memfile import MemFile
+from gpushare_kernel.broker.options import parser, size_of
 from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.client.arena import Lease, take
 from gpushare_kernel.core.errors import (
@@ -254,13 +254,13 @@ def test_budgets_by_default(given: tuple[int | None, int | None], expected: Budg
 
 def test_budgets_are_options_of_a_broker(capsys: pytest.CaptureFixture[str]) -> None:
     """A6: sizes, or 0; a broker that is started again after a crash has them too."""
-    given = daemon.parser().parse_args(["--arena", "3GiB", "--arena-user", "0"])
+    given = parser().parse_args(["--arena", "3GiB", "--arena-user", "0"])
     machine: Any = SimpleNamespace(total=lambda: 256 * MiB)
-    budgets = Budgets.of(machine, daemon._bytes(given.arena), daemon._bytes(given.arena_user))
+    budgets = Budgets.of(machine, size_of(given.arena), size_of(given.arena_user))
     assert budgets == Budgets(3 * GiB, 0)
     assert daemon._command(given)[-4:] == ["--arena", "3GiB", "--arena-user", "0"]
     with pytest.raises(SystemExit):
-        daemon.parser().parse_args(["--arena", "12"])
+        parser().parse_args(["--arena", "12"])
     assert "--arena: size '12' has no unit" in capsys.readouterr().err
 
 

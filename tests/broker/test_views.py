@@ -52,6 +52,8 @@ KEYS = {
         "spare",
         "parked",
         "why_not_parked",
+        "holds",
+        "granted",
     },
     "queue": {"job", "session", "reason", "ahead", "eta"}
     | {"needs", "waited", "name", "free", "holders", "until", "exact", "cap", "group", "note"},
@@ -180,6 +182,48 @@ def test_to_others_a_person_is_initials(house: House, tmp_path: Path) -> None:
         f":{2 * GiB}",
     ):
         assert secret not in text
+
+
+def test_a_brief_one_is_of_ones_own(house: House) -> None:
+    """Devices, sessions and what these wait for are as in the whole; lanes, turns and other people are not in it."""
+    whole = busy(house)
+    brief = house.call(msg.Observe()).ask(msg.GetSnapshot(brief=True)).snapshot
+    assert [one.id for one in brief.sessions] == [one.id for one in whole.sessions]
+    assert [(one.job, one.needs, one.ahead) for one in brief.queue] == [
+        (one.job, one.needs, one.ahead) for one in whole.queue
+    ]
+    (device,) = brief.devices
+    assert (device.free, device.capacity, device.lanes, device.turns) == (3 * GiB, 8 * GiB, (), ())
+    assert (brief.users, brief.broker) == ((), None)
+    (runs, waits) = (
+        next(s for s in brief.sessions if s.name == name)
+        for name in ("thesis.ipynb", "other.ipynb")
+    )
+    assert (runs.granted, waits.granted) == (5 * GiB, None)
+
+
+def test_nobody_is_sampled_for_a_brief_one(house: House) -> None:
+    """Every page's status bar asks for it: the scheduler does not notice."""
+    busy(house)
+    line, seen = house.call(msg.Observe()), []
+    engine = house.broker.engine
+    house.do(lambda: setattr(engine, "sample", lambda *of: seen.append(of)))
+    for _ in range(3):
+        line.ask(msg.GetSnapshot(brief=True))
+    assert not seen
+    house.broker._sampled = -1.0
+    line.ask(msg.GetSnapshot())
+    assert seen
+
+
+@as_root
+def test_a_brief_one_has_nothing_of_others(house: House, tmp_path: Path) -> None:
+    """Not even that they are there."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    busy(house)
+    _, reply = house.as_user(NOBODY, msg.Observe(), msg.GetSnapshot(brief=True))
+    assert (reply.snapshot.sessions, reply.snapshot.queue) == ((), ())
 
 
 @as_root

@@ -121,6 +121,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
         f"{stem}.dist-info",
     }
     assert f"{stem}.data/data/etc/ipython/startup/00-gpushare.py" in names
+    for extra in (
+        "etc/jupyter/jupyter_server_config.d/gpushare.json",
+        "share/gpushare/grafana/gpushare.json",
+    ):
+        assert f"{stem}.data/data/{extra}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.name.endswith("-py3-none-any.whl")
 
@@ -132,6 +137,8 @@ def test_the_sdist_holds_what_a_packager_needs(built):
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"pyproject.toml", "LICENSE", "Makefile", "examples/digits.ipynb"} <= names
     assert "tests/packaging/test_packaging.py" in names
+    assert "labextension/src/index.ts" in names
+    assert not any("node_modules" in name for name in names)
     assert not any("__pycache__" in name or name.startswith(".venv") for name in names)
 
 

@@ -28,7 +28,7 @@ APPS = {"lab": "lab/tree/{}?reset", "notebook": "notebooks/{}"}
 class Lab:
     """A Jupyter server whose kernels are started by our provisioner; both front ends are on it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *options: str) -> None:
         self.root = root
         settings = root / ".settings/@jupyterlab/apputils-extension"
         settings.mkdir(parents=True)
@@ -45,6 +45,7 @@ class Lab:
                 *("--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={root}"),
                 *("--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
                 "--JupyterNotebookApp.expose_app_in_browser=True",
+                *options,
             ],
             env={
                 **os.environ,
