@@ -7,6 +7,7 @@ sshd puts into the environment of whoever logs in.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ PORT = 2222
 PATIENCE = 30.0
 _GATEWAY = Path(__file__).with_name("gateway.py")
 _SPEC = "several"
+_serial = itertools.count()
 
 
 def missing() -> str:
@@ -50,8 +52,9 @@ class Host:
     """One of them: a namespace, its sshd, its broker."""
 
     def __init__(self, bed: Path, number: int, *, driver: str = "") -> None:
-        nth = os.getpid() % 100 * 2 + number
-        self.space, self.outside = f"gps{os.getpid()}n{number}", f"gpsv{os.getpid() % 100000}n{number}"
+        serial = next(_serial)
+        nth = (os.getpid() * 8 + serial) % 250
+        self.space, self.outside = f"gps{os.getpid()}n{serial}", f"gpv{os.getpid()}n{serial}"
         self.address, self.gateway = f"10.213.{nth}.2", f"10.213.{nth}.1"
         self.places = Places(bed / f"b{number}", system=True, named=True)
         self._bed, self._driver = bed, driver
@@ -85,7 +88,9 @@ class Host:
         config.write_text(
             f"Port {PORT}\nListenAddress {self.address}\nHostKey {self._bed}/host_key\n"
             f"AuthorizedKeysFile {self._bed}/home/.ssh/id_ed25519.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
-            f"PermitRootLogin yes\nMaxStartups 100\nSetEnv GPUSHARE_RUNTIME_DIR={self.places.runtime}\n"
+            f"PermitRootLogin yes\nMaxStartups 100\n"
+            f"SetEnv GPUSHARE_RUNTIME_DIR={self.places.runtime} IPYTHONDIR={self._bed}/ipython "
+            f"JUPYTER_RUNTIME_DIR={self._bed}/jupyter\n"
         )
         pretend = (
             f"mount -t tmpfs none /sys/module && mkdir /sys/module/nvidia && echo {self._driver} > /sys/module/nvidia/version && "
@@ -157,16 +162,19 @@ class Host:
 class Gateway:
     """A process with jupyter_client's kernel manager and our provisioner; asked line by line (`gateway.py`)."""
 
-    def __init__(self, bed: Path, hosts: Sequence[Host], also: Sequence[str]) -> None:
-        _spec(bed, [*(host.address for host in hosts), *also])
-        self._process = subprocess.Popen(
-            [sys.executable, str(_GATEWAY), _SPEC],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(bed / "gateway.log").open("ab"),
-            text=True,
-            env=_environment(bed, hosts[0].gateway),
-        )
+    def __init__(
+        self, bed: Path, hosts: Sequence[Host], also: Sequence[str], config: Mapping[str, Any]
+    ) -> None:
+        _spec(bed, [*(host.address for host in hosts), *also], config)
+        with (bed / "gateway.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(_GATEWAY), _SPEC],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(bed, hosts[0].gateway),
+            )
         self._bed = bed
 
     def log(self) -> str:
@@ -230,9 +238,9 @@ class Bed:
         )
 
     @contextlib.contextmanager
-    def gateway(self, *also: str) -> Iterator[Gateway]:
-        """A gateway to these hosts, and to those that are named `also`."""
-        gateway = Gateway(self.folder, self.hosts, also)
+    def gateway(self, *also: str, **config: Any) -> Iterator[Gateway]:
+        """A gateway to these hosts, and to those that are named `also`; `config` is the provisioner's, in the kernelspec."""
+        gateway = Gateway(self.folder, self.hosts, also, config)
         try:
             yield gateway
         finally:
@@ -257,7 +265,7 @@ def bed(drivers: Sequence[str] = ("", "")) -> Iterator[Bed]:
             made.close()
 
 
-def _spec(bed: Path, hosts: Sequence[str]) -> None:
+def _spec(bed: Path, hosts: Sequence[str], config: Mapping[str, Any]) -> None:
     """Install the engine's own kernelspec, and name our provisioner in it: what docs/admin/several-hosts.md says."""
     shutil.rmtree(bed / "share/jupyter/kernels", ignore_errors=True)
     installer = [sys.executable, "-m", "gateway_provisioners.cli.ssh_specapp"]
@@ -266,7 +274,9 @@ def _spec(bed: Path, hosts: Sequence[str]) -> None:
     path = bed / "share/jupyter/kernels" / _SPEC / "kernel.json"
     spec = json.loads(path.read_text())
     spec["argv"][0] = sys.executable
-    spec["metadata"]["kernel_provisioner"]["provisioner_name"] = "gpushare-distributed"
+    stanza = spec["metadata"]["kernel_provisioner"]
+    stanza["provisioner_name"] = "gpushare-distributed"
+    stanza["config"].update(config)
     path.write_text(json.dumps(spec))
 
 

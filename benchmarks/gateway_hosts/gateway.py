@@ -82,7 +82,7 @@ class Gateway:
 
     async def states(self) -> dict[str, Any]:
         """Say what is known of each host."""
-        known = [state for pool in hosts._pools.values() for state in pool.states()]  # noqa: SLF001  to look on
+        known = [state for pool in hosts._pools.values() for state in pool.states()]
         return {
             "hosts": {
                 one.name: {

@@ -185,7 +185,11 @@ class GpuShareDistributedProvisioner(DistributedProvisioner):
     async def poll(self) -> int | None:
         """Return None while the kernel runs; also while its host is cut off: then nobody knows, and it is not started anew."""
         host, process = self._host, self._process
-        if host is None or process is None or host.is_gone(process):
+        if host is None or process is None:
+            return 0
+        if host.is_gone(process):
+            # The engine's listener outlives a kernel that was killed; asked for its parent it notices, and ends.
+            await self._send_signal_via_listener(0)
             return 0
         if self._stopping:
             host.ask_now()

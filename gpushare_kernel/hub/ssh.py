@@ -17,6 +17,7 @@ from gpushare_kernel.hub.report import FORMAT, LONGEST_LINE, BadLine, Greeting, 
 _NOISE = 100
 """Lines that a login shell may say before us."""
 _NOT_FOUND = 127
+_NO_KEY = "No authentication methods available"
 SSH_PORT = 22
 
 
@@ -164,7 +165,7 @@ def _refused(problem: Exception, host: str, login: Login) -> HostAway:
     user = login.user or "this user"
     if isinstance(problem, TimeoutError):
         return HostAway("it does not answer")
-    if isinstance(problem, paramiko.AuthenticationException):
+    if isinstance(problem, paramiko.AuthenticationException) or _NO_KEY in str(problem):
         why = f"ssh does not let {user} in: {problem}. From here, as who runs this server: ssh {user}@{host}"
     elif isinstance(problem, paramiko.BadHostKeyException):
         why = f"its ssh key is not the one that is known. If it was installed anew: ssh-keygen -R {host}, then ssh {host}"
