@@ -160,10 +160,10 @@ def test_a_paused_kernel_is_interrupted(several, gateway, tmp_path):
     gateway.ask(
         "send",
         kernel=kernel["kernel"],
-        code=f"open({str(begun)!r}, 'w').close()\ntry:\n    while True: pass\nexcept KeyboardInterrupt: done = 'interrupted'",
+        code=f"open({str(begun)!r}, 'w').close()\ntry:\n    while True: sum(range(1000))\nexcept KeyboardInterrupt: done = 'interrupted'",
     )
     [session] = here.snapshot().sessions
-    until(begun.exists)
+    until(lambda: begun.exists() and here.snapshot().sessions[0].mode)
     with Line(here.places) as line:
         line.pause(session.id)
     until(lambda: procfs.state(kernel["pid"]) == "T")
