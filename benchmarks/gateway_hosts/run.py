@@ -39,6 +39,7 @@ class Rounds:
     def cut(self) -> None:
         """Its cable is out until kernels avoid it."""
         self._start("start")
+        self._until(lambda: not self._away())
         self._gone("cut", self._here.cut, self._here.mend)
 
     def unnoticed(self) -> None:
