@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -19,6 +20,7 @@ from gpushare_kernel.core.reasons import why
 from gpushare_kernel.core.values import JobState
 from gpushare_kernel.hub.placement import GPU, DeviceState, HostState, Wish, order
 from gpushare_kernel.replay.engine import Engine, Settings, auto_turn
+from gpushare_kernel.replay.machine import Run
 from gpushare_kernel.replay.outcome import Outcome
 from gpushare_kernel.replay.pool import pooled
 from gpushare_kernel.replay.trace import TraceJob, check_fits
@@ -34,6 +36,7 @@ class Place(Engine):
         super().__init__([], settings)
         self.name = name
         self.here: list[TraceJob] = []
+        self._open_of: Counter[str] = Counter()
         self._known: tuple[int, DeviceState] | None = None
 
     def take(self, job: TraceJob) -> None:
@@ -41,6 +44,7 @@ class Place(Engine):
         self.here.append(job)
         self.jobs = self.here
         self._left += 1
+        self._open_of[job.owner] += 1
         while not self.step(job.submitted):
             pass
         self._arrive(job)
@@ -52,7 +56,12 @@ class Place(Engine):
 
     def open_of(self, owner: str) -> int:
         """How many of those are one person's."""
-        return sum(self.runs[job.name].ended is None and job.owner == owner for job in self.here)
+        return self._open_of[owner]
+
+    def _reached(self, run: Run) -> None:
+        super()._reached(run)
+        if run.ended is not None:
+            self._open_of[run.job.owner] -= 1
 
     def state(self) -> DeviceState:
         """Return what its broker would say now."""
@@ -220,11 +229,20 @@ def _run(jobs: Sequence[TraceJob], places: Sequence[Place], chosen: Placing) -> 
     at = [inf] * len(places)
 
     def until(time: float) -> None:
+        """Have happen what is before `time`, and of what is then what comes before arrivals: ends and answers."""
+        now = []
         while due and due[0][0] <= time and due[0][0] < inf:
             when, n = heappop(due)
             if when != at[n]:
                 continue  # it has been put there anew since
-            places[n].step()
+            if when < time:
+                places[n].step()
+                renew(n)
+                continue
+            while not places[n].step(time):
+                pass
+            now.append(n)
+        for n in now:
             renew(n)
 
     def renew(n: int) -> None:
