@@ -38,6 +38,11 @@ class Gateway:
         await self._connect(kernel)
         return {"kernel": kernel, "seconds": taken, **self._where(kernel)}
 
+    async def many(self, count: int) -> dict[str, Any]:
+        """Start so many at the same time; which hosts they are on."""
+        started = await asyncio.gather(*(self.start({}) for _ in range(count)))
+        return {"hosts": [one["host"] for one in started]}
+
     async def run(self, kernel: str, code: str) -> dict[str, Any]:
         """Run code, and return what it prints."""
         said: list[str] = []

@@ -14,9 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway_provisioners.config_mixin import ssh_port
-from gateway_provisioners.distributed import DistributedProvisioner, kernel_log_dir
 from traitlets import List, Unicode
+
+try:
+    from gateway_provisioners.config_mixin import ssh_port
+    from gateway_provisioners.distributed import DistributedProvisioner, kernel_log_dir
+except ModuleNotFoundError as problem:
+    _MISSING = f"the provisioner gpushare-distributed needs {problem.name}. Run: pip install 'gpushare-kernel[gateway]'"
+    raise ModuleNotFoundError(_MISSING, name=problem.name) from None
 
 from gpushare_kernel.core.errors import BadSize, HostAway, NoHost
 from gpushare_kernel.core.sizes import parse_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,10 +76,14 @@ def test_kernels_go_where_the_fewest_are_and_are_sessions_there(several, gateway
     for n, one in enumerate(kernels):
         assert gateway.run(one["kernel"], f"x = {n}; print(x)").strip() == str(n)
     # The client in the kernel is the usual one.
-    assert "attached" in gateway.run(
-        kernels[0]["kernel"],
-        "import gpushare_kernel.client.start, os; print('attached' if os.environ['GPUSHARE_SESSION'] else '')",
-    )
+    lane = "import gpushare_kernel as gpushare\nwith gpushare.lane(persistent='8MiB'): print('granted')"
+    assert "granted" in gateway.run(kernels[0]["kernel"], lane)
+
+
+def test_kernels_that_are_started_at_once_spread(several, gateway):
+    """Whoever is on the way counts, before any broker has counted it."""
+    went = gateway.ask("many", count=6)["hosts"]
+    assert sorted(went.count(host.address) for host in several.hosts) == [3, 3]
 
 
 def test_what_others_start_there_counts(several, gateway):
@@ -309,3 +314,25 @@ def test_idle_for_long_nothing_is_connected(several, login):
         assert hosts.order(Wish()).hosts == (several.hosts[0].address,)
     finally:
         hosts.close()
+
+
+def test_hosts_says_what_a_gateway_sees(several):
+    """A row for each, why one cannot be used, and where a kernel would go."""
+    first, second = (host.address for host in several.hosts)
+    env = {**os.environ, "HOME": str(several.folder / "home"), "GP_SSH_PORT": str(PORT), "GP_REMOTE_USER": "root", "COLUMNS": "200"}  # fmt: skip
+    env.pop("SSH_AUTH_SOCK", None)
+    command = [sys.executable, "-m", "gpushare_kernel.app.main", "hosts"]
+    done = subprocess.run([*command, first, second], capture_output=True, text=True, env=env, check=False)  # fmt: skip
+    assert done.returncode == 0, done
+    assert done.stdout.count("host, 2.0 GiB") == 2
+    assert done.stdout.rstrip().rpartition("A kernel would go to ")[2] in {
+        f"{first}.",
+        f"{second}.",
+    }
+    some = [*command, first, "nonesuch.invalid", "--needs=1GiB"]
+    done = subprocess.run(some, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1
+    assert "no host of that name is known" in done.stdout
+    assert done.stdout.rstrip().endswith(f"A kernel would go to {first}.")
+    nobody = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert "gpushare: which hosts? Write: jupyter gpushare hosts HOST ..." in nobody.stderr
