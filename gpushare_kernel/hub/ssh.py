@@ -6,7 +6,7 @@ import shlex
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
@@ -26,7 +26,7 @@ class Login:
     """How hosts are reached: as gateway_provisioners has it (GP_REMOTE_USER, GP_REMOTE_PWD, GP_SSH_PORT, GP_REMOTE_GSS_SSH)."""
 
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     port: int = SSH_PORT
     gss: bool = False
     known_hosts: Path | None = None

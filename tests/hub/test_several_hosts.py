@@ -303,7 +303,7 @@ def test_another_driver_is_passed_over():
 
 def test_idle_for_long_nothing_is_connected(several, login):
     """After some minutes without a start, and at once again when there is one."""
-    pace = Pace(every=0.1, linger=0.3)
+    pace = Pace(every=0.1, linger=5.0)
     hosts = Hosts([several.hosts[0].address], login, sys.executable, pace=pace)
     try:
         hosts.look()
