@@ -40,13 +40,14 @@ _NOT_YET = "it has not answered yet"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How hosts are asked, in seconds: how often, how long for an answer (and for each step of a login), how soon again
-    where there was none, and where that needs somebody's hand first; how long a host is passed over in which a kernel did not
-    start; how long hosts are asked after the last start.
+    """How hosts are asked, in seconds: how often, how long for an answer (and for a connection), how long for a login (a busy host
+    starts a Python slowly); how soon again where there was none, and where that needs somebody's hand first; how long a host
+    is passed over in which a kernel did not start; how long hosts are asked after the last start.
     """
 
     every: float = 2.0
     limit: float = 3.0
+    login: float = 10.0
     again: float = 2.0
     lasting: float = 60.0
     suspect: float = 30.0
@@ -57,10 +58,18 @@ class Host:
     """One of them. What it says of itself may be read at any time; `away` says why it is of no use now."""
 
     def __init__(
-        self, name: str, login: Login, python: str, pace: Pace, log: logging.Logger
+        self,
+        name: str,
+        login: Login,
+        python: str,
+        *,
+        pace: Pace,
+        log: logging.Logger,
+        changed: threading.Condition,
     ) -> None:
         self.name = name
-        self.changed = threading.Condition()
+        #: Notified when something new is known of it, or of another one of the pool.
+        self.changed = changed
         self.address = ""
         self._login, self._command, self._pace, self._log = login, (python, *_AGENT), pace, log
         self._line = threading.Lock()  # one question at a time
@@ -249,7 +258,8 @@ class Host:
             self.signal(process, signal.SIGKILL)
 
     def _dial(self) -> None:
-        asked = Asked(self.name, self._login, self._command, self._pace.limit)
+        pace = self._pace
+        asked = Asked(self.name, self._login, self._command, pace.limit, pace.login)
         with self._line:
             self._asked, self.address = asked, asked.address
         with self.changed:
@@ -308,9 +318,12 @@ class Hosts:
         pace: Pace | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        kept, told = pace or Pace(), log or logging.getLogger(__name__)
-        self._hosts = {name: Host(name, login, python, kept, told) for name in dict.fromkeys(names)}
-        self._limit = kept.limit
+        self._pace, told = pace or Pace(), log or logging.getLogger(__name__)
+        self._changed = threading.Condition()
+        self._hosts = {
+            name: Host(name, login, python, pace=self._pace, log=told, changed=self._changed)
+            for name in dict.fromkeys(names)
+        }
 
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]
@@ -319,13 +332,21 @@ class Hosts:
         return name in self._hosts
 
     def look(self) -> None:
-        """Return once each host has said how it is, or is known to be away; at the latest after one limit, and at once as a rule."""
-        until = time.monotonic() + self._limit
+        """Return once each host has said how it is, or is known to be away: at once as a rule, after one limit at the latest.
+
+        Where no host is of use by then, the first one that is logged into is waited for.
+        """
         for host in self._hosts.values():
             host.want()
-        for host in self._hosts.values():
-            with host.changed:
-                host.changed.wait_for(host.settled, max(0.0, until - time.monotonic()))
+        with self._changed:
+            if not self._changed.wait_for(self._settled, self._pace.limit):
+                self._changed.wait_for(self._usable, self._pace.login)
+
+    def _settled(self) -> bool:
+        return all(host.settled() for host in self._hosts.values())
+
+    def _usable(self) -> bool:
+        return self._settled() or not all(host.is_away() for host in self._hosts.values())
 
     def order(self, wish: Wish, tried: Collection[str] = ()) -> Order:
         """Return where a kernel may go, best first."""

@@ -35,19 +35,21 @@ class Login:
 class Asked:
     """A command that runs on a host. Not for several threads at once."""
 
-    def __init__(self, host: str, login: Login, command: Sequence[str], limit: float) -> None:
-        """Log in, start it, and take its greeting, within `limit` seconds each. `HostAway` where that fails."""
+    def __init__(
+        self, host: str, login: Login, command: Sequence[str], limit: float, patience: float
+    ) -> None:
+        """Connect, within `limit` seconds; log in, start it and take its greeting, within `patience` each. `HostAway` where that fails."""
         self.host = host
         self._command = command
         self._held = b""
         self._client = _client(login)
         try:
-            transport = _connect(self._client, host, login, limit)
+            transport = _connect(self._client, host, login, limit, patience)
             self.address = str(transport.getpeername()[0])
-            self._channel = transport.open_session(timeout=limit)
-            self._channel.settimeout(limit)
+            self._channel = transport.open_session(timeout=patience)
+            self._channel.settimeout(patience)
             self._channel.exec_command(shlex.join(command))
-            self.greeting = self._greeted(limit)
+            self.greeting = self._greeted(patience)
         except (paramiko.SSHException, OSError, EOFError) as problem:
             self._client.close()
             raise _refused(problem, host, login) from problem
@@ -133,7 +135,7 @@ def _client(login: Login) -> paramiko.SSHClient:
 
 
 def _connect(
-    client: paramiko.SSHClient, host: str, login: Login, limit: float
+    client: paramiko.SSHClient, host: str, login: Login, limit: float, patience: float
 ) -> paramiko.Transport:
     """Log in. A host's key may be known by its name or, as gateway_provisioners wants it, by its address."""
     try:
@@ -150,8 +152,8 @@ def _connect(
         username=login.user,
         password=login.password,
         timeout=limit,
-        banner_timeout=limit,
-        auth_timeout=limit,
+        banner_timeout=patience,
+        auth_timeout=patience,
         **gss,
     )
     transport = client.get_transport()

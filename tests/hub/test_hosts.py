@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -47,10 +48,15 @@ class Played:
         self.open = 0
         self.held = threading.Event()
         self.held.set()
+        self.slow: threading.Event | None = None
         self.launched: Callable[[str], Answer] = lambda _: Launched((7, 70))
 
-    def __call__(self, name: str, login: Login, command: tuple[str, ...], limit: float) -> Line:
+    def __call__(
+        self, name: str, login: Login, command: tuple[str, ...], limit: float, patience: float
+    ) -> Line:
         """Dial."""
+        if self.slow is not None:
+            self.slow.wait(30)
         if name in self.down:
             raise HostAway(self.down[name])
         self.open += 1
@@ -120,6 +126,26 @@ def test_a_start_does_not_wait_for_who_is_known_to_be_away(pool, played):
     del played.down["b"]
     eventually(lambda: not away(pool, "b"))
     assert set(pool.order(Wish()).hosts) == {"a", "b"}
+
+
+def test_where_nobody_is_of_use_yet_a_start_waits_for_the_first_who_is(played):
+    """A busy host is logged into slowly: that is no reason to start nothing."""
+    played.slow = threading.Event()
+    pool = Hosts(["a", "b"], Login(), "python", pace=dataclasses.replace(QUICK, limit=0.05))
+    looking = threading.Thread(target=pool.look)
+    looking.start()
+    try:
+        looking.join(0.3)
+        assert looking.is_alive()
+        assert pool.order(Wish()).hosts == ()
+        played.slow.set()
+        looking.join(30)
+        assert not looking.is_alive()
+        assert pool.order(Wish()).hosts
+    finally:
+        played.slow.set()
+        looking.join()
+        pool.close()
 
 
 def test_what_keeps_a_host_from_starting_kernels_is_its_reason(pool, played):
