@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -251,3 +253,22 @@ def test_hosts_are_asked_once_for_all_kernels_of_a_process(played):
     for pool in module._pools.values():
         pool.close()
     module._pools.clear()
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        ("gateway_provisioners", "import gpushare_kernel.hub.distributed"),
+        ("paramiko", "from gpushare_kernel.app.hosts import asked; asked(['a'], 'python')"),
+    ],
+)
+def test_without_the_extra_it_says_which(missing, code):
+    """Both are installed by `gateway` only."""
+    block = f"import sys; sys.modules[{missing!r}] = None; {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", block], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    said = done.stderr.rstrip().rpartition("\n")[2]
+    assert missing in said
+    assert "pip install 'gpushare-kernel[gateway]'" in said
