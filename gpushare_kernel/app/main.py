@@ -72,6 +72,10 @@ class GpuShareApp(Command):
             "gpushare_kernel.app.run.RunApp",
             "run any command so that it shares the device too",
         ),
+        "hosts": (
+            "gpushare_kernel.app.hosts.HostsApp",
+            "what a gateway sees of its hosts, and where a kernel would go",
+        ),
         "replay": (
             "gpushare_kernel.app.replay.ReplayApp",
             "replay a trace or a recording under other policies",

@@ -17,10 +17,13 @@ from gpushare_kernel.core.errors import BadDeclaration, BadSize
 from gpushare_kernel.core.policies import POLICIES
 from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_kernel.replay.engine import CAPACITY, Settings, replay
+from gpushare_kernel.replay.hosts import PLACINGS, POOL, replay_hosts
+from gpushare_kernel.replay.outcome import Outcome
 from gpushare_kernel.replay.plots import check_can_draw, draw
 from gpushare_kernel.replay.recording import AS_IT_WAS
 from gpushare_kernel.replay.report import check_can_write, table, waits_text, write_records
 from gpushare_kernel.replay.sources import read_source
+from gpushare_kernel.replay.trace import TraceJob
 
 _ORDER = ("fifo", "srtf", "pack", "fair")
 ADMISSIONS, PARKINGS, DURATIONS = ("policy", "arrival"), ("off", "on"), ("declared", "unknown")
@@ -35,10 +38,21 @@ _OPTIONS = (
     "device",
     "plot",
     "jobs",
+    "hosts",
+    "placing",
 )
 SHORTEST = 0.001
 """Seconds of a turn; a shorter one is a typing error."""
 _HOW = "Write: jupyter gpushare replay TRACE.csv [--policy fifo|srtf|pack|fair|all] [options]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class On:
+    """How many hosts, how jobs are sent to them, and what draws."""
+
+    hosts: int
+    placing: str
+    seed: int
 
 
 class ReplayApp(Command):
@@ -91,6 +105,15 @@ class ReplayApp(Command):
         "", config=True, help="Draw completion times and timelines: FILE.svg or FILE.png."
     )
     jobs = Unicode("", config=True, help="Write what became of each job: FILE.csv.")
+    hosts = Integer(
+        1, config=True, help="On so many hosts, each with a device of its own as --capacity says."
+    )
+    placing = Unicode(
+        "soonest",
+        config=True,
+        help="How jobs are sent to hosts: soonest (as a gateway does), blind (likewise, not knowing needs), fewest, own, turns, random, "
+        "or pool (bound to no host: the ideal); several or all are compared.",
+    )
     json = Bool(False, config=True, help="Print the figures as JSON.")  # noqa: FBT003  traitlets
     aliases = {  # noqa: RUF012  traitlets reads it from the class
         **Command.aliases,
@@ -129,8 +152,8 @@ class ReplayApp(Command):
         if self.capacity is None and source.capacity is not None:
             settings = dataclasses.replace(settings, capacity=source.capacity)
         outcomes = {
-            name: replay(source.jobs, dataclasses.replace(settings, policy=name))
-            for name in policies
+            name: replayed(source.jobs, dataclasses.replace(settings, policy=policy), on)
+            for name, policy, on in self._arms(policies)
         }
         was = {} if source.was is None else {AS_IT_WAS: source.was}
         differs = {"differs": source.differs} if source.differs else {}
@@ -144,13 +167,14 @@ class ReplayApp(Command):
                 }
                 for name, outcome in outcomes.items()
             }
-            shown = found if len(found) > 1 else found[policies[0]]
+            shown = found if len(found) > 1 else next(iter(found.values()))
             before = {"as_it_was": source.was.summary()} if source.was is not None else {}
             say(json.dumps({**shown, **before}, indent=2))
         else:
-            first = outcomes[policies[0]]
+            first = next(iter(outcomes.values()))
+            each = f"{self.hosts} hosts of " if self.hosts > 1 else ""
             say(
-                f"{len(source.jobs)} {'job' if len(source.jobs) == 1 else 'jobs'}, {format_size(first.settings.capacity)}, admission {first.settings.admission}, "
+                f"{len(source.jobs)} {'job' if len(source.jobs) == 1 else 'jobs'}, {each}{format_size(first.settings.capacity)}, admission {first.settings.admission}, "
                 f"parking {'on' if first.settings.parking else 'off'}, turns of {first.turn:g} s"
             )
             console().print(table({**was, **outcomes}))
@@ -166,6 +190,30 @@ class ReplayApp(Command):
         if plot is not None:
             draw(plot, {**was, **outcomes})
 
+    def _arms(self, policies: Sequence[str]) -> list[tuple[str, str, On]]:
+        """Return what is compared: its name, its policy, and on how many hosts and how they are chosen."""
+        if self.hosts < 1:
+            msg = f"--hosts {self.hosts} is no number of hosts. Give 1 or more."
+            raise BadDeclaration(msg)
+        if self.hosts == 1:
+            return [(policy, policy, On(1, "", self.seed)) for policy in policies]
+        known = [*PLACINGS, POOL]
+        asked = [one_of("--placing", word, [*known, "all"]) for word in self.placing.split(",")]
+        placings = known if "all" in asked else list(dict.fromkeys(asked))
+        return [
+            (
+                policy
+                if len(placings) == 1
+                else f"{policy} {placing}"
+                if len(policies) > 1
+                else placing,
+                policy,
+                On(self.hosts, placing, self.seed),
+            )
+            for policy in policies
+            for placing in placings
+        ]
+
     def _settings(self) -> Settings:
         if self.turn is not None and not SHORTEST <= self.turn < math.inf:
             msg = (
@@ -178,6 +226,13 @@ class ReplayApp(Command):
             capacity=CAPACITY if self.capacity is None else _bytes("--capacity", self.capacity),
             turn=self.turn,
         )
+
+
+def replayed(jobs: Sequence[TraceJob], settings: Settings, on: On) -> Outcome:
+    """Return what becomes of `jobs`."""
+    if on.hosts == 1:
+        return replay(jobs, settings)
+    return replay_hosts(jobs, settings, on.hosts, on.placing, on.seed)
 
 
 def _bytes(option: str, text: str) -> int:

@@ -12,7 +12,9 @@ GpushareError
 │   └── NotVouched          a hub's token that its hub does not know
 ├── BrokerUnavailable       nobody answers
 │   ├── NoBroker            none runs and none may be started
-│   └── VersionMismatch     it speaks none of our protocol versions
+│   ├── VersionMismatch     it speaks none of our protocol versions
+│   ├── HostAway            a host of several cannot be used
+│   └── NoHost              none of them can
 ├── PeerError               the other side broke the protocol
 │   ├── FrameTooLong
 │   ├── BadFrame
@@ -85,6 +87,18 @@ class NoBroker(BrokerUnavailable):
 
 class VersionMismatch(BrokerUnavailable):
     """The other side speaks none of our protocol versions."""
+
+
+class HostAway(BrokerUnavailable):
+    """A host of several cannot be used, and why. `lasting`: not before somebody has done something there."""
+
+    def __init__(self, why: str, *, lasting: bool = False) -> None:
+        super().__init__(why)
+        self.lasting = lasting
+
+
+class NoHost(BrokerUnavailable):
+    """No host of several can start the kernel, and why each cannot."""
 
 
 class PeerError(GpushareError):

@@ -80,6 +80,7 @@ class Engine:
         self.runs: dict[str, Run] = {}
         self.events = 0
         self._left = len(jobs)
+        self._idle_wakes = 0
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._wake: float | None = None
@@ -105,27 +106,41 @@ class Engine:
         """Let time pass until the last job has ended."""
         arrivals = iter(self.jobs)
         arriving = next(arrivals, None)
-        idle_wakes = 0
         while self._left:
-            done = self.machine.next()
-            ends = inf if done is None else done[0]
-            answer = self._later[0][0] if self._later else inf
-            comes = inf if arriving is None else arriving.submitted
-            looks = self._next_look()
-            at = max(self.machine.at, min(ends, answer, comes, looks))
-            if at == inf or idle_wakes > _STALLED:
-                raise InternalError(self._stalled())
-            self.machine.advance(at)
-            idle_wakes = idle_wakes + 1 if ends == answer == comes == inf else 0
-            if done is not None and ends <= at:
-                self._reached(done[1])
-            elif answer <= at:
-                heappop(self._later)[2]()
-            elif arriving is not None and comes <= at:
+            if self.step(inf if arriving is None else arriving.submitted) and arriving is not None:
                 self._arrive(arriving)
                 arriving = next(arrivals, None)
-            else:
-                self._sample()
+        return self.outcome()
+
+    def step(self, comes: float = inf) -> bool:
+        """Let the next thing happen. True where that is what comes at the time `comes`, which is for the caller to do."""
+        done = self.machine.next()
+        ends = inf if done is None else done[0]
+        answer = self._later[0][0] if self._later else inf
+        at = max(self.machine.at, min(ends, answer, comes, self._next_look()))
+        if at == inf or self._idle_wakes > _STALLED:
+            raise InternalError(self._stalled())
+        self.machine.advance(at)
+        self._idle_wakes = self._idle_wakes + 1 if ends == answer == comes == inf else 0
+        if done is not None and ends <= at:
+            self._reached(done[1])
+        elif answer <= at:
+            heappop(self._later)[2]()
+        elif comes <= at:
+            return True
+        else:
+            self._sample()
+        return False
+
+    def next(self) -> float:
+        """Return when the next thing happens, if nobody comes; inf where nothing does."""
+        done = self.machine.next()
+        ends = inf if done is None else done[0]
+        answer = self._later[0][0] if self._later else inf
+        return max(self.machine.at, min(ends, answer, self._next_look()))
+
+    def outcome(self) -> Outcome:
+        """Return what became of the jobs, which have ended."""
         return Outcome(
             jobs=tuple(record(self.runs[job.name]) for job in self.jobs),
             settings=self.settings,

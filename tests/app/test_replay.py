@@ -217,3 +217,29 @@ def test_what_is_replayed_is_not_written_over(gpushare: Gpushare, trace: Path) -
 
 def test_a_capacity_is_bytes_as_in_a_trace(gpushare: Gpushare, trace: Path) -> None:
     assert "16.0 GiB" in gpushare("replay", str(trace), "--capacity", str(16 * 2**30)).stdout
+
+
+def test_on_several_hosts_ways_of_placing_are_compared(gpushare, trace):
+    """A column for each; one alone is called by its policy; with several policies by both."""
+    done = gpushare("replay", str(trace), "--hosts", "2", "--placing", "all", "--json")
+    found = json.loads(done.stdout)
+    assert list(found) == ["soonest", "blind", "fewest", "own", "turns", "random", "pool"]
+    words = ("replay", str(trace), "--hosts=2", "--placing=soonest,pool", "--policy=fair,fifo")
+    assert list(json.loads(gpushare(*words, "--json").stdout)) == [
+        "fair soonest",
+        "fair pool",
+        "fifo soonest",
+        "fifo pool",
+    ]
+    shown = gpushare("replay", str(trace), "--hosts", "2").stdout
+    assert "2 hosts of 16.0 GiB" in shown
+    one = json.loads(gpushare("replay", str(trace), "--hosts", "1", "--json").stdout)
+    assert one == json.loads(gpushare("replay", str(trace), "--json").stdout)
+
+
+def test_a_placing_that_is_not_known(gpushare, trace):
+    """The nearest one is offered; no hosts are none."""
+    done = gpushare("replay", str(trace), "--hosts", "2", "--placing", "soonst")
+    assert done.returncode == 1
+    assert "--placing 'soonst' is not known. Did you mean soonest?" in done.stderr
+    assert "--hosts 0 is no number of hosts" in gpushare("replay", str(trace), "--hosts=0").stderr

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import arena as arenas_of
+from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker.arena import Arenas
 from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.extents import Span
