@@ -28,6 +28,8 @@ _OUTSIDE = re.compile(r"\]\((?:\.\./)+(?=(?:benchmarks|widgets|examples)/)")
 """A link out of the documentation: to a file of the repository, which is then a download."""
 _CALL = re.compile(r": (jupyter gpushare .*?)(?=\.?$)", re.MULTILINE)
 """How a command is written, at the end of a line of its description."""
+_LINK = re.compile(r"(`[^`]*`)|\]\(([^)\s]+)")
+"""Code, which is left alone, or the target of a link."""
 _OURS = ("log-level", "config", "debug")
 """Options of every command, told once."""
 
@@ -43,9 +45,15 @@ def _fill(_app: Any, _page: str, source: list[str]) -> None:
 
 
 def repository(name: str) -> str:
-    """Return a page of the repository's root as one of the documentation."""
+    """Return a page of the repository's root as one of the documentation: links into `docs/` stay in it, others are downloads."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    return re.sub(r"\]\((?!docs/|https?:|#)", "](path:../", text).replace("](docs/", "](")
+    return _LINK.sub(lambda found: found[1] or _moved(found[2]), text)
+
+
+def _moved(target: str) -> str:
+    if target.startswith("docs/"):
+        return f"]({target.removeprefix('docs/')}"
+    return f"]({target}" if "://" in target else f"](path:../{target}"
 
 
 def admin_pages() -> str:
@@ -67,6 +75,8 @@ def _commands(app: Any, called: str, mark: str) -> Iterator[str]:
         command = import_item(where) if isinstance(where, str) else where
         said = _CALL.sub(r": `\1`", inspect.cleandoc(command.description or short))
         yield f"{mark} {called} {name}\n\n{said}"
+        if isinstance(command.examples, str):
+            yield f"```text\n{inspect.cleandoc(command.examples)}\n```"
         if options := [*_aliases(command), *_flags(command)]:
             yield _table(("option", "", "by default"), options)
         yield from _commands(command, f"{called} {name}", mark + "#")
