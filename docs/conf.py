@@ -40,6 +40,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
 mermaid_fullscreen = False
+mermaid_height = "auto"
 
 html_theme = "furo"
 html_title = f"gpushare {version}"

@@ -45,15 +45,18 @@ def _fill(_app: Any, _page: str, source: list[str]) -> None:
 
 
 def repository(name: str) -> str:
-    """Return a page of the repository's root as one of the documentation: links into `docs/` stay in it, others are downloads."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    return _LINK.sub(lambda found: found[1] or _moved(found[2]), text)
+    """Return a page of the repository as one of the documentation: links into `docs/` stay in it, others are downloads."""
+    page = ROOT / name
+    text = page.read_text(encoding="utf-8")
+    return _LINK.sub(lambda found: found[1] or _moved(page.parent, found[2]), text)
 
 
-def _moved(target: str) -> str:
-    if target.startswith("docs/"):
-        return f"]({target.removeprefix('docs/')}"
-    return f"]({target}" if "://" in target else f"](path:../{target}"
+def _moved(folder: Path, target: str) -> str:
+    if "://" in target:
+        return f"]({target}"
+    path = (folder / target).relative_to(ROOT)
+    inside = path.is_relative_to("docs")
+    return f"]({path.relative_to('docs')}" if inside else f"](path:../{path}"
 
 
 def admin_pages() -> str:
@@ -183,6 +186,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "pauses": pauses,
     "errors": error_tree,
     "status-json": status_json,
+    "examples": lambda: repository("examples/README.md"),
     "contributing": lambda: repository("CONTRIBUTING.md"),
     "changes": lambda: repository("CHANGELOG.md"),
 }

@@ -51,10 +51,12 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 @pytest.fixture
 def execute(where: Places, tmp_path: Path) -> Execute:
-    """Execute an example with other values of its parameters, and return it with what it shows. An error that it does not announce fails."""
+    """Execute an example, with other values of its parameters, or a notebook; return it with what it shows. An error that it does not announce fails."""
 
-    def run(name: str, **parameters: object) -> Any:
-        notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    def run(example: str | Any, **parameters: object) -> Any:
+        named = isinstance(example, str)
+        name = example if named else "page"
+        notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4) if named else example
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
                 for parameter, value in parameters.items():
