@@ -24,7 +24,7 @@ extensions = [
 ]
 exclude_patterns = ["_ext"]
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 # A fence that is no language is shown as it is: terminals, drawings.

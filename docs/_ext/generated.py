@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from gpushare_magics.magics import GpuShareMagics
 from traitlets import HasTraits
 from traitlets.utils.importstring import import_item
@@ -37,11 +38,18 @@ _OURS = ("log-level", "config", "debug")
 def setup(app: Any) -> dict[str, bool]:
     """Have Sphinx read pages through us."""
     app.connect("source-read", _fill)
+    app.connect("doctree-read", _dashes)
     return {"parallel_read_safe": True}
 
 
 def _fill(_app: Any, _page: str, source: list[str]) -> None:
     source[0] = _OUTSIDE.sub(r"](path:../", _LINE.sub(lambda found: PARTS[found[1]](), source[0]))
+
+
+def _dashes(_app: Any, tree: nodes.document) -> None:
+    """Parameters are told from what they are by a dash; Sphinx writes two and has them joined, which would join those of options too."""
+    for text in [one for one in tree.findall(nodes.Text) if one == " -- "]:
+        text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
 def repository(name: str) -> str:
@@ -110,7 +118,7 @@ def _trait(command: Any, target: str) -> Any:
 def magic(name: str) -> str:
     """Return what `%%gpulane?` or `%gpushare?` shows."""
     said = inspect.getdoc(getattr(GpuShareMagics, name)) or ""
-    return f"```text\n{said}\n```"
+    return f"```\n{said}\n```"
 
 
 def provisioner() -> str:
