@@ -6,6 +6,7 @@ A page has a line `<!-- generated: NAME -->`; what `PARTS[NAME]()` returns stand
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,14 +24,13 @@ from gpushare_kernel.provisioner import GpuShareProvisioner
 from gpushare_kernel.wire import snapshot, texts
 from gpushare_kernel.wire.messages import Slowed
 
-ROOT = Path(__file__).parents[2]
+DOCS = Path(__file__).parents[1]
+ROOT = DOCS.parent
 _LINE = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
-_OUTSIDE = re.compile(r"\]\((?:\.\./)+(?=(?:benchmarks|widgets|examples)/)")
-"""A link out of the documentation: to a file of the repository, which is then a download."""
-_CALL = re.compile(r": (jupyter gpushare .*?)(?=\.?$)", re.MULTILINE)
-"""How a command is written, at the end of a line of its description."""
 _LINK = re.compile(r"(`[^`]*`)|\]\(([^)\s]+)")
 """Code, which is left alone, or the target of a link."""
+_CALL = re.compile(r": (jupyter gpushare .*?)(?=\.?$)", re.MULTILINE)
+"""How a command is written, at the end of a line of its description."""
 _OURS = ("log-level", "config", "debug")
 """Options of every command, told once."""
 
@@ -42,8 +42,17 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True}
 
 
-def _fill(_app: Any, _page: str, source: list[str]) -> None:
-    source[0] = _OUTSIDE.sub(r"](path:../", _LINE.sub(lambda found: PARTS[found[1]](), source[0]))
+def _fill(_app: Any, page: str, source: list[str]) -> None:
+    text = _LINE.sub(lambda found: PARTS[found[1]](), source[0])
+    here = (DOCS / page).parent
+    source[0] = _LINK.sub(lambda found: found[1] or f"]({_outside(here, found[2])}", text)
+
+
+def _outside(here: Path, target: str) -> str:
+    """Return a link of a page in `here`; where it leads out of the documentation, to a file of the repository, as one to download."""
+    path = Path(os.path.normpath(here / target))
+    leaves = path.is_relative_to(ROOT) and not path.is_relative_to(DOCS) and path.is_file()
+    return f"path:{target}" if leaves else target
 
 
 def _dashes(_app: Any, tree: nodes.document) -> None:
@@ -53,23 +62,19 @@ def _dashes(_app: Any, tree: nodes.document) -> None:
 
 
 def repository(name: str) -> str:
-    """Return a page of the repository as one of the documentation: links into `docs/` stay in it, others are downloads."""
+    """Return a page of the repository as one of the documentation's root."""
     page = ROOT / name
     text = page.read_text(encoding="utf-8")
-    return _LINK.sub(lambda found: found[1] or _moved(page.parent, found[2]), text)
+    return _LINK.sub(lambda found: found[1] or f"]({_moved(page.parent, found[2])}", text)
 
 
 def _moved(folder: Path, target: str) -> str:
-    if "://" in target:
-        return f"]({target}"
-    path = (folder / target).relative_to(ROOT)
-    inside = path.is_relative_to("docs")
-    return f"]({path.relative_to('docs')}" if inside else f"](path:../{path}"
+    return target if "://" in target else os.path.relpath(folder / target, DOCS)
 
 
 def admin_pages() -> str:
     """Return the list of what is in `docs/admin`; nothing where that is empty, which Sphinx takes for a mistake."""
-    pages = sorted(path.stem for path in (ROOT / "docs/admin").glob("*.md"))
+    pages = sorted(path.stem for path in (DOCS / "admin").glob("*.md"))
     listed = "\n".join(f"admin/{page}" for page in pages)
     return f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```" if pages else ""
 
