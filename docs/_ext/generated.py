@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,21 @@ def _moved(folder: Path, target: str) -> str:
 
 
 def admin_pages() -> str:
-    """Return the list of what is in `docs/admin`; nothing where that is empty, which Sphinx takes for a mistake."""
-    pages = sorted(path.stem for path in (DOCS / "admin").glob("*.md"))
-    listed = "\n".join(f"admin/{page}" for page in pages)
-    return f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```" if pages else ""
+    """Return the list of what is in `docs/admin`."""
+    return _list(f"admin/{path.stem}" for path in (DOCS / "admin").glob("*.md"))
+
+
+def other_notes() -> str:
+    """Return the list of pages that are in no list: a note is found without having been listed."""
+    lists = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in ("index.md", "how.md"))
+    listed = {"index", *lists.splitlines()}
+    return _list(path.stem for path in DOCS.glob("*.md") if path.stem not in listed)
+
+
+def _list(pages: Iterable[str]) -> str:
+    """Return a list of pages; nothing where there is none, which Sphinx takes for a mistake."""
+    names = "\n".join(sorted(pages))
+    return f"```{{toctree}}\n:maxdepth: 1\n\n{names}\n```" if names else ""
 
 
 def commands() -> str:
@@ -140,7 +151,6 @@ def _traits(home: type[HasTraits]) -> Iterator[tuple[str, str, str]]:
 _HERS = Holder("hw2.ipynb", 5 * GiB, 2400.0, own=True)
 _HIS = Holder("al", 9 * GiB, None, own=False)
 _WAITS = {
-    WaitReason.MEMORY: Wait(WaitReason.MEMORY, 6 * GiB, 2 * GiB, 1, (_HERS, _HIS), eta=180.0),
     WaitReason.OCCUPANCY: Wait(WaitReason.OCCUPANCY, 2 * GiB, GiB, 0, (_HIS,)),
     WaitReason.TURN: Wait(WaitReason.TURN, GiB, GiB, 0),
     WaitReason.GRACE: Wait(WaitReason.GRACE, GiB, GiB, 0, until=5.0),
@@ -151,7 +161,9 @@ _WAITS = {
 def waiting() -> str:
     """Return every reason for waiting, each with a sentence that the product makes of it."""
     lost = Wait(WaitReason.MEMORY, GiB, 0, 0, lost="it fell off the bus; nvidia-smi says more.")
-    rows = [(f"`{reason}`", texts.wait_text(_WAITS[reason])) for reason in WaitReason]
+    usual = (6 * GiB, 2 * GiB, 1, (_HERS, _HIS))
+    waits = {reason: _WAITS.get(reason) or Wait(reason, *usual, eta=180.0) for reason in WaitReason}
+    rows = [(f"`{reason}`", texts.wait_text(wait)) for reason, wait in waits.items()]
     return _table(("reason", "for example"), [*rows, ("the GPU is gone", texts.wait_text(lost))])
 
 
@@ -191,6 +203,7 @@ def _cell(text: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "admin-pages": admin_pages,
+    "other-notes": other_notes,
     "commands": commands,
     "gpulane": lambda: magic("gpulane"),
     "gpushare": lambda: magic("gpushare"),
