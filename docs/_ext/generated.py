@@ -49,10 +49,11 @@ def _fill(_app: Any, page: str, source: list[str]) -> None:
 
 
 def _outside(here: Path, target: str) -> str:
-    """Return a link of a page in `here`; where it leads out of the documentation, to a file of the repository, as one to download."""
+    """Return a link of a page in `here`; where it leads out of the documentation, as one to a file to download (of a folder: its README)."""
     path = Path(os.path.normpath(here / target))
-    leaves = path.is_relative_to(ROOT) and not path.is_relative_to(DOCS) and path.is_file()
-    return f"path:{target}" if leaves else target
+    if not path.is_relative_to(ROOT) or path.is_relative_to(DOCS) or not path.exists():
+        return target
+    return f"path:{os.path.relpath(path / 'README.md' if path.is_dir() else path, here)}"
 
 
 def _dashes(_app: Any, tree: nodes.document) -> None:
