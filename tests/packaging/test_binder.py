@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PATIENCE = 110
 
 # What a person does first: a kernel of the default kind, in which the magic is there and says what is shared.
@@ -55,31 +57,67 @@ def test_repo2docker_reads_all_of_it(checkout: Path, tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
-def test_the_steps_work_in_a_clean_environment(checkout: Path, tmp_path: Path) -> None:
-    """What is built and started there shares the CPU, says that it is one, and every new kernel takes part."""
-    environment = tmp_path / "env"
-    run(sys.executable, "-m", "venv", environment, cwd=tmp_path)
-    inside = {
-        "PATH": f"{environment / 'bin'}:/usr/bin:/bin",
-        "VIRTUAL_ENV": str(environment),
-        "HOME": str(tmp_path),
-        "PYTHONPATH": "",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "GPUSHARE_RUNTIME_DIR": str(tmp_path / "run"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "jupyter"),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-    }
-    python = environment / "bin/python"
+class Environment:
+    """An environment that has nothing, as an image begins, and a home of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        run(sys.executable, "-m", "venv", folder / "env", cwd=folder)
+        self.python = folder / "env/bin/python"
+        self._variables = {
+            "PATH": f"{self.python.parent}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "PYTHONPATH": "",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_COMPILE": "1",  # an image has its reasons, and a test has no use for it
+            "GPUSHARE_RUNTIME_DIR": str(folder / "run"),
+            "JUPYTER_DATA_DIR": str(folder / "data"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "IPYTHONDIR": str(folder / "ipython"),
+        }
+
+    def run(self, *command: str | Path, cwd: Path | None = None) -> str:
+        return run(*command, cwd=cwd or self.folder, **self._variables)
+
+
+@pytest.fixture(scope="module")
+def environment(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """One with the requirements."""
+    made = Environment(tmp_path_factory.mktemp("binder"))
     wanted = checkout / "binder/requirements.txt"
-    run(python, "-m", "pip", "install", "--quiet", "-r", wanted, cwd=checkout, **inside)
-    built = run(checkout / "binder/postBuild", cwd=checkout, **inside)
+    made.run(made.python, "-m", "pip", "install", "--quiet", "-r", wanted)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(environment: Environment, checkout: Path) -> str:
+    """What postBuild says."""
+    return environment.run(checkout / "binder/postBuild", cwd=checkout)
+
+
+def test_the_requirements_can_be_met(environment: Environment) -> None:
+    """In an environment that has nothing."""
+    assert environment.run(environment.python, "-c", "import numpy; print('there')") == "there\n"
+
+
+def test_post_build_installs_what_shares(environment: Environment, built: str) -> None:
+    """The package, from the repository and not from an index, and kernelspecs."""
     assert "notebooks share the device" in built
+    where = environment.run(
+        environment.python, "-c", "import gpushare_kernel as g; print(g.__file__)"
+    )
+    assert where.startswith(str(environment.folder))
+
+
+def test_start_has_every_kernel_share_the_cpu(
+    environment: Environment, built: str, checkout: Path
+) -> None:
+    """The broker is there before the server, says that it shares a CPU, and a new kernel takes part."""
     try:
-        said = run(checkout / "binder/start", python, "-c", KERNEL, cwd=tmp_path, **inside)
+        said = environment.run(checkout / "binder/start", environment.python, "-c", KERNEL)
     finally:
-        run("jupyter", "gpushare", "stop", cwd=tmp_path, **inside)
+        environment.run("jupyter", "gpushare", "stop")
     assert "The broker (pid" in said
     assert "(CPU, no GPU)" in said
     assert "of memory" in said
