@@ -176,7 +176,7 @@ def pauses() -> str:
 
 def error_tree() -> str:
     """Return the tree of errors, as the module that has them draws it."""
-    return f"```text\n{inspect.getdoc(errors)}\n```"
+    return f"```\n{inspect.getdoc(errors)}\n```"
 
 
 def status_json() -> str:
