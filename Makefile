@@ -1,5 +1,5 @@
-# make demo: see it. make test: check it. make soak: an hour of faults. All need python >= 3.11 (with venv and pip)
-# and nothing else; they make their environment in .venv.
+# make demo: see it. make test: check it. make soak: an hour of faults. make docs: the
+# documentation. make audit: known faults of what we use. All need python >= 3.11 (with venv and pip), and make their environment in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What an installation copies or reads; everything else is used where it lies.
 INSTALLED := pyproject.toml $(wildcard etc/ipython/startup/*.py etc/jupyter/*/*.json etc/grafana/*.json)
 
-.PHONY: demo test soak clean
+.PHONY: demo test soak docs audit clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/jupyter gpushare demo --notebooks examples --output .demo
@@ -21,6 +21,16 @@ test: $(VENV)/dev.stamp
 # An hour; as root also on a disk that is full and read-only. SOAK="--minutes 5 --seed 7" for another one.
 soak: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/soak/run.py $(SOAK)
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	@echo "Read it: build/docs/index.html"
+
+# Asks pypi.org about each package, so it needs the internet, which CI has not. --strict: without it, nobody asked is nothing found.
+audit: $(VENV)/dev.stamp $(VENV)/audit.stamp
+	@mkdir -p build
+	$(BIN)/python -m pip freeze --exclude-editable > build/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/installed.txt
 
 clean:
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

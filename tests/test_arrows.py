@@ -32,7 +32,6 @@ ROOMS = {
     "gpushare_kernel.hub.activity": "hub_service",
     "gpushare_kernel.hub.server": "server",
     "gpushare_kernel.hub.bar_feed": "server",
-    "gpushare_kernel.hub": "hub",
     "gpushare_kernel.realtime": "pipelines",
     **{
         f"gpushare_kernel.realtime.{name}": "realtime"
@@ -87,7 +86,6 @@ ARROWS: dict[str, set[str]] = {
     "identity": LOWEST | {"wire"},
     "hub_service": LOWEST | {"sizes", "client", "transport", "wire"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
-    "hub": LOWEST | {"procfs"},
     # What pages are shown is asked as any client asks; the words are the wire's.
     "server": LOWEST | {"client", "texts", "hub"},
     "provisioner": LOWEST | {"client", "transport", "wire", "procfs", "package"},

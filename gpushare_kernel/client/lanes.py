@@ -220,7 +220,7 @@ class Lane:
 
     @property
     def state(self) -> str:
-        """How far it is, in a word: `not entered`, `open` or `left`."""
+        """How far it is (`not entered`, `open` or `left`)."""
         return "open" if self.open else "left" if self._pid else "not entered"
 
     def __repr__(self) -> str:

@@ -73,7 +73,7 @@ def pack(
     Parameters
     ----------
     models
-        By name, `Task`s. Where any is a bare module, all are merged without training, and nothing is known of how good they are.
+        By name, each a `Task`. Where any is a bare module, all are merged without training, and nothing is known of how good they are.
     ratio, pages, bytes
         One of them: how many times smaller than the models by themselves, how many pages, or bytes at most (`"2MiB"`).
         All is counted that running needs: pages, scales, tables, and what is private to a model.

@@ -93,12 +93,18 @@ class Environment:
         return json.loads(printed)
 
 
+def build(source: Path, folder: Path) -> None:
+    """Build the sdist, and the wheel from it, as docs/release.md says."""
+    isolation = ["--no-isolation"] if HAVE_BACKEND else []
+    command = sys.executable, "-m", "build", *isolation, "--outdir", folder, source
+    run(*command, cwd=folder, SOURCE_DATE_EPOCH="1767225600")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A wheel, built from the sdist, and that."""
     folder = tmp_path_factory.mktemp("dist")
-    isolation = ["--no-isolation"] if HAVE_BACKEND else []
-    run(sys.executable, "-m", "build", *isolation, "--outdir", folder, REPOSITORY, cwd=folder)
+    build(REPOSITORY, folder)
     return folder
 
 
@@ -140,6 +146,21 @@ def test_the_sdist_holds_what_a_packager_needs(built):
     assert "labextension/src/index.ts" in names
     assert not any("node_modules" in name for name in names)
     assert not any("__pycache__" in name or name.startswith(".venv") for name in names)
+
+
+def test_two_builds_are_the_same_bytes(built, checkout, tmp_path):
+    """Another folder, other times, another umask: wheel and sdist are equal, so somebody else can check a release."""
+    for path in checkout.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+    umask = os.umask(0o077)
+    try:
+        build(checkout, tmp_path)
+    finally:
+        os.umask(umask)
+    names = sorted(path.name for path in built.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        assert (built / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_the_wheel_works_from_another_folder(installed):
