@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from gpushare_kernel import procfs
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BrokerUnavailable
-from gpushare_kernel.transport.launch import locked
+from gpushare_kernel.transport.locks import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire.messages import Stop
 

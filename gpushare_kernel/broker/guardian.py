@@ -29,7 +29,8 @@ from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.devices.unlocking import Unlockers
 from gpushare_kernel.transport import pidfds
-from gpushare_kernel.transport.launch import environment, free, launch, locked
+from gpushare_kernel.transport.launch import environment, launch
+from gpushare_kernel.transport.locks import free, locked
 from gpushare_kernel.transport.places import Places
 
 CRASH_LOOP_SECONDS = 60.0

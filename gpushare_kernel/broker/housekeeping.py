@@ -20,7 +20,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import MiB, SessionId, Usage
-from gpushare_kernel.transport.launch import locked
+from gpushare_kernel.transport.locks import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.transport.server import Listener
 from gpushare_kernel.wire.messages import Announce

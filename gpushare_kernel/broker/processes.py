@@ -150,7 +150,8 @@ class Processes(JobAnswers):
             os.close(pidfd)
             return None
         for other in self.registry:  # meanwhile it was taken for a stranger
-            if other.key is not None and other.key.pid == pid and not other.lines:
+            stranger = other.uid == uid and other.opener is None and not other.lines
+            if stranger and other.key is not None and other.key.pid == pid:
                 self.close(other)
         engine = self.engines.get(DeviceId(again.device), self.engine)
         self._place(kernel, engine)

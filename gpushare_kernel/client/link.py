@@ -25,6 +25,7 @@ from gpushare_kernel.core.errors import (
 )
 from gpushare_kernel.transport.channel import connect, handshake
 from gpushare_kernel.transport.frames import FrameBuffer, pack
+from gpushare_kernel.transport.locks import free
 from gpushare_kernel.transport.peers import check_broker
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire.codec import decode_from_broker, encode
@@ -159,8 +160,10 @@ class Link:
                 self._closed.wait(pause)
                 now = time.monotonic()
                 if now >= due and not self._closed.is_set():
-                    due = now + STILL_AWAY
-                    self._events.stays_away()
+                    starts = self._may_start()
+                    due = now + (STILL_AWAY if starts else AWAY)
+                    if starts:
+                        self._events.stays_away()
                 pause = min(2 * pause, LONG_PAUSE if now - since < SOON else LONGEST_PAUSE)
                 continue
             with sock:
@@ -171,6 +174,13 @@ class Link:
             due = since + AWAY
             if not self._closed.is_set():
                 self._events.went_down()
+
+    def _may_start(self) -> bool:
+        """Whether nobody starts a broker now, and we could: hundreds that load what that takes would only slow down who does."""
+        try:
+            return free(Places(self._path.parent, system=False, named=True).start_lock)
+        except GpushareError:
+            return False
 
     def _connect(self) -> socket.socket:
         sock = connect(self._path, _HANDSHAKE_TIMEOUT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpushare_kernel.client.start import start_again
 from gpushare_kernel.core.errors import GpushareError
-from gpushare_kernel.transport.launch import free
+from gpushare_kernel.transport.locks import free
 from gpushare_kernel.transport.places import Places, may_revive, places
 
 _starting: threading.Thread | None = None
@@ -26,7 +26,7 @@ def revive(socket: Path) -> None:
         return
     try:
         if not free(where.start_lock):
-            return  # somebody starts it: hundreds of kernels that look at the lock would only slow that down
+            return  # somebody starts it
     except GpushareError:
         return  # on a read-only disk nobody can
     if _starting is None or not _starting.is_alive():

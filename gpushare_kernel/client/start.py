@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
-from gpushare_kernel.transport.launch import SaysWhy, free, launch, locked
+from gpushare_kernel.transport.launch import SaysWhy, launch
+from gpushare_kernel.transport.locks import free, locked
 from gpushare_kernel.transport.peers import check_broker
 from gpushare_kernel.transport.places import Places, how_to_start, may_start, prepare
 

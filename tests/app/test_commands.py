@@ -16,7 +16,7 @@ from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BadToken, GpushareError
 from gpushare_kernel.kernel_session import open_session
-from gpushare_kernel.transport.launch import free
+from gpushare_kernel.transport.locks import free
 from gpushare_kernel.wire.messages import SetPolicy
 from tests.app.conftest import PATIENCE
 

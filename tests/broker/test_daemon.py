@@ -21,7 +21,7 @@ from gpushare_kernel.broker import daemon
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadSettings, BrokerUnavailable
-from gpushare_kernel.transport.launch import free
+from gpushare_kernel.transport.locks import free
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House

@@ -18,7 +18,7 @@ from gpushare_kernel.core.errors import DeviceError, NoBroker
 from gpushare_kernel.core.values import GiB, JobId, MiB, Presence, ProcessKey, SessionId, Usage
 from gpushare_kernel.devices.base import Stranger
 from gpushare_kernel.transport.channel import connect
-from gpushare_kernel.transport.launch import locked
+from gpushare_kernel.transport.locks import locked
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import House

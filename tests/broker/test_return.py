@@ -13,11 +13,12 @@ from gpushare_kernel.broker.daemon import _remember
 from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BadToken
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
-from gpushare_kernel.devices.base import Target
+from gpushare_kernel.devices.base import Stranger, Target
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.broker.house import House
 from tests.broker.test_desk import NOBODY, submit
+from tests.procs import key_of
 
 CONTEXT = 64 * MiB
 
@@ -259,6 +260,19 @@ def test_whose_memory_is_away_is_brought_back_first(tmp_path: Path) -> None:
             house.attach(opened, again=again(opened))
         house.device.away.clear()
         assert isinstance(house.attach(opened, again=again(opened)).body, msg.Attached)
+
+
+def test_who_was_taken_for_a_stranger_meanwhile_is_one_session(tmp_path: Path) -> None:
+    """A system broker adopts on a GPU whom it does not know; one that somebody opened for this process stays."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        others = house.open("mine.ipynb")
+        house.bind(others)
+        stranger = Stranger(key_of(os.getpid()), os.getuid(), GiB, "python", display=False)
+        assert house.do(lambda: house.broker.take_in(stranger, house.broker.engine))
+        assert len(seen(house).sessions) == 2
+        house.attach(opened, again=again(opened))
+        assert {one.id for one in seen(house).sessions} == {others.session, opened.session}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to act as another user")

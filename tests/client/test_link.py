@@ -12,6 +12,7 @@ import pytest
 
 from gpushare_kernel.client import link
 from gpushare_kernel.client.link import Link
+from gpushare_kernel.core.errors import BrokerUnavailable
 
 
 class Missing:
@@ -52,3 +53,34 @@ def test_who_misses_its_broker_asks_for_one_after_a_second(
     assert missing.enough.wait(20)
     made.close()
     assert missing.at[:3] == [1.0, 4.0, 7.0]
+
+
+def test_while_somebody_starts_one_nobody_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds that load what it takes to start a broker would slow down the one who does; when that one gives up, they look a second later."""
+    ticks, clock = itertools.count(step=0.5), [0.0]
+    looks: list[float] = []
+
+    def monotonic() -> float:
+        clock.append(next(ticks))
+        return clock[-1]
+
+    def nobody_starts(_: Path) -> bool:
+        looks.append(clock[-1])
+        if len(looks) == 3:
+            msg = "the lock file cannot be opened"
+            raise BrokerUnavailable(msg)
+        return len(looks) > 3
+
+    monkeypatch.setattr(link, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(link, "free", nobody_starts)
+    for pause in ("FIRST_PAUSE", "LONG_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(link, pause, 0.001)
+    missing = Missing(clock, 1)
+    made = Link(tmp_path / "broker.sock", missing)
+    made.start()
+    assert missing.enough.wait(20)
+    made.close()
+    assert looks[:4] == [1.0, 2.0, 3.0, 4.0]
+    assert missing.at[0] == 4.0

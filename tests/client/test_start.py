@@ -19,7 +19,8 @@ from gpushare_kernel.client import revive, start
 from gpushare_kernel.client.start import ensure_broker
 from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
-from gpushare_kernel.transport.launch import environment, free, locked
+from gpushare_kernel.transport.launch import environment
+from gpushare_kernel.transport.locks import free, locked
 from gpushare_kernel.transport.peers import peer_of
 from gpushare_kernel.transport.places import Places
 from tests.procs import eventually
