@@ -257,6 +257,7 @@ def _queue(broker: Broker, who: Person) -> list[view.QueueView]:
                 wait.cap if open_ else 0,
                 wait.group if open_ else "",
                 wait.note,
+                wait.over_budget and open_,
             )
         )
     return out
