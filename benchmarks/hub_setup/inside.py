@@ -12,14 +12,27 @@ import sys
 import time
 from pathlib import Path
 
-GUIDE = "docs/admin/jupyterhub.md"
-SECTION = "## A plain JupyterHub"
+GUIDE, SECTION = "docs/admin/jupyterhub.md", "## A plain JupyterHub"
+BACK, BACK_SECTION = "docs/admin/one-host.md", "## And back"
+NOTHING_LEFT = """
+test ! -e /etc/gpushare
+test ! -e /etc/systemd/system/gpushare.service
+! grep -r gpushare /etc/jupyterhub
+/opt/jupyterhub/bin/pip uninstall --quiet --yes gpushare-kernel
+/opt/jupyterhub/bin/python -c '
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel()
+reply = client.execute_interactive("1 + 1", timeout=60)
+client.stop_channels()
+manager.shutdown_kernel(now=True)
+print(reply["content"]["status"])'
+"""
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(text: str) -> list[str]:
-    """Return what the guide has people type, block by block."""
-    _, _, rest = text.partition(f"\n{SECTION}\n")
+def blocks(text: str, section: str = SECTION) -> list[str]:
+    """Return what a section of the guide has people type, block by block."""
+    _, _, rest = text.partition(f"\n{section}\n")
     return _BLOCK.findall(re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0])
 
 
@@ -29,10 +42,11 @@ def main() -> int:
     bin_ = Path("/usr/local/sbin/systemctl")
     bin_.write_bytes((clone / "benchmarks/hub_setup/systemctl.py").read_bytes())
     bin_.chmod(0o755)
-    steps = [
-        ("/bin/bash", "-euo", "pipefail", "-c", one) for one in blocks((clone / GUIDE).read_text())
-    ]
+    shell = ("/bin/bash", "-euo", "pipefail", "-c")
+    steps = [(*shell, one) for one in blocks((clone / GUIDE).read_text())]
     steps.append(("/opt/jupyterhub/bin/python", str(clone / "benchmarks/hub_setup/share.py")))
+    steps += [(*shell, one) for one in blocks((clone / BACK).read_text(), BACK_SECTION)]
+    steps.append((*shell, NOTHING_LEFT))
     for words in steps:
         began = time.monotonic()
         done = subprocess.run(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, most_sessions
 from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.settings import EVERYBODY, Caps, Group, Host, Settings, read
@@ -16,7 +17,7 @@ from gpushare_kernel.broker.spending import Spending
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadSettings, UserError
 from gpushare_kernel.core.timetable import DAY, in_force
-from gpushare_kernel.core.values import DeviceId, UserId
+from gpushare_kernel.core.values import DeviceId, SessionId, UserId
 from gpushare_kernel.devices.base import Inventory
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.wire import limit_texts
@@ -121,11 +122,18 @@ class Groups:
         if most is None:
             return
         mine = {one.id for one in self._broker.registry if one.user == kernel.user}
-        taken = sum(
-            map(utilisation, (t for p in self._broker.promises.values() for t in p.tasks_of(mine)))
-        )
+        taken = sum(map(utilisation, self._tasks_of(mine)))
         if taken + utilisation(task) > most:
             raise UserError(limit_texts.realtime_text(group.name, most, taken, utilisation(task)))
+
+    def _tasks_of(self, sessions: Set[SessionId]) -> Iterator[RealtimeTask]:
+        """Those whose deadlines are promised, or being proven."""
+        for promises in self._broker.promises.values():
+            yield from promises.tasks_of(sessions)
+        for job, asked in self._broker.asked.items():
+            task = asked.submit.realtime
+            if task is not None and session_of(job) in sessions and self._broker.proves(job):
+                yield task
 
     @property
     def _unix_groups(self) -> bool:

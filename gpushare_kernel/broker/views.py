@@ -309,6 +309,7 @@ def _queue(broker: Broker, who: Person, *, own: bool = False) -> list[view.Queue
                 wait.cap if open_ else 0,
                 wait.group if open_ else "",
                 wait.note,
+                wait.over_budget and open_,
             )
         )
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from gpushare_kernel.core.eta import UNKNOWN, for_lane, for_memory, for_turn
 from gpushare_kernel.core.records import Job
@@ -16,6 +17,13 @@ _CRUMB = 10
 
 def why(scheduler: Scheduler, job: Job) -> Wait:
     """Return why `job` waits. Holders are named by session id; the broker knows what they may be called."""
+    wait = _why(scheduler, job)
+    behind = wait.reason in {WaitReason.MEMORY, WaitReason.TURN} and not wait.lost
+    over = behind and scheduler.sessions[job.session].user.over_budget
+    return replace(wait, over_budget=True) if over else wait
+
+
+def _why(scheduler: Scheduler, job: Job) -> Wait:
     session = scheduler.sessions[job.session]
     if job.state is JobState.QUEUED:
         return _for_memory(scheduler, job)

@@ -148,7 +148,7 @@ class Wait:
     `eta` is when it may run (None: not known); `exact` where that is a sum of known times, not an estimate.
     `lost` is why the device does not answer, and what to do; while it is set, nothing else is in the way. `cap` is what its
     user's `group` lets each of its members hold of the device (bytes), where that is in the way; `note` what whoever
-    began a maintenance says of it.
+    began a maintenance says of it. `over_budget`: its user has used up a budget, and others come first.
     """
 
     reason: WaitReason
@@ -164,6 +164,7 @@ class Wait:
     cap: int = 0
     group: str = ""
     note: str = ""
+    over_budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)

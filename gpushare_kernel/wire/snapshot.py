@@ -112,7 +112,7 @@ class QueueView(Struct, frozen=True):
 
     `free`, `holders` and `until` (when a grace ends, in seconds) are what its own cell is told, for those who may see
     that; `free` is None where it is not told. `cap` and `group` are what its user may hold (bytes), where that is in the
-    way, and `note` what is said of a maintenance.
+    way, `note` what is said of a maintenance, and `over_budget` whether others come first because its user's budget is used up.
     """
 
     job: str
@@ -130,6 +130,7 @@ class QueueView(Struct, frozen=True):
     cap: int = 0
     group: str = ""
     note: str = ""
+    over_budget: bool = False
 
 
 class BudgetView(Struct, frozen=True):

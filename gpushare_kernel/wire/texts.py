@@ -23,6 +23,7 @@ _NAMED_HOLDERS = 2
 _HELPS = 4
 """An own idle notebook is one to release where it holds this part of what is missing."""
 _FINE_FRACTION = 4
+_OF_MEMORY = {WaitReason.MEMORY, WaitReason.OCCUPANCY, WaitReason.CAP}
 _OOM_MARGIN = 15
 
 NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
@@ -98,11 +99,7 @@ def wait_text(wait: Wait, noun: str = "GPU memory") -> str:
 
 def others_wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     """Return why somebody else waits; without numbers where these are not for us to see."""
-    if wait.needs or wait.reason not in (
-        WaitReason.MEMORY,
-        WaitReason.OCCUPANCY,
-        WaitReason.CAP,
-    ):
+    if wait.needs or wait.reason not in _OF_MEMORY:
         return reason_text(wait, noun)
     using = " that another cell is using" if wait.reason is WaitReason.OCCUPANCY else ""
     return f"Waiting for {noun}{using}."
@@ -463,6 +460,10 @@ def _place(wait: Wait) -> list[str]:
     about = "" if wait.exact else "About "
     if wait.lost or wait.reason is WaitReason.MAINTENANCE:
         return []
+    if wait.over_budget:  # who came later may come first: no place says how long it takes
+        return [
+            "Your budget of device time is used up: others come first. %gpushare status says what is left."
+        ]
     said = [] if to_go is None else [f"{about}{format_duration(to_go)} to go."]
     if wait.reason in (WaitReason.TURN, WaitReason.GRACE, WaitReason.RESTORE):
         return said

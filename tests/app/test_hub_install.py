@@ -147,6 +147,14 @@ def test_a_hub_that_cannot_be_read_stops_it_before_anything_is_written(gpushare:
     assert not root.exists()
 
 
+@pytest.mark.parametrize("place", ["--user", "--sys-prefix"])
+def test_kernelspecs_too_are_printed_first(gpushare: Gpushare, tmp_path: Path, place: str) -> None:
+    """And not written."""
+    done = gpushare("install", place, "--dry-run")
+    assert (done.returncode, done.stdout.count("would be written")) == (0, 2)
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -92,6 +92,11 @@ def test_a_deadline_takes_no_more_of_the_device_than_allowed(house: House) -> No
     task = RealtimeTask("camera", 0.1, 0.1, (layer,))
     text = refused(client.ask(submit("a", realtime=task)), "UserError")
     assert text == "deadlines of each of the group students may take 25% of the device; yours take 0%, and this one 30% more. Lengthen its period, or close another one."  # fmt: skip
+    follow(house, realtime=0.5)
+    house.broker.prove, house.broker.proves = lambda *_: None, lambda _: True  # type: ignore[method-assign]
+    client.send(submit("pending", realtime=task))
+    text = refused(client.ask(submit("c", realtime=task)), "UserError")
+    assert "yours take 30%, and this one 30% more" in text, "one that is being proven counts"
     follow(house, day=10.0)
     house.do(lambda: house.broker.groups.spending.note([(ME, 1.0, 11.0)]))
     text = refused(client.ask(submit("b", realtime=task)), "UserError")

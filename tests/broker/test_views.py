@@ -56,7 +56,19 @@ KEYS = {
         "granted",
     },
     "queue": {"job", "session", "reason", "ahead", "eta"}
-    | {"needs", "waited", "name", "free", "holders", "until", "exact", "cap", "group", "note"},
+    | {
+        "needs",
+        "waited",
+        "name",
+        "free",
+        "holders",
+        "until",
+        "exact",
+        "cap",
+        "group",
+        "note",
+        "over_budget",
+    },
     "users": {"name", "weight", "device_time"} | {"group", "memory", "kernels", "budgets", "own"},
 }
 

@@ -251,6 +251,7 @@ def test_memory_goes_to_those_within_their_budgets_first() -> None:
     world.submit("b/0", "b", 6 * GiB, 0)
     world.close("c")
     assert (world.running("b/0"), world.running("a/0")) == (True, False)
+    assert why(world.core, world.core.jobs[JobId("a/0")]).over_budget
     world.close("b")
     assert world.running("a/0")
 

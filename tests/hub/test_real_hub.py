@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.hub.hub import Hub, HubKernel, NotOk, until
+from benchmarks.hub.hub import PATIENCE, Hub, HubKernel, NotOk, until
+from gpushare_kernel.client.line import Line
+from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.wire.snapshot import SessionView
 from tests.hub.conftest import needs_hub
 
@@ -94,13 +98,13 @@ def test_a_token_says_who_a_terminal_is(by_token: Hub) -> None:
     """Its server's token is ann; without one the uid is nobody that has notebooks; a forged one is refused."""
     kernel = by_token.kernel("ann", "mine.ipynb")
     assert session_of(by_token, kernel).user == "ann"
-    mine = status(by_token, by_token.token_of("ann"))
+    mine = said(by_token, by_token.token_of("ann"), "status")
     assert mine["you"] == "ann"
     assert [one["name"] for one in mine["sessions"] if one["own"]] == ["mine.ipynb"]
-    nobody = status(by_token, "")
+    nobody = said(by_token, "", "status")
     assert nobody["you"] == "gpxhub"
     assert [one["name"] for one in nobody["sessions"]] == [None]
-    assert "does not know the token" in status(by_token, "forged-0123456789")["refused"]
+    assert "does not know the token" in said(by_token, "forged-0123456789", "status")["refused"]
     by_token.ask("DELETE", f"/user/ann/api/kernels/{kernel.id}")
 
 
@@ -147,11 +151,46 @@ def test_hub_and_proxy_are_killed_and_come_back(
         hub.ask("DELETE", f"/user/{kernel.name}/api/kernels/{kernel.id}")
 
 
-def status(hub: Hub, token: str) -> dict[str, Any]:
-    """What `jupyter gpushare status --json` says in a terminal with this token, as the hub's account."""
+def test_a_killed_broker_is_followed_by_one_that_asks_the_same_hub(
+    by_token: Hub,
+) -> None:
+    """Whose the notebooks are is in the ledger, and whoever comes is asked for as before."""
+    notebooks = [by_token.kernel(name, f"{name}.ipynb") for name in ("ann", "bob")]
+    with Line(by_token.places, PATIENCE) as line:
+        former = line.pid
+    os.kill(former, signal.SIGKILL)
+    until(lambda: _another(by_token, former), "no broker follows", by_token.log)
+    for kernel in notebooks:
+        until(
+            lambda kernel=kernel: session_of(by_token, kernel).state == "idle",  # type: ignore[misc]
+            f"{kernel.name}'s notebook does not come back",
+        )
+        assert session_of(by_token, kernel).user == kernel.name
+    late = by_token.kernel("bob", "late.ipynb")
+    assert session_of(by_token, late).user == "bob"
+    for kernel in (*notebooks, late):
+        by_token.ask("DELETE", f"/user/{kernel.name}/api/kernels/{kernel.id}")
+
+
+def _another(hub: Hub, former: int) -> bool:
+    try:
+        with Line(hub.places, PATIENCE) as line:
+            return line.pid != former
+    except BrokerUnavailable:
+        return False
+
+
+def test_doctor_says_who_one_is(by_token: Hub) -> None:
+    """In a terminal of ann's server."""
+    found = said(by_token, by_token.token_of("ann"), "doctor", JUPYTERHUB_USER="ann")
+    assert "To the broker you are ann." in [one["text"] for one in found["checks"]]
+
+
+def said(hub: Hub, token: str, command: str, **env: str) -> dict[str, Any]:
+    """What `jupyter gpushare COMMAND --json` says in a terminal with this token, as the hub's account."""
     account = pwd.getpwnam(hub.account)
     done = subprocess.run(
-        [hub.environment / "bin/jupyter-gpushare", "status", "--json"],
+        [hub.environment / "bin/jupyter-gpushare", command, "--json"],
         user=account.pw_uid,
         group=account.pw_gid,
         extra_groups=[],
@@ -160,6 +199,7 @@ def status(hub: Hub, token: str) -> dict[str, Any]:
             "GPUSHARE_RUNTIME_DIR": str(hub.places.runtime),
             "HOME": str(hub.folder / "hub"),
             "JUPYTERHUB_API_TOKEN": token,
+            **env,
         },
         capture_output=True,
         text=True,

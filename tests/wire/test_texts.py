@@ -53,6 +53,8 @@ END = "Interrupt gives up your place."
          f"Waiting for GPU memory of your own: needs 6.0 GiB, 2.1 left. Each of the group students may hold 8.0 GiB of this device. Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. You are next. {END}"),
         (wait(WaitReason.MAINTENANCE, note="new driver, back at 16:00", holders=(OWN,)),
          f"Waiting for the end of a maintenance (new driver, back at 16:00): nothing new begins on this device until then, and nothing is lost. {END}"),
+        (wait(over_budget=True, eta=180.0, holders=(ANN,)), f"{MEMORY} In use by A.B. (2.0 GiB). Your budget of device time is used up: others come first. %gpushare status says what is left. {END}"),
+        (wait(WaitReason.TURN, over_budget=True), f"Waiting for a turn: others are running now. Your budget of device time is used up: others come first. %gpushare status says what is left. {END}"),
         (wait(WaitReason.MAINTENANCE), f"Waiting for the end of a maintenance: nothing new begins on this device until then, and nothing is lost. {END}"),
         (wait(WaitReason.GRACE, until=4.6), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on in 5 s at most. {END}"),
         (wait(WaitReason.GRACE, holders=(OWN, ANN)), f"Waiting for the gpushare broker: it restarted, and asks all notebooks what they hold. It goes on soon. {END}"),

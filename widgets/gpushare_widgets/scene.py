@@ -236,6 +236,7 @@ def _wait(waiter: QueueView, device: DeviceView | None, snapshot: Snapshot) -> W
         cap=waiter.cap,
         group=clean(waiter.group, most),
         note=clean(waiter.note, most),
+        over_budget=waiter.over_budget,
     )
 
 
