@@ -67,9 +67,9 @@ class AdmissionQueue:
         """`job` has waited long: from now on it comes before all who were submitted later."""
         known = self._jobs.get(job.id)
         if known is not None and known[0] is job and not job.promoted:
-            self.remove(job)
+            self.version += 1
             job.promoted = True
-            self.push(job, known[1], at)
+            self._ranking.move(known[1].user, job, self._key(job, known[1], at))
 
     def rerank(self, user: User) -> None:
         """What `user` is ranked by has changed."""

@@ -332,5 +332,6 @@ class Scheduler(Room):
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:
-    times = [at for at in (one, other) if at is not None]
-    return min(times, default=None)
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
