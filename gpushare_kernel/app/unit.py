@@ -23,6 +23,7 @@ StartLimitBurst=6
 Type=notify
 NotifyAccess=main
 ExecStart={start}
+ExecReload=/bin/kill -HUP $MAINPID
 ExecStopPost={undo}
 Restart=on-failure
 RestartSec=100ms

@@ -18,8 +18,6 @@ from gpushare_kernel.transport.places import SYSTEM_MARK, SYSTEM_RUNTIME, SYSTEM
 
 FOLDER = Path(__file__).parents[2] / "examples/kubernetes"
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-OF_THE_HUB = {"hub-api", "hub-uids"}
-"""Options of the broker that tell people apart by their hub's tokens."""
 CHART = {
     "image": {"name", "tag"},
     "extraEnv": None,
@@ -139,5 +137,5 @@ def test_what_is_run_is_ours(daemon, values):
     assert container["command"][2] in GpuShareApp.subcommands
     assert container["readinessProbe"]["exec"]["command"][2] in GpuShareApp.subcommands
     options = {word.removeprefix("--").partition("=")[0] for word in container["args"]}
-    assert options <= {*BrokerCommand.aliases, *OF_THE_HUB}
+    assert options <= set(BrokerCommand.aliases)
     assert values["extraEnv"]["JUPYTER_DEFAULT_PROVISIONER_NAME"] == "gpushare"
