@@ -22,7 +22,7 @@ test ! -e /etc/systemd/system/gpushare.service
 /opt/jupyterhub/bin/python -c '
 from jupyter_client.manager import start_new_kernel
 manager, client = start_new_kernel()
-reply = client.execute_interactive("1 + 1", timeout=60)
+reply = client.execute_interactive("pass", timeout=60)
 client.stop_channels()
 manager.shutdown_kernel(now=True)
 print(reply["content"]["status"])'

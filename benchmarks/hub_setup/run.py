@@ -40,7 +40,9 @@ def measure(options: Options) -> Sequence[Figure]:  # noqa: ARG001  there is no 
         ),
         Figure("steps", "blocks", [shared]),
         Figure(
-            "install_hub", "s", [one["seconds"] for one in steps if "install --hub" in one["step"]]
+            "install_hub",
+            "s",
+            [one["seconds"] for one in steps if "gpushare install --hub" in one["step"]],
         ),
         Figure("share_of_one", "%", [seen["share_of_ann"]]),
     )
