@@ -34,9 +34,10 @@ class Audit:
             fd = os.open(self._path, flags, 0o600)
             try:
                 if os.fstat(fd).st_size + len(line) > self._most:
-                    os.close(fd)
                     self._path.replace(_before(self._path))
-                    fd = os.open(self._path, flags, 0o600)
+                    fresh = os.open(self._path, flags, 0o600)
+                    os.close(fd)
+                    fd = fresh
                 os.write(fd, line)
             finally:
                 os.close(fd)

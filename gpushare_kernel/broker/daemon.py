@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -33,10 +34,10 @@ from gpushare_kernel.broker.ledger import Ledger, Loaded
 from gpushare_kernel.broker.left_over import lock, resume_left_over
 from gpushare_kernel.broker.options import parser, size_of
 from gpushare_kernel.broker.overdraft import Over
-from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.people import Anybody, People
 from gpushare_kernel.broker.persons import Persons
 from gpushare_kernel.broker.recorder import Recorder
-from gpushare_kernel.broker.settings import Settings, parsed, read
+from gpushare_kernel.broker.settings import Host, Settings, parsed, read
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import (
     BadSettings,
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None, *, resumed: Sequence[ProcessKey
     except GpushareError as error:
         _say_why(given, error)
         return 1
+    # A service manager starts us again in the same words: what was noted at the start is there still after a crash only.
+    given.again = given.again or (given.service and where.again.exists())
     os.chdir("/")
     logs.set_up(where.log, stderr=given.foreground)
     _raise_limits()
@@ -308,7 +311,10 @@ def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device
         if not (given.again and where.settings_kept.exists()):
             raise
         _logger.error("the configuration was not taken, what was read last holds: %s", problem)  # noqa: TRY400  its own words say all
-        return parsed(where.settings_kept.read_text(encoding="utf-8"), path, host)
+        kept = where.settings_kept.read_text(encoding="utf-8")
+        return parsed(
+            kept, path, Host(Anybody(), 2**62, 2**31, math.inf, 2**62)
+        )  # it was held against the host when it was read
 
 
 def _reload(groups: Groups) -> None:

@@ -166,7 +166,10 @@ class Desk:
         check_sizes(body)
         check_words(body.code, *body.frameworks)
         if body.dry_run:
-            self._reply(number, dry_run(self._broker, kernel, body))
+            answer = dry_run(self._broker, kernel, body)
+            if self._version == 1 and answer.wait is not None:
+                answer = replace(answer, wait=_wait_for_version_1(answer.wait))
+            self._reply(number, answer)
             return
         if body.job in self.jobs:
             problem = f"job id {body.job!r} is taken by a job of this notebook that still runs."
@@ -474,7 +477,11 @@ class Desk:
 
 
 def _for_version_1(notice: msg.Waiting) -> msg.Waiting:
+    return replace(notice, wait=_wait_for_version_1(notice.wait))
+
+
+def _wait_for_version_1(wait: Wait) -> Wait:
     """A reason that version 1 has no word for would be a broken frame to it: it waits for its turn on the device."""
-    if notice.wait.reason not in {WaitReason.RESTORE, WaitReason.CAP, WaitReason.MAINTENANCE}:
-        return notice
-    return replace(notice, wait=dataclasses.replace(notice.wait, reason=WaitReason.TURN))
+    if wait.reason not in {WaitReason.RESTORE, WaitReason.CAP, WaitReason.MAINTENANCE}:
+        return wait
+    return dataclasses.replace(wait, reason=WaitReason.TURN)

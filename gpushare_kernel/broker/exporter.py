@@ -186,8 +186,14 @@ class Exporter:
                 line.send(msgspec.msgpack.encode(self._readings.reading()))
         except BlockingIOError:
             return
-        except OSError:
+        except Exception as problem:
+            if not isinstance(problem, OSError):
+                _logger.exception("metrics could not be gathered")
             asked = b""
+            with contextlib.suppress(OSError):
+                line.shutdown(
+                    socket.SHUT_RDWR
+                )  # it would wait for this answer for ever: its end, and another
         if not asked:
             self._loop.remove_reader(line)  # it is about to die
 

@@ -36,7 +36,8 @@ def host_of(inventories: Iterable[Inventory], people: People) -> Host:
     every = list(inventories)
     return Host(
         people,
-        max(one.capacity for one in every),
+        # All there is of it, not what is free of it now: a broker that is started again finds it full of its own sessions.
+        max(one.total or Machine().total() for one in every),
         most_sessions(),
         sum(one.compute for one in every),
         Machine().total(),

@@ -225,7 +225,12 @@ def let_run(
             stands = key not in freed and procfs.state_of(key) in procfs.STOPPED
             if stands and procfs.send(key, signal.SIGCONT):
                 ran.append(key)
-    if unlockers is not None:  # again each time: a lock that was under way comes through later
+    moves = any(
+        procfs.alive(key) for key in table.held(Hold.MOVER)
+    )  # K2: nobody takes a restore's room
+    if (
+        unlockers is not None and not moves
+    ):  # again each time: a lock that was under way comes through later
         locked = [key for key in table.held(Hold.LOCK) if procfs.state_of(key) not in procfs.STOPPED]  # fmt: skip
         ran += unlockers.unlock(locked) if locked else ()
     return ran

@@ -41,6 +41,16 @@ class People:
         return next(iter(get_close_matches(name, there, 1)), "")
 
 
+class Anybody(People):
+    """Takes every name: for a file that was held against the directory before."""
+
+    def has_user(self, name: str) -> bool:  # noqa: ARG002
+        return True
+
+    def has_group(self, name: str) -> bool:  # noqa: ARG002
+        return True
+
+
 def _group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name

@@ -144,10 +144,15 @@ class Processes(JobAnswers):
         kernel, key = None, procfs.process_key(pid)
         # Whose memory is away is brought back first, as that of somebody whom nobody knows.
         away = key is None or any(one.device.parked(Target(key)) for one in self.engines.values())
-        if procfs.owner(pid) == uid and not away:
-            kernel = self.registry.open_again(Person(uid), token, again.session, again.name)
+        taken = any(one.key == key and one.lines for one in self.registry)
+        try:
+            if procfs.owner(pid) == uid and not away and not taken:
+                self.groups.check_kernels(Person(uid).user)
+                kernel = self.registry.open_again(Person(uid), token, again.session, again.name)
+        finally:
+            if kernel is None:
+                os.close(pidfd)
         if kernel is None:
-            os.close(pidfd)
             return None
         for other in self.registry:  # meanwhile it was taken for a stranger
             stranger = other.uid == uid and other.opener is None and not other.lines

@@ -179,6 +179,7 @@ class LaneTable:
     def _resize(self, lane: Lane, size: int) -> None:
         if size == lane.size:
             return
+        self.version += 1  # what is free has changed
         shared = not lane.private
         if shared:
             self._shared.remove(lane)

@@ -45,11 +45,15 @@ class Limits(Jobs):
     def why_held(self, job: Job) -> WaitReason | None:
         """Return why `job`, which has no memory, does not compete for any; None where it does."""
         session = self.sessions[job.session]
+        if job.hurried:
+            return None
         if self.draining and not _has_begun(job, session):
             return WaitReason.MAINTENANCE
         cap = session.user.cap
-        if cap is None:
-            return None
+        if cap is None or job.granted is not None:
+            return None  # what runs is never touched by a cap that was lowered
+        if job.in_driver and not self.held_by(session.user):
+            return None  # what it kept comes back, alone
         needs = self.book.added(session, job.need) + job.need.ephemeral
         return WaitReason.CAP if self.held_by(session.user) + needs > cap else None
 

@@ -370,7 +370,9 @@ class Parking(Realtime):
         if session.parked is None or session.moving is not None or session.jobs:
             return
         kept = session.parked.persistent
-        room = max(0, self.book.whole - session.parked.size)
+        cap = session.user.cap
+        most = self.book.whole if cap is None else min(self.book.whole, cap)
+        room = max(0, most - session.parked.size)
         need = Need(kept, min(self.config.plain_ephemeral, room))
         job = Job(request_of(session.id), session.id, next(self._order), need, None, at, plain=True)
         job.part, job.in_driver = self.book.part(session, need), True
@@ -384,9 +386,16 @@ class Parking(Realtime):
 
     def _hurry(self, session: Session, at: float) -> None:
         """A signal is on its way to it: a call that waits for its memory sees that only afterwards."""
-        for job in session.jobs.values():
-            if job.in_driver:
-                self.book.queue.promote(job, at)
+        for job in [*session.jobs.values()]:
+            if not job.in_driver:
+                continue
+            freed = self.held_back.pop(job.id, None) is not None
+            if freed:
+                job.hurried = True
+                self._enqueue(job, session, at)
+            self.book.queue.promote(job, at)
+            if freed:
+                self._admit(at)
 
     def _entered(self, session: Session, at: float) -> None:
         """Its memory is put back before its job goes on; on paper it is there already (I5)."""

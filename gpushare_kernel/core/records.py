@@ -118,6 +118,8 @@ class Job:
     trimmed: bool = True
     #: Its memory was taken in the middle of its work: it waits inside the driver, not inside our client.
     in_driver: bool = False
+    #: A signal is on its way to whoever waits for it in there: nothing an administrator said holds it back.
+    hurried: bool = False
     asked: bool = False
     #: Who waits for its lane and comes before it, and that one's rank: it has turns by that while both are in the lane.
     lent: tuple[Job, Key] | None = None

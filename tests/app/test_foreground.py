@@ -1,4 +1,8 @@
-"""The command's own process: its gate, its signals, its terminal."""
+"""The command's own process: its gate, its signals, its terminal.
+
+These tests signal their own process, as a terminal does. Another thread that blocks nothing would take that and end all of it:
+whatever leaves one behind (a kernel's manager keeps its event loop's) comes after this file.
+"""
 
 from __future__ import annotations
 
