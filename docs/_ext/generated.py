@@ -31,8 +31,14 @@ _LINK = re.compile(r"(`[^`]*`)|\]\(([^)\s]+)")
 """Code, which is left alone, or the target of a link."""
 _CALL = re.compile(r": (jupyter gpushare .*?)(?=\.?$)", re.MULTILINE)
 """How a command is written, at the end of a line of its description."""
-_OURS = ("log-level", "config", "debug")
-"""Options of every command, told once."""
+_PAGES = {
+    "examples/README.md": "examples.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changes.md",
+}
+"""Pages of the repository that are in the documentation, too."""
+_OURS = ("log-level", "debug")
+"""Options of every command, told once; and `--config`, where it is Jupyter's."""
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -53,6 +59,8 @@ def _outside(here: Path, target: str) -> str:
     path = Path(os.path.normpath(here / target))
     if not path.is_relative_to(ROOT) or path.is_relative_to(DOCS) or not path.exists():
         return target
+    if page := _PAGES.get(str(path.relative_to(ROOT))):
+        return os.path.relpath(DOCS / page, here)
     return f"path:{os.path.relpath(path / 'README.md' if path.is_dir() else path, here)}"
 
 
@@ -113,7 +121,7 @@ def _commands(app: Any, called: str, mark: str) -> Iterator[str]:
 def _aliases(command: Any) -> Iterator[tuple[str, str, str]]:
     for alias, target in command.aliases.items():
         name, said = target if isinstance(target, tuple) else (target, "")
-        if alias in _OURS:
+        if alias in _OURS or name == "JupyterApp.config_file":
             continue
         trait = _trait(command, name)
         value = "" if trait.default_value in (None, "") else f"`{trait.default_value}`"
