@@ -9,6 +9,7 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.kernels import Kernel, Registry
+from gpushare_kernel.broker.persons import Person
 from tests.procs import Program
 from tests.test_procfs import FAMILY
 
@@ -24,7 +25,7 @@ def registry() -> Iterator[Registry]:
 
 def bound(registry: Registry, pid: int) -> Kernel:
     """Return a session whose process has this number."""
-    kernel, _ = registry.open(os.getuid(), "hw.ipynb", 1.0, None)
+    kernel, _ = registry.open(Person(os.getuid()), "hw.ipynb", 1.0, None)
     registry.bind(kernel, os.pidfd_open(pid), pid)
     return kernel
 
