@@ -177,7 +177,9 @@ def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
             f"{', '.join(released.asked)} was asked to give back what it keeps unused: %gpushare status shows what is left."
         )
     if not parts:
-        parts.append(f"Nothing to release: {names} uses all it holds, or holds no {noun}.")
+        parts.append(
+            f"Nothing to release: {names} uses all it holds. `del` what it no longer needs, or restart it."
+        )
     return " ".join(parts)
 
 

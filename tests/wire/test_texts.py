@@ -253,7 +253,7 @@ def test_released() -> None:
         "Released 4.8 GiB of GPU memory: hw2.ipynb."
     )
     assert texts.released_text(ReleasedNow(0, ("hw2.ipynb",)), "memory") == (
-        "Nothing to release: hw2.ipynb uses all it holds, or holds no memory."
+        "Nothing to release: hw2.ipynb uses all it holds. `del` what it no longer needs, or restart it."
     )
     assert texts.released_text(ReleasedNow(2 * GiB, ("hw2.ipynb",), held=3 * GiB)) == (
         "Released 2.0 GiB of GPU memory: hw2.ipynb. "
