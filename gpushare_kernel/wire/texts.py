@@ -27,6 +27,10 @@ _OF_MEMORY = {WaitReason.MEMORY, WaitReason.OCCUPANCY, WaitReason.CAP}
 _OOM_MARGIN = 15
 
 NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
+NO_SESSION = (
+    "This program has no session: nothing is shared, and the code runs as it is. "
+    "Start it with: jupyter gpushare run -- python s.py"
+)
 BROKER_AWAY = (
     "The gpushare broker is away: this notebook runs on, and shares again when it is back."
 )
@@ -273,27 +277,12 @@ def oom_size(needed: int, room: int) -> str:
     return pasteable_size(whole) if whole >= needed else f"{room // MiB}MiB"
 
 
-def adapter_text(framework: str, version: str, what: str) -> str:
-    """Return the line about a part of a framework that cannot be seen here."""
-    return f"{framework} {version} is shared, but not all of it is seen: {what}."
-
-
 def older_broker_text(version: int, needed: int) -> str:
     """Return the error of a request that a broker from before this client does not know."""
     return (
         f"the broker is older than this notebook's gpushare: it speaks protocol version {version}, and this is known "
         f"since {needed}. Have it restarted: jupyter gpushare stop, then jupyter gpushare start."
     )
-
-
-def unadapted_text(why: str) -> str:
-    """Return the line of a notebook whose frameworks cannot be adapted at all."""
-    return f"This notebook is shared, but its frameworks are not seen from inside ({why}). jupyter gpushare doctor says more."
-
-
-def uncapped_text(why: str) -> str:
-    """Return the line about a limit that a framework did not take."""
-    return f"This notebook's limit of GPU memory could not be set ({why}): the broker watches it from outside."
 
 
 def restart_memory_text(size: int, noun: str = "GPU memory") -> str:

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import cell_texts, need_texts, parking_texts, texts
+from gpushare_kernel.wire import cell_texts, framework_texts, need_texts, parking_texts, texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 from gpushare_kernel.wire.snapshot import NeedView
 
@@ -230,6 +230,7 @@ def test_other_lines() -> None:
         == "the gpushare broker was stopped. Start it again: jupyter gpushare start."
     )
     assert texts.BROKER_SILENT == "Waiting for the gpushare broker to come back. Interrupt gives up."  # fmt: skip
+    assert texts.NO_SESSION == "This program has no session: nothing is shared, and the code runs as it is. Start it with: jupyter gpushare run -- python s.py"  # fmt: skip
     assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
 
 
@@ -311,13 +312,13 @@ def test_a_full_device() -> None:
 
 def test_lines_about_frameworks() -> None:
     """What a framework does not let us see is said with what that means."""
-    assert texts.adapter_text("torch", "9.9", "its steps are not seen") == (
+    assert framework_texts.adapter_text("torch", "9.9", "its steps are not seen") == (
         "torch 9.9 is shared, but not all of it is seen: its steps are not seen."
     )
-    assert texts.uncapped_text("RuntimeError: no") == (
+    assert framework_texts.uncapped_text("RuntimeError: no") == (
         "This notebook's limit of GPU memory could not be set (RuntimeError: no): the broker watches it from outside."
     )
-    assert texts.unadapted_text("No module named 'wrapt'") == (
+    assert framework_texts.unadapted_text("No module named 'wrapt'") == (
         "This notebook is shared, but its frameworks are not seen from inside (No module named 'wrapt'). "
         "jupyter gpushare doctor says more."
     )
