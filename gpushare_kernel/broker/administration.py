@@ -100,7 +100,7 @@ def named(broker: Broker, whom: str) -> list[Kernel]:
 
 def _drain(broker: Broker, desk: Desk, body: msg.Drain) -> msg.Reply:
     if body.on:
-        text = checked_words(body.note)
+        text = checked_words(body.note) or broker.upkeep.note  # who only watches takes nothing back
         broker.upkeep.drain(text)
         note(broker, desk, "drain", detail=text)
     elif broker.upkeep.since is not None:

@@ -194,6 +194,9 @@ def test_a_maintenance_by_command(gpushare, broker: Places) -> None:
             assert "Nothing runs on the device." in rest
             assert drain.returncode == 0
             assert "Maintenance since" in gpushare("status").stdout
+            watched = gpushare("drain").stdout
+            assert re.match(r"Maintenance since \d\d:\d\d \(new driver, back at 16:00\): ", watched)
+            assert snapshot(broker).maintenance.note == "new driver, back at 16:00"
             assert gpushare("drain", "--end").stdout == "Notebooks are let in again.\n"
             assert later.stdout.readline() == "ready\n"
             _, said = later.communicate("\n", timeout=PATIENCE)
@@ -201,8 +204,10 @@ def test_a_maintenance_by_command(gpushare, broker: Places) -> None:
     audit = gpushare("audit").stdout.splitlines()
     assert [line.split("  ", 2)[1:] for line in audit] == [
         [f"{ME} (uid {os.geteuid()})", "drain  new driver, back at 16:00"],
+        [f"{ME} (uid {os.geteuid()})", "drain  new driver, back at 16:00"],
         [f"{ME} (uid {os.geteuid()})", "drain --end"],
     ]
+    assert gpushare("drain", "--end").stdout == "There was no maintenance.\n"
 
 
 def test_an_announcement_by_command(gpushare, broker: Places) -> None:
