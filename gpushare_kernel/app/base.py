@@ -86,6 +86,9 @@ class Command(JupyterApp):
 class BrokerCommand(Command):
     """A command that may start a broker, and says how."""
 
+    not_done = "The broker was not started."
+    """What ends the refusal of a broker's option."""
+
     capacity = Unicode(
         None,
         allow_none=True,
@@ -228,7 +231,7 @@ class BrokerCommand(Command):
         try:
             rules.parse_args(asked)
         except argparse.ArgumentError as problem:
-            msg = f"{problem.argument_name}: {problem.message.rstrip('.')}. The broker was not started."
+            msg = f"{problem.argument_name}: {problem.message.rstrip('.')}. {self.not_done}"
             raise BadDeclaration(msg) from None
 
 
