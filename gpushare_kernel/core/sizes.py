@@ -75,6 +75,28 @@ def format_size(size: int) -> str:
     return f"{sign}{size} B"
 
 
+def format_most(size: int) -> str:
+    """Return `size` bytes rounded down, for who is told to ask for that much or less."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30)):
+        if size >= factor:
+            tenths = size * 10 // factor
+            return f"{tenths // 10}.{tenths % 10} {unit}"
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size // factor} {unit}"
+    return f"{size} B"
+
+
+def format_apart(one: int, other: int) -> tuple[str, str]:
+    """Return two sizes (bytes) that stand beside each other: where they would read alike and are not, in a smaller unit."""
+    texts = format_size(one), format_size(other)
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10), ("B", 1)):
+        if texts[0] != texts[1] or one == other:
+            break
+        texts = f"{one / factor:.0f} {unit}", f"{other / factor:.0f} {unit}"
+    return texts
+
+
 def pasteable_size(size: int) -> str:
     """Return a size of at least `size` bytes that can be pasted behind `%%gpulane`: `6GiB`, `640MiB`."""
     gib = 2**30

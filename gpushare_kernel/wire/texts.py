@@ -7,7 +7,7 @@ pretends to be a GPU.
 
 from __future__ import annotations
 
-from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size
+from gpushare_kernel.core.sizes import format_apart, format_size, parse_size, pasteable_size
 from gpushare_kernel.core.values import GiB, Holder, MiB, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire.messages import (
     AskedNow,
@@ -145,10 +145,11 @@ def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
     )
     if answer.learned:
         split += f", learned from {_runs(answer.learned)}"
+    whole, free = _pair(needs, answer.free)
     if answer.fits:
-        return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
+        return f"It would run at once: needs {whole} of {noun} ({split}), {free} free."
     if answer.wait is None:
-        return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
+        return f"It would wait: needs {whole} of {noun} ({split}), {free} free."
     parts = [reason_text(answer.wait, noun), *_holders(answer.wait), *_place(answer.wait)]
     return " ".join(["It would wait.", *parts])
 
@@ -217,8 +218,9 @@ def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
 
 def outgrown_text(took: int, had: int, wait: Wait, noun: str = "GPU memory") -> str:
     """Return the line of a job that waits at a boundary because it took more than it was granted; bytes above what it keeps."""
+    takes, has = _pair(took, had)
     first = (
-        f"This needs more {noun} than it was granted: {format_size(took)} while it runs, and it has {free_text(had, took)}. "
+        f"This needs more {noun} than it was granted: {takes} while it runs, and it has {has}. "
         "It waits at this step until there is room, and goes on; nothing is lost."
     )
     return " ".join([first, *_holders(wait), *_place(wait)])
@@ -343,13 +345,13 @@ def barred_text(drain: float | None, absorbs: float) -> str:
 def _over(limit: int | None, needed: int, noun: str) -> str:
     if limit is None:
         return f"{noun}: this notebook needed about {format_size(needed)}, and there is no room for that now."
-    return f"{noun}: this notebook may use {format_size(limit)} and needed about {free_text(needed, limit)}."
+    may, about = _pair(limit, needed)
+    return f"{noun}: this notebook may use {may} and needed about {about}."
 
 
 def _holds(held: int, limit: int, noun: str, start: str = "This") -> str:
-    return (
-        f"{start} notebook holds {format_size(held)} of {noun} and may use {free_text(limit, held)}"
-    )
+    holds, may = _pair(held, limit)
+    return f"{start} notebook holds {holds} of {noun} and may use {may}"
 
 
 def _waiters(people: int) -> str:
@@ -399,11 +401,19 @@ def in_the_way(wait: Wait) -> list[str]:
 
 
 def _needs(wait: Wait, left: str = "free") -> str:
-    return f"needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} {left}"
+    needs, free = _pair(wait.needs, wait.free)
+    return f"needs {needs}, {free} {left}"
 
 
 def _numbers(wait: Wait) -> str:
-    return f"It needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} free."
+    return f"It {_needs(wait)}."
+
+
+def _pair(one: int, other: int) -> tuple[str, str]:
+    """Return two sizes of which the second has no unit where the first has the same; they read apart where they are."""
+    first, second = format_apart(one, max(other, 0))
+    number, unit = second.split()
+    return first, number if unit == first.split()[1] else second
 
 
 def free_text(free: int, beside: int) -> str:

@@ -248,6 +248,21 @@ def test_dry_run() -> None:
     )
 
 
+def test_sizes_that_round_alike_are_told_apart() -> None:
+    """`needs 21.7 GiB, 21.7 free` would say that there is room."""
+    needs, free = int(21.72 * GiB), int(21.68 * GiB)
+    said = texts.reason_text(Wait(WaitReason.MEMORY, needs, free, 0))
+    assert said == "Waiting for GPU memory: needs 22241 MiB, 22200 free."
+    said = texts.reason_text(Wait(WaitReason.MEMORY, GiB + 1, GiB, 0))
+    assert said == "Waiting for GPU memory: needs 1073741825 B, 1073741824 free."
+    assert texts.over_told_text(needs, free) == (
+        "This notebook holds 22241 MiB of GPU memory and may use 22200. Put this on the first line next time: %%gpulane 22GiB"
+    )
+    assert texts.dry_run_text(DryRun(False, needs, 0, free)) == (
+        "It would wait: needs 22241 MiB of GPU memory (21.7 GiB to keep, 0 B while it runs), 22200 free."
+    )
+
+
 def test_released() -> None:
     """What came back, from which notebook; or why nothing did."""
     assert texts.released_text(ReleasedNow(int(4.8 * GiB), ("hw2.ipynb",))) == (
