@@ -109,9 +109,9 @@ def others_wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     return f"Waiting for {noun}{using}."
 
 
-def waited_text(seconds: float, noun: str = "GPU memory") -> str:
+def waited_text(seconds: float, what: str = "GPU memory") -> str:
     """Return what replaces the waiting line once the job runs."""
-    return f"Waited {format_duration(seconds)} for {noun}."
+    return f"Waited {format_duration(seconds)} for {what}."
 
 
 def wait_ended_text(

@@ -201,6 +201,7 @@ def test_a_maintenance_by_command(gpushare, broker: Places) -> None:
             assert later.stdout.readline() == "ready\n"
             _, said = later.communicate("\n", timeout=PATIENCE)
             assert "Waiting for the end of a maintenance (new driver, back at 16:00)" in said
+            assert re.search(r"gpushare: Waited \S+ s for the end of a maintenance\.\n", said)
     audit = gpushare("audit").stdout.splitlines()
     assert [line.split("  ", 2)[1:] for line in audit] == [
         [f"{ME} (uid {os.geteuid()})", "drain  new driver, back at 16:00"],
