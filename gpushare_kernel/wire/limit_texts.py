@@ -77,6 +77,8 @@ def kernels_text(group: str, most: int, names: Sequence[str]) -> str:
     """Too many kernels of a member of a group are open."""
     more = len(names) - _NAMED
     named = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    if most == 1:
+        return f"each of the group {group} may have 1 kernel open, and yours is {named}. Shut it down first."
     return f"each of the group {group} may have {most} kernels open, and yours are {named}. Shut one down first."
 
 

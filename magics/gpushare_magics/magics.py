@@ -255,7 +255,8 @@ def _by_hand(session: Session, command: str, notebook: str | None) -> str:
     if command == "unpark":
         return parking_texts.unparked_text(session.unpark(notebook))
     if notebook is None:
-        msg = f"say which notebook: %gpushare {command} hw2. %gpushare status lists them; this one is interrupted instead."
+        here = "; this one is interrupted instead" if command == "pause" else ""
+        msg = f"say which notebook: %gpushare {command} hw2. %gpushare status lists them{here}."
         raise UserError(msg)
     if command == "pause":
         return texts.paused_text(session.pause(notebook))

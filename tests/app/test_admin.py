@@ -239,7 +239,7 @@ def test_evict_by_command(gpushare, broker: Places) -> None:
     with running("100MiB", "--name", "train", *HOLDS) as train:
         assert train.stdout.readline() == "ready\n"
         done = gpushare("evict", ME)
-        assert f"{ME}: train keeps" in done.stdout
+        assert f"{ME}: train holds" in done.stdout
         assert "cannot be set aside" in done.stdout
         assert "gpushare ends no process." in done.stdout
         assert procfs.process_key(train.pid) is not None
@@ -257,6 +257,7 @@ def test_evict_by_command(gpushare, broker: Places) -> None:
             ("reload",),
             "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE",
         ),
+        (("evict", "nobody"), "No notebook is open."),
         (("audit", "--lst=3"), "no option --lst. Did you mean --last?"),
         (("drain", "--ned"), "no option --ned. Did you mean --end?"),
     ],

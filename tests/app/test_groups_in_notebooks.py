@@ -78,6 +78,10 @@ def test_a_word_and_a_maintenance_reach_a_notebook(start: Start, where: Places, 
     kernel.run("kept = 41")
     gpushare("announce", "away on Monday")
     assert kernel.run("None") == ["From your administrator: away on Monday"]
+    for _ in range(2):
+        gpushare("evict", ME)
+    (asked,) = kernel.run("None")
+    assert asked.startswith("Your administrator asks for the ")
     gpushare("drain", "--no-wait", "new driver")
     assert "nothing new begins on the device. Nothing is lost." in kernel.run("None")[0]
     assert kernel.run("kept")[-1] == "41"

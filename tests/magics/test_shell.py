@@ -371,6 +371,7 @@ def test_pause_and_resume_need_another_notebook(run: Run, capsys: Capture) -> No
         assert not run(f"%gpushare {command}").success
         out = capsys.readouterr().out
         assert f"say which notebook: %gpushare {command} hw2." in out
+        assert ("this one is interrupted instead" in out) is (command == "pause")
 
 
 def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
