@@ -139,8 +139,8 @@ def pasteable_time(seconds: float) -> str:
     return f"{max(1, -int(-seconds // 1))}s"
 
 
-def check_weight(weight: float) -> float:
-    """Return `weight`, or refuse one that would starve somebody or mean nothing.
+def check_weight(weight: float, among: str = "among your own work") -> float:
+    """Return `weight`, or refuse one that would starve somebody or mean nothing; it counts `among` what.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def check_weight(weight: float) -> float:
     if not 0.01 <= weight <= 100:  # noqa: PLR2004
         msg = (
             f"a weight must be between 0.01 and 100, and {weight:g} is not. 1 is everybody's; "
-            "2 counts twice among your own work."
+            f"2 counts twice {among}."
         )
         raise BadDeclaration(msg)
     return weight
