@@ -383,7 +383,7 @@ def reason_text(wait: Wait, noun: str = "GPU memory") -> str:
 def _other_reason(wait: Wait, noun: str) -> str:
     if wait.reason is WaitReason.CAP:
         return (
-            f"Waiting for {noun} of your own: {_needs(wait, 'left')}. "
+            f"Waiting for {noun}: {_needs(wait)}. "
             f"Each of the group {wait.group} may hold {format_size(wait.cap)} of this device."
         )
     if wait.reason is WaitReason.MAINTENANCE:
@@ -400,9 +400,11 @@ def in_the_way(wait: Wait) -> list[str]:
     return [f"It {_needs(wait)}.", *_holders(wait), *_place(wait)]
 
 
-def _needs(wait: Wait, left: str = "free") -> str:
+def _needs(wait: Wait) -> str:
     needs, free = _pair(wait.needs, wait.free)
-    return f"needs {needs}, {free} {left}"
+    return (
+        f"needs {needs}, {free} {'left of your own' if wait.reason is WaitReason.CAP else 'free'}"
+    )
 
 
 def _numbers(wait: Wait) -> str:

@@ -50,7 +50,7 @@ END = "Interrupt gives up your place."
         (wait(WaitReason.OCCUPANCY), f"Waiting for GPU memory that another cell is using: needs 6.0 GiB, 2.1 free. It is yours when that cell reaches its next step or ends. 2 ahead of you. {END}"),
         (wait(WaitReason.TURN), f"Waiting for a turn: others are running now. {END}"),
         (wait(WaitReason.CAP, cap=8 * GiB, group="students", holders=(OWN,), ahead=0),
-         f"Waiting for GPU memory of your own: needs 6.0 GiB, 2.1 left. Each of the group students may hold 8.0 GiB of this device. Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. You are next. {END}"),
+         f"Waiting for GPU memory: needs 6.0 GiB, 2.1 left of your own. Each of the group students may hold 8.0 GiB of this device. Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. You are next. {END}"),
         (wait(WaitReason.MAINTENANCE, note="new driver, back at 16:00", holders=(OWN,)),
          f"Waiting for the end of a maintenance (new driver, back at 16:00): nothing new begins on this device until then, and nothing is lost. {END}"),
         (wait(over_budget=True, eta=180.0, holders=(ANN,)), f"{MEMORY} In use by A.B. (2.0 GiB). Your budget of device time is used up: others come first. %gpushare status says what is left. {END}"),
@@ -232,6 +232,12 @@ def test_other_lines() -> None:
     assert texts.BROKER_SILENT == "Waiting for the gpushare broker to come back. Interrupt gives up."  # fmt: skip
     assert texts.NO_SESSION == "This program has no session: nothing is shared, and the code runs as it is. Start it with: jupyter gpushare run -- python s.py"  # fmt: skip
     assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
+
+
+def test_a_wait_for_a_cap_that_ends_says_whose_is_left() -> None:
+    """Not what is free of the device."""
+    capped = wait(WaitReason.CAP, cap=8 * GiB, group="students")
+    assert "It needs 6.0 GiB, 2.1 left of your own." in texts.wait_ended_text(60, capped)
 
 
 def test_dry_run() -> None:
