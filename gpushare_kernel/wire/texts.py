@@ -329,11 +329,6 @@ def foreign_text(size: int, noun: str = "GPU memory") -> str:
     return f"Programs outside gpushare use {format_size(size)} of {noun}; they take no turns."
 
 
-def not_promised_again_text(name: str, why: str) -> str:
-    """Return what a notebook reads whose deadline a new broker cannot promise where its pipeline runs."""
-    return f"Pipeline {name} takes turns like everybody else since the broker has restarted: {why.rstrip('.')}. Close it, and open it again."
-
-
 def barred_text(drain: float | None, absorbs: float) -> str:
     """Return what a notebook reads that stands still until the real-time jobs on its device have ended (I7)."""
     leaves = f"their deadlines leave {1000 * absorbs:.3g} ms"
