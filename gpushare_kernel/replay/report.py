@@ -23,6 +23,8 @@ _ROWS = (
     ("max_wait_s", "longest standstill"),
     ("parked_s", "parked, all jobs together"),
 )
+_SHORT = ("makespan", "wait", "average", "median", "95 %", "stood", "parked")
+"""The same where each has a column."""
 _COUNTS = ("turns", "parks")
 _WIDE = 10_000
 """Characters of a terminal in which every table has room."""
@@ -49,12 +51,10 @@ def table(outcomes: Mapping[str, Outcome], width: int | None = None) -> Table:
 
 
 def _below(outcomes: Mapping[str, Outcome]) -> Table:
-    shown = Table(box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for _, title in _ROWS:
-        shown.add_column(title, justify="right")
-    for key in _COUNTS:
-        shown.add_column(key, justify="right")
+    for title in (*_SHORT, *_COUNTS):
+        shown.add_column(title, justify="right", no_wrap=True)
     for name, outcome in outcomes.items():
         summary = outcome.summary()
         times = [readable(float(summary[key])) for key, _ in _ROWS]

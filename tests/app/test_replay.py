@@ -72,11 +72,12 @@ def test_several_policies_are_compared(gpushare: Gpushare, trace: Path) -> None:
 def test_where_they_are_too_many_each_has_a_row(gpushare: Gpushare, trace: Path) -> None:
     """A terminal has no room for a column of each policy and placing."""
     words = ("replay", str(trace), "--policy", "all", "--hosts", "2", "--placing", "all")
-    lines = gpushare(*words, COLUMNS="100").stdout.splitlines()
+    lines = gpushare(*words, COLUMNS="80").stdout.splitlines()
+    assert lines[1].split() == ["makespan", "wait", "average", "median", "95", "%", "stood", "parked", "turns", "parks"]  # fmt: skip
     for policy in KNOWN:
         for placing in (*PLACINGS, POOL):
             (row,) = (line for line in lines if line.startswith(f"{policy} {placing} "))
-            assert len(row.split("  ")) > 5
+            assert "…" not in row
 
 
 def test_nobody_stood_still() -> None:
