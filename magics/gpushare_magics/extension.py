@@ -13,7 +13,7 @@ from gpushare_kernel.client import api, display, roots
 from gpushare_kernel.client.shown import Announce, Slowed
 from gpushare_kernel.core.errors import GpushareError, UserError
 from gpushare_kernel.wire import cell_texts, texts
-from gpushare_magics import records, transform
+from gpushare_magics import own_line, records, transform
 from gpushare_magics.cells import Cells
 from gpushare_magics.entries import Entries
 from gpushare_magics.lines import Output, UpdatingLine
@@ -84,6 +84,7 @@ class Extension:
 
     def enter(self, arguments: str) -> None:
         """Enter a lane for the rest of the running cell."""
+        own_line.show(self.shell.user_global_ns, arguments)
         with plain_interrupt():
             self.entered(arguments)
 

@@ -192,6 +192,10 @@ def test_traceback_has_no_frames_of_ours(run: Run, capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert "line 5, in f()" in shown
     assert "line 6" in shown
+    run("%%gpulane 1GiB\n1/0")
+    shown = capsys.readouterr().out
+    assert "      1 %%gpulane 1GiB\n----> 2 1/0\n" in shown
+    assert "__import__" not in shown
     assert "gpushare_kernel" not in shown
     assert "extension.py" not in shown
 
