@@ -43,6 +43,7 @@ class DrainApp(_WithWords):
     name = "jupyter-gpushare-drain"
     description = """Begin a maintenance: what runs goes on to its end, nothing new begins on the device, idle notebooks' GPU memory is
     set aside where that can be. Says when nothing runs any more. It lasts, over restarts of the broker and the host, until --end.
+    Said again without a text it keeps the one it has.
     Interrupting this command ends only the watching."""
     examples = """
     jupyter gpushare drain "new driver, back at 16:00"
@@ -62,9 +63,12 @@ class DrainApp(_WithWords):
     def start(self) -> None:
         """Begin it and watch, or end it."""
         with Line(places()) as line:
+            before = line.snapshot().maintenance
             line.ask(msg.Drain(on=not self.end, note=" ".join(self.given)))
             if self.end:
-                say("Notebooks are let in again.")
+                say(
+                    "There was no maintenance." if before is None else "Notebooks are let in again."
+                )
                 return
             self._watch(line)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jupyter_core.application import JupyterApp
 from rich.console import Console
-from traitlets import Float, Integer, Unicode
+from traitlets import Float, Integer, List, Unicode
 
 from gpushare_kernel import __version__
 from gpushare_kernel.app import words
@@ -18,6 +19,9 @@ from gpushare_kernel.core.sizes import parse_size
 
 NO_BROKER = 3
 """Exit status where no broker answers; every other error is 1."""
+
+_SYNONYMS = {"kill": "end", "on": "cold"}
+"""What people call a word of ours that is spelt nothing like it."""
 
 _OPTIONS = (
     "capacity",
@@ -63,13 +67,18 @@ class Command(JupyterApp):
         super().parse_command_line(given)
 
     def _check_numbers(self, given: Sequence[str]) -> None:
-        """Refuse what is no number where one is to be: traitlets would answer in its own terms."""
+        """Refuse what is no number where one is to be, and what is said twice: traitlets would answer in its own terms, or take the last."""
+        seen = set()
         for word in given:
             option, is_value, value = word.partition("=")
             target = self.aliases.get(option.removeprefix("--"))
             if not is_value or target is None:
                 continue
             trait = self.traits()[target.rpartition(".")[2]]
+            if option in seen and not isinstance(trait, List):
+                msg = f"{option} is given twice. Give it once."
+                raise BadDeclaration(msg)
+            seen.add(option)
             if not isinstance(trait, Float | Integer):
                 continue
             try:
@@ -85,6 +94,9 @@ class Command(JupyterApp):
 
 class BrokerCommand(Command):
     """A command that may start a broker, and says how."""
+
+    not_done = "The broker was not started."
+    """What ends the refusal of a broker's option."""
 
     capacity = Unicode(
         None,
@@ -226,10 +238,29 @@ class BrokerCommand(Command):
         rules = parser()
         rules.exit_on_error = False
         try:
-            rules.parse_args(asked)
+            found = rules.parse_args(asked)
         except argparse.ArgumentError as problem:
-            msg = f"{problem.argument_name}: {problem.message.rstrip('.')}. The broker was not started."
+            name = problem.argument_name or ""
+            hint = _meant(rules, name, asked)
+            msg = f"{name}: {problem.message.rstrip('.')}. {hint}{self.not_done}"
             raise BadDeclaration(msg) from None
+        if found.device == "host" and found.parking in {"cold", "warm"}:
+            msg = f"--parking: the CPU has nothing to park. {self.not_done}"
+            raise BadDeclaration(msg)
+
+
+def _meant(rules: argparse.ArgumentParser, option: str, asked: Sequence[str]) -> str:
+    """Return which of an option's words may be meant by the one it was given; empty where none is near."""
+    known = next((one.choices for one in rules._actions if option in one.option_strings), None)
+    if not known:
+        return ""
+    given = asked[asked.index(option) + 1]
+    near = (
+        [_SYNONYMS[given]]
+        if _SYNONYMS.get(given) in known
+        else difflib.get_close_matches(given, known, 1)
+    )
+    return f"Did you mean {near[0]}? " if near else ""
 
 
 def console() -> Console:

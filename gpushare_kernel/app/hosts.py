@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from rich.table import Table
-from rich.text import Text
 from traitlets import Unicode
 
 from gpushare_kernel.app import words
@@ -17,6 +17,7 @@ from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_kernel.hub.placement import DeviceState, HostState, Order, Wish, order
 
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 _HOW = "Write: jupyter gpushare hosts HOST ... [--python=/path/on/them/python]"
 
 
@@ -57,7 +58,11 @@ class HostsApp(Command):
         wish = Wish(parse_size(self.needs) if self.needs else 0, self.driver)
         states = asked(self._names, self.python)
         found = order(states, wish)
-        console().print(table(states, dict(found.passed)))
+        passed = dict(found.passed)
+        if len(passed) < len(states):
+            console().print(table([one for one in states if one.name not in passed]))
+        for line in problems(found):
+            say(line)
         say(verdict(found))
         self.exit(1 if found.passed else 0)
 
@@ -93,15 +98,20 @@ def asked(names: Sequence[str], python: str) -> list[HostState]:
         pool.close()
 
 
-def table(states: Sequence[HostState], passed: dict[str, str]) -> Table:
-    """Return a row for each device, and one for each host that cannot be used."""
+def problems(found: Order) -> list[str]:
+    """Return what keeps hosts from being used, each problem once with the hosts that have it: `a, b: why`."""
+    hosts: dict[str, list[str]] = {}
+    for name, why in found.passed:
+        hosts.setdefault(_ERRNO.sub("", why), []).append(name)
+    return [f"{', '.join(names)}: {why}" for why, names in hosts.items()]
+
+
+def table(states: Sequence[HostState]) -> Table:
+    """Return a row for each device of the hosts that can be used."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("host", "shares", "free", "working", "kernels", "driver"):
         shown.add_column(name, justify="left" if name in {"host", "shares", "driver"} else "right")
     for state in states:
-        if state.name in passed:
-            shown.add_row(state.name, Text(passed[state.name], style="yellow"))
-            continue
         for device in state.devices:
             shown.add_row(state.name, *_cells(device), state.driver)
         if not state.devices:

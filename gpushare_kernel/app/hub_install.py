@@ -110,13 +110,18 @@ def write(planned: Plan) -> list[str]:
     for path, text in blocks.items():
         _put(planned.at(path), snippet.with_block(text), keep_mode=True)
         done.append(f"{path}: loads {snippet.PLACE}, by three lines at its end")
+    _put(planned.at(NOTE), note_of(planned))
+    return done
+
+
+def note_of(planned: Plan) -> str:
+    """Return what is noted of a plan, by which it is taken back later."""
     note = {
         "version": __version__,
         "files": {str(one.path): _hash(one.text) for one in planned.files},
         "blocks": sorted(map(str, planned.blocks)),
     }
-    _put(planned.at(NOTE), json.dumps(note, indent=1) + "\n")
-    return done
+    return json.dumps(note, indent=1) + "\n"
 
 
 def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:

@@ -79,6 +79,7 @@ class InstallApp(_Placed, BrokerCommand):
     --hub writes a service for the system broker (with the options of `start`) and has JupyterHub's servers share. It prints what
     it writes, and with --dry-run it only prints. --hub-api says where the hub tells who somebody is: only where all its servers
     run as one account."""
+    not_done = "Nothing was written."
     dry_run = Bool(False, config=True, help="Print what would be written, and write nothing.")  # noqa: FBT003
     flags = {  # noqa: RUF012
         **_Placed.flags,
@@ -115,7 +116,10 @@ class InstallApp(_Placed, BrokerCommand):
             say(line)
         used = Path(KernelSpecManager().find_kernel_specs().get(kernelspecs.NATIVE, ""))
         if used != kernels / kernelspecs.NATIVE:
-            say(f"But Jupyter here prefers {used}: use the other place (--user or --sys-prefix).")
+            if not kernelspecs.shares(used):
+                say(_not_yet(used, "--user" if self.user else "--sys-prefix"))
+                self.exit(1)
+            say(f"Jupyter here prefers {used}, which shares too.")
         say("Running servers keep their kernels; new kernels share.")
 
     def _install_hub(self, arguments: Sequence[str]) -> None:
@@ -127,6 +131,13 @@ class InstallApp(_Placed, BrokerCommand):
                 say(f"--- {one.path}: {one.why}\n{one.text}")
             for path in planned.blocks:
                 say(f"--- {path}: would load {snippet.PLACE}, by three lines at its end")
+            say(
+                f"--- {hub_install.NOTE}: what uninstall takes back\n{hub_install.note_of(planned)}"
+            )
+            for path, text in (
+                kernelspecs.planned(environment_kernels()) if self.root == "/" else ()
+            ):
+                say(f"--- {path}: a kernel that shares\n{text}")
         else:
             self.check_root()
             for line in hub_install.write(planned):
@@ -157,6 +168,20 @@ class InstallApp(_Placed, BrokerCommand):
         say("Next, as root:")
         say(f"  systemctl daemon-reload && systemctl enable --now {unit.NAME}")
         say(f"  {restart}")
+        if self.dry_run:
+            say("Nothing was written.")
+
+
+def _not_yet(used: Path, given: str) -> str:
+    """Return what to do where Jupyter prefers another python3 than the one written: there is one place that it takes."""
+    said = f"Kernels do NOT share yet: Jupyter here prefers {used}."
+    places = {"--user": user_kernels(), "--sys-prefix": environment_kernels()}
+    right = next(
+        (name for name, kernels in places.items() if used == kernels / kernelspecs.NATIVE), ""
+    )
+    if not right or right == given:
+        return f"{said} Remove that one, or set {servers.VARIABLE}={servers.OURS}."
+    return f"{said} Run: jupyter gpushare uninstall {given}; jupyter gpushare install {right}"
 
 
 class UninstallApp(_Placed):

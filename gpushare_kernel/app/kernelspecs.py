@@ -29,6 +29,13 @@ def install(kernels: Path) -> list[str]:
     return [_install_native(kernels / NATIVE), _install_launched(kernels / LAUNCHED)]
 
 
+def planned(kernels: Path) -> list[tuple[Path, str]]:
+    """Return both files as `install` would write them; what is refused there is refused here."""
+    native = kernels / NATIVE / "kernel.json"
+    specs = ((native, _native(native)), (kernels / LAUNCHED / "kernel.json", _launched()))
+    return [(path, _text(spec)) for path, spec in specs]
+
+
 def uninstall(kernels: Path) -> list[str]:
     """Take both back; return what was done. Idempotent."""
     done = [_uninstall(kernels / NATIVE), _uninstall(kernels / LAUNCHED)]
@@ -40,29 +47,49 @@ def is_ours(spec: dict[str, Any]) -> bool:
     return bool(spec.get("metadata", {}).get(_MARK, {}).get("installed"))
 
 
+def shares(folder: Path) -> bool:
+    """Say whether the kernelspec in `folder` was written by `install`."""
+    found = _read(folder / "kernel.json")
+    return found is not None and is_ours(found)
+
+
 def _install_native(folder: Path) -> str:
     path = folder / "kernel.json"
+    spec, found = _native(path), _read(path)
+    if found is not None and not is_ours(found):
+        shutil.copy2(path, folder / _KEPT)
+    _write(folder, spec)
+    kept = f" (what was there is kept as {_KEPT})" if (folder / _KEPT).exists() else ""
+    return f"{path}: Python 3 notebooks share the device{kept}"
+
+
+def _install_launched(folder: Path) -> str:
+    _write(folder, _launched())
+    return (
+        f"{folder / 'kernel.json'}: for editors that start kernels by themselves, such as VS Code"
+    )
+
+
+def _native(path: Path) -> dict[str, Any]:
+    """Return the spec of `python3` with our provisioner: what is at `path`, or a plain one."""
     found = _read(path)
     if found is not None:
         other = found.get("metadata", {}).get("kernel_provisioner", {}).get("provisioner_name")
         if other not in _OTHERS:
             msg = f"{path} names the provisioner {other!r}, and a kernel has one. Remove that, or choose another place."
             raise BadDeclaration(msg)
-        if not is_ours(found):
-            shutil.copy2(path, folder / _KEPT)
-    _write(folder, _shared(found or get_kernel_dict()))
-    kept = f" (what was there is kept as {_KEPT})" if (folder / _KEPT).exists() else ""
-    return f"{path}: Python 3 notebooks share the device{kept}"
+    return _shared(found or get_kernel_dict())
 
 
-def _install_launched(folder: Path) -> str:
+def _launched() -> dict[str, Any]:
     spec = _shared(get_kernel_dict())
     spec["display_name"] = "Python 3 (shared GPU)"
     spec["argv"] = [sys.executable, "-m", "gpushare_kernel.app.launcher", "-f", "{connection_file}"]
-    _write(folder, spec)
-    return (
-        f"{folder / 'kernel.json'}: for editors that start kernels by themselves, such as VS Code"
-    )
+    return spec
+
+
+def _text(spec: dict[str, Any]) -> str:
+    return json.dumps(spec, indent=1) + "\n"
 
 
 def _uninstall(folder: Path) -> str | None:
@@ -114,5 +141,5 @@ def _write(folder: Path, spec: dict[str, Any]) -> None:
         if resource.is_file() and not (folder / resource.name).exists():
             shutil.copyfile(resource, folder / resource.name)
     fresh = folder / "kernel.json.new"
-    fresh.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+    fresh.write_text(_text(spec), encoding="utf-8")
     fresh.replace(folder / "kernel.json")

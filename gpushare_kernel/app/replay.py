@@ -177,9 +177,11 @@ class ReplayApp(Command):
                 f"{len(source.jobs)} {'job' if len(source.jobs) == 1 else 'jobs'}, {each}{format_size(first.settings.capacity)}, admission {first.settings.admission}, "
                 f"parking {'on' if first.settings.parking else 'off'}, turns of {first.turn:g} s"
             )
-            console().print(table({**was, **outcomes}))
-            if was:
-                say(waits_text({**was, **outcomes}))
+            out = console()
+            out.print(table({**was, **outcomes}, out.width))
+            stood = waits_text({**was, **outcomes}) if was else ""
+            if stood:
+                say(stood)
             if source.differs:
                 say(
                     f"{source.differs} events give other instructions now than when they were recorded, by another gpushare or a bug: "

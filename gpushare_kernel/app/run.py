@@ -21,6 +21,7 @@ from gpushare_kernel.app.holding import Holding
 from gpushare_kernel.client.fingerprint import of_command
 from gpushare_kernel.core.errors import (
     BadDeclaration,
+    BadSize,
     GpushareError,
     UserError,
     WaitEnded,
@@ -258,11 +259,20 @@ def _only_size(sizes: Sequence[str], command: Sequence[str]) -> str:
         msg = f"run needs a command behind two dashes. {said}{_HOW}."
         raise BadDeclaration(msg)
     if len(sizes) > 1:
-        msg = f"run takes one size, and {' '.join(sizes)!r} are {len(sizes)} words. {_HOW}."
+        msg = f"run takes one size, and {' '.join(sizes)!r} are {len(sizes)} words. {_joined(sizes)}{_HOW}."
         raise BadDeclaration(msg)
     if sizes:
         parse_size(sizes[0], whole=TiB)
     return "".join(sizes)
+
+
+def _joined(sizes: Sequence[str]) -> str:
+    """Return how to write a size that has a space in it; empty where the words are none."""
+    try:
+        parse_size("".join(sizes), whole=TiB)
+    except BadSize:
+        return ""
+    return f"Write {''.join(sizes)}. "
 
 
 def _checked_wait(wait: float | None, size: str) -> float | None:

@@ -91,8 +91,11 @@ def named(broker: Broker, whom: str) -> list[Kernel]:
     stem = whom.removesuffix(".ipynb")
     found = [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
     found = found or [k for k in broker.registry if k.user == whom]
+    if not len(broker.registry):
+        problem = "No notebook is open."
+        raise NotYours(problem)
     if not found:
-        users = ", ".join(sorted({k.user for k in broker.registry})) or "nobody"
+        users = ", ".join(sorted({k.user for k in broker.registry}))
         problem = f"there is no notebook or user {whom!r}. There are notebooks of: {users}. jupyter gpushare status lists them."
         raise NotYours(problem)
     return found
@@ -100,7 +103,7 @@ def named(broker: Broker, whom: str) -> list[Kernel]:
 
 def _drain(broker: Broker, desk: Desk, body: msg.Drain) -> msg.Reply:
     if body.on:
-        text = checked_words(body.note)
+        text = checked_words(body.note) or broker.upkeep.note  # who only watches takes nothing back
         broker.upkeep.drain(text)
         note(broker, desk, "drain", detail=text)
     elif broker.upkeep.since is not None:
@@ -123,9 +126,10 @@ def _evict(broker: Broker, desk: Desk, body: msg.Evict) -> msg.Reply:
         why = core.why_not_parked(session)
         called = f"{kernel.user}: {kernel.name}"
         if why:
-            left.append(Left(called, size, why))
+            holds = session.charged or size  # as every status says it: without its context
+            left.append(Left(called, holds, why))
             kernel.notify(msg.Trim())
-            kernel.notify(msg.Announce(admin_texts.asked_by_admin_text(size), keep=True))
+            kernel.notify(msg.Announce(admin_texts.asked_by_admin_text(holds), keep=True))
         else:
             busy = bool(session.jobs) or session.cell_open
             (after_cell if busy else parked).append(called)

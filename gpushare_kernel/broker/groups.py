@@ -192,7 +192,10 @@ class Groups:
         """
         path = self.settings.path
         if path is None:
-            problem = "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE"
+            how = "Start it with one: jupyter gpushare start --config FILE"
+            if self._broker.system:
+                how = "Write /etc/gpushare/gpushare.toml and start it again."
+            problem = f"this broker has no configuration. {how}"
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
         try:

@@ -8,10 +8,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.errors import BadDeclaration, DeviceError
+from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices.base import Device, Intents
 from gpushare_kernel.devices.host import HostDevice
+from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.unlocking import WORKER
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def find_devices(
     ------
     DeviceError
         Where what is wanted is not there, or none of it can be shared.
+    BadDeclaration
+        Where a device has less than `capacity`.
     """
     if wanted == HOST:
         return [_host(intents, capacity, compute, held)]
@@ -111,6 +115,7 @@ def lock_worker(devices: Sequence[Device]) -> Sequence[str]:
 
 
 def _host(intents: Intents, capacity: int | None, compute: float | None, held: int) -> Device:
+    _check_capacity(capacity, Machine().with_swap(), "this host")
     return HostDevice(intents, capacity=capacity, compute=compute, held=held)
 
 
@@ -132,7 +137,17 @@ def _gpus(wanted: str, intents: Intents, capacity: int | None) -> Sequence[Devic
             msg = f"no GPU is called {', '.join(missing) or wanted!r}. There is: {there}."
             raise DeviceError(msg)
         gpus = [known[name] for name in dict.fromkeys(names)]
+    for gpu in gpus:
+        _check_capacity(capacity, gpu.total, f"GPU {gpu.index} ({gpu.name})")
     return _shareable(gpus, lambda gpu: CudaDevice(intents, gpu=gpu.uuid, capacity=capacity))
+
+
+def _check_capacity(capacity: int | None, total: int, what: str) -> None:
+    """Refuse to give out more than there is."""
+    if capacity is not None and capacity > total:
+        seen, has = format_size(capacity), format_size(total)
+        msg = f"--capacity: it is {seen}, and {what} has {has}. Write less, or leave it out."
+        raise BadDeclaration(msg)
 
 
 def _shareable(gpus: Sequence[GpuInfo], share: Callable[[GpuInfo], Device]) -> Sequence[Device]:

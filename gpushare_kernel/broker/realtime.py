@@ -12,8 +12,8 @@ from gpushare_kernel.broker.promises import Proven, check_chains, check_task
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadFrame
 from gpushare_kernel.core.values import JobId
+from gpushare_kernel.wire import limit_texts
 from gpushare_kernel.wire import messages as msg
-from gpushare_kernel.wire import texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
@@ -62,7 +62,7 @@ def kept(broker: Broker, desk: Desk, job: JobId, body: msg.RealtimeKept) -> None
             broker.promises_of(job).forget(job)
         elif proven.refused:
             name = clean_name(body.task.name)
-            desk.notify(msg.Announce(texts.not_promised_again_text(name, proven.refused)))
+            desk.notify(msg.Announce(limit_texts.not_promised_again_text(name, proven.refused)))
         else:
             engine.feed(ev.Promised(at=engine.now, promises=proven.promises))
             grid(engine, job, body.first)

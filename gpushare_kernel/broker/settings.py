@@ -42,6 +42,7 @@ _CALLED = (
     ("`object`", "a table"),
     ("`bool`", "true or false"),
 )
+_SIZES = ("memory", "parked_memory")
 _LARGEST = 2**20
 """Bytes of such a file at most."""
 
@@ -215,7 +216,7 @@ class _Reader:
         host, found = self._host, usual
         if given.weight is not None:
             try:
-                found = replace(found, weight=check_weight(given.weight))
+                found = replace(found, weight=check_weight(given.weight, "against other people"))
             except UserError as problem:
                 self._wrong(table, "weight", str(problem).rstrip("."))
         memory = self._size(given.memory, table, "memory")
@@ -292,7 +293,11 @@ class _Reader:
             key = at.strip("`.").partition(".")[0].partition("[")[0]
             for name, called in _CALLED:
                 said = said.replace(name, called)
-            self._wrong(table, key, said[0].lower() + said[1:].replace(" | null", ""))
+            self._wrong(
+                table,
+                key,
+                said[0].lower() + said[1:].replace(" | null", "") + _meant(raw.get(key), key, said),
+            )
 
     def _known(self, names: Sequence[str], table: _Path, key: str) -> None:
         """Refuse a name that nobody here has; with names = "any" only unix groups are held against the host."""
@@ -313,6 +318,15 @@ class _Reader:
         line = line_of(self._text, table, key)
         msg = f"{self._path}{f', line {line}' if line else ''}: {said}"
         raise BadSettings(msg)
+
+
+def _meant(value: object, key: str, said: str) -> str:
+    """Return how to write a value that is nearly right; empty where nobody knows."""
+    if key in _SIZES and isinstance(value, int) and not isinstance(value, bool):
+        return f'. Write "{value}GiB"'
+    if isinstance(value, str) and "a list" in said:
+        return f'. Write ["{value}"]'
+    return ""
 
 
 def _name(path: _Path) -> str:

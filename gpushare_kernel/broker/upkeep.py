@@ -54,7 +54,7 @@ class Upkeep:
     # --- maintenance -----------------------------------------------------------------------------------------
 
     def drain(self, note: str) -> None:
-        """Let nothing new in. Said again, it has another note."""
+        """Let nothing new in, with this note; said again, with another one."""
         news = self.since is None
         self.since, self.note, self._was_empty = self.since or time.time(), note, False
         self._broker.ledger.noted(_DRAIN, json.dumps([self.since, note]))

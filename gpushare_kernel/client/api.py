@@ -10,7 +10,8 @@ from pathlib import Path
 from gpushare_kernel.client import display, fingerprint
 from gpushare_kernel.client.lanes import Lane, Reports, current_lane, ended, new_job_id
 from gpushare_kernel.client.session import Session
-from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.client.start import answers
+from gpushare_kernel.core.errors import BadDeclaration, GpushareError
 from gpushare_kernel.core.sizes import check_weight, parse_size, parse_time
 from gpushare_kernel.core.values import TiB
 from gpushare_kernel.transport.places import places
@@ -19,6 +20,8 @@ from gpushare_kernel.wire.messages import Submit
 
 __all__ = ["current_lane", "get_session", "lane", "make_lane", "reports", "session_name", "step"]
 
+_LOOK = 1.0
+"""Seconds in which a broker that is here takes a connection."""
 _making = threading.Lock()
 _session: Session | None = None
 _told = False
@@ -202,7 +205,15 @@ def _tell_unshared() -> None:
     global _told  # noqa: PLW0603 - once in a process
     if not _told:
         _told = True
-        sys.stderr.write(f"gpushare: {texts.NO_BROKER}\n")
+        sys.stderr.write(f"gpushare: {texts.NO_SESSION if _broker_here() else texts.NO_BROKER}\n")
+
+
+def _broker_here() -> bool:
+    """Whether a broker answers, which knows nothing of this process."""
+    try:
+        return answers(places(), _LOOK)
+    except (GpushareError, OSError):
+        return False
 
 
 def _bytes(given: int | str, session: Session | None) -> int:

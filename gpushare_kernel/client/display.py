@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpushare_kernel.core.errors import UserError
-from gpushare_kernel.core.values import Wait
+from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.wire import texts
 
 if TYPE_CHECKING:
@@ -56,9 +56,13 @@ class Line:
         self._why = why
         self._shown: str | None = None
         self._at = 0.0
+        #: What it was seen to wait for.
+        self._reasons: set[WaitReason] = set()
 
     def wait(self, wait: Wait | None) -> float | None:
         """Show why it waits, unless the line is as fresh as a second."""
+        if wait is not None:
+            self._reasons.add(wait.reason)
         text = self._text(wait)
         if text == self._shown:
             return None
@@ -78,8 +82,9 @@ class Line:
         """Replace the line by how long it took; nothing is said where nothing was shown."""
         if self._shown is None:
             return
-        noun = self._session.noun
-        self._update("" if waited is None else texts.waited_text(waited, noun))
+        only_maintenance = self._reasons == {WaitReason.MAINTENANCE}
+        what = "the end of a maintenance" if only_maintenance else self._session.noun
+        self._update("" if waited is None else texts.waited_text(waited, what))
         self._shown = None
 
     def _text(self, wait: Wait | None) -> str:

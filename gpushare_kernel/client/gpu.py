@@ -22,7 +22,7 @@ from gpushare_kernel.client.moving import Moving
 from gpushare_kernel.client.plain import PlainUse
 from gpushare_kernel.client.ptracer import let_workers_in
 from gpushare_kernel.transport.words import AWAY
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import framework_texts
 from gpushare_kernel.wire.aside import PutBack, SetAside
 from gpushare_kernel.wire.messages import Budget, Trim
 
@@ -80,7 +80,7 @@ class Gpu:
         try:
             self.adapters.install()
         except ImportError as problem:  # half an installation must not end the session
-            self.say_once(texts.unadapted_text(str(problem)))
+            self.say_once(framework_texts.unadapted_text(str(problem)))
 
     def hears(self, notice: object) -> None:
         """Take in what a GPU's broker says: budgets, and what is to go back or to be set aside; done on the user's thread."""
@@ -188,7 +188,7 @@ class Gpu:
             self._due = False
             self._apply(self.limit)
         except Exception as problem:  # noqa: BLE001 - a cap that cannot be set must not end a cell
-            self.say_once(texts.uncapped_text(f"{type(problem).__name__}: {problem}"))
+            self.say_once(framework_texts.uncapped_text(f"{type(problem).__name__}: {problem}"))
         finally:
             self._applying.release()
 

@@ -12,7 +12,7 @@ from gpushare_kernel.client.link import LinkDown
 from gpushare_kernel.core.errors import FrameTooLong
 from gpushare_kernel.core.values import Wait, WaitReason
 from gpushare_kernel.transport.words import LANE, TURN, WordView
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import limit_texts, texts
 from gpushare_kernel.wire.messages import End, Granted, HeldJob, RealtimeKept, Report, Yield
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Job:
             self._session.note(RealtimeKept(self.id, self.realtime, self.placement, self.first))
         except FrameTooLong:
             why = "its notebook's pipelines have more layers than can be told at once"
-            self._session.say(texts.not_promised_again_text(self.realtime.name, why))
+            self._session.say(limit_texts.not_promised_again_text(self.realtime.name, why))
 
     def end(self, *, failed: bool = False) -> Report | None:
         """End the job; returns what became of it, or None where the broker is away. `failed`: it did not come to its end."""

@@ -11,7 +11,7 @@ from gpushare_kernel.core.lanes import Lane, LaneTable, Placement
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session
 from gpushare_kernel.core.resting import Resting
-from gpushare_kernel.core.sizes import format_size
+from gpushare_kernel.core.sizes import format_apart, format_most, format_size
 from gpushare_kernel.core.values import Need, SessionId
 
 
@@ -108,8 +108,9 @@ class MemoryBook:
     def never_fits(self, session: Session, need: Need, size: int | None = None) -> str | None:
         """Return why `need` could not be met by an empty device, or None."""
         if size is not None and size < session.holds:
+            keeps, given = format_apart(session.holds, size)
             return (
-                f"this notebook already keeps {format_size(session.holds)}, more than the {format_size(size)} it "
+                f"this notebook already keeps {keeps}, more than the {given} it "
                 f"is to hold in all. Declare more, or free some first (del, restart)."
             )
         context = session.context or self._missing_context(session)
@@ -118,9 +119,10 @@ class MemoryBook:
         whole = kept + need.ephemeral + context
         cap, group = session.user.cap_ever, session.user.group
         if cap is not None and cap < whole and cap < self.whole:
+            needs, has = format_apart(whole, cap)
             return (
-                f"this can never fit: it needs {format_size(whole)}, and each of the group {group} may hold {format_size(cap)} "
-                f"of this device in all. Ask for {format_size(max(0, cap - context))} or less, or have your administrator raise it."
+                f"this can never fit: it needs {needs}, and each of the group {group} may hold {has} "
+                f"of this device in all. Ask for {format_most(max(0, cap - context))} or less, or have your administrator raise it."
             )
         if whole <= self.whole:
             return None
@@ -130,9 +132,10 @@ class MemoryBook:
         ]
         if context:
             parts.append(f"{format_size(context)} for the kernel itself")
+        needs, has = format_apart(whole, self.whole)
         return (
-            f"this can never fit: it needs {format_size(whole)} ({', '.join(parts)}), and the device has "
-            f"{format_size(self.whole)} in all. Ask for {format_size(max(0, self.whole - context))} or less."
+            f"this can never fit: it needs {needs} ({', '.join(parts)}), and the device has "
+            f"{has} in all. Ask for {format_most(max(0, self.whole - context))} or less."
         )
 
     # --- placing and leaving -------------------------------------------------------------------------------

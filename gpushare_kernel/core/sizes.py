@@ -75,6 +75,28 @@ def format_size(size: int) -> str:
     return f"{sign}{size} B"
 
 
+def format_most(size: int) -> str:
+    """Return `size` bytes rounded down, for who is told to ask for that much or less."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30)):
+        if size >= factor:
+            tenths = size * 10 // factor
+            return f"{tenths // 10}.{tenths % 10} {unit}"
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size // factor} {unit}"
+    return f"{size} B"
+
+
+def format_apart(one: int, other: int) -> tuple[str, str]:
+    """Return two sizes (bytes) that stand beside each other: where they would read alike and are not, in a smaller unit."""
+    texts = format_size(one), format_size(other)
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10), ("B", 1)):
+        if texts[0] != texts[1] or one == other:
+            break
+        texts = f"{one / factor:.0f} {unit}", f"{other / factor:.0f} {unit}"
+    return texts
+
+
 def pasteable_size(size: int) -> str:
     """Return a size of at least `size` bytes that can be pasted behind `%%gpulane`: `6GiB`, `640MiB`."""
     gib = 2**30
@@ -117,8 +139,8 @@ def pasteable_time(seconds: float) -> str:
     return f"{max(1, -int(-seconds // 1))}s"
 
 
-def check_weight(weight: float) -> float:
-    """Return `weight`, or refuse one that would starve somebody or mean nothing.
+def check_weight(weight: float, among: str = "among your own work") -> float:
+    """Return `weight`, or refuse one that would starve somebody or mean nothing; it counts `among` what.
 
     Raises
     ------
@@ -128,7 +150,7 @@ def check_weight(weight: float) -> float:
     if not 0.01 <= weight <= 100:  # noqa: PLR2004
         msg = (
             f"a weight must be between 0.01 and 100, and {weight:g} is not. 1 is everybody's; "
-            "2 counts twice among your own work."
+            f"2 counts twice {among}."
         )
         raise BadDeclaration(msg)
     return weight

@@ -78,6 +78,10 @@ class Machine:
         """Return the memory that the machine has, whoever may use it."""
         return self._meminfo("MemTotal")
 
+    def with_swap(self) -> int:
+        """Return the memory and the swap that the machine has: nothing on it can hold more."""
+        return self.installed() + self._meminfo("SwapTotal")
+
     def cpu_name(self) -> str:
         """Return the processor's name as the kernel knows it, or its architecture."""
         for line in _text(self._proc / "cpuinfo").splitlines():

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from gpushare_kernel.core.errors import BadDeclaration
@@ -21,6 +23,11 @@ _ROWS = (
     ("max_wait_s", "longest standstill"),
     ("parked_s", "parked, all jobs together"),
 )
+_SHORT = ("makespan", "wait", "average", "median", "95 %", "stood", "parked")
+"""The same where each has a column."""
+_COUNTS = ("turns", "parks")
+_WIDE = 10_000
+"""Characters of a terminal in which every table has room."""
 _COLUMNS = (
     "job_id",
     "user",
@@ -35,8 +42,27 @@ _COLUMNS = (
 )
 
 
-def table(outcomes: Mapping[str, Outcome]) -> Table:
-    """Return the figures of each policy side by side."""
+def table(outcomes: Mapping[str, Outcome], width: int | None = None) -> Table:
+    """Return the figures of each policy side by side; where that takes more than `width` characters, one below the other."""
+    shown = _beside(outcomes)
+    wide = Console(width=_WIDE)
+    takes = Measurement.get(wide, wide.options, shown).maximum
+    return _below(outcomes) if width is not None and takes > width else shown
+
+
+def _below(outcomes: Mapping[str, Outcome]) -> Table:
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("", no_wrap=True)
+    for title in (*_SHORT, *_COUNTS):
+        shown.add_column(title, justify="right", no_wrap=True)
+    for name, outcome in outcomes.items():
+        summary = outcome.summary()
+        times = [readable(float(summary[key])) for key, _ in _ROWS]
+        shown.add_row(name, *times, *(str(summary[key]) for key in _COUNTS))
+    return shown
+
+
+def _beside(outcomes: Mapping[str, Outcome]) -> Table:
     shown = Table(box=None, pad_edge=False)
     shown.add_column("")
     for name in outcomes:
@@ -44,20 +70,22 @@ def table(outcomes: Mapping[str, Outcome]) -> Table:
     summaries = [outcome.summary() for outcome in outcomes.values()]
     for key, title in _ROWS:
         shown.add_row(title, *(readable(float(summary[key])) for summary in summaries))
-    for key in ("turns", "parks"):
+    for key in _COUNTS:
         shown.add_row(key, *(str(summary[key]) for summary in summaries))
     return shown
 
 
 def waits_text(outcomes: Mapping[str, Outcome]) -> str:
-    """Return who stood still longest under each policy, by notebook: `As it was: hw2.ipynb of ann, 6.2 min.`"""
+    """Return who stood still longest under each policy, by notebook: `As it was: hw2.ipynb of ann, 6.2 min.`; empty where nobody did."""
     told = []
     for name, outcome in outcomes.items():
         most = max(outcome.jobs, key=lambda job: job.longest_wait)
+        if readable(most.longest_wait) == readable(0.0):
+            continue
         told.append(
             f"{name}: {most.notebook or most.name} of {most.user}, {readable(most.longest_wait)}"
         )
-    return f"Who stood still longest: {'; '.join(told)}."
+    return f"Who stood still longest: {'; '.join(told)}." if told else ""
 
 
 def readable(seconds: float) -> str:

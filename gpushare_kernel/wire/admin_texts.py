@@ -45,7 +45,7 @@ def evicted_text(evicted: EvictedNow) -> str:
         lines.append(f"Set aside now: {', '.join(evicted.parked)}.")
     if evicted.after_cell:
         lines.append(f"Set aside as soon as its cell has ended: {', '.join(evicted.after_cell)}.")
-    lines += [f"{one.name} keeps {format_size(one.size)}, which cannot be set aside: {one.why}. Its user was asked to release it." for one in evicted.left]  # fmt: skip
+    lines += [f"{one.name} holds {format_size(one.size)}, which cannot be set aside: {one.why}. Its user was asked to release it." for one in evicted.left]  # fmt: skip
     if evicted.left:
         lines.append("gpushare ends no process. Whoever must have the memory now ends the kernel: jupyter gpushare status has its pid.")  # fmt: skip
     return "\n".join(lines) or "It holds nothing of the device."
@@ -66,7 +66,11 @@ def maintenance_text(view: MaintenanceView, since: str) -> str:
 def account_text(user: UserView) -> str:
     """Return what a user's group allows it, and what is left of its budgets; empty where there is nothing to say."""
     parts = [] if user.memory is None else [f"{format_size(user.memory)} of each device at most"]
-    parts += [] if user.kernels is None else [f"{user.kernels} kernels at most"]
+    parts += (
+        []
+        if user.kernels is None
+        else [f"{user.kernels} {'kernel' if user.kernels == 1 else 'kernels'} at most"]
+    )
     parts += [budget_text(one) for one in user.budgets]
     if not parts or user.group is None:
         return ""

@@ -77,6 +77,8 @@ def kernels_text(group: str, most: int, names: Sequence[str]) -> str:
     """Too many kernels of a member of a group are open."""
     more = len(names) - _NAMED
     named = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    if most == 1:
+        return f"each of the group {group} may have 1 kernel open, and yours is {named}. Shut it down first."
     return f"each of the group {group} may have {most} kernels open, and yours are {named}. Shut one down first."
 
 
@@ -94,3 +96,8 @@ def budget_text(period: str, limit: float, renews: float) -> str:
         f"your budget of {limit / 3600:.3g} device hours a {period} is used up, and a deadline would come before everybody "
         f"else's work. It begins anew in {renews / 3600:.1f} hours; without a deadline the cell runs when nobody else wants the device."
     )
+
+
+def not_promised_again_text(name: str, why: str) -> str:
+    """Return what a notebook reads whose deadline a new broker cannot promise where its pipeline runs."""
+    return f"Pipeline {name} takes turns like everybody else since the broker has restarted: {why.rstrip('.')}. Close it, and open it again."

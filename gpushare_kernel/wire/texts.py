@@ -7,7 +7,7 @@ pretends to be a GPU.
 
 from __future__ import annotations
 
-from gpushare_kernel.core.sizes import format_size, parse_size, pasteable_size
+from gpushare_kernel.core.sizes import format_apart, format_size, parse_size, pasteable_size
 from gpushare_kernel.core.values import GiB, Holder, MiB, PauseReason, Wait, WaitReason
 from gpushare_kernel.wire.messages import (
     AskedNow,
@@ -27,6 +27,10 @@ _OF_MEMORY = {WaitReason.MEMORY, WaitReason.OCCUPANCY, WaitReason.CAP}
 _OOM_MARGIN = 15
 
 NO_BROKER = "No gpushare broker is here: nothing is shared, and the code runs as it is."
+NO_SESSION = (
+    "This program has no session: nothing is shared, and the code runs as it is. "
+    "Start it with: jupyter gpushare run -- python s.py"
+)
 BROKER_AWAY = (
     "The gpushare broker is away: this notebook runs on, and shares again when it is back."
 )
@@ -105,9 +109,9 @@ def others_wait_text(wait: Wait, noun: str = "GPU memory") -> str:
     return f"Waiting for {noun}{using}."
 
 
-def waited_text(seconds: float, noun: str = "GPU memory") -> str:
+def waited_text(seconds: float, what: str = "GPU memory") -> str:
     """Return what replaces the waiting line once the job runs."""
-    return f"Waited {format_duration(seconds)} for {noun}."
+    return f"Waited {format_duration(seconds)} for {what}."
 
 
 def wait_ended_text(
@@ -141,10 +145,11 @@ def dry_run_text(answer: DryRun, noun: str = "GPU memory") -> str:
     )
     if answer.learned:
         split += f", learned from {_runs(answer.learned)}"
+    whole, free = _pair(needs, answer.free)
     if answer.fits:
-        return f"It would run at once: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
+        return f"It would run at once: needs {whole} of {noun} ({split}), {free} free."
     if answer.wait is None:
-        return f"It would wait: needs {format_size(needs)} of {noun} ({split}), {free_text(answer.free, needs)} free."
+        return f"It would wait: needs {whole} of {noun} ({split}), {free} free."
     parts = [reason_text(answer.wait, noun), *_holders(answer.wait), *_place(answer.wait)]
     return " ".join(["It would wait.", *parts])
 
@@ -177,7 +182,9 @@ def released_text(released: ReleasedNow, noun: str = "GPU memory") -> str:
             f"{', '.join(released.asked)} was asked to give back what it keeps unused: %gpushare status shows what is left."
         )
     if not parts:
-        parts.append(f"Nothing to release: {names} uses all it holds, or holds no {noun}.")
+        parts.append(
+            f"Nothing to release: {names} uses all it holds. `del` what it no longer needs, or restart it."
+        )
     return " ".join(parts)
 
 
@@ -211,8 +218,9 @@ def first_use_text(wait: Wait, noun: str = "GPU memory") -> str:
 
 def outgrown_text(took: int, had: int, wait: Wait, noun: str = "GPU memory") -> str:
     """Return the line of a job that waits at a boundary because it took more than it was granted; bytes above what it keeps."""
+    takes, has = _pair(took, had)
     first = (
-        f"This needs more {noun} than it was granted: {format_size(took)} while it runs, and it has {free_text(had, took)}. "
+        f"This needs more {noun} than it was granted: {takes} while it runs, and it has {has}. "
         "It waits at this step until there is room, and goes on; nothing is lost."
     )
     return " ".join([first, *_holders(wait), *_place(wait)])
@@ -271,27 +279,12 @@ def oom_size(needed: int, room: int) -> str:
     return pasteable_size(whole) if whole >= needed else f"{room // MiB}MiB"
 
 
-def adapter_text(framework: str, version: str, what: str) -> str:
-    """Return the line about a part of a framework that cannot be seen here."""
-    return f"{framework} {version} is shared, but not all of it is seen: {what}."
-
-
 def older_broker_text(version: int, needed: int) -> str:
     """Return the error of a request that a broker from before this client does not know."""
     return (
         f"the broker is older than this notebook's gpushare: it speaks protocol version {version}, and this is known "
         f"since {needed}. Have it restarted: jupyter gpushare stop, then jupyter gpushare start."
     )
-
-
-def unadapted_text(why: str) -> str:
-    """Return the line of a notebook whose frameworks cannot be adapted at all."""
-    return f"This notebook is shared, but its frameworks are not seen from inside ({why}). jupyter gpushare doctor says more."
-
-
-def uncapped_text(why: str) -> str:
-    """Return the line about a limit that a framework did not take."""
-    return f"This notebook's limit of GPU memory could not be set ({why}): the broker watches it from outside."
 
 
 def restart_memory_text(size: int, noun: str = "GPU memory") -> str:
@@ -336,11 +329,6 @@ def foreign_text(size: int, noun: str = "GPU memory") -> str:
     return f"Programs outside gpushare use {format_size(size)} of {noun}; they take no turns."
 
 
-def not_promised_again_text(name: str, why: str) -> str:
-    """Return what a notebook reads whose deadline a new broker cannot promise where its pipeline runs."""
-    return f"Pipeline {name} takes turns like everybody else since the broker has restarted: {why.rstrip('.')}. Close it, and open it again."
-
-
 def barred_text(drain: float | None, absorbs: float) -> str:
     """Return what a notebook reads that stands still until the real-time jobs on its device have ended (I7)."""
     leaves = f"their deadlines leave {1000 * absorbs:.3g} ms"
@@ -352,13 +340,13 @@ def barred_text(drain: float | None, absorbs: float) -> str:
 def _over(limit: int | None, needed: int, noun: str) -> str:
     if limit is None:
         return f"{noun}: this notebook needed about {format_size(needed)}, and there is no room for that now."
-    return f"{noun}: this notebook may use {format_size(limit)} and needed about {free_text(needed, limit)}."
+    may, about = _pair(limit, needed)
+    return f"{noun}: this notebook may use {may} and needed about {about}."
 
 
 def _holds(held: int, limit: int, noun: str, start: str = "This") -> str:
-    return (
-        f"{start} notebook holds {format_size(held)} of {noun} and may use {free_text(limit, held)}"
-    )
+    holds, may = _pair(held, limit)
+    return f"{start} notebook holds {holds} of {noun} and may use {may}"
 
 
 def _waiters(people: int) -> str:
@@ -390,7 +378,7 @@ def reason_text(wait: Wait, noun: str = "GPU memory") -> str:
 def _other_reason(wait: Wait, noun: str) -> str:
     if wait.reason is WaitReason.CAP:
         return (
-            f"Waiting for {noun} of your own: {_needs(wait, 'left')}. "
+            f"Waiting for {noun}: {_needs(wait)}. "
             f"Each of the group {wait.group} may hold {format_size(wait.cap)} of this device."
         )
     if wait.reason is WaitReason.MAINTENANCE:
@@ -407,12 +395,22 @@ def in_the_way(wait: Wait) -> list[str]:
     return [f"It {_needs(wait)}.", *_holders(wait), *_place(wait)]
 
 
-def _needs(wait: Wait, left: str = "free") -> str:
-    return f"needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} {left}"
+def _needs(wait: Wait) -> str:
+    needs, free = _pair(wait.needs, wait.free)
+    return (
+        f"needs {needs}, {free} {'left of your own' if wait.reason is WaitReason.CAP else 'free'}"
+    )
 
 
 def _numbers(wait: Wait) -> str:
-    return f"It needs {format_size(wait.needs)}, {free_text(wait.free, wait.needs)} free."
+    return f"It {_needs(wait)}."
+
+
+def _pair(one: int, other: int) -> tuple[str, str]:
+    """Return two sizes of which the second has no unit where the first has the same; they read apart where they are."""
+    first, second = format_apart(one, max(other, 0))
+    number, unit = second.split()
+    return first, number if unit == first.split()[1] else second
 
 
 def free_text(free: int, beside: int) -> str:

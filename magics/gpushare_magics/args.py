@@ -188,6 +188,9 @@ def _check_known(word: str) -> None:
     name = word.partition("=")[0]
     if not name.startswith("--") or name in OPTIONS or name == "--":
         return
+    if name == "--help":
+        msg = "%%gpulane? shows the options."
+        raise BadDeclaration(msg)
     near = difflib.get_close_matches(name, OPTIONS, 1)
     hint = f"Did you mean {near[0]}?" if near else "%%gpulane? shows the options."
     msg = f"%%gpulane has no option {name}. {hint}"

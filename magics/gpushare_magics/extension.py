@@ -13,7 +13,7 @@ from gpushare_kernel.client import api, display, roots
 from gpushare_kernel.client.shown import Announce, Slowed
 from gpushare_kernel.core.errors import GpushareError, UserError
 from gpushare_kernel.wire import cell_texts, texts
-from gpushare_magics import records, transform
+from gpushare_magics import own_line, records, transform
 from gpushare_magics.cells import Cells
 from gpushare_magics.entries import Entries
 from gpushare_magics.lines import Output, UpdatingLine
@@ -63,6 +63,8 @@ class Extension:
         self._before = os.environ.pop(
             "GPUSHARE_BEFORE", ""
         )  # `kernel_session.BEFORE`, which a kernel need not load
+        #: What the broker said last, since the last cell began.
+        self._said = ""
         self.notifier: Notifier | None = None
         kernel = getattr(shell, "kernel", None)
         self.entries = Entries(kernel, self.session) if is_kernel and self.session else None
@@ -82,6 +84,7 @@ class Extension:
 
     def enter(self, arguments: str) -> None:
         """Enter a lane for the rest of the running cell."""
+        own_line.show(self.shell.user_global_ns, arguments)
         with plain_interrupt():
             self.entered(arguments)
 
@@ -276,6 +279,9 @@ class Extension:
         if self.output.quiet:
             return
         if isinstance(notice, Announce):
+            if notice.text == self._said:
+                return  # said again before the next cell: once is enough
+            self._said = notice.text
             if notice.keep and not self.cells.running:
                 self._before = "\n".join(filter(None, (self._before, notice.text)))
             else:
@@ -297,7 +303,7 @@ class Extension:
 
     def new_slowed_line(self, _info: object) -> None:
         """Each cell has a line of its own about being slowed; the first one says why the kernel before this one ended."""
-        before, self._before = self._before, ""
+        before, self._before, self._said = self._before, "", ""
         if before:
             self.output.show(before)
         if not self.cells.running:

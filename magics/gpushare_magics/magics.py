@@ -155,6 +155,9 @@ class GpuShareMagics(Magics):
             output.table(holding.text(report), holding.html(report))
         elif words == "--free":
             output.show(holding.free(session))
+        elif words.startswith("--"):
+            msg = f"%gpushare memory has no option {words}. Did you mean --free?"
+            raise UserError(msg)
         else:
             output.show(self._remember(session, words))
 
@@ -238,7 +241,12 @@ _WITH_WORDS = (
     "live",
     "notify",
 )
-_IN_A_TERMINAL = ("policy", "top", "run", "replay", "start", "stop", "install", "uninstall", "demo")
+IN_A_TERMINAL = (
+    *("start", "stop", "top", "policy", "drain", "evict", "announce", "reload", "audit"),
+    *("run", "hosts", "replay", "realtime", "demo", "broker", "install", "uninstall"),
+)
+"""What only `jupyter gpushare` has."""
+_HELP = ("help", "-h", "--help")
 _WIDGETS = ("anywidget", "ipywidgets")
 _NO_WIDGETS = "the live view needs anywidget, which is not installed for this kernel. Install it: pip install anywidget, and restart the kernel. %gpushare live --static needs nothing."
 _LIVE_OR_STATIC = (
@@ -255,7 +263,8 @@ def _by_hand(session: Session, command: str, notebook: str | None) -> str:
     if command == "unpark":
         return parking_texts.unparked_text(session.unpark(notebook))
     if notebook is None:
-        msg = f"say which notebook: %gpushare {command} hw2. %gpushare status lists them; this one is interrupted instead."
+        here = "; this one is interrupted instead" if command == "pause" else ""
+        msg = f"say which notebook: %gpushare {command} hw2. %gpushare status lists them{here}."
         raise UserError(msg)
     if command == "pause":
         return texts.paused_text(session.pause(notebook))
@@ -270,7 +279,9 @@ def _words(line: str) -> list[str]:
 
 
 def _unknown(command: str) -> str:
-    if command in _IN_A_TERMINAL:
+    if command in _HELP:
+        return "%gpushare? shows the commands, and %%gpulane? shows the options."
+    if command in IN_A_TERMINAL:
         return f"%gpushare does not know {command!r}. In a terminal: jupyter gpushare {command}"
     near = difflib.get_close_matches(command, COMMANDS, 1)
     hint = f"Did you mean %gpushare {near[0]}?" if near else f"It knows {', '.join(COMMANDS)}."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from gpushare_kernel.client.display import Interrupted
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.core.sizes import format_size, parse_size
 from gpushare_magics.pack_options import OPTIONS, as_in_line
 
@@ -27,6 +27,10 @@ EPHEMERAL = "512MiB"
 """What a cell with packed models is taken to hold beside them, where it does not say; and packing, for data and activations."""
 INTERRUPTED = "Packing was interrupted: the rounds that were done are kept, and the same line goes on from them. The cell has not run."
 NOT_OPENED = "Interrupted while the bundle was opened. The cell has not run."
+
+
+class NotPackable(BadDeclaration, UsageError):
+    """A line that names what cannot be packed; shown as all that is wrong with a line."""
 
 
 class PackCell:
@@ -115,18 +119,18 @@ def _given(packing: Packing, variables: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    UsageError
+    NotPackable
         Where a name is no variable, or a variable is neither.
     """
     found = {}
     for name, variable in packing.models:
         if variable not in variables:
             msg = f"%%gpulane --pack {name}={variable}: there is no variable {variable}. Run the cell that makes it first."
-            raise UsageError(msg)
+            raise NotPackable(msg)
         found[name] = variables[variable]
         if not _is_packable(found[name]):
             msg = f"%%gpulane --pack {name}={variable}: {variable} must be a gpushare.nwv.Task or a torch module, and is a {type(found[name]).__name__}. Write {variable} = gpushare.nwv.Task(model, train, validate)."
-            raise UsageError(msg)
+            raise NotPackable(msg)
     return found
 
 

@@ -194,15 +194,21 @@ def test_a_maintenance_by_command(gpushare, broker: Places) -> None:
             assert "Nothing runs on the device." in rest
             assert drain.returncode == 0
             assert "Maintenance since" in gpushare("status").stdout
+            watched = gpushare("drain").stdout
+            assert re.match(r"Maintenance since \d\d:\d\d \(new driver, back at 16:00\): ", watched)
+            assert snapshot(broker).maintenance.note == "new driver, back at 16:00"
             assert gpushare("drain", "--end").stdout == "Notebooks are let in again.\n"
             assert later.stdout.readline() == "ready\n"
             _, said = later.communicate("\n", timeout=PATIENCE)
             assert "Waiting for the end of a maintenance (new driver, back at 16:00)" in said
+            assert re.search(r"gpushare: Waited \S+ s for the end of a maintenance\.\n", said)
     audit = gpushare("audit").stdout.splitlines()
     assert [line.split("  ", 2)[1:] for line in audit] == [
         [f"{ME} (uid {os.geteuid()})", "drain  new driver, back at 16:00"],
+        [f"{ME} (uid {os.geteuid()})", "drain  new driver, back at 16:00"],
         [f"{ME} (uid {os.geteuid()})", "drain --end"],
     ]
+    assert gpushare("drain", "--end").stdout == "There was no maintenance.\n"
 
 
 def test_an_announcement_by_command(gpushare, broker: Places) -> None:
@@ -233,7 +239,7 @@ def test_evict_by_command(gpushare, broker: Places) -> None:
     with running("100MiB", "--name", "train", *HOLDS) as train:
         assert train.stdout.readline() == "ready\n"
         done = gpushare("evict", ME)
-        assert f"{ME}: train keeps" in done.stdout
+        assert f"{ME}: train holds" in done.stdout
         assert "cannot be set aside" in done.stdout
         assert "gpushare ends no process." in done.stdout
         assert procfs.process_key(train.pid) is not None
@@ -251,6 +257,7 @@ def test_evict_by_command(gpushare, broker: Places) -> None:
             ("reload",),
             "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE",
         ),
+        (("evict", "nobody"), "No notebook is open."),
         (("audit", "--lst=3"), "no option --lst. Did you mean --last?"),
         (("drain", "--ned"), "no option --ned. Did you mean --end?"),
     ],

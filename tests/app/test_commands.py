@@ -165,7 +165,14 @@ BAD = [
     (("--policy", "nice"), "--policy: policy 'nice' is not known. There are: fair"),
     (("--turn", "-1"), "--turn: -1.0 is too little"),
     (("--foreign", "bla"), "--foreign: invalid choice: 'bla' (choose from 'adopt', 'ignore')"),
-    (("--over", "bla"), "--over: invalid choice: 'bla' (choose from 'tell', 'end')"),
+    (
+        ("--over", "bla"),
+        "--over: invalid choice: 'bla' (choose from 'tell', 'end'). The broker was",
+    ),
+    (("--over", "kill"), "Did you mean end? The broker was not started."),
+    (("--parking", "colt"), "Did you mean cold? The broker was not started."),
+    (("--config", "a.toml", "--config", "b.toml"), "--config is given twice."),
+    (("--device", "host", "--parking", "cold"), "--parking: the CPU has nothing to park."),
 ]
 
 

@@ -62,7 +62,8 @@ def test_a_class_of_one(start: Start, where: Places, tmp_path: Path, gpushare) -
         shown += text_of(out)
         if any(line.startswith("Waiting for") for line in shown):
             break
-    assert "Waiting for memory of your own: needs 250 MiB" in shown[-1]
+    assert "Waiting for memory: needs 250 MiB" in shown[-1]
+    assert " left of your own. " in shown[-1]
     assert "Each of the group students may hold 512 MiB of this device. Your own hw0.ipynb holds 2" in shown[-1]  # fmt: skip
     gate.write_text("go")
     assert "second" in [line for out in outputs for line in text_of(out)]
@@ -78,6 +79,10 @@ def test_a_word_and_a_maintenance_reach_a_notebook(start: Start, where: Places, 
     kernel.run("kept = 41")
     gpushare("announce", "away on Monday")
     assert kernel.run("None") == ["From your administrator: away on Monday"]
+    for _ in range(2):
+        gpushare("evict", ME)
+    (asked,) = kernel.run("None")
+    assert asked.startswith("Your administrator asks for the ")
     gpushare("drain", "--no-wait", "new driver")
     assert "nothing new begins on the device. Nothing is lost." in kernel.run("None")[0]
     assert kernel.run("kept")[-1] == "41"

@@ -93,6 +93,23 @@ def test_a_dry_run_prints_all_of_it_and_writes_nothing(gpushare: Gpushare, machi
     assert "KillMode=process" in said
     assert "c.Spawner.environment.update" in said
     assert "/etc/jupyterhub/jupyterhub_config.py: would load" in said
+    assert said.endswith("\nNothing was written.\n")
+    _, _, noted = said.partition("--- /etc/gpushare/installed.json: ")
+    install(gpushare, machine)
+    assert (machine / "etc/gpushare/installed.json").read_text() in noted
+    here = gpushare("install", "--hub", "--dry-run").stdout
+    for kernel in ("python3", "gpushare"):
+        assert f"--- {sys.prefix}/share/jupyter/kernels/{kernel}/kernel.json: " in here
+    assert here.count('"provisioner_name": "gpushare"') == 2
+
+
+def test_a_wrong_option_of_the_broker_says_that_nothing_was_written(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """No broker was to be started."""
+    before = files(machine)
+    done = gpushare("install", "--hub", "--root", str(machine), "--parking", "colt")
+    assert done.returncode == 1
+    assert done.stderr.endswith("Nothing was written.\n")
+    assert files(machine) == before
 
 
 def test_tljh_gets_a_file_of_its_own_and_says_what_its_culler_does(gpushare: Gpushare, tljh: Path) -> None:  # fmt: skip

@@ -116,7 +116,13 @@ def test_install_for_the_user_and_back(gpushare, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert str(tmp_path / "data" / "kernels" / "python3" / "kernel.json") in done.stdout
     assert "prefers" not in done.stdout
-    assert "prefers" in gpushare("install", "--user", JUPYTER_PREFER_ENV_PATH="1").stdout
+    other = gpushare("install", "--user", JUPYTER_PREFER_ENV_PATH="1")
+    used = Path(sys.prefix) / "share" / "jupyter" / "kernels" / "python3"
+    assert other.returncode == 1
+    assert other.stdout.splitlines()[-1] == (
+        f"Kernels do NOT share yet: Jupyter here prefers {used}. Run: jupyter gpushare uninstall --user; jupyter gpushare install --sys-prefix"
+    )
+    assert "new kernels share" not in other.stdout
     assert str(tmp_path) in gpushare("uninstall").stdout
     assert everything(tmp_path / "data") == {}
     assert gpushare("uninstall", "--user").stdout == "Nothing of ours is installed there.\n"

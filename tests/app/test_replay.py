@@ -7,11 +7,15 @@ import re
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gpushare_kernel.core.policies import POLICIES
+from gpushare_kernel.replay.hosts import PLACINGS, POOL
+from gpushare_kernel.replay.outcome import JobRecord
 from gpushare_kernel.replay.recording import check_recording
+from gpushare_kernel.replay.report import waits_text
 from gpushare_kernel.replay.sources import read_source
 from tests.app.conftest import Gpushare
 from tests.procs import eventually
@@ -63,6 +67,24 @@ def test_several_policies_are_compared(gpushare: Gpushare, trace: Path) -> None:
     assert lines[0].startswith("4 jobs, 16.0 GiB, admission policy, parking off, turns of 0.1 s")
     assert lines[1].split() == ["fair", "fifo"]
     assert lines[2].split()[0] == "makespan"
+
+
+def test_where_they_are_too_many_each_has_a_row(gpushare: Gpushare, trace: Path) -> None:
+    """A terminal has no room for a column of each policy and placing."""
+    words = ("replay", str(trace), "--policy", "all", "--hosts", "2", "--placing", "all")
+    lines = gpushare(*words, COLUMNS="80").stdout.splitlines()
+    assert lines[1].split() == ["makespan", "wait", "average", "median", "95", "%", "stood", "parked", "turns", "parks"]  # fmt: skip
+    for policy in KNOWN:
+        for placing in (*PLACINGS, POOL):
+            (row,) = (line for line in lines if line.startswith(f"{policy} {placing} "))
+            assert "…" not in row
+
+
+def test_nobody_stood_still() -> None:
+    """Then no line says who did."""
+    job = JobRecord("a", "ann", 0.0, 0.0, 0.0, 1.0, 0.0, 1, 1.0, (), ())
+    outcome = SimpleNamespace(jobs=[job])
+    assert waits_text({"fifo": outcome}) == ""
 
 
 def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) -> None:

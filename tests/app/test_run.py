@@ -122,6 +122,11 @@ def test_words_behind_the_dashes_are_the_commands(gpushare, broker):
         ),
         (["--", "no-such-program"], 127, "no-such-program: there is no such program here"),
         (["--", "/etc/passwd"], 127, "/etc/passwd: there is no such program here"),
+        (
+            ["2", "GiB", "--", "true"],
+            125,
+            "run takes one size, and '2 GiB' are 2 words. Write 2GiB. ",
+        ),
         (["2GiB", "--", "true"], 125, "this can never fit: it needs 2.0 GiB"),
     ],
 )

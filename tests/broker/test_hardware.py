@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker.hardware import Parking, config_of, find_devices
-from gpushare_kernel.core.errors import DeviceError
+from gpushare_kernel.core.errors import BadDeclaration, DeviceError
+from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.devices import cuda, nvml
 from gpushare_kernel.devices.base import Capabilities
+from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.nvml import GpuInfo
 from tests.broker.house import PlayedDevice
 from tests.devices.records import Record
@@ -72,6 +74,24 @@ def test_where_none_remains_the_host_is_shared_or_it_fails(host: Host) -> None:
     device.close()
     with pytest.raises(DeviceError, match=r"GPU-0 is lost\. GPU-1 is lost\. GPU-2 is lost\."):
         found("cuda")
+
+
+def test_more_capacity_than_a_device_has_is_refused(host: Host) -> None:
+    """Also where `auto` would fall back to the CPU."""
+    whole = Machine().with_swap()
+    with pytest.raises(BadDeclaration) as refused:
+        find_devices("host", Record(), capacity=whole + 2**40, held=0)
+    assert str(refused.value) == (
+        f"--capacity: it is {format_size(whole + 2**40)}, and this host has {format_size(whole)}. Write less, or leave it out."
+    )
+    for wanted in ("auto", "cuda", "1"):
+        number = 1 if wanted == "1" else 0
+        with pytest.raises(BadDeclaration) as refused:
+            find_devices(wanted, Record(), capacity=101, held=0)
+        assert str(refused.value) == (
+            f"--capacity: it is 101 B, and GPU {number} (NVIDIA Something) has 100 B. Write less, or leave it out."
+        )
+    assert len(find_devices("auto", Record(), capacity=100, held=0)) == 3
 
 
 def test_an_error_that_nobody_expected_leaves_nothing_open(host: Host) -> None:

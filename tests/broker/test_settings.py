@@ -133,7 +133,12 @@ def test_a_night_belongs_to_the_day_on_which_it_begins() -> None:
         ("[groups.g]\nweight = 2\n", ", line 1: groups.g: a group lists users or unix_groups; only 'everybody' is for all others."),
         ("[groups.everybody]\nusers = ['ann']\n", ", line 1: groups.everybody: it is the group of all who are in no other, and lists nobody."),
         ("[groups.g]\nusers = ['ann']\nweight = 1000\n",
-         ", line 3: groups.g.weight: a weight must be between 0.01 and 100, and 1000 is not. 1 is everybody's; 2 counts twice among your own work."),
+         ", line 3: groups.g.weight: a weight must be between 0.01 and 100, and 1000 is not. 1 is everybody's; 2 counts twice against other people."),
+        ("[groups.g]\nusers = ['ann']\nmemory = 8\n",
+         ", line 3: groups.g.memory: expected a text in quotes, got a whole number. Write \"8GiB\"."),
+        ("[groups.g]\nusers = 'daemon'\n",
+         ", line 2: groups.g.users: expected a list, got a text in quotes. Write [\"daemon\"]."),
+        ("admins = 'ann'\n", ", line 1: admins: expected a list, got a text in quotes. Write [\"ann\"]."),
         ("[groups.g\nusers = 3", ": this is no TOML: Expected ']' at the end of a table declaration (at line 1, column 10)."),
     ],
 )  # fmt: skip

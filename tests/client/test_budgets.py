@@ -9,7 +9,7 @@ import pytest
 
 from gpushare_kernel.client.lanes import Lane
 from gpushare_kernel.core.values import GiB, MiB
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import framework_texts
 from gpushare_kernel.wire.messages import Budget, End, Release, ReleasedNow, Submit, Trim
 from tests.client.fake_cuda import FakeCuda, torch
 from tests.client.gpu_notebook import (
@@ -104,7 +104,7 @@ def test_a_cap_that_fails_is_one_line(
     infer(2)
     notebook.budget(3 * GiB)
     infer(2)
-    assert notebook.shown.count(texts.uncapped_text("RuntimeError: pluggable")) == 1
+    assert notebook.shown.count(framework_texts.uncapped_text("RuntimeError: pluggable")) == 1
 
 
 def test_mem_get_info(notebook: Notebook, cuda: FakeCuda) -> None:

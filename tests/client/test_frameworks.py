@@ -17,7 +17,7 @@ import pytest
 from gpushare_kernel.client.adapters import Adapters, enabled
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.values import GiB, MiB
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import framework_texts
 from gpushare_kernel.wire.messages import CellStarted, End, Submit
 from tests.client.gpu_notebook import Notebook, cuda
 from tests.client.scripted_broker import ScriptedBroker, attached
@@ -298,7 +298,7 @@ def test_a_jax_without_that_private_name(notebook: Notebook, tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(tmp_path))
     import_module("jax")
     assert notebook.shown == [
-        texts.adapter_text("jax", "99", "its first use of the GPU is not seen")
+        framework_texts.adapter_text("jax", "99", "its first use of the GPU is not seen")
     ]
     assert notebook.session.memory.now() == 0
 

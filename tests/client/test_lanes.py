@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from gpushare_kernel.client import api
 from gpushare_kernel.client.lanes import Lane
 from gpushare_kernel.core.errors import BadDeclaration, BadSize, Refused
 from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.transport.places import places, prepare
 from gpushare_kernel.transport.words import LANE, TURN
 from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import (
@@ -347,6 +350,22 @@ def test_without_a_token_nothing_is_shared(
     assert (lane.boundaries, lane.report, lane.ephemeral) == (4, None, 512 * MiB)
     gpushare.lane("1GiB")
     assert capsys.readouterr().err == f"gpushare: {texts.NO_BROKER}\n"
+
+
+def test_a_program_without_a_session_beside_a_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broker answers and knows nothing of this program: it is said how to start it."""
+    monkeypatch.setattr(api, "_told", False)
+    monkeypatch.delenv("GPUSHARE_TOKEN", raising=False)
+    monkeypatch.setattr(api, "_session", None)
+    monkeypatch.setenv("GPUSHARE_RUNTIME_DIR", str(tmp_path / "run"))
+    prepare(places())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(places().socket))
+        listening.listen()
+        gpushare.lane("1GiB")
+    assert capsys.readouterr().err == f"gpushare: {texts.NO_SESSION}\n"
 
 
 def test_public_names() -> None:

@@ -129,6 +129,10 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
         "Ask for 7.0 GiB or less",
     ):
         assert part in refusal
+    refusal = memory.never_fits(one, Need(5 * GiB, 2 * GiB + 20 * MiB))
+    assert refusal is not None, "numbers that would round alike are in MiB"
+    assert "it needs 8212 MiB (" in refusal
+    assert "the device has 8192 MiB in all. Ask for 7.0 GiB or less." in refusal
     memory.context(one, 2 * GiB)
     assert memory.never_fits(one, Need(5 * GiB, 2 * GiB)) is not None, "its context is known by now"
 

@@ -8,6 +8,8 @@ from hypothesis import given
 
 from gpushare_kernel.core.errors import BadSize, BadTime
 from gpushare_kernel.core.sizes import (
+    format_apart,
+    format_most,
     format_size,
     parse_size,
     parse_time,
@@ -188,3 +190,22 @@ def test_a_time_to_paste_covers_what_was_seen(seconds: float) -> None:
     """It reads back, is no shorter, and at most a minute or an hour longer."""
     read = parse_time(pasteable_time(seconds))
     assert seconds <= read <= max(1.5 * seconds + 1, 1)
+
+
+@given(st.integers(1, LARGEST_SIZE - 1))
+def test_advice_is_rounded_down(size: int) -> None:
+    """Whoever asks for as much as it says has asked for no more than there is."""
+    assert parse_size(format_most(size)) <= size
+
+
+@given(st.integers(0, 2**45), st.integers(-(2**31), 2**31))
+def test_two_sizes_that_differ_never_read_alike(size: int, more: int) -> None:
+    other = max(0, size + more)
+    one, another = format_apart(size, other)
+    assert (one == another) is (size == other)
+
+
+def test_two_sizes_in_the_units_that_tell_them_apart() -> None:
+    assert format_apart(6 * GiB, 2 * GiB) == ("6.0 GiB", "2.0 GiB")
+    assert format_apart(6 * GiB, 6 * GiB) == ("6.0 GiB", "6.0 GiB")
+    assert format_apart(6 * GiB + 2 * MiB, 6 * GiB) == ("6146 MiB", "6144 MiB")

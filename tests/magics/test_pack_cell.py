@@ -189,6 +189,8 @@ def test_what_cannot_be_packed_does_not_run(  # noqa: PLR0917
     assert not run(f"%%gpulane {line} --ratio 2\nseen.append(1)").success
     out = capsys.readouterr()
     assert says in out.out + out.err
+    assert "gpushare: %%gpulane --pack" in out.out + out.err
+    assert "UsageError" not in out.out + out.err
     assert shell.user_ns["seen"] == []
     assert packer.asked == []
 

@@ -7,10 +7,13 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from gpushare_magics.completion import COMMANDS
 from gpushare_magics.lines import Output, WaitingLine
+from gpushare_magics.magics import IN_A_TERMINAL
 from gpushare_magics.row import Row
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
+from gpushare_kernel.app.main import GpuShareApp
 from gpushare_kernel.client import api
 from gpushare_kernel.client.session import Session
 from gpushare_kernel.core.errors import UserError
@@ -189,6 +192,10 @@ def test_traceback_has_no_frames_of_ours(run: Run, capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert "line 5, in f()" in shown
     assert "line 6" in shown
+    run("%%gpulane 1GiB\n1/0")
+    shown = capsys.readouterr().out
+    assert "      1 %%gpulane 1GiB\n----> 2 1/0\n" in shown
+    assert "__import__" not in shown
     assert "gpushare_kernel" not in shown
     assert "extension.py" not in shown
 
@@ -196,6 +203,7 @@ def test_traceback_has_no_frames_of_ours(run: Run, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("%%gpulane --help", "%%gpulane? shows the options."),
         ("%%gpulane 2", "size '2' has no unit. Write 2GiB or 2MiB."),
         ("%%gpulane 1,5GB", "size '1,5GB' has a comma. Write 1.5GB."),
         ("%%gpulane -5GiB", "size '-5GiB' is negative. Write one such as 512MiB."),
@@ -371,6 +379,7 @@ def test_pause_and_resume_need_another_notebook(run: Run, capsys: Capture) -> No
         assert not run(f"%gpushare {command}").success
         out = capsys.readouterr().out
         assert f"say which notebook: %gpushare {command} hw2." in out
+        assert ("this one is interrupted instead" in out) is (command == "pause")
 
 
 def test_live_without_anywidget(run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,13 +449,24 @@ def test_notify_says_what_it_needs(
         ("xyzzy", "%gpushare does not know 'xyzzy'. It knows status, lanes, live, needs, release, pause, resume, park, unpark, rescue, memory, notify, debug, off, on, doctor."),
         ("policy", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
         ("policy srtf", "%gpushare does not know 'policy'. In a terminal: jupyter gpushare policy"),
+        ("drain now", "%gpushare does not know 'drain'. In a terminal: jupyter gpushare drain"),
+        ("help", "gpushare: %gpushare? shows the commands, and %%gpulane? shows the options."),
+        ("--help", "gpushare: %gpushare? shows the commands, and %%gpulane? shows the options."),
+        ("memory --fre", "%gpushare memory has no option --fre. Did you mean --free?"),
         ("status now", "%gpushare does not know 'status now'. Did you mean %gpushare status?"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("attached")
 def test_mistyped_command(run: Run, capsys: Capture, command: str, words: str) -> None:
     """A command that is none is answered with the nearest one."""
     assert not run(f"%gpushare {command}").success
     assert words in capsys.readouterr().out
+
+
+def test_every_command_is_known_here_or_in_a_terminal() -> None:
+    """Whoever types one that only terminals have is sent there."""
+    assert {*COMMANDS, *IN_A_TERMINAL} >= {*GpuShareApp().subcommands}
+    assert not {*COMMANDS} & {*IN_A_TERMINAL}
 
 
 def test_off_is_silent_and_shares_on(run: Run, attached: ScriptedBroker, capsys: Capture) -> None:

@@ -38,7 +38,7 @@ def test_what_came_of_evict() -> None:
     assert admin_texts.evicted_text(EvictedNow(("ann: a",), ("ann: b",), (left,))).splitlines() == [
         "Set aside now: ann: a.",
         "Set aside as soon as its cell has ended: ann: b.",
-        "bob: c.ipynb keeps 3.0 GiB, which cannot be set aside: it has a deadline to keep. Its user was asked to release it.",
+        "bob: c.ipynb holds 3.0 GiB, which cannot be set aside: it has a deadline to keep. Its user was asked to release it.",
         "gpushare ends no process. Whoever must have the memory now ends the kernel: jupyter gpushare status has its pid.",
     ]
     assert admin_texts.evicted_text(EvictedNow()) == "It holds nothing of the device."
@@ -49,6 +49,9 @@ def test_what_is_left_of_a_budget() -> None:
     user = UserView("bob", 1.0, 0.0, "students", 8 * GiB, 3, (DAY,), own=True)
     assert admin_texts.account_text(user) == (
         "bob (students): 8.0 GiB of each device at most, 3 kernels at most, 35 min of 2 h device time left this day, anew in 9 h."
+    )
+    assert admin_texts.account_text(UserView("bob", 1.0, 0.0, "g", kernels=1)) == (
+        "bob (g): 1 kernel at most."
     )
     used_up = UserView("bob", 1.0, 0.0, "students", budgets=(BudgetView("week", 3600.0, 4000.0, 60.0),))  # fmt: skip
     assert admin_texts.account_text(used_up) == (
@@ -84,4 +87,7 @@ def test_a_parked_cell_that_waits_for_a_cap_or_a_maintenance() -> None:
 def test_limits() -> None:
     many = limit_texts.kernels_text("g", 9, [f"{n}.ipynb" for n in range(9)])
     assert many == "each of the group g may have 9 kernels open, and yours are 0.ipynb, 1.ipynb, 2.ipynb, 3.ipynb, 4.ipynb, 5.ipynb, 6.ipynb, 7.ipynb and 1 more. Shut one down first."  # fmt: skip
+    assert limit_texts.kernels_text("g", 1, ["a.ipynb"]) == (
+        "each of the group g may have 1 kernel open, and yours is a.ipynb. Shut it down first."
+    )
     assert cell_texts.did_not_run_text(30.0) == "GPUSHARE: did not run, waited 30 s"

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from gpushare_kernel.core.values import GiB, Holder, JobId, MiB, PauseReason, Wait, WaitReason
-from gpushare_kernel.wire import cell_texts, need_texts, parking_texts, texts
+from gpushare_kernel.wire import cell_texts, framework_texts, need_texts, parking_texts, texts
 from gpushare_kernel.wire.messages import DryRun, ReleasedNow, Report, Slowed
 from gpushare_kernel.wire.snapshot import NeedView
 
@@ -50,7 +50,7 @@ END = "Interrupt gives up your place."
         (wait(WaitReason.OCCUPANCY), f"Waiting for GPU memory that another cell is using: needs 6.0 GiB, 2.1 free. It is yours when that cell reaches its next step or ends. 2 ahead of you. {END}"),
         (wait(WaitReason.TURN), f"Waiting for a turn: others are running now. {END}"),
         (wait(WaitReason.CAP, cap=8 * GiB, group="students", holders=(OWN,), ahead=0),
-         f"Waiting for GPU memory of your own: needs 6.0 GiB, 2.1 left. Each of the group students may hold 8.0 GiB of this device. Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. You are next. {END}"),
+         f"Waiting for GPU memory: needs 6.0 GiB, 2.1 left of your own. Each of the group students may hold 8.0 GiB of this device. Your own hw2.ipynb holds 4.8 GiB, idle 40 min: %gpushare release hw2. You are next. {END}"),
         (wait(WaitReason.MAINTENANCE, note="new driver, back at 16:00", holders=(OWN,)),
          f"Waiting for the end of a maintenance (new driver, back at 16:00): nothing new begins on this device until then, and nothing is lost. {END}"),
         (wait(over_budget=True, eta=180.0, holders=(ANN,)), f"{MEMORY} In use by A.B. (2.0 GiB). Your budget of device time is used up: others come first. %gpushare status says what is left. {END}"),
@@ -230,7 +230,14 @@ def test_other_lines() -> None:
         == "the gpushare broker was stopped. Start it again: jupyter gpushare start."
     )
     assert texts.BROKER_SILENT == "Waiting for the gpushare broker to come back. Interrupt gives up."  # fmt: skip
+    assert texts.NO_SESSION == "This program has no session: nothing is shared, and the code runs as it is. Start it with: jupyter gpushare run -- python s.py"  # fmt: skip
     assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
+
+
+def test_a_wait_for_a_cap_that_ends_says_whose_is_left() -> None:
+    """Not what is free of the device."""
+    capped = wait(WaitReason.CAP, cap=8 * GiB, group="students")
+    assert "It needs 6.0 GiB, 2.1 left of your own." in texts.wait_ended_text(60, capped)
 
 
 def test_dry_run() -> None:
@@ -247,13 +254,28 @@ def test_dry_run() -> None:
     )
 
 
+def test_sizes_that_round_alike_are_told_apart() -> None:
+    """`needs 21.7 GiB, 21.7 free` would say that there is room."""
+    needs, free = int(21.72 * GiB), int(21.68 * GiB)
+    said = texts.reason_text(Wait(WaitReason.MEMORY, needs, free, 0))
+    assert said == "Waiting for GPU memory: needs 22241 MiB, 22200 free."
+    said = texts.reason_text(Wait(WaitReason.MEMORY, GiB + 1, GiB, 0))
+    assert said == "Waiting for GPU memory: needs 1073741825 B, 1073741824 free."
+    assert texts.over_told_text(needs, free) == (
+        "This notebook holds 22241 MiB of GPU memory and may use 22200. Put this on the first line next time: %%gpulane 22GiB"
+    )
+    assert texts.dry_run_text(DryRun(False, needs, 0, free)) == (
+        "It would wait: needs 22241 MiB of GPU memory (21.7 GiB to keep, 0 B while it runs), 22200 free."
+    )
+
+
 def test_released() -> None:
     """What came back, from which notebook; or why nothing did."""
     assert texts.released_text(ReleasedNow(int(4.8 * GiB), ("hw2.ipynb",))) == (
         "Released 4.8 GiB of GPU memory: hw2.ipynb."
     )
     assert texts.released_text(ReleasedNow(0, ("hw2.ipynb",)), "memory") == (
-        "Nothing to release: hw2.ipynb uses all it holds, or holds no memory."
+        "Nothing to release: hw2.ipynb uses all it holds. `del` what it no longer needs, or restart it."
     )
     assert texts.released_text(ReleasedNow(2 * GiB, ("hw2.ipynb",), held=3 * GiB)) == (
         "Released 2.0 GiB of GPU memory: hw2.ipynb. "
@@ -311,13 +333,13 @@ def test_a_full_device() -> None:
 
 def test_lines_about_frameworks() -> None:
     """What a framework does not let us see is said with what that means."""
-    assert texts.adapter_text("torch", "9.9", "its steps are not seen") == (
+    assert framework_texts.adapter_text("torch", "9.9", "its steps are not seen") == (
         "torch 9.9 is shared, but not all of it is seen: its steps are not seen."
     )
-    assert texts.uncapped_text("RuntimeError: no") == (
+    assert framework_texts.uncapped_text("RuntimeError: no") == (
         "This notebook's limit of GPU memory could not be set (RuntimeError: no): the broker watches it from outside."
     )
-    assert texts.unadapted_text("No module named 'wrapt'") == (
+    assert framework_texts.unadapted_text("No module named 'wrapt'") == (
         "This notebook is shared, but its frameworks are not seen from inside (No module named 'wrapt'). "
         "jupyter gpushare doctor says more."
     )

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from gpushare_kernel.client.adapters.base import Adapter
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import framework_texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.gpu import Gpu
@@ -105,7 +105,9 @@ class Adapters:
             adapter = cast("_Module", import_module(f"{__name__}.{name}")).meet(module, self._gpu)
         except Exception as problem:  # noqa: BLE001 - an import of the user's must not fail for us
             version = str(getattr(module, "__version__", "?"))
-            self._gpu.say(texts.adapter_text(name, version, f"{type(problem).__name__}: {problem}"))
+            self._gpu.say(
+                framework_texts.adapter_text(name, version, f"{type(problem).__name__}: {problem}")
+            )
             return
         with self._lock:
             if name in self._names:

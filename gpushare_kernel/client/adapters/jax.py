@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import framework_texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.gpu import Gpu
@@ -52,7 +52,9 @@ class Jax:
         if not all(hasattr(self._bridge, n) for n in ("backends", "backends_are_initialized")):
             version = str(getattr(self._jax, "__version__", "?"))
             self._gpu.say_once(
-                texts.adapter_text(self.name, version, "its first use of the GPU is not seen")
+                framework_texts.adapter_text(
+                    self.name, version, "its first use of the GPU is not seen"
+                )
             )
             return
         original = self._original = self._bridge.backends

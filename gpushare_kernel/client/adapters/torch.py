@@ -17,7 +17,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gpushare_kernel.client.warm.exports import Exports
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import framework_texts
 
 if TYPE_CHECKING:
     from gpushare_kernel.client.gpu import Gpu
@@ -64,7 +64,9 @@ class Torch:
                 part()
             except (AttributeError, ImportError) as problem:
                 version = str(getattr(self._torch, "__version__", "?"))
-                self._gpu.say_once(texts.adapter_text(self.name, version, f"{what} ({problem})"))
+                self._gpu.say_once(
+                    framework_texts.adapter_text(self.name, version, f"{what} ({problem})")
+                )
 
     def remove(self) -> None:
         """Take everything back."""
