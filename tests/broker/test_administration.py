@@ -213,7 +213,9 @@ def test_acts_on_notebooks_of_others_are_written_down_and_on_ones_own_not(parks:
     assert acts(parks) == [("park", "root: hw.ipynb", "")]
 
 
-def test_the_audit_log_is_bounded_and_its_owners(tmp_path: Path) -> None:
+def test_the_audit_log_is_bounded_and_its_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two files; what is no line of it is passed over; a disk that takes nothing keeps nobody from acting."""
     path = tmp_path / "audit.jsonl"
     audit = Audit(path, most=1000)
@@ -227,4 +229,10 @@ def test_the_audit_log_is_bounded_and_its_owners(tmp_path: Path) -> None:
     found = entries(path, 3)
     assert [one.whom for one in found] == [f"bob: {n}.ipynb" for n in (97, 98, 99)]
     Audit(tmp_path / "nowhere" / "audit.jsonl").note("ann", 1000, "drain")
+    (tmp_path / "audit.jsonl.1").unlink()
+    (tmp_path / "audit.jsonl.1").mkdir()
+    os_close, closed = os.close, []
+    monkeypatch.setattr(os, "close", lambda fd: (closed.append(fd), os_close(fd)))
+    Audit(path, most=10).note("ann", 1000, "drain")
+    assert len(closed) == 1, "a descriptor that is closed twice is somebody else's by then"
     assert Audit(None).read(10) == ()
