@@ -54,7 +54,7 @@ def test_a_file_is_held_to_the_device_not_to_what_is_free_of_it(tmp_path: Path) 
     host = groups_module.host_of([full], People())
     (group,) = parsed(text.format("6GiB"), tmp_path, host).groups
     assert group.caps.memory == 6 * GiB
-    with pytest.raises(BadSettings, match="8.0 GiB"):
+    with pytest.raises(BadSettings, match=r"8\.0 GiB"):
         parsed(text.format("9GiB"), tmp_path, host)
 
 
