@@ -117,8 +117,9 @@ class Upkeep:
 
     def all_told(self) -> None:
         """Whoever is known now was told by the broker before us."""
-        for kernel in self._broker.registry if self.word is not None else ():
-            kernel.heard = self.word.since
+        since = 0.0 if self.word is None else self.word.since
+        for kernel in self._broker.registry:
+            kernel.heard = since
 
     def greet(self, kernel: Kernel) -> None:
         """Tell one notebook, which is here since a moment, what it was not told yet."""
