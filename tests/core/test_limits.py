@@ -402,6 +402,16 @@ def test_a_notebook_that_comes_during_one_is_set_aside() -> None:
     assert parks(world) == ["a"]
 
 
+def test_who_ends_during_one_is_not_set_aside() -> None:
+    """There is nothing left to park."""
+    world = gpu()
+    world.open("ann", "ann")
+    world.submit("ann/0", "ann", 2 * GiB, 0)
+    maintenance(world, on=True)
+    world.close("ann")
+    assert parks(world) == []
+
+
 def test_a_cell_that_waits_for_what_is_set_aside_can_be_interrupted() -> None:
     """It waits inside the driver, and sees the signal when it is back: nothing an administrator said is in its way."""
     world = gpu()
