@@ -81,7 +81,7 @@ def checked_words(text: str) -> str:
 
 
 def named(broker: Broker, whom: str) -> list[Kernel]:
-    """Return the notebooks of that name, id or user.
+    """Return the notebooks of that user, name or id: of the user, where a notebook of anybody is called so, too.
 
     Raises
     ------
@@ -89,8 +89,8 @@ def named(broker: Broker, whom: str) -> list[Kernel]:
         Where there are none, with the users there are.
     """
     stem = whom.removesuffix(".ipynb")
-    found = [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
-    found = found or [k for k in broker.registry if k.user == whom]
+    found = [k for k in broker.registry if k.user == whom]
+    found = found or [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
     if not len(broker.registry):
         problem = "No notebook is open."
         raise NotYours(problem)

@@ -149,7 +149,7 @@ class Broker(Processes):
         if first:
             kernel.aside = body.aside
             kernel.lines.insert(0, desk)
-            self.upkeep.greet(desk)
+            self.upkeep.greet(kernel)
         else:
             kernel.lines.append(desk)
         back = kernel.orphaned and first

@@ -118,7 +118,7 @@ def _say_why(given: argparse.Namespace, error: GpushareError) -> None:
 
 async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     loop = asyncio.get_running_loop()
-    offer = None if given.metrics is None else await Offer.made(given)
+    offer = None if given.metrics is None or given.again else await Offer.made(given)
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
@@ -136,7 +136,7 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     keeper.start(partial(_let_run, broker))
     _hear_signals(loop, broker)
     housekeeping = _housekeeping(given, broker, listener, where, held)
-    exporter = None if offer is None else Exporter.started(offer, broker, where.log, listener)
+    exporting = loop.create_task(_export(given, offer, broker, where, listener))
     tidying = loop.create_task(housekeeping.run())
     serving = loop.create_task(serve(listener, Doorway(broker).on_hello))
     _logger.info(
@@ -149,6 +149,8 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     )
     _note_start(where, _command(given))
     gc.freeze()
+    if not given.again:
+        await exporting
     _say_ready(given.ready_fd)
     await broker.stopping.wait()
     _logger.info("going away: %s", broker.stop_reason)
@@ -161,13 +163,33 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
         leaving.push_async_callback(keeper.stop)  # else the guardian takes this for a crash
         leaving.push_async_callback(_hang_up, broker, listener, serving)
         leaving.push_async_callback(broker.finish)
-        if exporter is not None:
-            leaving.push_async_callback(exporter.stop)
+        leaving.push_async_callback(_export_no_more, exporting)
         _mark_stopped(broker, where)
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)
         broker.say(Closing(broker.stop_reason))
     return 0
+
+
+async def _export(
+    given: argparse.Namespace,
+    offer: Offer | None,
+    broker: Broker,
+    where: Places,
+    listener: Listener,
+) -> Exporter | None:
+    """Offer metrics. A broker that is started again waits for its address while notebooks find it already."""
+    if given.again and given.metrics is not None:
+        offer = await Offer.made(given)
+    return None if offer is None else Exporter.started(offer, broker, where.log, listener)
+
+
+async def _export_no_more(exporting: asyncio.Task[Exporter | None]) -> None:
+    exporting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        exporter = await exporting
+        if exporter is not None:
+            await exporter.stop()
 
 
 def _say_ready(ready_fd: int | None) -> None:
@@ -243,6 +265,7 @@ def _remember(broker: Broker, known: Loaded, record: Path | None) -> None:
     broker.upkeep.restore(known.notes)
     for row in known.sessions:
         broker.adopt(row)
+    broker.upkeep.all_told()
     broker.needs.know(known.needs)
 
 
@@ -312,9 +335,8 @@ def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device
             raise
         _logger.error("the configuration was not taken, what was read last holds: %s", problem)  # noqa: TRY400  its own words say all
         kept = where.settings_kept.read_text(encoding="utf-8")
-        return parsed(
-            kept, path, Host(Anybody(), 2**62, 2**31, math.inf, 2**62)
-        )  # it was held against the host when it was read
+        any_host = Host(Anybody(), 2**62, 2**31, math.inf, 2**62)
+        return parsed(kept, path, any_host)  # it was held against this one when it was read
 
 
 def _reload(groups: Groups) -> None:

@@ -149,10 +149,7 @@ class Engine:
             if self.counts is not None:
                 self.counts.failures += 1
             return False
-        if self.recorder is not None:
-            self.recorder.note(self.device.inventory.id, event, instructions)
-        if self.counts is not None:
-            self.counts.note(event, instructions)
+        self._note(event, instructions)
         core = self.scheduler
         if isinstance(event, _FREES) and not core.config.divisible and len(core.book.queue):
             self.freed.set()  # a CPU's memory is what clients say, until somebody looks closely
@@ -162,6 +159,16 @@ class Engine:
             except Exception:
                 _logger.exception("an instruction failed", extra={"instruction": repr(instruction)})
         return True
+
+    def _note(self, event: ev.Event, instructions: list[do.Instruction]) -> None:
+        """Write it down and count it. Whatever goes wrong with that, the instructions are carried out."""
+        try:
+            if self.recorder is not None:
+                self.recorder.note(self.device.inventory.id, event, instructions)
+            if self.counts is not None:
+                self.counts.note(event, instructions)
+        except Exception:
+            _logger.exception("an event was not noted", extra={"event": repr(event)})
 
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
         """Sample one kernel; what its interpreter held from the start is not counted as memory it uses."""

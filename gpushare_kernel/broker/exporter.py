@@ -138,6 +138,10 @@ class Exporter:
         except OSError:
             ours.close()
             _logger.exception("metrics cannot be offered: it is tried again")
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.wait()
             self._again = self._loop.call_later(_SLOWEST, self.start)
             return
         finally:
@@ -190,10 +194,8 @@ class Exporter:
             if not isinstance(problem, OSError):
                 _logger.exception("metrics could not be gathered")
             asked = b""
-            with contextlib.suppress(OSError):
-                line.shutdown(
-                    socket.SHUT_RDWR
-                )  # it would wait for this answer for ever: its end, and another
+            with contextlib.suppress(OSError):  # it would wait for this answer for ever: its end
+                line.shutdown(socket.SHUT_RDWR)
         if not asked:
             self._loop.remove_reader(line)  # it is about to die
 

@@ -139,8 +139,9 @@ class _StandsStill:
         except BadFrame:
             self._broker = None  # it is gone already
         self._table, self._unlockers, self._log = table, unlockers, log
-        #: What its CPU clock showed at the last look, where it was stopped then.
+        #: What its CPU clock showed at the last look, where it was stopped then; and when it was first.
         self._clock: float | None = None
+        self._since = 0.0
         self._freed: set[ProcessKey] = set()
         self._said = False
 
@@ -149,10 +150,13 @@ class _StandsStill:
         broker = self._broker
         stopped = broker is not None and procfs.state_of(broker) in procfs.STOPPED
         before, self._clock = self._clock, procfs.cpu_seconds(broker.pid) if broker and stopped else None  # fmt: skip
+        if self._clock is None or before is None:
+            self._since = time.monotonic()
         if self._clock is None:
             self._goes_on()
         elif self._clock == before:
-            self._freed.update(let_run(self._table, self._unlockers, self._freed))
+            stood = time.monotonic() - self._since
+            self._freed.update(let_run(self._table, self._unlockers, self._freed, stood=stood))
             self._say()
 
     def _say(self) -> None:

@@ -22,6 +22,7 @@ from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import BrokerUnavailable, DeviceError
 from gpushare_kernel.core.values import MiB, ProcessKey
 from gpushare_kernel.devices.base import Hold
+from gpushare_kernel.devices.move_limits import back_limit
 from gpushare_kernel.devices.unlocking import WITHIN, Unlockers
 
 ROWS = 4096
@@ -211,11 +212,16 @@ def resume_all(table: IntentTable, unlockers: Unlockers | None = None) -> list[P
 
 
 def let_run(
-    table: IntentTable, unlockers: Unlockers | None, freed: Collection[ProcessKey] = ()
+    table: IntentTable,
+    unlockers: Unlockers | None,
+    freed: Collection[ProcessKey] = (),
+    *,
+    stood: float = 0.0,
 ) -> list[ProcessKey]:
-    """Let every process on record run while their broker stands still itself; return those that stood still.
+    """Let every process on record run while their broker stands still itself, for `stood` seconds now; return those that stood still.
 
-    Nothing is taken off the record: that broker does so once it goes on. It sees then that they run, and pauses again
+    Who is locked stays so while somebody is put back (K2: nobody may take its room), at most as long as that may take:
+    only the broker could say that it is over. Nothing is taken off the record: that broker does so once it goes on. It sees then that they run, and pauses again
     whom it is to. Whom we have `freed` already and who is stopped again was stopped by somebody else.
     """
     table.refresh()
@@ -225,12 +231,10 @@ def let_run(
             stands = key not in freed and procfs.state_of(key) in procfs.STOPPED
             if stands and procfs.send(key, signal.SIGCONT):
                 ran.append(key)
-    moves = any(
-        procfs.alive(key) for key in table.held(Hold.MOVER)
-    )  # K2: nobody takes a restore's room
-    if (
-        unlockers is not None and not moves
-    ):  # again each time: a lock that was under way comes through later
+    longest = back_limit(max(map(table.size, table.held(Hold.PARK)), default=0))
+    moves = stood < longest and any(map(procfs.alive, table.held(Hold.MOVER)))
+    # Again each time: a lock that was under way comes through later.
+    if unlockers is not None and not moves:
         locked = [key for key in table.held(Hold.LOCK) if procfs.state_of(key) not in procfs.STOPPED]  # fmt: skip
         ran += unlockers.unlock(locked) if locked else ()
     return ran

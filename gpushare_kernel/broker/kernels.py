@@ -64,6 +64,8 @@ class Kernel:
     hub: str = ""
     #: What its client is told with the first line: why it is not who it could be.
     remark: str = ""
+    #: Since when the announcement that it was told last holds.
+    heard: float = 0.0
     #: It keeps a bundle's pages and does nothing.
     keeps_pages: bool = False
     #: What it is known to need at its next start, in bytes (0: nothing is known).

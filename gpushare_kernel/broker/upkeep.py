@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.persons import Person
@@ -21,7 +21,7 @@ from gpushare_kernel.wire.snapshot import AnnouncementView, MaintenanceView
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
-    from gpushare_kernel.broker.kernels import Line
+    from gpushare_kernel.broker.kernels import Kernel
 
 _DRAIN, _WORD = "maintenance", "announcement"
 _logger = logging.getLogger(__name__)
@@ -110,19 +110,22 @@ class Upkeep:
         """Tell everybody who is here, and who comes; say how many notebooks are here. Empty: take it back."""
         self.word = AnnouncementView(text, time.time()) if text else None
         self._broker.ledger.noted(_WORD, json.dumps([time.time(), text]) if text else "")
-        lines = [*self._first_lines()]
-        for line in lines if text else ():
-            self.greet(line)
-        return len(lines)
+        here = [kernel for kernel in self._broker.registry if kernel.lines]
+        for kernel in here:
+            self.greet(kernel)
+        return len(here)
 
-    def greet(self, line: Line) -> None:
-        """Tell one notebook, which is here since a moment."""
-        if self.word is not None:
-            line.notify(Announce(announced_text(self.word.text), keep=True))
-
-    def _first_lines(self) -> Iterator[Line]:
+    def all_told(self) -> None:
+        """Whoever is known now was told by the broker before us."""
+        since = 0.0 if self.word is None else self.word.since
         for kernel in self._broker.registry:
-            yield from kernel.lines[:1]
+            kernel.heard = since
+
+    def greet(self, kernel: Kernel) -> None:
+        """Tell one notebook, which is here since a moment, what it was not told yet."""
+        if self.word is not None and kernel.heard != self.word.since:
+            kernel.heard = self.word.since
+            kernel.lines[0].notify(Announce(announced_text(self.word.text), keep=True))
 
 
 def _runs(session: Session) -> bool:

@@ -244,6 +244,18 @@ class MemoryBook:
         self._looked()
         return True
 
+    def overlooked(self, sessions: dict[SessionId, Session]) -> Iterator[Job]:
+        """Yield who is taken for not fitting and would fit: nobody, if all that decides that is counted."""
+        if self._unfit_at != (self.changes, self.table.version):
+            return
+        for job in self._unfit:
+            if job.id not in self.queue:
+                continue
+            added, private = self.added(sessions[job.session], job.need), not job.cooperative
+            single = self.config.single_lane
+            if self.table.find(added, job.need.ephemeral, private=private, single=single):
+                yield job
+
     def _looked(self) -> tuple[int, int]:
         """Return what decides who fits now; forget who did not fit before that has changed."""
         now = self.changes, self.table.version

@@ -260,7 +260,8 @@ class Jobs:
             if len(self.book.queue) and session.declared > session.measured:
                 # It was declared and never used, and somebody waits for it.
                 self.book.charge(session, declared=0)
-            self._falls_idle(session, self.at)
+            if state is not JobState.LOST:  # its process is gone
+                self._falls_idle(session, self.at)
 
     def _falls_idle(self, session: Session, at: float) -> None:
         """Nothing of `session` is left to do."""

@@ -52,7 +52,7 @@ class Limits(Jobs):
         cap = session.user.cap
         if cap is None or job.granted is not None:
             return None  # what runs is never touched by a cap that was lowered
-        if job.in_driver and not self.held_by(session.user):
+        if job.in_driver and self.held_by(session.user) == session.charged + session.context:
             return None  # what it kept comes back, alone
         needs = self.book.added(session, job.need) + job.need.ephemeral
         return WaitReason.CAP if self.held_by(session.user) + needs > cap else None
@@ -100,10 +100,8 @@ class Limits(Jobs):
 
     def _drains(self, event: ev.Draining) -> None:
         self.draining, self.drain_note = event.on, event.note
-        if self.config.can_park:
-            for session in [*self.sessions.values()]:
-                session.park_wanted = event.on
-                self._falls_idle(session, event.at)
+        for session in [*self.sessions.values()] if event.on else ():
+            self._falls_idle(session, event.at)
         self._admit(event.at)
 
     # --- who competes ---------------------------------------------------------------------------------------------

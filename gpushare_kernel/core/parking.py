@@ -125,9 +125,8 @@ class Parking(Realtime):
         due = max(due, self._look_again)
         if self._recheck <= at or due < self._recheck:
             self._recheck = due
-            self._deadlines.add(
-                due, _nothing
-            )  # whatever is due then, who waits is looked at after it
+            # Whatever is due then, who waits is looked at after it.
+            self._deadlines.add(due, lambda _: None)
 
     def _on_its_way(self) -> int:
         return sum(session.charged + session.context for session in self.going.values())
@@ -245,7 +244,8 @@ class Parking(Realtime):
         self.sessions[event.session].barred = event.why
 
     def _falls_idle(self, session: Session, at: float) -> None:
-        if session.park_wanted and not session.jobs and not session.cell_open:
+        wanted = session.park_wanted or self.draining
+        if wanted and not session.jobs and not session.cell_open:
             session.park_wanted = False
             if not self.why_not_parked(session):
                 self._park(session, at)
@@ -370,8 +370,8 @@ class Parking(Realtime):
         if session.parked is None or session.moving is not None or session.jobs:
             return
         kept = session.parked.persistent
-        cap = session.user.cap
-        most = self.book.whole if cap is None else min(self.book.whole, cap)
+        whole, cap = self.book.whole, session.user.cap
+        most = whole if cap is None else min(whole, cap)
         room = max(0, most - session.parked.size)
         need = Need(kept, min(self.config.plain_ephemeral, room))
         job = Job(request_of(session.id), session.id, next(self._order), need, None, at, plain=True)
@@ -386,16 +386,14 @@ class Parking(Realtime):
 
     def _hurry(self, session: Session, at: float) -> None:
         """A signal is on its way to it: a call that waits for its memory sees that only afterwards."""
-        for job in [*session.jobs.values()]:
-            if not job.in_driver:
-                continue
-            freed = self.held_back.pop(job.id, None) is not None
-            if freed:
-                job.hurried = True
-                self._enqueue(job, session, at)
+        waiting = [job for job in session.jobs.values() if job.in_driver]
+        for job in waiting:
+            job.hurried = True
+        self._let_back(at)
+        for job in waiting:
             self.book.queue.promote(job, at)
-            if freed:
-                self._admit(at)
+        if waiting:
+            self._admit(at)
 
     def _entered(self, session: Session, at: float) -> None:
         """Its memory is put back before its job goes on; on paper it is there already (I5)."""
@@ -500,7 +498,3 @@ class Parking(Realtime):
         session.barred, session.spared, session.spared_until = "", 0, 0.0
         session.back_wanted = False
         self.turns.noted(session, self.at)
-
-
-def _nothing(_: float) -> None:
-    """Time has passed."""

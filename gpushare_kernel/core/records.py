@@ -186,7 +186,7 @@ class Session:
     spared: int = 0
     #: It was seen using the device with no cell open: parked, that would wait, and nobody would ask for its memory.
     roams: bool = False
-    #: Its owner wants it parked as soon as nothing of it runs.
+    #: Somebody wants it parked as soon as nothing of it runs.
     park_wanted: bool = False
     #: It is wanted back although it is still on its way out.
     back_wanted: bool = False

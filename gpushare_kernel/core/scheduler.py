@@ -131,9 +131,7 @@ class Scheduler(Room):
             self.book.context(session, event.context)
         if event.bare:  # nobody is there to ask for it
             self._ask_back(session, event.at)
-        if self.draining and self.config.can_park:  # it came while there is a maintenance
-            session.park_wanted = True
-            self._falls_idle(session, event.at)
+        self._falls_idle(session, event.at)  # it came while there is a maintenance
 
     def _all_back(self, event: ev.AllBack) -> None:
         missing = any(one.presence is Presence.ORPHANED for one in self.sessions.values())

@@ -123,6 +123,8 @@ def _pauses(scheduler: Scheduler) -> Iterator[str]:
 
 def _work(scheduler: Scheduler) -> Iterator[str]:
     """Nobody waits for what is free."""
+    for job in scheduler.book.overlooked(scheduler.sessions):
+        yield f"queue: job {job.id} fits, and is taken for one that does not"
     for job in scheduler.jobs.values():
         waits = (job.id in scheduler.book.queue) + (job.id in scheduler.held_back)
         if waits != (job.state is JobState.QUEUED):

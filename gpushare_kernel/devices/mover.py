@@ -15,12 +15,9 @@ from gpushare_kernel.devices.answers import ProcessState, Reply
 from gpushare_kernel.devices.base import Hold
 from gpushare_kernel.devices.lock_link import WorkerLost
 from gpushare_kernel.devices.locker import Locker
+from gpushare_kernel.devices.move_limits import back_limit, out_limit
 
-_LEAST = 20.0
-"""Seconds that a move may take whatever its size."""
 _FAREWELL = 1.0
-_OUT, _BACK = 0.25e9, 0.5e9
-"""Bytes a second that it must make: a seventh and a ninth of what was measured (1.8 and 4.4 GB/s)."""
 
 
 class Move(NamedTuple):
@@ -28,16 +25,6 @@ class Move(NamedTuple):
 
     status: MoveStatus
     why: str = ""
-
-
-def out_limit(size: int) -> float:
-    """Return how long a checkpoint of `size` bytes may take (seconds)."""
-    return _LEAST + size / _OUT
-
-
-def back_limit(size: int) -> float:
-    """Return how long a restore of `size` bytes may take (seconds)."""
-    return _LEAST + size / _BACK
 
 
 class Mover(Locker):

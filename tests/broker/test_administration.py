@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from gpushare_kernel.broker.administration import named
 from gpushare_kernel.broker.audit import Audit, entries
+from gpushare_kernel.broker.daemon import _remember
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.persons import Person, user_name
 from gpushare_kernel.broker.settings import Settings
-from gpushare_kernel.core.values import GiB, WaitReason
+from gpushare_kernel.core.values import GiB, UserId, WaitReason
 from gpushare_kernel.wire import admin_texts
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House
@@ -213,7 +215,9 @@ def test_acts_on_notebooks_of_others_are_written_down_and_on_ones_own_not(parks:
     assert acts(parks) == [("park", "root: hw.ipynb", "")]
 
 
-def test_the_audit_log_is_bounded_and_its_owners(tmp_path: Path) -> None:
+def test_the_audit_log_is_bounded_and_its_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two files; what is no line of it is passed over; a disk that takes nothing keeps nobody from acting."""
     path = tmp_path / "audit.jsonl"
     audit = Audit(path, most=1000)
@@ -227,4 +231,45 @@ def test_the_audit_log_is_bounded_and_its_owners(tmp_path: Path) -> None:
     found = entries(path, 3)
     assert [one.whom for one in found] == [f"bob: {n}.ipynb" for n in (97, 98, 99)]
     Audit(tmp_path / "nowhere" / "audit.jsonl").note("ann", 1000, "drain")
+    (tmp_path / "audit.jsonl.1").unlink()
+    (tmp_path / "audit.jsonl.1").mkdir()
+    os_close, closed = os.close, []
+    monkeypatch.setattr(os, "close", lambda fd: (closed.append(fd), os_close(fd)))
+    Audit(path, most=10).note("ann", 1000, "drain")
+    assert len(closed) == 1, "a descriptor that is closed twice is somebody else's by then"
     assert Audit(None).read(10) == ()
+
+
+def test_an_announcement_is_told_once_to_each_kernel(tmp_path: Path) -> None:
+    """Not each time its line breaks, nor by the next broker; another one is."""
+    with House(tmp_path) as house:
+        client = house.notebook()
+        opened = client.opened  # type: ignore[attr-defined]
+        admin = house.call(msg.Observe())
+        admin.ask(msg.Proclaim("away on Monday"))
+        assert told(client) == ["From your administrator: away on Monday"]
+        kernel = house.kernel(opened)
+        client.close()
+        house.saw(lambda: not kernel.lines)
+        client = house.attach(opened)
+        assert told(client) == []
+        admin.ask(msg.Proclaim("on Tuesday"))
+        assert told(client) == ["From your administrator: on Tuesday"]
+        assert house.ledger.flush()
+    with House(tmp_path) as house:
+        house.do(lambda: _remember(house.broker, house.ledger.load(), None))
+        assert told(house.attach(opened)) == []
+        assert told(house.notebook("new.ipynb")) == ["From your administrator: on Tuesday"]
+
+
+def test_a_notebook_that_is_called_like_a_user_keeps_nobody_from_being_meant(house: House) -> None:
+    """By its name with the ending, or its id, it is itself."""
+    mine, like = house.open("train.ipynb"), house.open(f"{ME}.ipynb")
+    kernels = [house.kernel(one) for one in (mine, like)]
+    kernels[1].user = UserId("somebody")
+    try:
+        assert house.do(lambda: named(house.broker, ME)) == [kernels[0]]
+        assert house.do(lambda: named(house.broker, f"{ME}.ipynb")) == [kernels[1]]
+        assert house.do(lambda: named(house.broker, like.session)) == [kernels[1]]
+    finally:
+        kernels[1].user = kernels[0].user

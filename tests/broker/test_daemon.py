@@ -237,3 +237,23 @@ def test_a_system_broker_reads_the_file_of_its_installation(
     given = daemon.parser().parse_args(["--config", str(tmp_path / "missing.toml")])
     with pytest.raises(BadSettings, match="cannot be read: No such file"):
         daemon._settings(given, system, devices)
+
+
+def test_after_a_crash_what_was_read_last_is_asked_of_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, house: House
+) -> None:
+    """The file was changed since and is wrong; whoever the kept one names has left, and the device has less. No start but one after a crash takes it."""
+    where, file = Places(tmp_path / "run", system=True), tmp_path / "gpushare.toml"
+    where.runtime.mkdir()
+    monkeypatch.setattr(Places, "settings_kept", tmp_path / "kept.toml")
+    file.write_text("nonsense")
+    where.settings_kept.write_text(
+        '[groups.g]\nusers = ["long-gone"]\nunix_groups = ["gone-too"]\nmemory = "900TiB"\n'
+    )
+    words = ["--config", str(file)]
+    with pytest.raises(BadSettings):
+        daemon._settings(daemon.parser().parse_args(words), where, [house.device])
+    found = daemon._settings(daemon.parser().parse_args([*words, "--again"]), where, [house.device])
+    (group,) = found.groups
+    assert (group.users, group.unix_groups) == ({"long-gone"}, {"gone-too"})
+    assert group.caps.memory == 900 * 2**40

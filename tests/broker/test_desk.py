@@ -214,6 +214,22 @@ def test_who_yields_unasked_goes_on(house: House) -> None:
     assert isinstance(client.ask(msg.Yield(JobId("a"), False, 0, 0, 1, 0.01)), msg.Granted)
 
 
+@pytest.mark.parametrize(
+    ("version", "reason"), [(1, WaitReason.TURN), (msg.VERSION, WaitReason.MAINTENANCE)]
+)
+def test_a_dry_run_gives_a_reason_that_the_clients_version_has(
+    house: House, version: int, reason: WaitReason
+) -> None:
+    """Another word would be a broken frame to it."""
+    opened = house.notebook().opened  # type: ignore[attr-defined]
+    client = house.call(msg.Attach(opened.token), versions=(version,))
+    house.do(lambda: house.broker.upkeep.drain("new driver"))
+    answer = client.ask(submit("j", ephemeral=GiB, dry_run=True))
+    assert isinstance(answer, msg.DryRun)
+    assert answer.wait is not None
+    assert answer.wait.reason is reason
+
+
 @pytest.mark.parametrize("held", [-1, LARGEST_SIZE])
 def test_impossible_measurements_end_the_connection(house: House, held: int) -> None:
     """That is no mistake of a user but of a client: it is told, and hung up on; its jobs end later, if it stays away."""

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from gpushare_kernel.broker import daemon
+from gpushare_kernel.broker.counts import Counts
 from gpushare_kernel.broker.engine import Engine
 from gpushare_kernel.broker.ledger import Account, SessionRow
 from gpushare_kernel.core import events as ev
@@ -306,3 +307,18 @@ def test_a_device_that_closes_says_nothing_of_sessions_on_another(house: House) 
     assert client.view.read(0) == PAUSED
     house.wait(broker.engine.close())
     assert client.view.read(0) == 0
+
+
+def test_what_is_not_counted_is_done_all_the_same(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics are no reason to leave a job without its grant."""
+
+    def fails(*_: object) -> None:
+        raise ValueError
+
+    counts = house.do(lambda: Counts(house.broker.scheduler))
+    monkeypatch.setattr(counts, "note", fails)
+    house.broker.engine.counts = counts
+    assert isinstance(house.notebook().ask(submit("a", persistent=GiB)), msg.Granted)
+    assert "an event was not noted" in caplog.text

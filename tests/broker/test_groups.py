@@ -13,11 +13,13 @@ import pytest
 
 from gpushare_kernel.broker import groups as groups_module
 from gpushare_kernel.broker.ledger import Ledger
+from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.persons import user_name
 from gpushare_kernel.broker.settings import Caps, Group, Host, Settings, parsed
 from gpushare_kernel.broker.spending import KEPT, Spending
 from gpushare_kernel.core.errors import BadSettings, UserError
-from gpushare_kernel.core.values import GiB, UserId, WaitReason
+from gpushare_kernel.core.values import DeviceId, GiB, UserId, WaitReason
+from gpushare_kernel.devices.base import Inventory
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
 from tests.broker.house import House
@@ -43,6 +45,17 @@ def snapshot(house: House) -> Any:
 def account(house: House) -> Any:
     (mine,) = [user for user in snapshot(house).users if user.own]
     return mine
+
+
+def test_a_file_is_held_to_the_device_not_to_what_is_free_of_it(tmp_path: Path) -> None:
+    """A broker that is started again finds it full of its own sessions: the file is as right as before."""
+    full = Inventory(DeviceId("gpu0"), "model", "a GPU", 2 * GiB, 1.0, 0, total=8 * GiB)
+    text = 'names = "any"\n[groups.g]\nusers = ["ann"]\nmemory = "{}"\n'
+    host = groups_module.host_of([full], People())
+    (group,) = parsed(text.format("6GiB"), tmp_path, host).groups
+    assert group.caps.memory == 6 * GiB
+    with pytest.raises(BadSettings, match=r"8\.0 GiB"):
+        parsed(text.format("9GiB"), tmp_path, host)
 
 
 # --- caps ------------------------------------------------------------------------------------------------------

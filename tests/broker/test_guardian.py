@@ -13,15 +13,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gpushare_kernel import procfs
-from gpushare_kernel.broker import logs
+from gpushare_kernel.broker import guardian, logs
 from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS, _StandsStill
 from gpushare_kernel.broker.intents import RESTARTS, IntentTable, let_run
-from gpushare_kernel.core.values import ProcessKey
+from gpushare_kernel.core.values import GiB, ProcessKey
 from gpushare_kernel.devices.base import Hold
+from gpushare_kernel.devices.move_limits import back_limit
+from gpushare_kernel.devices.unlocking import Unlockers
 from tests.devices.gpu import fake_worker
 from tests.procs import Program, eventually
 
@@ -434,6 +437,56 @@ def test_while_the_broker_stands_still_nobody_is_locked(gpu: Gpu) -> None:
     (gpu.place / f"state.{later.pid}").write_text("locked")
     eventually(lambda: gpu.state(later) == "running")
     assert procfs.alive(worker)
+
+
+def test_who_is_put_back_meanwhile_finds_its_room(tmp_path: Path) -> None:
+    """K2: others stay locked, as long as that may take and no longer (I3); nobody can say that it is over."""
+    table, place = IntentTable(tmp_path / "intents"), tmp_path / "gpu"
+    place.mkdir()
+    unlockers = Unlockers(fake_worker(place), spare=1)
+    code = "say('up'); wait()"
+    with Program(code) as other, Program(code) as back, Program(code) as worker:
+        (place / f"state.{other.pid}").write_text("locked")
+        table.add(other.key, Hold.LOCK)
+        table.add(back.key, Hold.LOCK)
+        table.change(back.key, Hold.PARK, GiB)
+        table.add(worker.key, Hold.WORKER)
+        table.change(worker.key, Hold.MOVER)
+        longest = back_limit(GiB)
+        assert let_run(table, unlockers, stood=longest - 1) == []
+        assert (place / f"state.{other.pid}").read_text() == "locked"
+        assert let_run(table, unlockers, stood=longest) == [other.key]
+        (place / f"state.{other.pid}").write_text("locked")
+        worker.process.kill()
+        worker.process.wait()
+        assert let_run(table, unlockers) == [other.key]
+        assert (place / f"state.{other.pid}").read_text() == "running"
+    unlockers.close()
+    table.close()
+
+
+def test_how_long_the_broker_stands_still_is_counted_from_its_first_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time anew."""
+    table, seen = IntentTable(tmp_path / "intents"), []
+    monkeypatch.setattr(logs, "set_up", lambda _: None)
+    monkeypatch.setattr(guardian, "let_run", lambda *_, stood: seen.append(stood) or [])
+    now = [100.0]
+    monkeypatch.setattr(guardian, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Program("say('up'); wait()") as broker:
+        broker.said()
+        pidfd = os.pidfd_open(broker.pid)
+        looks = _StandsStill(pidfd, table, None, tmp_path / "log")
+        for signum, state in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S"), (signal.SIGSTOP, "T")):
+            broker.process.send_signal(signum)
+            eventually(lambda state=state: procfs.state(broker.pid) == state)
+            for _ in range(3):
+                looks.look()
+                now[0] += 0.5
+        os.close(pidfd)
+    assert seen == [0.5, 1.0, 0.5, 1.0]
+    table.close()
 
 
 def test_the_broker_s_workers_are_gone_before_anybody_is_unlocked(gpu: Gpu) -> None:

@@ -208,3 +208,15 @@ def test_whom_the_administrators_file_names_administers_by_the_hubs_word(house: 
     assert isinstance(bob.ask(msg.Proclaim("me, too")), msg.Failure)
     (entry,) = house.broker.audit.read(10)
     assert (entry.who, entry.what, entry.detail) == ("ann", "announce", "hi")
+
+
+def test_a_uid_that_many_share_does_not_administer_for_being_the_brokers(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives no token would act for all of them. Root does; and where a uid is one person, the broker's owner does."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert not house.broker.administers(Person(4711))
+    assert house.broker.administers(Person(0))
+    house.broker.persons = Persons()
+    assert house.broker.administers(Person(4711))
+    assert not house.broker.administers(Person(4712))

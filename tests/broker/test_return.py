@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 
 from gpushare_kernel.broker.daemon import _remember
 from gpushare_kernel.broker.persons import Person
-from gpushare_kernel.core.errors import BadToken
+from gpushare_kernel.core.errors import BadToken, UserError
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Stranger, Target
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.broker.house import House
 from tests.broker.test_desk import NOBODY, submit
+from tests.broker.test_groups import follow
 from tests.procs import key_of
 
 CONTEXT = 64 * MiB
@@ -273,6 +275,47 @@ def test_who_was_taken_for_a_stranger_meanwhile_is_one_session(tmp_path: Path) -
         assert len(seen(house).sessions) == 2
         house.attach(opened, again=again(opened))
         assert {one.id for one in seen(house).sessions} == {others.session, opened.session}
+
+
+def pidfds() -> int:
+    """How many this process has open, the broker's in it too."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder itself
+            links.append(str(link.readlink()))
+    return sum("pidfd" in link for link in links)
+
+
+def test_who_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its name is no name, or its group has as many kernels as it may: a descriptor each time would be the broker's end."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        before = pidfds()
+        with pytest.raises(UserError):
+            house.attach(opened, again=again(opened, name="x" * 801))
+        assert pidfds() == before
+        house.open("other.ipynb")
+        follow(house, kernels=1)
+        with pytest.raises(UserError, match=r"may have 1 kernels open, and yours are other\.ipynb"):
+            house.attach(opened, again=again(opened))
+        assert pidfds() == before
+        assert len(seen(house).sessions) == 1
+
+
+def test_one_process_is_one_session(tmp_path: Path) -> None:
+    """Whatever ids and tokens it says: its line is there, or the one before is closed."""
+    opened = lost(tmp_path)
+    with House(tmp_path) as house:
+        first = house.attach(opened, again=again(opened))
+        more = again(opened, session="s0123456789ab")
+        with pytest.raises(BadToken):
+            house.call(msg.Attach("x" * 32, again=more))
+        assert [one.id for one in seen(house).sessions] == [opened.session]
+        kernel = house.kernel(opened)
+        first.close()
+        house.saw(lambda: not kernel.lines)
+        house.call(msg.Attach("x" * 32, again=more))
+        assert [one.id for one in seen(house).sessions] == [more.session]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to act as another user")

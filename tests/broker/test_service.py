@@ -19,6 +19,8 @@ from gpushare_kernel.broker import service
 from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.transport.places import Places
+from gpushare_kernel.wire import messages as msg
+from tests.broker.house import Caller
 from tests.procs import eventually
 
 PATIENCE = 60.0
@@ -35,8 +37,12 @@ class Manager:
         self.heard.bind(str(folder / "notify"))
         self.heard.settimeout(PATIENCE)
         self.env = {**os.environ, "GPUSHARE_RUNTIME_DIR": str(self.places.runtime)}
-        self.broker = subprocess.Popen(START, env={**self.env, "NOTIFY_SOCKET": str(folder / "notify")})  # fmt: skip
         self.stopped: list[subprocess.Popen[bytes]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start the broker, in the same words each time."""
+        self.broker = subprocess.Popen(START, env={**self.env, "NOTIFY_SOCKET": self.heard.getsockname()})  # fmt: skip
         assert self.hear() == "READY=1"
         (self.guardian,) = [pid for pid in procfs.children(self.broker.pid) if b"broker.guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
         self.guardian_fd = os.pidfd_open(self.guardian)
@@ -114,6 +120,28 @@ def test_a_killed_broker_leaves_nobody_paused_and_its_start_to_systemd(manager: 
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(lock)
     assert manager.undo() == ""
+
+
+@pytest.mark.parametrize(("ends", "policy"), [("kill", "fifo"), ("terminate", "fair")])
+def test_what_was_chosen_meanwhile_holds_after_a_crash_only(
+    manager: Manager, ends: str, policy: str
+) -> None:
+    """systemd starts it in the same words after either: what the one before noted at its start tells them apart."""
+    asks = Caller(manager.places.socket, msg.Observe())
+    assert asks.ask(msg.SetPolicy("fifo")) == msg.Ok()
+    getattr(manager.broker, ends)()
+    manager.broker.wait(PATIENCE)
+    asks.close()
+    manager.guardian_is_gone()
+    os.close(manager.guardian_fd)
+    if ends == "terminate":
+        assert manager.hear() == "STOPPING=1"
+    manager.start()
+    asks = Caller(manager.places.socket, msg.Observe())
+    reply = asks.ask(msg.GetSnapshot())
+    asks.close()
+    assert isinstance(reply, msg.SnapshotReply)
+    assert [one.policy for one in reply.snapshot.devices] == [policy]
 
 
 def test_after_broker_and_guardian_were_killed_the_unit_resumes(manager: Manager) -> None:

@@ -238,6 +238,12 @@ def test_a_table_says_that_it_has_changed() -> None:
     assert [*table.shared] == [lane]
     seen = table.version
     assert seen > 0
+    alone.need = Need(0, 1)
+    table.refit(table.lanes[LaneId(2)])
+    assert table.version > seen, "what is free has changed"
+    seen = table.version
+    table.refit(table.lanes[LaneId(2)])
+    assert table.version == seen
     table.leave(alone)
     assert table.version > seen
     assert [*table.shared] == [lane]

@@ -12,11 +12,11 @@ from hypothesis.strategies import DataObject
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.accounts import BACKGROUND
 from gpushare_kernel.core.budget import budget
-from gpushare_kernel.core.parking import REST
+from gpushare_kernel.core.parking import REST, request_of
 from gpushare_kernel.core.reasons import why
-from gpushare_kernel.core.values import GiB, JobId, SessionId, UserId, WaitReason
-from tests.core.test_parking import gpu, holds, parks
-from tests.core.tests_core_world import World
+from gpushare_kernel.core.values import Activity, GiB, JobId, MiB, SessionId, UserId, WaitReason
+from tests.core.test_parking import activity, gpu, holds, parks, waits
+from tests.core.tests_core_world import Kernel, World
 from tests.core.tests_gpu_world import GpuWorld
 
 
@@ -46,6 +46,18 @@ def two_of_ann() -> World:
     world.submit("a1/j", "a1", 3 * GiB, 0)
     world.submit("a2/j", "a2", 2 * GiB, 0)
     return world
+
+
+def set_aside(world: World, name: str, size: int, context: int = 0) -> None:
+    """`name` keeps `size` bytes, which are parked now; its context is not."""
+    holds(world, name, size)
+    session = world.core.sessions[SessionId(name)]
+    world.send(ev.SessionReady(at=world.now, session=session.id, bare=False, context=context))
+    world.send(ev.ParkWanted(at=world.now, session=session.id))
+    done = ev.Parked(at=world.now, session=session.id, ticket=session.move, freed=size, contexts=bool(context))  # fmt: skip
+    world.moves = []
+    world.send(done)
+    assert session.parked is not None
 
 
 # --- caps --------------------------------------------------------------------------------------------------
@@ -147,6 +159,55 @@ def test_no_more_is_set_aside_than_the_group_allows() -> None:
     assert world.core.why_not_parked(world.core.sessions[SessionId("a2")]) == (
         "each of the group students may have 4.0 GiB set aside, and 3.0 GiB are"
     )
+
+
+def test_what_is_set_aside_just_below_a_cap_comes_back() -> None:
+    """A plain cell gets as much beside it as the cap leaves: 100 of its 256 MiB."""
+    world = gpu()
+    limits(world, "ann", memory=4 * GiB)
+    set_aside(world, "ann", 4 * GiB - 100 * MiB)
+    world.cell("ann")
+    assert activity(world, "ann") is Activity.RESTORING
+    assert world.core.held_by(world.core.users[UserId("ann")]) == 4 * GiB
+    world.run(0.1)
+    assert world.core.sessions[SessionId("ann")].charged == 4 * GiB - 100 * MiB
+
+
+@pytest.mark.parametrize("context", [0, GiB // 2])
+def test_what_is_set_aside_under_a_cap_that_was_lowered_since_comes_back_alone(
+    context: int,
+) -> None:
+    """Its state is its own (I8); beside another notebook of the same user it waits. A context that stayed there is its own, too."""
+    world = gpu()
+    set_aside(world, "ann", 3 * GiB, context=context)
+    world.open("ann2", "ann")
+    world.submit("ann2/0", "ann2", GiB, 0)
+    limits(world, "ann", memory=2 * GiB)
+    world.cell("ann")
+    assert waits_for(world, request_of(SessionId("ann"))) is WaitReason.CAP
+    world.close("ann2")
+    world.run(0.1)
+    assert world.core.sessions[SessionId("ann")].charged == 3 * GiB
+
+
+def test_a_displaced_job_goes_on_whose_users_cap_was_lowered_since() -> None:
+    """It had begun, so another notebook of hers is not in its way: a cap holds for what comes next."""
+    world = gpu(residency=1.0)
+    world.open("ann2", "ann"), world.open("ann", "ann")
+    world.send(ev.ParkBarred(at=0.0, session=SessionId("ann2"), why="it is profiled"))
+    world.submit("ann2/0", "ann2", GiB, 0)
+    world.run(0.05)
+    world.end("ann2/0", persistent=GiB)
+    world.submit("ann/0", "ann", 0, 7 * GiB)
+    world.run(2)
+    waits(world, "bob", 8 * GiB)
+    while not world.running("bob/1"):
+        world.run(0.05)
+    assert parks(world) == ["ann"]
+    limits(world, "ann", memory=2 * GiB, memory_ever=8 * GiB)
+    assert not let_in(world, "ann/0")
+    world.end("bob/1")
+    assert let_in(world, "ann/0")
 
 
 def test_a_client_is_told_no_more_than_its_group_allows() -> None:
@@ -309,6 +370,92 @@ def test_idle_memory_is_set_aside_and_what_runs_follows_at_its_end() -> None:
     maintenance(world, on=False)
     world.run(0.1)
     assert world.running("ann/2")
+
+
+def test_its_end_does_not_take_back_what_somebody_asked_for_by_hand() -> None:
+    """Ann's cell runs; she has asked that its memory be set aside after it."""
+    world = gpu()
+    world.open("ann", "ann"), world.open("bob", "bob")
+    for name in ("ann", "bob"):
+        world.submit(f"{name}/0", name, 2 * GiB, 0)
+    world.send(ev.ParkWanted(at=world.now, session=SessionId("ann")))
+    maintenance(world, on=True)
+    maintenance(world, on=False)
+    for name in ("ann", "bob"):
+        world.end(f"{name}/0", persistent=2 * GiB)
+    world.run(0.1)
+    assert parks(world) == ["ann"]
+
+
+def test_a_notebook_that_comes_during_one_is_set_aside() -> None:
+    """A broker was started again, and its client attaches: it holds memory, and nothing of it runs."""
+    world = gpu()
+    world.send(
+        ev.SessionOpened(
+            at=0.0, session=SessionId("a"), user=UserId("ann"), orphaned=True, persistent=2 * GiB
+        )
+    )
+    world.kernels["a"] = Kernel()
+    maintenance(world, on=True)
+    assert parks(world) == []
+    world.send(ev.SessionReady(at=0.0, session=SessionId("a"), bare=False, context=0))
+    assert parks(world) == ["a"]
+
+
+def test_who_ends_during_one_is_not_set_aside() -> None:
+    """There is nothing left to park."""
+    world = gpu()
+    world.open("ann", "ann")
+    world.submit("ann/0", "ann", 2 * GiB, 0)
+    maintenance(world, on=True)
+    world.close("ann")
+    assert parks(world) == []
+
+
+def test_a_cell_that_waits_for_what_is_set_aside_can_be_interrupted() -> None:
+    """It waits inside the driver, and sees the signal when it is back: nothing an administrator said is in its way."""
+    world = gpu()
+    holds(world, "ann", 2 * GiB)
+    maintenance(world, on=True)
+    world.run(0.1)
+    world.cell("ann")
+    assert waits_for(world, request_of(SessionId("ann"))) is WaitReason.MAINTENANCE
+    world.send(ev.Exempted(at=world.now, session=SessionId("ann"), until=world.now + 5))
+    world.run(0.1)
+    assert world.core.sessions[SessionId("ann")].charged == 2 * GiB
+    assert not world.kernels["ann"].paused
+    world.cell_ends("ann", persistent=2 * GiB)
+    assert parks(world) == ["ann", "ann"], "the maintenance goes on"
+
+
+def test_who_was_held_back_and_is_interrupted_is_next() -> None:
+    """Also before those who waited already."""
+    world = gpu()
+    set_aside(world, "ann", 6 * GiB)
+    world.open("ann2", "ann"), world.open("bob", "bob"), world.open("cyd", "cyd")
+    world.submit("ann2/0", "ann2", GiB, 0)
+    world.submit("bob/0", "bob", 5 * GiB, 0)
+    limits(world, "ann", memory=2 * GiB)
+    world.submit("cyd/0", "cyd", 8 * GiB, 0)
+    world.cell("ann")
+    assert waits_for(world, request_of(SessionId("ann"))) is WaitReason.CAP
+    world.send(ev.Exempted(at=world.now, session=SessionId("ann"), until=world.now + 5))
+    head = world.core.book.queue.head
+    assert head is not None
+    assert head.id == request_of(SessionId("ann"))
+
+
+def test_who_is_interrupted_before_a_maintenance_comes_back_in_it() -> None:
+    """The signal was first; there was no room yet."""
+    world = gpu()
+    set_aside(world, "ann", 6 * GiB)
+    waits(world, "bob", 8 * GiB)
+    world.cell("ann")
+    world.send(ev.Exempted(at=world.now, session=SessionId("ann"), until=world.now + 5))
+    maintenance(world, on=True)
+    world.end("bob/1")
+    world.run(0.1)
+    assert world.core.sessions[SessionId("ann")].charged == 6 * GiB
 
 
 # --- a command that holds memory for what it starts ----------------------------------------------------------------

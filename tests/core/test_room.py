@@ -82,6 +82,20 @@ def test_nothing_moves_for_whom_no_move_helps() -> None:
     assert not [ask for ask in world.log if isinstance(ask, do.Ask) and ask.lane]
 
 
+def test_who_fits_after_a_lane_shrank_at_a_boundary_is_let_in() -> None:
+    """What a SIZE covers is P now: the lane is that much smaller, although what is charged stays as it was."""
+    world = World(capacity=10 * GiB)
+    world.open("a", "ann", interval=0.01), world.open("b", "bob")
+    world.submit("a/outer", "a", size=6 * GiB)
+    world.submit("a/inner", "a", 3 * GiB, 0)
+    world.submit("b/1", "b", 3 * GiB, 0)
+    world.end("a/inner", persistent=3 * GiB)
+    assert world.core.book.table.free == GiB
+    assert state(world, "b/1") is JobState.QUEUED
+    world.boundary("a/outer", persistent=3 * GiB)
+    assert state(world, "b/1") is not JobState.QUEUED
+
+
 def test_who_meets_no_boundary_is_left_where_it_is() -> None:
     """Its E is on the device until its end: its lane is its own."""
     world = crowd(4, 4, capacity=10, interval=None)

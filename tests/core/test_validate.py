@@ -112,6 +112,10 @@ def _queue(core: Scheduler) -> None:
     core.book.queue.remove(core.jobs[JobId("d/1")])
 
 
+def _overlooked(core: Scheduler) -> None:
+    core.book.table.capacity *= 2
+
+
 def _orphan(core: Scheduler) -> None:
     del core.sessions[SessionId("d")].jobs[JobId("d/1")]
 
@@ -148,6 +152,7 @@ def _asleep(core: Scheduler) -> None:
         (_exempt, "I3: session . is exempt and stopped"),
         (_dead_device, "I3: session . is stopped on a lost device"),
         (_queue, "queue: job d/1 is queued and in the wrong place"),
+        (_overlooked, "queue: job d/1 fits, and is taken for one that does not"),
         (_orphan, "jobs: d/1 belongs to no session"),
         (_asleep, "waits although its session has the turn and it the lane"),
     ],

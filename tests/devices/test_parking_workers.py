@@ -9,7 +9,7 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import MiB, MoveStatus, PauseStatus
-from gpushare_kernel.devices import mover
+from gpushare_kernel.devices import move_limits
 from gpushare_kernel.devices.base import Hold, MoveOutcome, Target
 from tests.devices.gpu import Gpu
 from tests.procs import Program, eventually
@@ -44,8 +44,8 @@ def test_a_move_that_takes_too_long_is_left_to_its_worker(
     target = Target(program.key)
     if before == "parked":
         gpu.park(target)
-    monkeypatch.setattr(mover, "_LEAST", -2.0)  # by size: 0.5 s out, under 0 back
-    monkeypatch.setattr(mover, "_BACK", 0.25e9)
+    monkeypatch.setattr(move_limits, "LEAST", -2.0)  # by size: 0.5 s out, under 0 back
+    monkeypatch.setattr(move_limits, "BACK", 0.25e9)
     gpu.shut(f"move.{program.pid}")
     outcome = gpu.restore(target) if before == "parked" else gpu.park(target)
     assert outcome.status is (MoveStatus.NOT_NOW if before == "parked" else MoveStatus.DONE)
