@@ -151,8 +151,7 @@ VERSION = 2
 SPOKEN = (2, 1)
 """Versions this build understands, newest first: N and N-1.
 
-Since 2 an attach is answered with the tally beside the page, and there are the messages of `since`, bundles
-(`OfferBundle`, `MapBundle`) and arenas (`LeaseArena`).
+Since 2 an attach is answered with the tally, too, and there are the messages of `since`, of bundles and of arenas.
 """
 
 TO_BROKER_LIMIT = 64 * 2**10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+from types import FrameType
 from typing import Any
 
 _CALL = '__import__("gpushare_magics").'
@@ -11,10 +12,12 @@ _CALL = '__import__("gpushare_magics").'
 
 def show(variables: dict[str, Any], arguments: str) -> None:
     """Have tracebacks of the running cell, whose globals are `variables`, show its magic as it was written."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals is not variables:
-        frame = frame.f_back  # type: ignore[assignment]
-    entry = None if frame is None else linecache.cache.get(frame.f_code.co_filename)
+        frame = frame.f_back
+    if frame is None:
+        return
+    entry = linecache.cache.get(frame.f_code.co_filename)
     if entry is None or len(entry) != 4:  # noqa: PLR2004 - not read yet: nothing of ours is in it
         return
     size, changed, lines, name = entry
