@@ -149,10 +149,8 @@ __all__ = [
 
 VERSION = 2
 SPOKEN = (2, 1)
-"""Versions this build understands, newest first: N and N-1.
-
-Since 2 an attach is answered with the tally, too, and there are the messages of `since`, of bundles and of arenas.
-"""
+"""Versions this build understands, newest first: N and N-1. Since 2 an attach is answered with the tally, too, and there
+are the messages of `since`, of bundles and of arenas."""
 
 TO_BROKER_LIMIT = 64 * 2**10
 FROM_BROKER_LIMIT = 4 * 2**20
