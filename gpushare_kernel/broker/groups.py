@@ -192,10 +192,10 @@ class Groups:
         """
         path = self.settings.path
         if path is None:
-            how = "Start it with one: jupyter gpushare start --config FILE"
-            if self._broker.system:
-                how = "Write /etc/gpushare/gpushare.toml and start it again."
-            problem = f"this broker has no configuration. {how}"
+            problem = (
+                "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE; "
+                "the system's broker reads /etc/gpushare/gpushare.toml without that."
+            )
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
         try:

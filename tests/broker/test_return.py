@@ -296,7 +296,7 @@ def test_who_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
         assert pidfds() == before
         house.open("other.ipynb")
         follow(house, kernels=1)
-        with pytest.raises(UserError, match=r"may have 1 kernels open, and yours are other\.ipynb"):
+        with pytest.raises(UserError, match=r"may have 1 kernel open, and yours is other\.ipynb"):
             house.attach(opened, again=again(opened))
         assert pidfds() == before
         assert len(seen(house).sessions) == 1

@@ -9,6 +9,7 @@ import pytest
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.replay.costs import FREE, MEASURED
 from gpushare_kernel.replay.engine import Settings, auto_turn, replay
+from gpushare_kernel.replay.report import waits_text
 from gpushare_kernel.replay.rows import BadTrace
 from gpushare_kernel.replay.trace import TraceJob
 
@@ -113,3 +114,11 @@ def test_weights_of_a_recorded_day_count() -> None:
     ended = {job.name: job.ended for job in outcome.jobs}
     assert ended["b"] == pytest.approx(80.0, abs=1.0)  # a quarter of the time for 20 s of work
     assert ended["a"] == pytest.approx(110.0, abs=1.0)  # 1/2 until then, and 2/3 of the rest
+
+
+def test_who_stood_still_longest_is_told_where_anybody_did() -> None:
+    alone = replay([TraceJob("a", 0.0, 10.0)], Settings(policy="fifo", costs=FREE))
+    both = [TraceJob("a", 0.0, 10.0), TraceJob("b", 0.0, 10.0, user="ann")]
+    assert waits_text({"fifo": alone}) == ""
+    told = waits_text({"alone": alone, "fifo": replay(both, Settings(policy="fifo", costs=FREE))})
+    assert told == "Who stood still longest: fifo: b of ann, 10.0 s."
