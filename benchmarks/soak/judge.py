@@ -162,6 +162,6 @@ def _explained(text: str, last: str) -> bool:
 def left_over(names: Collection[str]) -> list[str]:
     """Return the files that a broker which was stopped may not leave in its folder."""
     may = re.compile(
-        r"(broker|start)\.lock|intents|stopped|broker\.log(\.\d)?|ledger\.sqlite(\.corrupt-\d+)?(-wal|-shm)?"
+        r"(broker|start)\.lock|intents|stopped|(broker\.log|audit\.jsonl)(\.\d)?|ledger\.sqlite(\.corrupt-\d+)?(-wal|-shm)?"
     )
     return sorted(name for name in names if not may.fullmatch(name))
