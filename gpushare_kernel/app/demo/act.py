@@ -27,7 +27,7 @@ _REPORTS = (
 """The cell we add: what this kernel's client keeps of each job that ended."""
 _CELL_LIMIT = 180
 _logger = logging.getLogger(__name__)
-# nbclient's log. It calls a kernel that we end ourselves dead; whatever fails comes as an error.
+# nbclient's log, and the provisioner's. They call a kernel that we end ourselves dead; whatever fails comes as an error.
 _logger.addHandler(logging.NullHandler())
 _WAITING = "Waiting"
 
@@ -71,7 +71,7 @@ class Act:
         self.state = State.STARTING
         reports = nbformat.v4.new_code_cell(_REPORTS)  # type: ignore[no-untyped-call]
         self.notebook.cells.append(reports)
-        manager = AsyncKernelManager(kernel_name="python3")
+        manager = AsyncKernelManager(kernel_name="python3", log=_logger)
         client = NotebookClient(
             self.notebook,
             km=manager,
