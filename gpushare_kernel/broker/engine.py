@@ -156,7 +156,7 @@ class Engine:
         for instruction in instructions:
             try:
                 self._does[type(instruction)](instruction)
-            except Exception:
+            except Exception:  # the others of the same event are carried out all the same
                 _logger.exception("an instruction failed", extra={"instruction": repr(instruction)})
         return True
 
@@ -167,7 +167,7 @@ class Engine:
                 self.recorder.note(self.device.inventory.id, event, instructions)
             if self.counts is not None:
                 self.counts.note(event, instructions)
-        except Exception:
+        except Exception:  # who only looks on must not cost the event its instructions
             _logger.exception("an event was not noted", extra={"event": repr(event)})
 
     def usage(self, kernel: Kernel, *, memory: bool = False) -> Usage | None:
@@ -328,7 +328,7 @@ class Engine:
                 await asyncio.wait([before])
             try:
                 await action()
-            except Exception:
+            except Exception:  # what is next in this session's order does not wait for it
                 _logger.exception("a pause or resume failed", extra={"session": kernel.id})
 
         task = kernel.tail = self._loop.create_task(in_order())
@@ -385,7 +385,7 @@ class Engine:
         while target is not None:
             try:
                 outcome = await self.device.resume(target)
-            except Exception:
+            except Exception:  # it is tried again: nobody stays paused for an error of ours (I3)
                 _logger.exception("a resume failed", extra={"session": kernel.id})
             else:
                 if outcome.status in {PauseStatus.NOTHING, PauseStatus.GONE}:

@@ -85,7 +85,7 @@ class Housekeeping:
             engine.freed.clear()
             try:
                 await engine.device.look()
-            except Exception:
+            except Exception:  # it is looked at again
                 _logger.exception("a device could not be looked at")
             self._attempt(self._look_at_kernels, engine)
             self._attempt(self._watch_capacity, engine)
@@ -96,7 +96,7 @@ class Housekeeping:
         while True:
             try:
                 await engine.moves.bring_back()
-            except Exception:
+            except Exception:  # it is tried again
                 _logger.exception("what was parked could not be brought back")
             await asyncio.sleep(PERIOD)
 

@@ -185,7 +185,7 @@ class Moves:
         self._under_way.add(kernel.id)
         try:
             outcome = await move(kernel, target)
-        except Exception:
+        except Exception:  # the scheduler waits for an answer
             _logger.exception("a park or restore failed", extra={"session": kernel.id})
             why = "the broker could not do it (its log says why). It is tried again when it is wanted again."
             outcome = MoveOutcome(MoveStatus.NOT_NOW, why=why)
@@ -314,7 +314,7 @@ class Moves:
     async def _paused(self, kernel: Kernel, target: Target) -> PauseStatus:
         try:
             return (await self._engine.device.pause(target, limit=DRAIN)).status
-        except Exception:
+        except Exception:  # then it counts as one that takes memory meanwhile
             _logger.exception("a session could not be held", extra={"session": kernel.id})
             return PauseStatus.UNSUPPORTED
 

@@ -151,27 +151,20 @@ def _option(words: Sequence[str], name: str, default: float) -> float | None:
 # --- servers --------------------------------------------------------------------------------------------------
 
 
+_SERVER_CULLERS = {
+    "MappingKernelManager.cull_idle_timeout": "Servers end idle kernels",
+    "AsyncMappingKernelManager.cull_idle_timeout": "Servers end idle kernels",
+    "ServerApp.shutdown_no_activity_timeout": "Servers without kernels end",
+    "NotebookApp.shutdown_no_activity_timeout": "Servers without kernels end",
+}
+
+
 def _read_server(source: str, values: Mapping[str, Any], found: Settings) -> None:
-    for name in (
-        "MappingKernelManager.cull_idle_timeout",
-        "AsyncMappingKernelManager.cull_idle_timeout",
-    ):
+    for name, what in _SERVER_CULLERS.items():
         if name in values:
             seconds = _number(values[name])
             if seconds != 0:
-                found.cullers.append(
-                    Culler("Servers end idle kernels", f"{name} in {source}", seconds)
-                )
-    for name in (
-        "ServerApp.shutdown_no_activity_timeout",
-        "NotebookApp.shutdown_no_activity_timeout",
-    ):
-        if name in values:
-            seconds = _number(values[name])
-            if seconds != 0:
-                found.cullers.append(
-                    Culler("Servers without kernels end", f"{name} in {source}", seconds)
-                )
+                found.cullers.append(Culler(what, f"{name} in {source}", seconds))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
