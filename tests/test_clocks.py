@@ -12,12 +12,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WALL = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow", "datetime.fromtimestamp", "datetime.datetime.now", "CLOCK_REALTIME", "CLOCK_BOOTTIME"}  # fmt: skip
 READ_BY = {
+    "gpushare_kernel/app/admin.py": "the hours that administrators read",
     "gpushare_kernel/app/top.py": "the hour that `top` shows",
+    "gpushare_kernel/broker/audit.py": "when somebody did what is in the audit log",
     "gpushare_kernel/broker/controls.py": "`idle since 14:05`, counted back from now by the monotonic clock",
+    "gpushare_kernel/broker/groups.py": "a timetable is of hours and weekdays",
     "gpushare_kernel/broker/jobs.py": "which day the longest wait was on",
     "gpushare_kernel/broker/kernels.py": "when a session was opened, for people",
     "gpushare_kernel/broker/logs.py": "the log's lines",
     "gpushare_kernel/broker/needs.py": "what was learned longest ago is forgotten first",
+    "gpushare_kernel/broker/reading.py": "when counters began, as OpenMetrics wants it",
+    "gpushare_kernel/broker/spending.py": "budgets are of calendar weeks",
+    "gpushare_kernel/broker/upkeep.py": "since when a maintenance is, for people",
+    "gpushare_kernel/client/shown.py": "the same, in a notebook",
+    "gpushare_kernel/hub/activity.py": "a hub is told when somebody was active",
     "gpushare_kernel/nwv/checkpoint.py": "checkpoints that nobody took up for days",
     "gpushare_kernel/realtime/measurement.py": "when a profile was taken, for people",
     "widgets/gpushare_widgets/feed.py": "the hour that the live view shows",

@@ -129,12 +129,14 @@ def _evict(broker: Broker, desk: Desk, body: msg.Evict) -> msg.Reply:
             holds = session.charged or size  # as every status says it: without its context
             left.append(Left(called, holds, why))
             kernel.notify(msg.Trim())
-            kernel.notify(msg.Announce(admin_texts.asked_by_admin_text(holds), keep=True))
+            kernel.notify(
+                msg.Announce(admin_texts.asked_by_admin_text(holds), keep=True, about="evict")
+            )
         else:
             busy = bool(session.jobs) or session.cell_open
             (after_cell if busy else parked).append(called)
             engine.feed(ev.ParkWanted(at=engine.now, session=session.id))
             told = admin_texts.set_aside_by_admin_text(after_cell=busy)
-            kernel.notify(msg.Announce(told, keep=True))
+            kernel.notify(msg.Announce(told, keep=True, about="evict"))
         note(broker, desk, "evict", called, why)
     return msg.EvictedNow(tuple(parked), tuple(after_cell), tuple(left))

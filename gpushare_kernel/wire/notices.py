@@ -41,10 +41,11 @@ class Trim(Message, frozen=True):
 
 
 class Announce(Message, frozen=True):
-    """A line for the user. `keep`: where no cell runs it is shown with the next one."""
+    """A line for the user. `keep`: where no cell runs it is shown with the next one; of those `about` one thing the newest is."""
 
     text: str
     keep: bool = False
+    about: str = ""
 
 
 class Closing(Message, frozen=True):

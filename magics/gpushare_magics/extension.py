@@ -60,9 +60,11 @@ class Extension:
         #: The first line of each cell that declared something here, by its hash.
         self.first_lines: dict[str, str] = {}
         self._slowed = UpdatingLine(self.output)
-        self._before = os.environ.pop(
+        why = os.environ.pop(
             "GPUSHARE_BEFORE", ""
         )  # `kernel_session.BEFORE`, which a kernel need not load
+        #: What the next cell begins with, by what it is about.
+        self._before = {"restart": why} if why else {}
         #: What the broker said last, since the last cell began.
         self._said = ""
         self.notifier: Notifier | None = None
@@ -283,7 +285,7 @@ class Extension:
                 return  # said again before the next cell: once is enough
             self._said = notice.text
             if notice.keep and not self.cells.running:
-                self._before = "\n".join(filter(None, (self._before, notice.text)))
+                self._before[notice.about or notice.text] = notice.text
             else:
                 self.output.show(notice.text)
         elif self.cells.running:
@@ -303,7 +305,7 @@ class Extension:
 
     def new_slowed_line(self, _info: object) -> None:
         """Each cell has a line of its own about being slowed; the first one says why the kernel before this one ended."""
-        before, self._before, self._said = self._before, "", ""
+        before, self._before, self._said = "\n".join(self._before.values()), {}, ""
         if before:
             self.output.show(before)
         if not self.cells.running:

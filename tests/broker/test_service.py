@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from gpushare_kernel import procfs
 from gpushare_kernel.broker import service
 from gpushare_kernel.broker.intents import IntentTable
+from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
@@ -96,6 +98,12 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made.close()
 
 
+def kept_policies(places: Places) -> list[str]:
+    """What is on disk: that lags a few milliseconds behind what is answered."""
+    with closing(Ledger(places.ledger)) as ledger:
+        return [policy for _, policy in ledger.load().policies]
+
+
 def runs(key: ProcessKey) -> bool:
     return procfs.state(key.pid) not in {"T", None}
 
@@ -129,6 +137,7 @@ def test_what_was_chosen_meanwhile_holds_after_a_crash_only(
     """systemd starts it in the same words after either: what the one before noted at its start tells them apart."""
     asks = Caller(manager.places.socket, msg.Observe())
     assert asks.ask(msg.SetPolicy("fifo")) == msg.Ok()
+    eventually(lambda: kept_policies(manager.places) == ["fifo"])
     getattr(manager.broker, ends)()
     manager.broker.wait(PATIENCE)
     asks.close()

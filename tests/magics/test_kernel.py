@@ -361,12 +361,19 @@ def test_what_is_to_be_kept_is_shown_with_the_next_cell(
     """An announcement comes while nobody looks; in a cell that runs it is shown at once."""
     peer = broker.accept()
     kernel.run("1 + 1")
+    peer.notice(Announce("asks for 13 MiB", keep=True, about="evict"))
+    peer.notice(Announce("asks for 14 MiB", keep=True, about="evict"))
     for text in ("away on Monday", "and on Tuesday"):
         peer.notice(Announce(text, keep=True))
     seen: list[str] = []
-    while len(seen) < 2:  # the reader's thread may not have heard them yet
+    while "and on Tuesday" not in "".join(seen):  # the reader's thread may not have heard them yet
         seen += kernel.run("None")
-    assert seen == ["away on Monday", "and on Tuesday"]
+    assert "\n".join(seen).splitlines()[-3:] == [
+        "asks for 14 MiB",
+        "away on Monday",
+        "and on Tuesday",
+    ]
+    assert not any("13 MiB" in one and "14 MiB" in one for one in seen)
     assert kernel.run("None") == []
     message = kernel.start("%%gpulane 6GiB\nNone")
     while not isinstance(asked := (frame := peer.next()).body, Submit):  # type: ignore[union-attr]
