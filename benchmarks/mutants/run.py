@@ -42,14 +42,18 @@ def measure(options: Options) -> Sequence[Figure]:
             _thin(session)
         _tool(copy, "exec", str(config), str(session))
         outcomes = _outcomes(session)
-    survivors = [name for name, outcome in outcomes if outcome == "SURVIVED"]
+    survivors = [name for name, outcome, _ in outcomes if outcome == "SURVIVED"]
+    endless = [name for name, _, output in outcomes if output == "timeout"]
     for name in survivors:
         print(f"survives: {name}", file=sys.stderr)
+    for name in endless:
+        print(f"ran for {TIMEOUT:g} s: {name}", file=sys.stderr)
     total = len(outcomes)
     return [
         Figure("killed", "%", [100 * (total - len(survivors)) / total], at_least=85.0),
         Figure("mutants", "", [float(total)]),
         Figure("survivors", "", [float(len(survivors))]),
+        Figure("killed_by_time", "", [float(len(endless))]),
     ]
 
 
@@ -102,15 +106,15 @@ def _thin(session: Path) -> None:
             kept.execute("DELETE FROM work_items WHERE job_id = ?", (job,))
 
 
-def _outcomes(session: Path) -> list[tuple[str, str]]:
-    """Return each mutant that was run: where and what, and its tests' outcome."""
+def _outcomes(session: Path) -> list[tuple[str, str, str]]:
+    """Return each mutant that was run: where and what, its tests' outcome, and the end of what they printed."""
     query = (
-        "SELECT module_path, start_pos_row, operator_name, test_outcome FROM work_results"
+        "SELECT module_path, start_pos_row, operator_name, test_outcome, output FROM work_results"
         " JOIN mutation_specs USING (job_id) WHERE worker_outcome = 'NORMAL' ORDER BY 1, 2, 3"
     )
     with sqlite3.connect(session) as kept:
-        rows: Iterable[tuple[str, int, str, str]] = kept.execute(query).fetchall()
-    return [(f"{path}:{line} {operator}", outcome) for path, line, operator, outcome in rows]
+        rows: Iterable[tuple[str, int, str, str, str | None]] = kept.execute(query).fetchall()
+    return [(f"{path}:{line} {operator}", outcome, (output or "").strip()) for path, line, operator, outcome, output in rows]  # fmt: skip
 
 
 if __name__ == "__main__":
