@@ -503,6 +503,19 @@ def test_the_broker_s_workers_are_gone_before_anybody_is_unlocked(gpu: Gpu) -> N
     assert gpu.state(key) == "running"
 
 
+def test_a_lock_of_a_killed_worker_that_comes_through_late_is_undone(gpu: Gpu) -> None:
+    """L6: the driver says that the process runs, and only then locks it, as its dead worker had asked."""
+    watches(gpu.scene)
+    key, worker = gpu.scene.kernel(), gpu.scene.kernel()
+    gpu.scene.note("LOCK", key)
+    gpu.scene.note("WORKER", worker)
+    (gpu.place / f"late.{key.pid}").write_text(str(worker.pid))
+    gpu.scene.kill_broker()
+    gpu.scene.guardian_ended()
+    assert not (gpu.place / f"late.{key.pid}").exists(), "it has come through"
+    assert gpu.state(key) == "running"
+
+
 def test_a_worker_s_pid_that_was_reused_is_nobody_s_to_kill(gpu: Gpu) -> None:
     """L2."""
     watches(gpu.scene)

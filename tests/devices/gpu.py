@@ -67,7 +67,7 @@ class Fake:
         self.note("unlock", pid)
         if of("stays", pid, ""): sys.exit(1)
         gate(pid)
-        if self.state(pid) != "locked": return "CUDA_ERROR_ILLEGAL_STATE"
+        if self.now(pid) != "locked": return "CUDA_ERROR_ILLEGAL_STATE"
         (place / f"state.{{pid}}").write_text("running")
         return "CUDA_SUCCESS"
     def checkpoint(self, pid):
@@ -92,16 +92,23 @@ class Fake:
         (place / f"state.{{pid}}").write_text(after)
         if of(f"dies-{{name}}", pid, ""): sys.exit(1)
         return "CUDA_SUCCESS"
-    def state(self, pid):
+    def now(self, pid):
         gate(pid, "look")
         return ProcessState(of("state", pid, "running"))
+    def state(self, pid):
+        found = self.now(pid)
+        if (worker := read(f"late.{{pid}}", "")) and not alive(worker):
+            (place / f"late.{{pid}}").unlink()
+            (place / f"state.{{pid}}").write_text("locked")
+        return found
 
 sys.exit(not Worker(Fake()).serve(sys.stdin, sys.stdout))
 """
 """`answer.PID`, `state.PID`, `crash.PID` (a worker dies of its lock before it holds), `dies.PID` (once it holds),
 `stays.PID` (of an unlock) and `gate.PID` (a fifo: calls wait for its writer) script one process, the same names without a pid all of them; `init` is what cuInit says. `no-checkpoint.PID` and `no-restore.PID` are what these answer (the
 process has failed after such a restore), a worker dies of a move by `crash-...` before and by `dies-...` after it was made,
-moves wait for the writer of `move.PID`, and whoever asks for the state for that of `look.PID`. Where there is a `total` (bytes), a restore of `held.PID` that finds less free than
+moves wait for the writer of `move.PID`, a lock that the worker named in `late.PID` was making comes through once it is dead and
+somebody was told that the process runs, and whoever asks for the state for that of `look.PID`. Where there is a `total` (bytes), a restore of `held.PID` that finds less free than
 that (`rogue` is what others took) fails, as a real one does. A move takes `data.PID` along, to `stowed.PID` and back."""
 
 INFO = GpuInfo(0, "GPU-fake", "Fake GPU", 1000 * MiB)
