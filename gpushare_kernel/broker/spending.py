@@ -11,7 +11,7 @@ from gpushare_kernel.core.values import UserId
 from gpushare_kernel.wire.snapshot import BudgetView
 
 KEPT = 14
-"""Days after which what was used on one is forgotten."""
+"""Days on which anything was used that are remembered: the newest. By their number, not by their age: the clock on the wall may be weeks ahead for a moment."""
 
 
 class Spending:
@@ -22,8 +22,6 @@ class Spending:
         self._of: dict[tuple[UserId, int], float] = {}
         #: Device seconds in all up to which each user's are counted.
         self._seen: dict[UserId, float] = {}
-        #: The day (its ordinal) on which what is too old was forgotten last.
-        self._day = 0
 
     def begin(
         self,
@@ -43,12 +41,11 @@ class Spending:
             if used > 0:
                 total = self._of[user, today] = self._of.get((user, today), 0.0) + used
                 self._ledger.spent(user, today, total)
-        if today != self._day:
-            self._day = today
-            self._forget(today - KEPT)
+        self._forget()
 
-    def _forget(self, last: int) -> None:
-        for user, day in [key for key in self._of if key[1] <= last]:
+    def _forget(self) -> None:
+        days = sorted({day for _, day in self._of})[:-KEPT]
+        for user, day in [key for key in self._of if key[1] in days]:
             del self._of[user, day]
             self._ledger.spent_dropped(user, day)
 

@@ -173,11 +173,10 @@ def ledger_of(folder: Path) -> Ledger:
 
 
 def test_what_was_used_outlives_a_broker(tmp_path: Path) -> None:
-    """Seconds before it count once; those of long ago are forgotten."""
+    """Seconds before it count once."""
     ledger = ledger_of(tmp_path)
     today = date.today().toordinal()  # noqa: DTZ011  budgets follow the clock on the wall
     spending, user = Spending(ledger), UserId("ann")
-    ledger.spent(user, today - KEPT, 500.0)
     spending.note([(user, 1.0, 30.0)])
     ledger.close()
 
@@ -193,6 +192,44 @@ def test_what_was_used_outlives_a_broker(tmp_path: Path) -> None:
 
     ledger = ledger_of(tmp_path)
     assert ledger.load().spent == ((user, today, 35.0),)
+    ledger.close()
+
+
+def test_of_the_days_the_newest_are_remembered(tmp_path: Path) -> None:
+    """In the ledger, too: it does not grow for ever."""
+    ledger, today = ledger_of(tmp_path), date.today().toordinal()  # noqa: DTZ011
+    spending, user = Spending(ledger), UserId("ann")
+    spending.begin([(user, today - n, 9.0) for n in range(1, KEPT + 1)], ())
+    for n in range(1, KEPT + 1):
+        ledger.spent(user, today - n, 9.0)
+    spending.note([(user, 1.0, 30.0)])
+    ledger.close()
+    ledger = ledger_of(tmp_path)
+    assert sorted(day for _, day, _ in ledger.load().spent) == [*range(today - KEPT + 1, today + 1)]
+    ledger.close()
+
+
+@pytest.mark.parametrize("days", [-400, 20])
+def test_a_clock_that_is_wrong_for_a_moment_costs_nothing(
+    days: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was used today counts again once it is right, also for a broker that starts meanwhile."""
+    from gpushare_kernel.broker import spending as module
+
+    ledger, today = ledger_of(tmp_path), date.today()  # noqa: DTZ011
+    spending, user = Spending(ledger), UserId("ann")
+    spending.note([(user, 1.0, 3600.0)])
+    for again in (False, True):
+        monkeypatch.setattr(module, "_today", lambda: date.fromordinal(today.toordinal() + days))
+        if again:
+            assert ledger.flush()
+            spending = Spending(ledger)
+            spending.begin(ledger.load().spent, [(user, 1.0, 3601.0)])
+        spending.note([(user, 1.0, 3601.0)])
+        monkeypatch.setattr(module, "_today", lambda: today)
+        spending.note([(user, 1.0, 3602.0)])
+    (day,) = spending.budgets(user, 7200.0, None)
+    assert day.used == pytest.approx(3601.0, abs=1.0)
     ledger.close()
 
 
