@@ -156,8 +156,6 @@ class HostDevice:
         session = self._sessions.setdefault(target.root, _Session())
         if state is None or state in procfs.ENDED:
             return PauseOutcome(PauseStatus.GONE)
-        if state in procfs.STOPPED and target.root not in session.stopped:
-            return PauseOutcome(PauseStatus.STOPPED)
         try:
             status = await self._stop(target, session, asked + limit)
         except BaseException:
@@ -165,6 +163,8 @@ class HostDevice:
             raise
         if status is not PauseStatus.PAUSED:
             self._continue(session)
+        elif not session.stopped:
+            return PauseOutcome(PauseStatus.STOPPED)  # its user has stopped all of it
         return PauseOutcome(status, monotonic() - asked)
 
     async def still(self, target: Target) -> bool:
@@ -231,7 +231,7 @@ class HostDevice:
             ):
                 confirmed += 1
                 continue
-            if target.root not in session.stopped:
+            if not _stands(target.root, session):
                 gone = not procfs.alive(target.root)
                 return PauseStatus.GONE if gone else PauseStatus.FORBIDDEN
             if monotonic() >= deadline:
@@ -257,7 +257,7 @@ class HostDevice:
                 moved = True
             elif key == target.root:
                 return False
-        return not moved and target.root in session.stopped
+        return not moved and _stands(target.root, session)
 
     def _stop_one(self, key: ProcessKey, session: _Session) -> bool:
         """Stop one process; False where it is gone or not ours to stop (a child under sudo, say)."""
@@ -302,3 +302,8 @@ class HostDevice:
         session = self._sessions.get(root)
         if session is not None and not session.stopped:
             del self._sessions[root]
+
+
+def _stands(root: ProcessKey, session: _Session) -> bool:
+    """Whether we have stopped the root of a session, or its user has: what is below it may run all the same."""
+    return root in session.stopped or procfs.state_of(root) in procfs.STOPPED

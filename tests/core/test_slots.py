@@ -97,6 +97,20 @@ def test_time_in_which_nobody_decided_is_on_nobodys_account() -> None:
     assert max(rates.values()) - min(rates.values()) <= 0.02 * total, rates
 
 
+def test_who_is_stopped_by_its_own_user_keeps_no_turn() -> None:
+    """It cannot be asked to drain, and is out of its turn all the same: the others go on, and it does once it is continued."""
+    world = mixed(("heavy", "heavy", "heavy"), seen=False)
+    stuck = world.kernels["heavy0"]
+    stuck.stopped = True
+    world.run(2)
+    rates = progress(world, 10)
+    assert rates["heavy0"] == 0.0
+    assert min(rates["heavy1"], rates["heavy2"]) >= 0.3, rates
+    stuck.stopped = False
+    world.run(2)
+    assert min(progress(world, 20).values()) >= 0.3
+
+
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (0.3, 0.7)])
 def test_weights_hold(weights: tuple[float, float]) -> None:
     """T3: 75/25 and 30/70 of one user's two sessions, within a point."""

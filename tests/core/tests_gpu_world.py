@@ -53,6 +53,8 @@ class GpuKernel:
     seen: bool
     contexts: int = 1
     paused: bool = False
+    #: Its own user has stopped it.
+    stopped: bool = False
     running: set[str] = field(default_factory=set)
     plain: bool = False
     interval: float | None = None
@@ -66,7 +68,7 @@ class GpuKernel:
 
     @property
     def works(self) -> bool:
-        return not self.paused and bool(self.running or self.plain)
+        return not self.paused and not self.stopped and bool(self.running or self.plain)
 
     @property
     def count(self) -> int:
@@ -106,10 +108,12 @@ class GpuWorld(World):
             kernel = self.kernels.get(session)
             if kernel is None:
                 continue
-            kernel.paused = drained
+            kernel.paused = drained and not kernel.stopped
             self.sample(session)  # as the broker does: its count is final now
             drain = KINDS[kernel.kind][2]
             status = PauseStatus.PAUSED if drained else PauseStatus.BUSY
+            if kernel.stopped:
+                status = PauseStatus.STOPPED
             self.send(
                 ev.Paused(at=self.now, session=session, ticket=ticket, status=status, drain=drain)
             )

@@ -220,6 +220,21 @@ def test_somebody_else_s_stop_is_kept(host: HostDevice) -> None:
         assert procfs.state(ours) != "T"
 
 
+def test_below_a_root_stopped_by_its_user_nobody_runs_on(host: HostDevice, record: Record) -> None:
+    """That would be a way out of turns. What we did not stop we do not continue."""
+    with Program(PARENT_OF_SPINNERS) as program:
+        children = program.said_pids()
+        target = Target(program.key)
+        os.kill(program.pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(program.pid) == "T")
+        assert pause(host, target).status is PauseStatus.PAUSED
+        assert [procfs.state(pid) for pid in children] == ["T", "T"]
+        assert [key.pid for key in record.keys] == children
+        assert resume(host, target).status is PauseStatus.NOTHING
+        assert "T" not in [procfs.state(pid) for pid in children]
+        assert procfs.state(program.pid) == "T"
+
+
 def test_a_root_stopped_by_its_user_is_left_alone(host: HostDevice, record: Record) -> None:
     """Ctrl-Z or a debugger: nothing is paused, nothing is continued."""
     with Program(SPIN) as program:

@@ -12,6 +12,20 @@ from tests.hostile.conftest import Scene, needs_root
 from tests.procs import eventually
 
 pytestmark = [pytest.mark.root, needs_root]
+SEVERAL_TURNS = """import time
+end = time.process_time() + 3
+print('burning', flush=True)
+while time.process_time() < end: pass
+print('done')"""
+"""A cell that wants three seconds of a core."""
+WITH_A_CHILD = """import subprocess, sys
+child = subprocess.Popen([sys.executable, '-S', '-c', 'while True: pass'])
+print('child', child.pid, flush=True)
+try:
+    while True: pass
+finally:
+    child.kill()
+    child.wait()"""
 HARMLESS = {"Close: Ok", "Cancel: Ok", "GetSnapshot: SnapshotReply"}
 """A goodbye to what is not there, a job that is not there, and what one may see."""
 
@@ -92,15 +106,20 @@ def test_sessions_by_the_hundred(scene: Scene) -> None:
 
 
 def test_a_stopped_kernel_keeps_no_turn(host: Host) -> None:
-    """Who stops a kernel of theirs in the middle of a turn keeps neither the device nor a worker: the next one runs."""
-    host.start("--capacity", "1GiB", "--compute", "1")
+    """Who stops a kernel of theirs in the middle of a turn keeps the core neither by that nor by a child that works on: others get theirs."""
+    host.start("--capacity", "1GiB", "--compute", "1", "--turn", "1")
     stuck, other = host.notebook("stuck.ipynb"), host.notebook("other.ipynb")
-    outputs = stuck.burn("%%gpulane 10MiB\n")
+    outputs = stuck.outputs(stuck.start(f"%%gpulane 10MiB\n{WITH_A_CHILD}"))
+    child = int(stuck.read_until(outputs, "child").split()[1])
+    waits = other.outputs(other.start(f"%%gpulane 10MiB\n{SEVERAL_TURNS}"))
+    other.read_until(waits, "burning")
+    eventually(lambda: stopped(other.pid) and not stopped(stuck.pid), 60)
     os.kill(stuck.pid, signal.SIGSTOP)
     try:
-        eventually(lambda: stopped(stuck.pid), 10)
-        assert "42" in other.run("%%gpulane 10MiB\n6 * 7")
-        assert "43" in other.run("%%gpulane 10MiB\n6 * 7 + 1")
+        eventually(lambda: stopped(child) and not stopped(other.pid), 20)
+        eventually(lambda: stopped(other.pid) and not stopped(child), 20)
+        assert stopped(stuck.pid)
+        other.read_until(waits, "done")
     finally:
         os.kill(stuck.pid, signal.SIGCONT)
     stuck.interrupt()
