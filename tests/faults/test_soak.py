@@ -12,6 +12,7 @@ import pytest
 from benchmarks.soak.script import Fault
 
 RUN = Path(__file__).resolve().parents[2] / "benchmarks" / "soak" / "run.py"
+CAP_SYS_ADMIN = 21
 GROUPS = {
     "ends": {
         Fault.BROKER_KILLED,
@@ -62,7 +63,18 @@ def test_nothing_is_lost_and_nobody_stays_paused(group: str) -> None:
     assert found["medians"]["longest_pause_without_broker"] < 5
     assert found["medians"]["longest_pause_without_both"] < 15
     assert found["medians"]["cells"] > 0
-    assert {*found["faults"], *found["missed_faults"]} >= set(kinds)
+    missed = set() if may_mount() else {Fault.DISK_FULL, Fault.DISK_READ_ONLY}
+    assert found["missed_faults"].keys() <= missed, (
+        "what falls in the middle of another counts, too"
+    )
+    assert {*found["faults"]} >= set(kinds) - missed
+
+
+def may_mount() -> bool:
+    """Whether this process may: root in a container may not always."""
+    status = Path("/proc/self/status").read_text()
+    granted = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(granted, 16) >> CAP_SYS_ADMIN & 1)
 
 
 def test_each_fault_is_in_a_group() -> None:
