@@ -20,7 +20,7 @@ from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire import texts
 from tests.broker.house import LIMIT, Caller, House
 from tests.broker.test_desk import end, submit
-from tests.procs import Program
+from tests.procs import Program, eventually
 
 
 @pytest.fixture
@@ -98,46 +98,78 @@ def test_a_grant_against_the_waiter_s_disconnect(
     assert core.book.table.used == 6 * GiB
 
 
-def test_a_restart_against_the_queue(tmp_path: Path) -> None:
-    """Its broker dies while it waits: it says so, waits again at the next one, and has its memory when there is room."""
-    said: list[str] = []
-    lost, granted = threading.Event(), threading.Event()
-
-    def say(text: str) -> None:
-        said.append(text)
-        lost.set()
-
+def a_broker_that_dies(tmp_path: Path, opened: list[msg.Opened], leave: Callable[[House, Session], None]) -> Session:  # fmt: skip
+    """Have one whose memory one notebook holds, and another one attached; return its side once the broker is gone."""
     with House(tmp_path) as house:
         holder = house.notebook("holder.ipynb")
         holder.ask(submit("h", persistent=0, ephemeral=7 * GiB))
-        opened = house.open("waiter.ipynb")
-        house.bind(opened)
-        session = Session(opened.token, house.path)
-        session.listen(lambda _: None)
+        waiter = house.open("waiter.ipynb")
+        house.bind(waiter)
+        opened += [holder.opened, waiter]  # type: ignore[attr-defined]
+        session = Session(waiter.token, house.path)
         session.wait_attached(LIMIT)
-        waiting = threading.Thread(
-            target=lambda: (
-                session.submit(
-                    msg.Submit(JobId("w"), "cell", persistent=0, ephemeral=2 * GiB), say=say
-                ),
-                granted.set(),
-            )
-        )
-        waiting.start()
-        house.saw(lambda: any(job.state is JobState.QUEUED for job in house.broker.scheduler.jobs.values()))  # fmt: skip
+        leave(house, session)
         assert house.ledger.flush()
+    return session
+
+
+def is_queued(house: House) -> bool:
+    """Whether anybody waits for memory."""
+    return any(one.state is JobState.QUEUED for one in house.broker.scheduler.jobs.values())
+
+
+class Waiter(threading.Thread):
+    """A cell that wants memory: what it is told, and that it has it."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.away, self.granted = threading.Event(), threading.Event()
+        self._session = session
+
+    def run(self) -> None:
+        """Wait for it."""
+        self._session.submit(
+            msg.Submit(JobId("w"), "cell", persistent=0, ephemeral=2 * GiB),
+            on_wait=lambda why: self.away.set() if why is None else None,
+            say=self.said.append,
+        )
+        self.granted.set()
+
+
+@pytest.mark.parametrize("first", ["the queue", "the restart"])
+def test_a_restart_against_the_queue(tmp_path: Path, first: str) -> None:
+    """The broker dies while a cell waits, or a moment before it asks: it waits at the next one, and has its memory when there is room.
+
+    Only who had a place has lost it, and says so.
+    """
+    waiters: list[Waiter] = []
+    opened: list[msg.Opened] = []
+
+    def asks(house: House, session: Session) -> None:
+        waiters.append(Waiter(session))
+        waiters[0].start()
+        house.saw(lambda: is_queued(house))
+
+    had_a_place = first == "the queue"
+    session = a_broker_that_dies(tmp_path, opened, asks if had_a_place else lambda *_: None)
+    if not had_a_place:
+        eventually(lambda: not session.up)
+        waiters.append(Waiter(session))
+        waiters[0].start()
+        assert waiters[0].away.wait(LIMIT), "it waits for a broker"
+    (waiter,) = waiters
     held = msg.HeldJob(JobId("h"), "cell", 0, 7 * GiB, 1, 1, running=True)
     with House(tmp_path, orphan_grace=3600.0) as again:
         for row in again.ledger.load().sessions:
             again.do(lambda row=row: again.broker.adopt(row))
-        assert lost.wait(LIMIT)
-        again.saw(lambda: any(job.state is JobState.QUEUED for job in again.broker.scheduler.jobs.values()))  # fmt: skip
-        assert not granted.is_set()
-        back = again.attach(holder.opened, held=(held,))  # type: ignore[attr-defined]
+        again.saw(lambda: is_queued(again))
+        assert not waiter.granted.is_set()
+        back = again.attach(opened[0], held=(held,))
         back.ask(msg.GetSnapshot())
-        assert not granted.is_set(), "who is back holds what it held"
+        assert not waiter.granted.is_set(), "who is back holds what it held"
         back.ask(end("h"))
-        assert granted.wait(LIMIT)
-        waiting.join(LIMIT)
+        assert waiter.granted.wait(LIMIT)
+        waiter.join(LIMIT)
         session.close()
-    assert said == [texts.PLACE_LOST]
+    assert waiter.said == ([texts.PLACE_LOST] if had_a_place else [])
