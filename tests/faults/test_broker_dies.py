@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ TURNS = ("--compute", "1", "--turn", "2", "--capacity", "1GiB")
 """One core and long turns: of two that burn, one runs and one stands still."""
 
 
+LITTLE = 16 << 10
+"""Bytes of a file: the table of whom a broker pauses is larger, its log is not."""
 CONTENDED = ("--compute", "1.0", "--turn", "8.0", "--capacity", "1GiB")
 
 
@@ -187,6 +190,26 @@ def test_both_killed(
     # Whoever started it: it shares what the one before shared, and takes turns of its length.
     if how is not by_broker_start:  # a person's start says itself what is wanted
         assert (host.snapshot().devices[0].compute, arguments_of(host)) == (1.0, CONTENDED)
+
+
+def test_no_room_for_a_broker_until_there_is(host: Host) -> None:
+    """A limit on files' sizes stands in for a full disk: cells run on meanwhile, and their kernel tries again every few seconds until there is room."""
+    host.start(*TURNS)
+    notebook = host.notebook()
+    pid = notebook.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (LITTLE, hard))  # whom it starts has that, too
+    broker = kill_both(host)
+
+    def tries() -> int:
+        return sum("there is no room" in line["message"] for line in host.log("critical"))
+
+    pauses = [took(lambda n=n: tries() > n, 30) for n in range(3)]
+    assert min(pauses[1:]) > 1, "not without a pause"
+    assert "42" in notebook.run("6 * 7")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+    host.until(lambda seen: session_of(seen, notebook).state == "idle")
+    assert host.broker != broker
 
 
 def arguments_of(host: Host) -> tuple[str, ...]:
