@@ -35,6 +35,7 @@ from gpushare_kernel.wire.messages import (
     Open,
     Opened,
     Restart,
+    TakePage,
     Welcome,
 )
 
@@ -95,7 +96,7 @@ class Page:
 
 @dataclass(slots=True)
 class KernelSession:
-    """A session as its starter knows it: plain values. `broker` is the process that answered last.
+    """A session as its starter knows it: plain values. `broker` is the process that answered last, `page_of` the one whose page we have.
 
     `variables` are what its device wants in its environment; `needs` are the bytes that it was known to need when it
     started, for the case that a broker forgets.
@@ -106,6 +107,7 @@ class KernelSession:
     token: str
     page: Page | None = None
     broker: ProcessKey | None = None
+    page_of: ProcessKey | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     needs: int = 0
     undoing: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
@@ -180,21 +182,41 @@ class KernelSession:
             self.broker = procfs.process_key(peer_of(sock).pid)
         return False
 
+    @property
+    def page_is_stale(self) -> bool:
+        """Whether our page is not of the broker that answered last."""
+        return self.page is None or self.page_of != self.broker
+
+    def renew_page(self) -> None:
+        """Get the page of the broker that answers now."""
+        _, fds, broker = _exchange(self.places, TakePage(self.session, self.token), SIGNAL_TIMEOUT)
+        pages = [Page(fd) for fd in fds]
+        if len(pages) != 1:
+            msg = f"TakePage must be answered by one descriptor, but was by {len(pages)}."
+            raise BadFrame(msg)
+        old, self.page = self.page, pages[0]
+        self.page_of = self.broker = broker
+        if old is not None:
+            old.close()
+
     def resume(self, pid: int) -> bool:
         """Continue the kernel's tree where the broker had it paused; for when broker and guardian are gone.
 
-        Kernels below it are left to their own starters: sessions of their own, and perhaps of another broker.
+        Kernels below it are left to their own starters: sessions of their own, and perhaps of another broker. Where we have
+        no page of the last broker, whoever stands still is taken for paused.
         """
-        if self.page is None or not self.page.says_paused():
+        page = None if self.page_is_stale else self.page
+        if page is not None and not page.says_paused():
             return False
         nested = {key.pid for key in procfs.tree(pid)[1:] if self._is_another(key.pid)}
         mine = procfs.tree(pid, nested)
+        stopped = any(procfs.state(key.pid) == "T" for key in mine)
         for key in mine:
             with contextlib.suppress(PermissionError):  # a child that runs as somebody else
                 procfs.send(key, signal.SIGCONT)
         if _NVIDIA.exists():
             self._undo_locks(mine)
-        return True
+        return stopped or page is not None
 
     def _undo_locks(self, processes: Sequence[ProcessKey]) -> None:
         """Have a process of its own undo the driver's locks, which no signal does. Nobody waits for it."""
@@ -337,6 +359,7 @@ def _opened(places: Places, body: Open | Restart) -> KernelSession:
         opened.session,
         opened.token,
         pages[0],
+        broker,
         broker,
         opened.environment,
         opened.needs,

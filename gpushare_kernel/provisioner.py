@@ -31,7 +31,7 @@ from gpushare_kernel.core.errors import (
     UserError,
     VersionMismatch,
 )
-from gpushare_kernel.core.values import SessionId
+from gpushare_kernel.core.values import ProcessKey, SessionId
 from gpushare_kernel.interpreters import has_package
 from gpushare_kernel.kernel_session import (
     BEFORE,
@@ -82,6 +82,8 @@ class GpuShareProvisioner(LocalProvisioner):
     _launched = False
     _warned = False
     _looked = 0.0
+    #: The broker that gave us no page: it is not asked again.
+    _refused_by: ProcessKey | None = None
     #: Of the kernel that runs, until its end is noted; whether its end was asked for; why the one before ended.
     _vitals: Vitals | None = None
     _asked = False
@@ -299,7 +301,7 @@ class GpuShareProvisioner(LocalProvisioner):
         now = time.monotonic()
         if code is None and self._session is not None and now - self._looked >= LOOK_EVERY:
             self._looked = now
-            self._look_after(self._session)
+            await self._look_after(self._session)
         return code
 
     def _note_asked(self, *, ends: bool) -> None:
@@ -319,9 +321,11 @@ class GpuShareProvisioner(LocalProvisioner):
         self._before = ENDED_BY_US if ours else vitals.ended(code)
         self.log.warning("gpushare: %s: %s", self.kernel_id, self._before)
 
-    def _look_after(self, session: KernelSession) -> None:
-        """Broker and guardian gone: let the kernel run, and get a broker."""
+    async def _look_after(self, session: KernelSession) -> None:
+        """Broker and guardian gone: let the kernel run, and get a broker. Another broker: its page tells who is paused from now on."""
         if not session.broker_is_gone():
+            if session.page_is_stale and session.broker != self._refused_by:
+                await self._renew_page(session)
             return
         self._resume(session)
         busy = self._reviving is not None and self._reviving.is_alive()
@@ -330,6 +334,17 @@ class GpuShareProvisioner(LocalProvisioner):
                 target=self._revive, args=(session.places,), name="gpushare-revive", daemon=True
             )
             self._reviving.start()
+
+    async def _renew_page(self, session: KernelSession) -> None:
+        try:
+            await off_loop(session.renew_page)
+        except (BrokerUnavailable, OSError) as problem:  # the next look tries again
+            self.log.debug("gpushare: no page yet: %s", problem)
+        except (
+            GpushareError
+        ) as problem:  # one that is too old to know the question, or not to know the session
+            self._refused_by = session.broker
+            self.log.debug("gpushare: no page: %s", problem)
 
     def _resume(self, session: KernelSession) -> None:
         if self.pid is not None and self.process is not None and session.resume(self.pid):

@@ -87,6 +87,9 @@ class Doorway:
                 return self._close(body, peer)
             case msg.Exempt():
                 return await self._exempt(body, peer)
+            case msg.TakePage():
+                kernel = self._starter_of(body.session, body.token, peer)
+                return msg.Ok(), (kernel.page.fd,), None
             case msg.Attach():
                 return await self._attach(body, peer, version)
             case msg.OfferBundle() | msg.MapBundle():

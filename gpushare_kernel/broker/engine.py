@@ -192,7 +192,14 @@ class Engine:
         used: dict[SessionId, Usage] = {}
         for session in {*self.scheduler.watched(self.now), *sessions}:
             kernel = self._registry.get(session)
-            usage = None if kernel is None else self.usage(kernel)
+            try:
+                usage = None if kernel is None else self.usage(kernel)
+            except (
+                OSError,
+                MemoryError,
+            ):  # who waits for this sample, a pause's answer above all, waits for nobody's reading
+                _logger.warning("a session's use cannot be read", exc_info=True, extra={"session": session})  # fmt: skip
+                continue
             if usage is not None:
                 used[session] = usage
         busy = self.device.utilization()

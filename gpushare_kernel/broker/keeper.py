@@ -48,14 +48,20 @@ class Keeper:
         self._let_run = let_run
         self._again = None
         try:
-            self._guardian = spawn_guardian(
+            guardian = spawn_guardian(
                 self._table,
                 self._places,
                 self._command,
                 self._lock_worker,
                 restarts=self._restarts,
             )
-            self._pidfd = os.pidfd_open(self._guardian.pid)
+            try:
+                self._pidfd = os.pidfd_open(guardian.pid)
+            except OSError:  # one that we could not see end is none
+                guardian.kill()
+                guardian.wait()
+                raise
+            self._guardian = guardian
         except OSError:
             _logger.exception("a guardian cannot be started: it is tried again")
             self._again = asyncio.get_running_loop().call_later(_SLOWEST, self.start, let_run)

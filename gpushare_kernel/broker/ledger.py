@@ -91,6 +91,7 @@ _ADDED = {
 }
 # SQLITE_ERROR (tables of another shape), SQLITE_CORRUPT, SQLITE_NOTADB. The rest is the disk's fault, and may pass.
 _DAMAGED = (1, 11, 26)
+_NO_ROOM, _NO_MEMORY = "Make room on that disk.", "This broker is out of memory."
 _Change = tuple[str, tuple[object, ...]]
 _logger = logging.getLogger(__name__)
 
@@ -234,14 +235,8 @@ class Ledger:
             policies += database.execute(_POLICIES, (self._boot,))
             spent += database.execute(_ALL_SPENT)
             notes += database.execute(_NOTES)
-        return Loaded(
-            tuple(sessions),
-            tuple(users),
-            tuple(learned),
-            tuple(policies),
-            tuple(spent),
-            tuple(notes),
-        )
+        found = (sessions, users, learned, policies, spent, notes)
+        return Loaded(*map(tuple, found))  # type: ignore[arg-type]
 
     def session_saved(self, row: SessionRow, *, urgent: bool = True) -> None:
         """Keep a session as it is now; where only its device time is new, that is not urgent."""
@@ -350,7 +345,8 @@ class Ledger:
                     _write(database, changes.values())
                     done = True
             if not done and database is not None:
-                database.close()
+                with suppress(sqlite3.Error):
+                    database.close()
                 database = None
             self._give_back({} if done else changes)
         if database is not None:
@@ -380,10 +376,10 @@ class Ledger:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Log the first of a row of failures, and the end of the row; raise nothing."""
+        """Log the first of a row of failures, and the end of the row; raise nothing (sqlite's own lack of memory is a MemoryError)."""
         try:
             yield
-        except (sqlite3.Error, OSError) as problem:
+        except (sqlite3.Error, OSError, MemoryError) as problem:
             self._failed(problem)
         else:
             if self._failing:
@@ -394,10 +390,10 @@ class Ledger:
     def _failed(self, problem: Exception) -> None:
         if not self._failing:
             self._failing = True
-            self.trouble = f"The ledger {self._path} is not written, it is kept in memory: {problem}. Make room on that disk."
-            _logger.error(
-                "the ledger %s is not written, it is kept in memory: %s", self._path, problem
-            )
+            what = str(problem) or type(problem).__name__
+            self.trouble = f"The ledger {self._path} is not written, it is kept in memory: {what}."
+            _logger.error(self.trouble.rstrip("."))
+            self.trouble += f" {_NO_MEMORY if isinstance(problem, MemoryError) else _NO_ROOM}"
 
 
 def _opened(path: Path, *, fresh: bool = False) -> sqlite3.Connection:

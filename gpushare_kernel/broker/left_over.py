@@ -17,9 +17,13 @@ def lock(where: Places) -> int:
     Raises
     ------
     BrokerUnavailable
-        Where another one lives.
+        Where another one lives, or the lock cannot be had: a disk that is full or read-only.
     """
-    fd = os.open(where.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fd = os.open(where.broker_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)  # fmt: skip
+    except OSError as problem:
+        msg = f"no broker can start: {where.broker_lock} cannot be opened: {problem.strerror}. Make it writable for uid {os.getuid()}."
+        raise BrokerUnavailable(msg) from problem
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -154,7 +155,9 @@ class Link:
             except _FINAL as problem:
                 self._events.refused(problem)
                 return
-            except (GpushareError, OSError) as problem:
+            except Exception as problem:  # noqa: BLE001 - of a listener, too: it is tried again
+                if not isinstance(problem, GpushareError | OSError):
+                    _note(problem)
                 if isinstance(problem, PeerError):
                     pause = LONGEST_PAUSE
                 self._closed.wait(pause)
@@ -163,7 +166,7 @@ class Link:
                     starts = self._may_start()
                     due = now + (STILL_AWAY if starts else AWAY)
                     if starts:
-                        self._events.stays_away()
+                        self._told(self._events.stays_away)
                 pause = min(2 * pause, LONG_PAUSE if now - since < SOON else LONGEST_PAUSE)
                 continue
             with sock:
@@ -172,8 +175,8 @@ class Link:
                     self._sock = None
             pause, since = FIRST_PAUSE, time.monotonic()
             due = since + AWAY
-            if not self._closed.is_set():
-                self._events.went_down()
+            if not self._closed.is_set() and not self._told(self._events.went_down):
+                self._closed.wait(pause)
 
     def _may_start(self) -> bool:
         """Whether nobody starts a broker now, and we could: hundreds that load what that takes would only slow down who does."""
@@ -210,10 +213,20 @@ class Link:
         try:
             while data := sock.recv(_CHUNK):
                 for payload in buffer.feed(data):
-                    self._events.frame(decode_from_broker(payload))
-        except (OSError, PeerError):
+                    frame = decode_from_broker(payload)
+                    self._told(lambda frame=frame: self._events.frame(frame))  # type: ignore[misc]
+        except (OSError, PeerError, MemoryError):
             # Unreadable bytes are treated as the end of a connection: a new one starts clean.
             _shut(sock)
+
+    def _told(self, event: Callable[[], None]) -> bool:
+        """Tell of `event`; False where that failed. The reader goes on whatever a listener does: who waits for an answer waits for it."""
+        try:
+            event()
+        except Exception as problem:  # noqa: BLE001 - of whoever listens
+            _note(problem)
+            return False
+        return True
 
     def _drop(self, sock: socket.socket) -> None:
         if self._sock is sock:
@@ -227,6 +240,13 @@ def agent() -> str:
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return f"gpushare-client {__version__} (Python {version}, pid {os.getpid()})"
+
+
+def _note(problem: Exception) -> None:
+    """A fault of ours: for whoever looks for it, and no traceback in a notebook."""
+    import logging  # noqa: PLC0415 - a program need not load it
+
+    logging.getLogger(__name__).debug("an event of the connection was not taken in", exc_info=problem)  # fmt: skip
 
 
 def _shut(sock: socket.socket) -> None:

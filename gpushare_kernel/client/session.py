@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 
 REVIVE_AFTER = 1.0
 """Seconds of absence after which we start a broker: its guardian would have by now."""
-
 Listener = Callable[[Slowed | Announce], None]
 """Called on the reader thread with what the broker says unasked."""
 
@@ -397,10 +396,11 @@ class Session(Questions):
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
         self._set_up(up=False)
-        if self._jobs or not self._calls.queued:
-            aside = self.gpu is not None and self.gpu.away
-            self._tell(Announce(texts.BROKER_AWAY_ASIDE if aside else texts.BROKER_AWAY))
+        queued = self._calls.queued
         self._calls.lose_all()
+        if self._jobs or not queued:
+            aside = self.gpu and self.gpu.away
+            self._tell(Announce(texts.BROKER_AWAY_ASIDE if aside else texts.BROKER_AWAY))
 
     def word(self) -> int:
         """Return the session's own word (`transport.words`)."""

@@ -219,7 +219,7 @@ class Sampler:
         with self._reading:
             try:
                 read(now)
-            except DeviceError as problem:
+            except (DeviceError, OSError, MemoryError) as problem:
                 self._failed(problem, now)
 
     def _list(self, now: float) -> None:
@@ -272,10 +272,11 @@ class Sampler:
         _logger.info("NVML answers again")
         self._failures, self.failure, self.lost = 0, None, None
 
-    def _failed(self, problem: DeviceError, now: float) -> None:
+    def _failed(self, problem: Exception, now: float) -> None:
+        said = str(problem) or type(problem).__name__
         if self.failure is None:
-            _logger.warning("nobody can say what the GPU does: %s", problem)
-        self.failure = str(problem)
+            _logger.warning("nobody can say what the GPU does: %s", said)
+        self.failure = said
         self._failures += 1
         if isinstance(problem, GpuLost) or self._failures >= _FAILURES:
             self.lost = self.failure

@@ -62,6 +62,13 @@ class Exempt(Message, frozen=True):
     seconds: float
 
 
+class TakePage(Message, frozen=True):
+    """A session's starter has no page, or that of a broker before this one. Reply: `Ok`, with the page as fd."""
+
+    session: SessionId
+    token: str
+
+
 class HeldJob(Struct, frozen=True):
     """A job that ran on while its broker was gone."""
 
@@ -135,7 +142,7 @@ class LeaseArena(Message, frozen=True):
     size: int
 
 
-OfStarter = Open | Restart | Bind | Close | Exempt
+OfStarter = Open | Restart | Bind | Close | Exempt | TakePage
 """What whoever starts a kernel says: one a connection."""
 
 

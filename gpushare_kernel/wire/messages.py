@@ -60,6 +60,7 @@ from gpushare_kernel.wire.handshake import (
     Open,
     Opened,
     Restart,
+    TakePage,
     Welcome,
 )
 from gpushare_kernel.wire.handshake import Message as _Message
@@ -138,6 +139,7 @@ __all__ = [
     "SettingsRead",
     "Slowed",
     "Soon",
+    "TakePage",
     "Trim",
     "UnparkNotebook",
     "UnparkedNow",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +87,31 @@ def test_a_failing_pause_is_an_answer_too(
     house.saw(lambda: all(job.granted for job in house.broker.scheduler.jobs.values()))
     assert len(house.broker.scheduler.jobs) == 2
     assert "a pause failed" in caplog.text
+
+
+def test_a_pause_whose_last_sample_fails_is_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a GPU what a session has counted is read once it stands still. Where that cannot be read, turns go on all the same."""
+    with House(tmp_path, divisible=False) as house:
+        client = house.notebook()
+        house.device.busy = True
+        usage, failed = house.device.usage, []
+
+        def fails(*given: Any, **named: Any) -> Any:
+            if "pause" in did(house) and not failed:
+                failed.append(True)
+                raise MemoryError
+            return usage(*given, **named)
+
+        house.device.usage = fails
+        client.send(submit("a", ephemeral=0))
+        house.saw(lambda: all(job.granted for job in house.broker.scheduler.jobs.values()))
+        session = house.do(lambda: house.broker.scheduler.sessions[session_of(client)])
+        other = house.notebook()
+        other.send(submit("b", ephemeral=0))
+        house.saw(lambda: bool(failed) and not session.pausing)
+    assert "a session's use cannot be read" in caplog.text
 
 
 def test_a_resume_is_tried_until_it_is_done(house: House, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,6 +100,31 @@ def test_a_guardian_that_cannot_be_started_is_tried_again(
     assert "cannot be started" in caplog.text
 
 
+def test_a_guardian_that_cannot_be_watched_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No descriptor is left for it: it is ended, or there would be two, and tried again."""
+    monkeypatch.setattr(keeper_module, "_SLOWEST", 0.01)
+    real, spawn, started = os.pidfd_open, keeper_module.spawn_guardian, []
+    failures = iter([OSError(24, "Too many open files")])
+
+    def watch(pid: int) -> int:
+        if started and pid == started[-1].pid:
+            for failure in failures:
+                raise failure
+        return real(pid)
+
+    def spawned(*arguments: object, **more: object) -> subprocess.Popen[bytes]:
+        started.append(spawn(*arguments, **more))  # type: ignore[arg-type]
+        return started[-1]
+
+    monkeypatch.setattr(keeper_module.os, "pidfd_open", watch)
+    monkeypatch.setattr(keeper_module, "spawn_guardian", spawned)
+    asyncio.run(one_guardian(tmp_path))
+    assert [one.returncode for one in started] == [-signal.SIGKILL] * 2
+    assert "cannot be started" in caplog.text
+
+
 def test_nobody_is_paused_while_there_is_no_guardian(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

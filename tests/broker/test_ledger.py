@@ -226,18 +226,31 @@ def test_a_place_that_cannot_be_written(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.text.count("kept in memory") == 1
 
 
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (
+            sqlite3.OperationalError("database or disk is full"),
+            "database or disk is full. Make room on that disk.",
+        ),
+        (MemoryError(), "MemoryError. This broker is out of memory."),  # sqlite's own: SQLITE_NOMEM
+    ],
+)
 def test_what_could_not_be_written_is_written_later(
-    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: Exception,
+    says: str,
 ) -> None:
-    """A full disk costs nothing once there is room again, and the newest values win."""
+    """A full disk, or no memory, costs nothing once there is room again, and the newest values win."""
     caplog.set_level(logging.WARNING)
     real, full = module._write, True
 
     def write(database: sqlite3.Connection, changes: object) -> None:
         database.execute("BEGIN IMMEDIATE")
         if full:
-            message = "database or disk is full"
-            raise sqlite3.OperationalError(message)
+            raise problem
         database.execute("ROLLBACK")
         real(database, changes)  # type: ignore[arg-type]
 
@@ -249,14 +262,14 @@ def test_what_could_not_be_written_is_written_later(
     ledger.device_time(ANN, 2.0)
     assert not ledger.flush()
     assert ledger.trouble is not None
-    assert ledger.trouble.endswith("database or disk is full. Make room on that disk.")
+    assert ledger.trouble.endswith(says)
     full = False
     assert ledger.flush()
     assert ledger.trouble is None
     ledger.close()
     assert reloaded(path) == Loaded((ROW,), ((ANN, UserRow(2.0, 1.0)),))
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.endswith("kept in memory: database or disk is full")
+    assert first.endswith(f"kept in memory: {says.split('.', maxsplit=1)[0]}")
     assert second.endswith("written again")
 
 

@@ -12,6 +12,7 @@ import pytest
 from gpushare_kernel import procfs
 from gpushare_kernel.broker.intents import IntentTable
 from gpushare_kernel.broker.left_over import lock, resume_at_once
+from gpushare_kernel.core.errors import BrokerUnavailable
 from gpushare_kernel.core.values import ProcessKey
 from gpushare_kernel.transport.places import Places, places, prepare
 from tests.broker.test_intents import stopped
@@ -52,6 +53,16 @@ def test_who_is_paused_by_a_broker_that_lives_stays_so(where: Places, stopped: P
     assert resume_at_once() == []
     assert procfs.state(stopped.pid) == "T"
     os.close(held)
+
+
+def test_a_lock_that_cannot_be_opened_is_said(where: Places) -> None:
+    """On a read-only disk, say."""
+    where.broker_lock.mkdir()
+    with pytest.raises(
+        BrokerUnavailable, match=r"broker\.lock cannot be opened: Is a directory\. Make it writable"
+    ):
+        lock(where)
+    assert resume_at_once() == []
 
 
 def test_a_folder_that_is_not_trusted_is_not_read(where: Places, stopped: ProcessKey) -> None:

@@ -277,6 +277,35 @@ def test_who_runs_hears_that_it_runs_on(broker: ScriptedBroker, new_session: New
     waiting.result(20)
 
 
+@pytest.mark.parametrize("broken", ["no stderr", "a listener"])
+def test_who_waits_is_told_whatever_else_fails(
+    broker: ScriptedBroker, new_session: New, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A connection ends while a job runs and another waits: that it has ended cannot be said, and the reader goes on."""
+    session = new_session()
+    if broken == "a listener":
+
+        def fails(_: object) -> None:
+            raise RuntimeError
+
+        session.listen(fails)
+    else:
+        monkeypatch.setattr(sys, "stderr", None)
+    running = in_thread(lambda: session.submit(submit()))
+    peer = broker.accept()
+    number, asked = peer.expect(Submit)
+    peer.grant(number, asked)
+    running.result(20)
+    waiting = in_thread(lambda: session.submit(submit()))
+    peer.expect(Submit)
+    peer.notice(Announce("maintenance at noon"))
+    peer.close()
+    peer = broker.accept()
+    number, asked = peer.expect(Submit)
+    peer.grant(number, asked)
+    waiting.result(20)
+
+
 def test_running_jobs_are_confirmed(broker: ScriptedBroker, new_session: New) -> None:
     """A new broker is told at once what ran on, and reads its words from the new page."""
     session = new_session()

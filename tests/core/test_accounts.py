@@ -259,6 +259,30 @@ def test_a_session_is_one_turn_ahead_of_its_users_others_and_no_more() -> None:
     assert late.vtime == 100.0 - 0.5 - 4.0
 
 
+def test_what_a_users_own_sessions_have_had_never_falls() -> None:
+    """One with an old account that competes again takes none of its own user's back."""
+    accounts, ann = fair(), User(UserId("ann"))
+    first, old = session("first", ann, 1), session("old", ann, 2)
+    accounts.join(old)
+    accounts.charge(first, 50.0)
+    accounts.join(first)
+    accounts.leave(old)
+    accounts.advance()
+    assert ann.floor == 50.0
+    accounts.leave(first)
+    accounts.join(old)
+    old.vtime = 7.0
+    accounts.advance()
+    assert ann.floor == 50.0
+
+
+def test_the_first_of_all_has_nothing_to_make_up_for() -> None:
+    """The present begins at 0."""
+    accounts, ann = fair(credit=0.25), User(UserId("ann"))
+    accounts.join(session("a", ann, 1))
+    assert ann.vtime == 0.0
+
+
 def test_the_present_never_falls() -> None:
     """Somebody with an old account who competes again does not take everybody back."""
     accounts, ann, bob = fair(), User(UserId("ann")), User(UserId("bob"), weight=2.0)

@@ -251,6 +251,24 @@ def test_a_table_says_that_it_has_changed() -> None:
     assert [*table.shared] == []
 
 
+def test_who_joins_is_news_also_where_the_lane_stays_as_it_is() -> None:
+    """A lane of several is a crowded one, for as long as it is; a size said again is none that has changed."""
+    table, large = LaneTable(10**9), 10**6
+    first, second = job("a", large), job("b", 2)
+    lane = table.place(first, Placement(None, large), 0.0)
+    assert table.crowded == {}
+    seen = table.version
+    table.place(second, Placement(lane.id, large), 0.0)
+    assert table.version > seen
+    assert table.crowded == {lane.id: lane}
+    seen = table.version
+    first.need = Need(0, 10 ** len("abcdef"))  # equal, and another object
+    table.refit(lane)
+    assert table.version == seen
+    table.leave(second)
+    assert table.crowded == {}
+
+
 def test_who_leaves_is_not_the_occupant() -> None:
     """The lane stays with whoever has it."""
     table = LaneTable(10)

@@ -144,6 +144,25 @@ def test_failures_are_said_once_and_tried_again_rarer(
     assert sampler.now.memory.total == 1000 * MiB
 
 
+@pytest.mark.parametrize("problem", [OSError(23, "Too many open files in system"), MemoryError()])
+def test_a_process_that_cannot_be_looked_up_is_a_failure_like_any_other(
+    sampler: Sampler,
+    clock: Clock,
+    nvml: FakeNvml,
+    problem: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread lives, says that nothing is known, and knows again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(nvml, "processes", lambda: (_ for _ in ()).throw(problem))
+        sampler.look()
+    assert (sampler.sample, sampler.lost) == (None, None)
+    assert sampler.failure == (str(problem) or "MemoryError")
+    run(sampler, clock, nvml, 31, "reopen")
+    assert sampler.failure is None
+    assert sampler.now.memory.total == 1000 * MiB
+
+
 def test_a_lost_gpu_is_lost_at_once(sampler: Sampler, nvml: FakeNvml) -> None:
     """No second look is needed."""
     nvml.gone(lost=True)

@@ -212,6 +212,35 @@ def test_no_room_for_a_broker_until_there_is(host: Host) -> None:
     assert host.broker != broker
 
 
+@pytest.mark.parametrize("brokers", [1, 2])
+def test_both_killed_where_nobody_may_start_one(
+    host: Host, contended: tuple[Notebook, Notebook], brokers: int
+) -> None:
+    """Beside a broker of the system: whoever started a kernel resumes it, also under a broker that followed the one it knew."""
+    if brokers == 2:
+        known = host.broker
+        kill(known)
+        host.until(lambda seen: all(session_of(seen, each).state == "busy" for each in contended))
+        assert host.broker != known
+    one_paused(*contended)
+    starters = [each.manager.provisioner._session for each in contended]
+    eventually(
+        lambda: (
+            all(each.manager.is_alive() for each in contended)
+            and not any(starter.page_is_stale for starter in starters)
+        ),
+        25,
+    )
+    host.places.stopped.touch()
+    kill_both(host)
+    (paused,) = [each for each in contended if stopped(each.pid)]
+    (running,) = [each for each in contended if each is not paused]
+    pages = [each.manager.provisioner._session.page for each in (paused, running)]
+    assert [page.says_paused() for page in pages] == [True, False]
+    eventually(lambda: paused.manager.is_alive() and not stopped(paused.pid), 25)
+    host.places.stopped.unlink()
+
+
 def arguments_of(host: Host) -> tuple[str, ...]:
     """What the broker that answers was told, as far as these tests tell one something."""
     words = Path(f"/proc/{host.broker.pid}/cmdline").read_text().split("\0")

@@ -451,7 +451,7 @@ def test_poll_leaves_alone_what_the_broker_did_not_stop(broker, never_starts):
 
     async def test(manager):
         provisioner = manager.provisioner
-        provisioner._session.broker = None
+        provisioner._session.broker = provisioner._session.page_of = None
         os.kill(provisioner.pid, signal.SIGSTOP)
         eventually(lambda: procfs.state(provisioner.pid) == "T")
         broker.leave()
