@@ -5,7 +5,7 @@ dies). It holds the broker by a pidfd and its table of intents by an inherited d
 little, owns no thread and sleeps in one poll: what can fail here is as little as possible. Where there is a CUDA
 device it has workers of its own, which undo the driver's locks; it never calls the driver itself.
 
-A broker that stands still (SIGSTOP, a debugger) is not dead, and is not ended: whom it has paused runs meanwhile.
+A broker that stands still (SIGSTOP, a debugger) or hangs is not dead, and is not ended: whom it has paused runs meanwhile.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ CRASH_LOOP_SECONDS = 60.0
 START_SECONDS = 30.0
 LOOK = 0.5
 """Seconds between two looks at whether the broker stands still."""
+HANGS = 20
+"""So many looks without a sign of life of the broker, and it hangs. Looks, not seconds: a machine that is held holds us, too."""
 _READY = 2
 """Workers kept ready: an unlock takes a quarter of a millisecond, so few serve many."""
 _logger = logging.getLogger("gpushare_kernel.broker.guardian")  # __name__ is __main__ here
@@ -142,6 +144,8 @@ class _StandsStill:
         #: What its CPU clock showed at the last look, where it was stopped then; and when it was first.
         self._clock: float | None = None
         self._since = 0.0
+        #: How often it had said that it goes on, and how many looks ago it said so last.
+        self._beats = self._silent = 0
         self._freed: set[ProcessKey] = set()
         self._said = False
 
@@ -150,21 +154,30 @@ class _StandsStill:
         broker = self._broker
         stopped = broker is not None and procfs.state_of(broker) in procfs.STOPPED
         before, self._clock = self._clock, procfs.cpu_seconds(broker.pid) if broker and stopped else None  # fmt: skip
+        beats, self._beats = self._beats, self._table.beats
+        self._silent = self._silent + 1 if beats == self._beats != 0 else 0
         if self._clock is None or before is None:
             self._since = time.monotonic()
-        if self._clock is None:
+        if self._clock is not None and self._clock == before:
+            self._frees(time.monotonic() - self._since)
+            self._say("was stopped")
+        elif self._silent >= HANGS:
+            self._frees(self._silent * LOOK)
+            if self._freed:
+                self._say("hangs")
+        elif self._clock is None:
             self._goes_on()
-        elif self._clock == before:
-            stood = time.monotonic() - self._since
-            self._freed.update(let_run(self._table, self._unlockers, self._freed, stood=stood))
-            self._say()
 
-    def _say(self) -> None:
+    def _frees(self, stood: float) -> None:
+        self._freed.update(let_run(self._table, self._unlockers, self._freed, stood=stood))
+
+    def _say(self, what: str) -> None:
         if not self._said:
             self._said = True
             logs.set_up(self._log)
             _logger.warning(
-                "the broker was stopped and does not go on: whom it had paused runs meanwhile",
+                "the broker %s and does not go on: whom it had paused runs meanwhile",
+                what,
                 extra={"pids": [key.pid for key in self._freed]},
             )
 

@@ -29,13 +29,13 @@ ROWS = 4096
 RESTARTS = 5
 """How many starts of a broker by its guardian are remembered (CLOCK_MONOTONIC seconds)."""
 
-# Everything is a u64: magic, boot id (2), flags, restarts (5), then rows of pid (32 bits; above them how it is paused,
+# Everything is a u64: magic, boot id (2), flags, restarts (5), beats, then rows of pid (32 bits; above them how it is paused,
 # 8 bits, and the MiB that a park took, 24 bits) and start time.
 _MAGIC = int.from_bytes(b"gpuint02", "little")
 _HOW, _SIZE_AT = 32, 40
 _MOST_MIB = (1 << 24) - 1
 _HOWS = {int(how): how for how in Hold}
-_BOOT, _FLAGS, _RESTART, _FIRST_ROW = 1, 3, 4, 16
+_BOOT, _FLAGS, _RESTART, _BEATS, _FIRST_ROW = 1, 3, 4, 9, 16
 _CLEAN_EXIT = 1
 
 _UNDOING, _KILLING, _SETTLING = 0.25, 0.1, 0.05
@@ -65,7 +65,7 @@ class IntentTable:
         self._words[_BOOT], self._words[_BOOT + 1] = _boot()
         self.refresh()
         if before is not None:
-            self._words[_RESTART:_FIRST_ROW] = before._words[_RESTART:_FIRST_ROW]
+            self._words[_RESTART:_BEATS] = before._words[_RESTART:_BEATS]
             for how in Hold:
                 for key in before.held(how):
                     self.add(key, how)
@@ -170,6 +170,15 @@ class IntentTable:
         newest = [int(now * 1000), *self._words[_RESTART : _RESTART + RESTARTS - 1]]
         for offset, stamp in enumerate(newest):
             self._words[_RESTART + offset] = stamp
+
+    @property
+    def beats(self) -> int:
+        """How often its broker has said that it goes on; 0 before it does for the first time."""
+        return int(self._words[_BEATS])
+
+    def beat(self) -> None:
+        """Say that this broker's loop goes on."""
+        self._words[_BEATS] += 1
 
     def close(self) -> None:
         """Give up the mapping and the descriptor; the file stays."""

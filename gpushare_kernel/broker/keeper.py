@@ -16,6 +16,8 @@ from gpushare_kernel.transport.places import Places
 _SLOWEST = 10.0
 _GROWN_UP = 60.0
 """A guardian that lived for so many seconds did not die of its start."""
+BEAT = 1.0
+"""Seconds between two signs of life: `guardian.HANGS` looks without one, and it lets everybody run."""
 FREE = 0.4
 """Seconds for which everybody may run, said anew in half that time, while there is no guardian."""
 _logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Keeper:
         self._pidfd = -1
         self._again: asyncio.TimerHandle | None = None
         self._freeing: asyncio.TimerHandle | None = None
+        self._beating: asyncio.TimerHandle | None = None
         self._deaths = 0
         self._started = 0.0
         self._let_run: Callable[[float], None] = lambda _: None
@@ -47,6 +50,8 @@ class Keeper:
         """Start a guardian; whenever it dies, start another, and until it lives have `let_run` free everybody for seconds."""
         self._let_run = let_run
         self._again = None
+        if self._beating is None:
+            self._beat()
         try:
             guardian = spawn_guardian(
                 self._table,
@@ -77,10 +82,9 @@ class Keeper:
     async def stop(self) -> None:
         """Tell the guardian that we go on purpose. It sees our end by itself."""
         self._table.mark_clean_exit()
-        if self._again is not None:
-            self._again.cancel()
-        if self._freeing is not None:
-            self._freeing.cancel()
+        for timer in (self._again, self._freeing, self._beating):
+            if timer is not None:
+                timer.cancel()
         self._let_go()
 
     def _died(self) -> None:
@@ -93,6 +97,10 @@ class Keeper:
         loop = asyncio.get_running_loop()
         delay = min(_SLOWEST, 0.1 * 2 ** (self._deaths - 1) - 0.1)
         self._again = loop.call_later(delay, self.start, self._let_run)
+
+    def _beat(self) -> None:
+        self._table.beat()
+        self._beating = asyncio.get_running_loop().call_later(BEAT, self._beat)
 
     def _free(self) -> None:
         """Whoever stood still now would stay so if we died, too."""

@@ -19,7 +19,7 @@ import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.broker import guardian, logs
-from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS, _StandsStill
+from gpushare_kernel.broker.guardian import CRASH_LOOP_SECONDS, HANGS, _StandsStill
 from gpushare_kernel.broker.intents import RESTARTS, IntentTable, let_run
 from gpushare_kernel.core.values import GiB, ProcessKey
 from gpushare_kernel.devices.base import Hold
@@ -284,6 +284,66 @@ def test_a_profiler_is_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         looks.look()
         eventually(lambda: procfs.state(kernel.pid) == "S")
         os.close(pidfd)
+    table.close()
+
+
+def test_a_broker_that_hangs_keeps_nobody_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process lives and is not stopped, and gives no sign of life for many looks. A busy one does, now and then; who never did is none of ours to judge."""
+    table = IntentTable(tmp_path / "intents")
+    monkeypatch.setattr(logs, "set_up", lambda _: None)
+    with Program("say('up'); wait()") as broker, Program("say('up'); wait()") as kernel:
+        pidfd = os.pidfd_open(broker.pid)
+        looks = _StandsStill(pidfd, table, None, tmp_path / "log")
+
+        def paused() -> bool:
+            return procfs.state(kernel.pid) == "T"
+
+        def pause() -> None:
+            table.add(kernel.key)
+            kernel.process.send_signal(signal.SIGSTOP)
+            eventually(paused)
+
+        def silence(number: int) -> None:
+            for _ in range(number):
+                looks.look()
+
+        pause()
+        silence(3 * HANGS)
+        for _ in range(3):
+            table.beat()
+            silence(HANGS)
+        assert paused()
+        assert not caplog.messages
+        looks.look()
+        assert not paused()
+        assert "hangs and does not go on" in caplog.messages[-1]
+        table.beat()
+        looks.look()
+        assert caplog.messages[-1] == "the broker goes on"
+        table.remove(kernel.key)
+        pause()
+        silence(HANGS - 1)
+        assert paused()
+        os.close(pidfd)
+    table.close()
+
+
+def test_a_broker_that_hangs_while_nobody_is_paused_is_no_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that starts may take long."""
+    table = IntentTable(tmp_path / "intents")
+    monkeypatch.setattr(logs, "set_up", lambda _: None)
+    with Program("say('up'); wait()") as broker:
+        pidfd = os.pidfd_open(broker.pid)
+        looks = _StandsStill(pidfd, table, None, tmp_path / "log")
+        table.beat()
+        for _ in range(2 * HANGS):
+            looks.look()
+        os.close(pidfd)
+    assert not caplog.messages
     table.close()
 
 

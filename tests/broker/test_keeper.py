@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -188,6 +189,32 @@ def test_each_guardian_gets_workers_of_its_own(
 
     asyncio.run(one_guardian(tmp_path, worker=["/bin/cat"]))
     assert passed == [["/bin/cat"]]
+
+
+def test_a_loop_that_goes_on_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop itself, not a thread beside it: one that hangs does not. A broker that goes says no more."""
+    monkeypatch.setattr(keeper_module, "BEAT", 0.01)
+
+    async def scene() -> None:
+        table, keeper = keeping(tmp_path)
+        keeper.start(lambda _: None)
+        first = await guardian_of(keeper)
+        before = table.beats
+        assert before > 0
+        async with asyncio.timeout(20):
+            while table.beats < before + 3:  # noqa: ASYNC110 - a word in a file: nothing tells of it
+                await asyncio.sleep(0.005)
+        beats = table.beats
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop hangs
+        assert table.beats == beats
+        await keeper.stop()
+        assert keeper._beating is not None
+        assert keeper._beating.cancelled()
+        first.kill()
+        first.wait()
+        table.close()
+
+    asyncio.run(scene())
 
 
 def test_a_guardian_that_lived_long_is_replaced_at_once(
