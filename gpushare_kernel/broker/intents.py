@@ -25,7 +25,8 @@ from gpushare_kernel.devices.base import Hold
 from gpushare_kernel.devices.move_limits import back_limit
 from gpushare_kernel.devices.unlocking import WITHIN, Unlockers
 
-ROWS = 4096
+ROWS = 32768
+"""Half a MiB: eight times what a device lets one user have (`devices.host.MOST`)."""
 RESTARTS = 5
 """How many starts of a broker by its guardian are remembered (CLOCK_MONOTONIC seconds)."""
 
@@ -42,8 +43,7 @@ _UNDOING, _KILLING, _SETTLING = 0.25, 0.1, 0.05
 """Seconds: for workers to undo what they hold, for killed ones to be gone, for a lock under way to come through."""
 _FROM_COLD = 5.0
 """Seconds for workers that have to be started first; a broker that starts waits so long at most."""
-_WORDS = _FIRST_ROW + 2 * ROWS
-_SIZE = 8 * _WORDS
+_SIZE = 8 * (_FIRST_ROW + 2 * ROWS)
 
 
 class IntentTable:
@@ -86,7 +86,8 @@ class IntentTable:
     @classmethod
     def from_fd(cls, fd: int) -> Self | None:
         """Take over an open table file; None (and it is closed) where it is no table of this boot."""
-        if os.fstat(fd).st_size != _SIZE:
+        size = os.fstat(fd).st_size  # a broker of another version may have had more rows, or fewer
+        if size <= 8 * _FIRST_ROW or size % 16:
             os.close(fd)
             return None
         table = cls.__new__(cls)
@@ -99,18 +100,19 @@ class IntentTable:
 
     def _map(self, fd: int) -> None:
         self.fd = fd
-        self._memory = mmap.mmap(fd, _SIZE)
+        self._memory = mmap.mmap(fd, 0)
         self._words = memoryview(self._memory).cast("Q")
 
     def refresh(self) -> None:
         """Read the rows: whoever shares the table with its broker sees only then what was written since."""
         self._rows: dict[ProcessKey, tuple[int, Hold]] = {}
         self._free: list[int] = []
-        for row in range(_WORDS - 2, _FIRST_ROW - 2, -2):
-            word = self._words[row]
-            how = _HOWS.get(word >> _HOW & 0xFF)
-            if word and how is not None:
-                self._rows[ProcessKey(word & (1 << _HOW) - 1, self._words[row + 1])] = row, how
+        words = self._words.tolist()
+        for row in range(len(words) - 2, _FIRST_ROW - 2, -2):
+            word = words[row]
+            how = _HOWS.get(word >> _HOW & 0xFF) if word else None
+            if how is not None:
+                self._rows[ProcessKey(word & (1 << _HOW) - 1, words[row + 1])] = row, how
             else:
                 self._free.append(row)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpushare_kernel import procfs
@@ -84,6 +84,7 @@ def on_record(path: Path, *hows: Hold) -> set[ProcessKey]:
     return held
 
 
+@settings(deadline=None)  # files are made, and read again, which a busy disk makes slow
 @given(
     steps=st.lists(
         st.tuples(st.booleans(), st.integers(1, 9), st.integers(0, 2), st.sampled_from(Hold))
@@ -179,6 +180,30 @@ def test_a_row_that_says_nothing_we_know_is_free(path: Path, table: IntentTable)
     table.add(ProcessKey(7, 7))
     table._words[table._rows[ProcessKey(7, 7)][0]] |= 99 << 32
     assert on_record(path, *Hold) == set()
+
+
+def test_a_table_of_another_size_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker of another version left it: whom it paused is resumed all the same."""
+    monkeypatch.setattr(intents, "_SIZE", 8 * (16 + 2 * 4096))
+    old = IntentTable(path)
+    old.add(ProcessKey(7, 7))
+    old.note_restart(5.0)
+    old.close()
+    monkeypatch.undo()
+    assert on_record(path) == {ProcessKey(7, 7)}
+    new = IntentTable(path)
+    assert (new.held(), new.restarts) == ((ProcessKey(7, 7),), [5.0])
+    assert path.stat().st_size == intents._SIZE
+    new.close()
+
+
+def test_a_new_broker_has_given_no_sign_of_life(path: Path, table: IntentTable) -> None:
+    """Those of the one before are not its own."""
+    table.beat()
+    assert table.beats == 1
+    new = IntentTable(path)
+    assert new.beats == 0
+    new.close()
 
 
 def test_another_boots_table_is_none(
