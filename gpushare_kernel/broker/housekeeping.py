@@ -66,6 +66,8 @@ class Housekeeping:
         self._cpu: dict[SessionId, float] = {}
         #: Bytes each session was last seen to hold, its lanes' included: part of what is used, and not by others.
         self._memory: dict[SessionId, int] = {}
+        #: Who knows that it cannot be paused, and why.
+        self._run_on: dict[SessionId, str] = {}
 
     async def run(self) -> None:
         """Tidy until cancelled. What sessions of a broker before us hold of a GPU is known before anybody asks for some."""
@@ -136,6 +138,7 @@ class Housekeeping:
                 self._watch_capacity,
                 self._look_at_strangers,
                 self._watch_memory,
+                self._tell_who_runs_on,
                 Engine.look_at_paused,
             ):
                 self._attempt(look, engine)
@@ -157,12 +160,25 @@ class Housekeeping:
     def _forget_the_gone(self) -> None:
         """What was seen of a process says nothing of the one that comes after it."""
         here = {kernel.id for kernel in self._broker.registry if kernel.key is not None}
-        for seen in (self._memory, self._cpu):
+        for seen in (self._memory, self._cpu, self._run_on):
             for session in seen.keys() - here:
                 del seen[session]
 
     def _watch_memory(self, engine: Engine) -> None:
         self._watch.look(engine, self._memory)
+
+    def _tell_who_runs_on(self, engine: Engine) -> None:
+        """Who cannot be paused, and can do something about it, is told; once for as long as it lasts."""
+        for session in engine.scheduler.sessions.values():
+            kernel = self._broker.registry.get(session.id)
+            if session.pausable or kernel is None or kernel.target is None:
+                self._run_on.pop(session.id, None)
+                continue
+            why = engine.device.runs_on(kernel.target)
+            if why and session.id not in self._run_on:
+                self._run_on[session.id] = why
+                _logger.warning("a session runs on: %s", why, extra={"session": session.id})
+                kernel.notify(Announce(why))
 
     def _look_at_kernels(self, engine: Engine) -> None:
         """Who stirs without having said so? One clock read each; a close look only where it is worth it."""

@@ -203,6 +203,9 @@ class Device(Protocol):
     def paused(self, target: Target) -> Collection[ProcessKey]:
         """What of this session stands still on our account."""
 
+    def runs_on(self, target: Target) -> str:
+        """Return what its user can do about it that this session could not be paused when that was asked for last, and why; "" where it could, or where there is nothing to do."""
+
     async def park(self, target: Target, *, limit: float) -> MoveOutcome:
         """Pause the session within `limit` seconds and give its device memory back, with its state kept in the host's memory (docs/parking.md).
 

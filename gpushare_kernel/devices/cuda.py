@@ -242,6 +242,10 @@ class CudaDevice:
         session = self._sessions.get(target.root)
         return () if session is None else session.locked()
 
+    def runs_on(self, target: Target) -> str:  # noqa: ARG002
+        """Return ""."""
+        return ""
+
     async def park(self, target: Target, *, limit: float) -> MoveOutcome:
         """Lock the session and checkpoint it, where nothing speaks against it and the host has room for its bytes (docs/parking.md)."""
         if not procfs.alive(target.root):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, thread_time
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
@@ -39,6 +39,16 @@ _LONGEST_NAP = 0.005
 _CONFIRMATIONS = 2
 _AGAIN = 0.1
 """Seconds within which a tree is stopped again that somebody has continued."""
+MOST = 4096
+"""Processes of one user that stand still at once: each is a row of the table of intents, which is everybody's."""
+BIG = 64
+"""From so many processes on a tree is walked beside the loop, and its samples come one question later: a walk takes 45 us for each."""
+SHARE = 0.05
+"""How much of a core looks at all big trees of one user may take."""
+_FRESH = 1.0
+"""Seconds for which CPU seconds that were read beside the loop are of now; memory is until the next look."""
+_AT_ONCE = 64
+"""Processes that are signalled before the loop goes on."""
 
 
 @dataclass(slots=True)
@@ -46,8 +56,19 @@ class _Session:
     """What we know of one session's tree."""
 
     meter: TreeMeter = field(default_factory=TreeMeter)
+    user: int | None = None
     members: dict[ProcessKey, None] = field(default_factory=dict)  # of the last walk, root excluded
     stopped: dict[ProcessKey, None] = field(default_factory=dict)  # by us, in this order
+    why: str = ""  # it could not be paused
+    look: asyncio.Task[None] | None = None  # the last one beside the loop
+    seen: dict[bool, tuple[float, Usage]] = field(
+        default_factory=dict
+    )  # by it: with memory, without
+    due: dict[bool, float] = field(default_factory=dict)  # when to look again
+
+    @property
+    def is_big(self) -> bool:
+        return len(self.members) >= BIG
 
 
 class HostDevice:
@@ -65,6 +86,8 @@ class HostDevice:
         Bytes that sessions taken over from an earlier broker hold already: part of the capacity.
     machine
         Where to read the machine; for tests.
+    most
+        Processes of one user that stand still at once.
     """
 
     def __init__(
@@ -75,8 +98,9 @@ class HostDevice:
         compute: float | None = None,
         held: int = 0,
         machine: Machine | None = None,
+        most: int = MOST,
     ) -> None:
-        self._intents = intents
+        self._intents, self._most = intents, most
         self._machine = machine or Machine()
         self._available = self._machine.available() + held
         self._sessions: dict[ProcessKey, _Session] = {}
@@ -110,7 +134,14 @@ class HostDevice:
         """Return the tree's CPU seconds, also of those who ended, and its private bytes if asked."""
         if not procfs.alive(target.root):
             return None  # whom it leaves behind is still asked for: `survivors`
-        session = self._sessions.setdefault(target.root, _Session())
+        session = self._session(target.root)
+        if not session.is_big and (session.look is None or session.look.done()):
+            return self._sample(target, session, memory=memory)
+        self._look_beside(target, session, memory=memory)
+        at, seen = session.seen.pop(memory, (0.0, None))
+        return seen if memory or monotonic() - at < _FRESH else None
+
+    def _sample(self, target: Target, session: _Session, *, memory: bool) -> Usage:
         processes = self._walk(target, session)
         session.meter.sample(processes, target.without)
         return Usage(
@@ -120,6 +151,22 @@ class HostDevice:
             if memory
             else None,
         )
+
+    def _look_beside(self, target: Target, session: _Session, *, memory: bool) -> None:
+        """Sample a big tree in a thread, one look after the other, and no more of them than its user's share; the next question is answered from it."""
+        free = session.look is None or session.look.done()
+        if free and monotonic() >= session.due.get(memory, 0.0):
+            session.look = asyncio.get_running_loop().create_task(self._looking(target, session, memory=memory))  # fmt: skip
+
+    async def _looking(self, target: Target, session: _Session, *, memory: bool) -> None:
+        def sample() -> tuple[Usage, float]:
+            began = thread_time()
+            return self._sample(target, session, memory=memory), thread_time() - began
+
+        seen, cost = await asyncio.to_thread(sample)
+        session.seen[memory] = monotonic(), seen
+        others = sum(one.is_big for one in self._sessions.values() if one.user == session.user)
+        session.due[memory] = monotonic() + cost / SHARE * max(1, others)
 
     async def look(self) -> None:
         """Do nothing: what is asked for is read at once."""
@@ -153,16 +200,19 @@ class HostDevice:
         """Stop the tree: everybody in it, until a walk finds nobody new and nobody moving."""
         asked = monotonic()
         state = procfs.state_of(target.root)
-        session = self._sessions.setdefault(target.root, _Session())
+        session = self._session(target.root)
         if state is None or state in procfs.ENDED:
             return PauseOutcome(PauseStatus.GONE)
+        session.why = ""
         try:
             status = await self._stop(target, session, asked + limit)
+        except DeviceError as why:  # there is no row for all of it
+            session.why, status = str(why), PauseStatus.UNSUPPORTED
         except BaseException:
             self._continue(session)  # a cancelled pause leaves nobody behind
             raise
         if status is not PauseStatus.PAUSED:
-            self._continue(session)
+            await self._let_run(session)
         elif not session.stopped:
             return PauseOutcome(PauseStatus.STOPPED)  # its user has stopped all of it
         return PauseOutcome(status, monotonic() - asked)
@@ -170,17 +220,20 @@ class HostDevice:
     async def still(self, target: Target) -> bool:
         """Stop again whom somebody has continued, and who is new."""
         session = self._sessions.get(target.root)
-        states = {} if session is None else {k: procfs.state_of(k) for k in session.stopped}
-        if all(state is None or state in _STILL | procfs.ENDED for state in states.values()):
-            return True
-        await self.pause(target, limit=_AGAIN)
-        return False
+        async for key in _in_pieces(() if session is None else session.stopped):
+            state = procfs.state_of(key)
+            if state is not None and state not in _STILL | procfs.ENDED:
+                await self.pause(target, limit=_AGAIN)
+                return False
+        return True
 
     async def resume(self, target: Target) -> PauseOutcome:
         """Continue whom we stopped, orphans too. NOTHING: nobody stands still on our account any more."""
         session = self._sessions.get(target.root)
-        if session is not None and not self._continue(session):
-            return PauseOutcome(PauseStatus.FORBIDDEN)
+        if session is not None:
+            await self._let_run(session)
+            if session.stopped:
+                return PauseOutcome(PauseStatus.FORBIDDEN)
         if procfs.alive(target.root):
             return PauseOutcome(PauseStatus.NOTHING)
         self._forget(target.root)
@@ -191,6 +244,11 @@ class HostDevice:
         session = self._sessions.get(target.root)
         keys = () if session is None else session.stopped
         return [key for key in keys if procfs.state_of(key) in _STILL]
+
+    def runs_on(self, target: Target) -> str:
+        """Say that its user has too many processes to pause it, or the table of intents is full."""
+        session = self._sessions.get(target.root)
+        return "" if session is None else session.why
 
     async def park(self, target: Target, *, limit: float) -> MoveOutcome:  # noqa: ARG002
         """Say that there is nothing to park."""
@@ -220,13 +278,15 @@ class HostDevice:
         """Continue everybody whom we stopped."""
         for session in self._sessions.values():
             self._continue(session)
+            if session.look is not None:
+                session.look.cancel()
         self._sessions.clear()
 
     async def _stop(self, target: Target, session: _Session, deadline: float) -> PauseStatus:
         rounds = confirmed = 0
         # Who was born while we walked is seen only by a walk that starts after all stood still.
         while confirmed < _CONFIRMATIONS:
-            if self._stop_round(
+            if await self._stop_round(
                 target, session, procfs.STOPPED if rounds < _PATIENT_ROUNDS else _STILL
             ):
                 confirmed += 1
@@ -244,10 +304,15 @@ class HostDevice:
             await asyncio.sleep(min(nap, _LONGEST_NAP))
         return PauseStatus.PAUSED if procfs.alive(target.root) else PauseStatus.GONE
 
-    def _stop_round(self, target: Target, session: _Session, still: Collection[str]) -> bool:
+    async def _stop_round(self, target: Target, session: _Session, still: Collection[str]) -> bool:
         """Walk the tree once and stop who moves; tell whether all stood still already."""
         moved = False
-        for key in self._walk(target, session):
+        if session.is_big:
+            tree = await asyncio.to_thread(self._walk, target, session)
+        else:
+            tree = self._walk(target, session)
+        self._check_rows(session, tree)
+        async for key in _in_pieces(tree):
             state = procfs.state_of(key)
             if state is None or state in procfs.ENDED:
                 continue
@@ -258,6 +323,17 @@ class HostDevice:
             elif key == target.root:
                 return False
         return not moved and _stands(target.root, session)
+
+    def _check_rows(self, session: _Session, tree: Collection[ProcessKey]) -> None:
+        """Raise DeviceError, before anybody of it is stopped, where a tree would take more rows than its user may have."""
+        held = sum(len(o.stopped) for o in self._sessions.values() if o.user == session.user and o is not session)  # fmt: skip
+        if held + len(tree) > self._most:
+            also = f", beside {held} of your other notebooks" if held else ""
+            msg = (
+                f"this notebook is {len(tree)} processes{also}, and of one user's at most {self._most} can be paused at once: it is not paused, runs beside "
+                "the others, and is charged for that. End those that it does not need; its next cell takes turns again."
+            )
+            raise DeviceError(msg)
 
     def _stop_one(self, key: ProcessKey, session: _Session) -> bool:
         """Stop one process; False where it is gone or not ours to stop (a child under sudo, say)."""
@@ -274,16 +350,30 @@ class HostDevice:
             self._intents.remove(key)
         return sent
 
-    def _continue(self, session: _Session) -> bool:
-        """Continue all we stopped, the last one first; tell whether we could."""
-        for key in reversed(list(session.stopped)):
-            try:
-                procfs.send(key, signal.SIGCONT)
-            except PermissionError:
-                continue  # it became somebody else's; it stays on record
+    def _continue(self, session: _Session) -> None:
+        """Continue all we stopped, the last one first."""
+        for key in [*reversed(session.stopped)]:
+            self._continue_one(key, session)
+
+    async def _let_run(self, session: _Session) -> None:
+        """The same, in pieces."""
+        async for key in _in_pieces(reversed(session.stopped)):
+            self._continue_one(key, session)
+
+    def _continue_one(self, key: ProcessKey, session: _Session) -> None:
+        try:
+            procfs.send(key, signal.SIGCONT)
+        except PermissionError:
+            return  # it became somebody else's; it stays on record
+        if key in session.stopped:
             del session.stopped[key]
             self._intents.remove(key)
-        return not session.stopped
+
+    def _session(self, root: ProcessKey) -> _Session:
+        known = self._sessions.get(root)
+        if known is None:
+            known = self._sessions[root] = _Session(user=procfs.owner(root.pid))
+        return known
 
     def _walk(self, target: Target, session: _Session) -> list[ProcessKey]:
         """Return the living tree, with members whose parent ended (and who belong to init now)."""
@@ -307,3 +397,11 @@ class HostDevice:
 def _stands(root: ProcessKey, session: _Session) -> bool:
     """Whether we have stopped the root of a session, or its user has: what is below it may run all the same."""
     return root in session.stopped or procfs.state_of(root) in procfs.STOPPED
+
+
+async def _in_pieces(keys: Iterable[ProcessKey]) -> AsyncIterator[ProcessKey]:
+    """Yield all of them, and let the loop go on now and then."""
+    for number, key in enumerate([*keys], 1):
+        yield key
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)

@@ -185,6 +185,10 @@ class ModelDevice(ModelGpu):
             return [target.root]
         return []
 
+    def runs_on(self, target: Target) -> str:  # noqa: ARG002
+        """Return ""."""
+        return ""
+
     async def park(self, target: Target, *, limit: float) -> MoveOutcome:
         """Lock and checkpoint it. The model takes no time for it, and no host memory; imported mappings are seen."""
         if target.root in self._ended:

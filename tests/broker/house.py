@@ -76,6 +76,8 @@ class PlayedDevice:
         self.busy = False
         self.taken_by_others = 0
         self.others: list[Stranger] = []
+        #: Why nobody could be paused.
+        self.refuses = ""
         #: While it is not set, calls do not come back.
         self.gate = asyncio.Event()
         self.gate.set()
@@ -97,6 +99,9 @@ class PlayedDevice:
 
     async def resume(self, target: Target) -> PauseOutcome:
         return await self._call("resume", target, PauseStatus.NOTHING)
+
+    def runs_on(self, target: Target) -> str:
+        return self.refuses
 
     async def park(self, target: Target, *, limit: float) -> MoveOutcome:
         outcome = await self._move("park", target)

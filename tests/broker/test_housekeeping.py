@@ -81,6 +81,31 @@ def test_a_broker_that_is_just_being_looked_for_stays(
     assert isinstance(house.call(msg.Observe()).body, msg.Ok)
 
 
+def test_who_cannot_be_paused_reads_why(house: House, tidy: Callable[[], None]) -> None:
+    """Once for as long as it lasts; what nobody can do anything about is not said."""
+    caller = house.notebook()
+    session = house.do(lambda: house.broker.scheduler.sessions[session_of(caller)])
+
+    def told() -> list[str]:
+        caller.ask(msg.GetSnapshot())
+        return [one.text for one in caller.notices if isinstance(one, msg.Announce)]
+
+    house.device.refuses = "too many processes"
+    tidy()
+    assert told() == []
+    for times in (1, 2):
+        house.do(lambda: setattr(session, "pausable", False))
+        tidy()
+        tidy()
+        assert told() == ["too many processes"] * times
+        house.do(lambda: setattr(session, "pausable", True))
+        tidy()
+    house.device.refuses = ""
+    house.do(lambda: setattr(session, "pausable", False))
+    tidy()
+    assert len(told()) == 2
+
+
 def test_no_idle_exit_where_none_is_wanted(house: House, lock: int) -> None:
     """0: a system broker stays."""
     places = Places(house.path.parent, system=False, named=True)

@@ -6,13 +6,16 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import PauseStatus, ProcessKey
+from gpushare_kernel.devices import host as host_module
 from gpushare_kernel.devices.base import Device, PauseOutcome, Target
 from gpushare_kernel.devices.host import HostDevice
 from tests.devices.records import Record
@@ -218,6 +221,118 @@ def test_somebody_else_s_stop_is_kept(host: HostDevice) -> None:
         resume(host, target)
         assert procfs.state(theirs) == "T"
         assert procfs.state(ours) != "T"
+
+
+# --- many processes -------------------------------------------------------------------------------------
+
+
+def nest(children: int) -> str:
+    """Code of a process with so many children that sleep."""
+    return f"for _ in range({children}): subprocess.Popen(['sleep', '1000'])\nsay('up'); wait()"
+
+
+def test_a_user_s_part_of_the_table_is_no_other_s(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has more processes than may stand still runs on, and reads why; nothing of it was stopped. Everybody else is paused."""
+    host = HostDevice(record, most=5)
+    with Program(nest(5)) as hog, Program(nest(2)) as more, Program(nest(3)) as other:
+        users = {hog.pid: 1, more.pid: 1, other.pid: 2}
+        monkeypatch.setattr(procfs, "owner", users.get)
+        for one in (hog, more, other):
+            one.said()
+        targets = [Target(one.key) for one in (hog, more, other)]
+        assert pause(host, targets[0]).status is PauseStatus.UNSUPPORTED
+        assert record.keys == []
+        assert "this notebook is 6 processes, and of one user's at most 5" in host.runs_on(targets[0])  # fmt: skip
+        for target in targets[1:]:
+            assert pause(host, target).status is PauseStatus.PAUSED
+            assert host.runs_on(target) == ""
+        monkeypatch.setattr(host, "_most", 8)
+        assert pause(host, targets[0]).status is PauseStatus.UNSUPPORTED
+        assert "6 processes, beside 3 of your other notebooks, and of one user's at most 8" in host.runs_on(targets[0])  # fmt: skip
+        resume(host, targets[1])
+        assert pause(host, targets[0]).status is PauseStatus.PAUSED
+        assert host.runs_on(targets[0]) == ""
+    host.close()
+
+
+def test_a_full_table_leaves_nobody_half_stopped(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many users: who comes last runs on, all of it, and reads why."""
+    host, free = HostDevice(record), record.add
+
+    def add(key: ProcessKey) -> None:
+        if len(record.keys) == 3:
+            msg = "the table is full"
+            raise DeviceError(msg)
+        free(key)
+
+    monkeypatch.setattr(record, "add", add)
+    with Program(nest(4)) as program:
+        program.said()
+        target = Target(program.key)
+        assert pause(host, target).status is PauseStatus.UNSUPPORTED
+        assert host.runs_on(target) == "the table is full"
+        assert procfs.state(program.pid) != "T"
+        assert record.keys == []
+    host.close()
+
+
+def test_a_big_tree_is_sampled_beside_the_loop(
+    host: HostDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it: the question is answered by the look before. Its looks take a share of a core, whoever asks how often."""
+    monkeypatch.setattr(host_module, "BIG", 4)
+    walkers: list[bool] = []
+    walk = HostDevice._walk
+
+    def noting(self: HostDevice, *of: Any) -> list[ProcessKey]:
+        walkers.append(threading.current_thread() is threading.main_thread())
+        return walk(self, *of)
+
+    monkeypatch.setattr(HostDevice, "_walk", noting)
+
+    async def scene(program: Program) -> None:
+        target = Target(program.key)
+        first = host.usage(target)
+        assert first is not None
+        program.tell()
+        program.said()
+        assert host.usage(target) is None
+        await looked(host, target)
+        second = host.usage(target)
+        assert second is not None
+        assert second.device_time >= first.device_time + 0.04
+        assert second.memory is None
+        assert host.usage(target, memory=True) is None
+        await looked(host, target)
+        with_memory = host.usage(target, memory=True)
+        assert with_memory is not None
+        assert with_memory.memory
+        monkeypatch.setattr(host_module, "SHARE", 1e-9)
+        session = host._sessions[target.root]
+        session.due.clear()
+        for _ in range(50):
+            host.usage(target)
+            await looked(host, target)
+        assert (await host.pause(target, limit=20.0)).status is PauseStatus.PAUSED
+        assert walkers[:4] == [True, False, False, False]
+        assert not any(walkers[4:])
+        assert len(walkers) < 20
+
+    code = "for _ in range(5): subprocess.Popen(['sleep', '1000'])\nsay('up'); wait(); spin(0.05); say('done'); wait()"
+    with Program(code) as program:
+        program.said()
+        asyncio.run(scene(program))
+
+
+async def looked(host: HostDevice, target: Target) -> None:
+    """Wait for a look that is under way."""
+    look = host._sessions[target.root].look
+    assert look is not None
+    await look
 
 
 def test_below_a_root_stopped_by_its_user_nobody_runs_on(host: HostDevice, record: Record) -> None:
