@@ -87,7 +87,8 @@ class Line:
                 agent=f"{agent} {__version__}",
                 body=Observe(token),
             )
-            handshake(self._sock, hello)
+            for fd in handshake(self._sock, hello)[1]:
+                os.close(fd)  # nobody who only looks on is to get any
         except BaseException:
             self._sock.close()
             raise
