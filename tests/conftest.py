@@ -1,4 +1,4 @@
-"""How Hypothesis looks for examples: the same ones in every run, so that a change is judged and not luck.
+"""What holds for every test: it leaves nothing behind (`leaks.py`), and how Hypothesis looks for examples: the same ones in every run, so that a change is judged and not luck.
 
 With GPUSHARE_EXAMPLES it explores at random, that many for each state machine, and makes what fails as short as it can,
 which takes minutes: `GPUSHARE_EXAMPLES=2000 pytest -o faulthandler_timeout=0 tests/core`.
@@ -7,8 +7,14 @@ which takes minutes: `GPUSHARE_EXAMPLES=2000 pytest -o faulthandler_timeout=0 te
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import Phase, settings
+from jupyter_client.localinterfaces import public_ips
+from jupyter_core.utils import run_sync
+
+from tests.leaks import none_left
 
 # Tests signal themselves with the signals blocked: a thread of a library that has them open would take them, and end us.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -17,3 +23,21 @@ settings.register_profile(
 )
 settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile("explore" if "GPUSHARE_EXAMPLES" in os.environ else "same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interfaces_known() -> None:
+    """What jupyter_client does once per process is not done within a test: it asks `ip` for the host's addresses, and makes a loop."""
+    public_ips()
+    run_sync(_nothing)()
+
+
+async def _nothing() -> None:
+    return
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No descriptor, thread, child, mapping or folder of ours outlives a test."""
+    with none_left():
+        yield

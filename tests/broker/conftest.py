@@ -8,14 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.broker.house import House
-from tests.leaks import none_left
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """No descriptor, thread, child, mapping or folder of ours outlives a test."""
-    with none_left():
-        yield
 
 
 @pytest.fixture

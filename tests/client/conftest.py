@@ -10,14 +10,6 @@ import pytest
 from gpushare_kernel.client import api, display
 from gpushare_kernel.client.session import Session
 from tests.client.scripted_broker import ScriptedBroker
-from tests.leaks import none_left
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """No descriptor, thread, child, mapping or folder of ours outlives a test."""
-    with none_left():
-        yield
 
 
 @pytest.fixture

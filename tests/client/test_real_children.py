@@ -5,12 +5,12 @@ from __future__ import annotations
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import MiB, ProcessKey
 from gpushare_kernel.wire.snapshot import Snapshot
-from tests.faults.conftest import _interfaces_known, host
+from tests.faults.conftest import host
 from tests.faults.host import Host, kill, session_of, stopped
 from tests.faults.notebook import Notebook
 from tests.procs import eventually
 
-__all__ = ["_interfaces_known", "host"]
+__all__ = ["host"]
 
 FORK = """%%gpulane 50MiB --name outer
 import multiprocessing, os, time

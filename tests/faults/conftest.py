@@ -9,25 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.localinterfaces import public_ips
 from jupyter_client.provisioning import KernelProvisionerFactory
-from jupyter_core.utils import run_sync
 
 from benchmarks.gpu.checkout import place_startup
 from gpushare_kernel.kernel_session import KERNEL_VARIABLES
 from gpushare_kernel.transport.places import places
 from tests.faults.host import Host
-from tests.leaks import none_left
 
 Measured = Callable[[str, float], None]
 _times = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """No descriptor, thread, child, mapping or folder of ours outlives a test."""
-    with none_left():
-        yield
 
 
 @pytest.fixture
@@ -47,17 +37,6 @@ def pytest_terminal_summary(
     """Show the times."""
     for line in config.stash.get(_times, []):
         terminalreporter.write_line(line)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _interfaces_known() -> None:
-    """What jupyter_client does once per process is not done within a test: it asks `ip` for the host's addresses, and makes a loop."""
-    public_ips()
-    run_sync(_nothing)()
-
-
-async def _nothing() -> None:
-    return
 
 
 @pytest.fixture

@@ -212,7 +212,6 @@ def test_restarted_after_a_new_broker(crowd: Host) -> None:
     crowd.until(lambda seen: session_of(seen, one).pid == one.pid)
 
 
-@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("end", "how"),
     [

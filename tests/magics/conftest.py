@@ -12,6 +12,7 @@ from queue import Empty
 from typing import Any
 
 import pytest
+from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
@@ -86,6 +87,12 @@ def text_of(out: dict[str, Any]) -> list[str]:
     if "data" in content:
         return str(content["data"]["text/plain"]).splitlines()
     return []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ipython_s_loop() -> None:
+    """What IPython makes once per process, and keeps, is not made within a test."""
+    get_asyncio_loop()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from jupyter_client.localinterfaces import public_ips
 
 from gpushare_kernel import kernel_session, procfs
 from gpushare_kernel.transport.words import PAUSED, WordPage
@@ -121,12 +120,6 @@ def _pid_behind(fds: list[int]) -> int | None:
                 pid = int(line.split()[1])
         os.close(fd)
     return pid
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _interfaces_known() -> None:
-    """jupyter_client asks `ip` once per process for the host's addresses; not within a test."""
-    public_ips()
 
 
 @pytest.fixture

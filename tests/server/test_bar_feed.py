@@ -13,14 +13,13 @@ import pytest
 from gpushare_kernel.hub import bar_feed
 from gpushare_kernel.hub.bar_feed import BarFeed
 from tests.broker.house import House
-from tests.leaks import none_left
 from tests.procs import eventually
 
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    """A broker; nothing is left of it, nor of who asked it."""
-    with none_left(), House(tmp_path) as made:
+    """A broker."""
+    with House(tmp_path) as made:
         monkeypatch.setenv("GPUSHARE_SOCKET", str(made.path))
         monkeypatch.setattr(bar_feed, "TICK", 0.01)
         yield made
