@@ -30,7 +30,7 @@ def check(broker: Broker, desk: Desk, what: str) -> None:
         With who may.
     """
     if not broker.administers(desk.who):
-        you = desk.who.hub or f"uid {desk.who.uid}"
+        you = desk.who.user if desk.who.hub else f"uid {desk.who.uid}"
         problem = f"only an administrator (root, the broker's owner, or who its configuration names) may {what}, and you are {you}."
         raise NotYours(problem)
 
