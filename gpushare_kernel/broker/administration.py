@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.broker.persons import HUB
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, NotYours
 from gpushare_kernel.wire import admin_texts
@@ -80,6 +81,23 @@ def checked_words(text: str) -> str:
     return words
 
 
+def of_user(broker: Broker, whom: str) -> list[Kernel]:
+    """Return the notebooks of that user, by the account's name or by its uid; none where there are none.
+
+    Raises
+    ------
+    BadDeclaration
+        Where an account of this host and a user of the hub are called so, and both have some.
+    """
+    if whom.isdecimal():
+        return [k for k in broker.registry if not k.hub and str(k.uid) == whom]
+    found = [k for k in broker.registry if k.user == whom]
+    if found and any(k.user == whom + HUB for k in broker.registry):
+        problem = f"{whom!r} is the account of uid {found[0].uid} here, and a user of the hub; both have notebooks open. Write {found[0].uid}, or '{whom}{HUB}'."
+        raise BadDeclaration(problem)
+    return found
+
+
 def named(broker: Broker, whom: str) -> list[Kernel]:
     """Return the notebooks of that user, name or id: of the user, where a notebook of anybody is called so, too.
 
@@ -87,9 +105,11 @@ def named(broker: Broker, whom: str) -> list[Kernel]:
     ------
     NotYours
         Where there are none, with the users there are.
+    BadDeclaration
+        Where two users are called so.
     """
     stem = whom.removesuffix(".ipynb")
-    found = [k for k in broker.registry if k.user == whom]
+    found = of_user(broker, whom)
     found = found or [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
     if not len(broker.registry):
         problem = "No notebook is open."

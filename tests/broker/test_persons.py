@@ -7,10 +7,12 @@ import dataclasses
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.broker.administration import of_user
 from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.settings import Caps, Group, Settings
 from gpushare_kernel.core.errors import HubAway, NotVouched, UserError
@@ -274,3 +276,26 @@ def test_a_file_that_names_the_account_of_a_shared_uid_makes_nobody_an_administr
         named = Settings(admins=frozenset({"4711 (hub)"}))
         house.do(lambda: broker.groups.follow(named))
         assert house.do(lambda: broker.administers(Person(4711, "4711")))
+
+
+@pytest.mark.parametrize("request_", [msg.Evict, msg.Release, msg.UnparkNotebook])
+def test_an_administrator_who_names_two_users_at_once_is_told_which(
+    house: House, request_: type
+) -> None:
+    """An account of this host and a user of the hub: each has a name of its own that means nobody else."""
+    name, uid = ME.user, ME.uid
+    of(house, f"t-{name}", "hub.ipynb")
+    settings = Settings(admins=frozenset({"ann"}))
+    house.do(lambda: house.broker.groups.follow(settings))
+    admin = house.call(msg.Observe("t-ann"))
+    if request_ is msg.Evict:  # the one who is there is not meant by the name of another
+        alone = admin.ask(request_(name))
+        assert isinstance(alone, msg.Failure)
+        assert f"There are notebooks of: {name} (hub)" in alone.message
+    house.notebook("host.ipynb")
+    reply = admin.ask(request_(name))
+    assert isinstance(reply, msg.Failure)
+    assert reply.message == f"{name!r} is the account of uid {uid} here, and a user of the hub; both have notebooks open. Write {uid}, or '{name} (hub)'."  # fmt: skip
+    for whom, session in ((f"{name} (hub)", "hub.ipynb"), (str(uid), "host.ipynb")):
+        assert not isinstance(admin.ask(request_(whom)), msg.Failure)
+        assert [k.name for k in house.do(partial(of_user, house.broker, whom))] == [session]
