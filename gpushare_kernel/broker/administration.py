@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.broker.persons import HUB
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, NotYours
+from gpushare_kernel.core.errors import BadDeclaration, GpushareError, NotYours
 from gpushare_kernel.wire import admin_texts
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.admin import Left
+from gpushare_kernel.wire.codec import failure_from
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 LONGEST_WORD = 500
 MOST_ENTRIES = 5000
-Asked = msg.Drain | msg.Evict | msg.Proclaim | msg.ReloadSettings | msg.GetAudit
+Asked = msg.Drain | msg.Evict | msg.Proclaim | msg.GetAudit
 
 
 def check(broker: Broker, desk: Desk, what: str) -> None:
@@ -50,14 +51,26 @@ def answer(broker: Broker, desk: Desk, body: Asked) -> msg.Reply:
             text = checked_words(body.text)
             note(broker, desk, "announce", detail=text or "(taken back)")
             return msg.Proclaimed(broker.upkeep.proclaim(text))
-        case msg.ReloadSettings():
-            check(broker, desk, "have the configuration read again")
-            found = broker.groups.reload()
-            note(broker, desk, "reload", detail=str(found.path))
-            return msg.SettingsRead(str(found.path), len(found.groups))
         case msg.GetAudit():
             check(broker, desk, "read what administrators did")
             return msg.Audited(broker.audit.read(min(max(1, body.most), MOST_ENTRIES)))
+
+
+def reload(broker: Broker, desk: Desk, answer: Callable[[msg.Reply], None]) -> None:
+    """Have the configuration read again, and answer once it is, or why not."""
+    check(broker, desk, "have the configuration read again")
+
+    async def reloading() -> None:
+        try:
+            found = await broker.groups.reload()
+        except GpushareError as problem:
+            broker.refusals[type(problem).__name__] += 1
+            answer(failure_from(problem))
+            return
+        note(broker, desk, "reload", detail=str(found.path))
+        answer(msg.SettingsRead(str(found.path), len(found.groups)))
+
+    broker.groups.begin(reloading())
 
 
 def note(broker: Broker, desk: Desk, what: str, whom: str = "", detail: str = "") -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import groups as groups_module
+from gpushare_kernel.broker import people as people_module
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.persons import user_name
@@ -22,7 +24,7 @@ from gpushare_kernel.core.values import DeviceId, GiB, UserId, WaitReason
 from gpushare_kernel.devices.base import Inventory
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
-from tests.broker.house import House
+from tests.broker.house import LIMIT, House
 from tests.broker.test_desk import refused, submit
 
 ME = user_name(os.geteuid())
@@ -259,7 +261,71 @@ def test_a_broker_without_a_file_says_so(house: House) -> None:
     text = refused(house.call(msg.Observe()).ask(msg.ReloadSettings()), "BadSettings")
     assert text.startswith("this broker has no configuration. Start it with one: jupyter gpushare start --config FILE; ")  # fmt: skip
     with pytest.raises(BadSettings):
-        house.do(house.broker.groups.reload)
+        house.wait(house.broker.groups.reload())
+
+
+class Slow(People):
+    """A directory that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.answers, self.asked = threading.Event(), list[str]()
+
+    def groups_of(self, user: str) -> frozenset[str]:
+        self.asked.append(user)
+        self.answers.wait(LIMIT)
+        return frozenset({"root"})
+
+
+@pytest.fixture
+def slow(house: House) -> Iterator[Slow]:
+    """The one that the broker asks."""
+    house.broker.groups._people = made = Slow()
+    yield made
+    made.answers.set()
+
+
+BY_UNIX_GROUP = 'admin_groups = ["root"]\n[groups.g]\nunix_groups = ["root"]\nweight = 3\n'
+
+
+def test_a_reload_that_waits_for_names_holds_up_nobody(
+    house: House, written: Callable[[str], None], slow: Slow
+) -> None:
+    """Somebody's cell is let in meanwhile; what is asked of people who are here is not asked again on the loop."""
+    written(BY_UNIX_GROUP)
+    kernel = house.notebook()
+    admin = house.call(msg.Observe())
+    number = admin.send(msg.ReloadSettings())
+    house.saw(lambda: slow.asked)
+    assert isinstance(kernel.ask(submit("a", persistent=GiB)), msg.Granted)
+    assert number not in admin.replies
+    slow.answers.set()
+    assert isinstance(admin.reply(number), msg.SettingsRead)
+    assert house.broker.scheduler.users[ME].weight == 3.0
+    assert slow.asked == [ME]
+
+
+def test_a_reload_whose_names_nobody_tells_is_given_up(
+    house: House,
+    written: Callable[[str], None],
+    slow: Slow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was read before holds, and it says so; one look-up hangs at most, and once it is back a reload is one again."""
+    house.notebook()
+    written(BY_UNIX_GROUP)
+    monkeypatch.setattr(people_module, "LIMIT", 0.05)
+    admin = house.call(msg.Observe())
+    for _ in range(2):
+        text = refused(admin.ask(msg.ReloadSettings()), "BadSettings")
+        assert "directory of users and groups did not answer within" in text
+        assert text.endswith("What was read before still holds.")
+    assert slow.asked == [ME]
+    assert snapshot(house).broker.trouble == text
+    assert house.broker.groups.settings.groups == ()
+    slow.answers.set()
+    house.saw(lambda: not house.broker.groups._lookups._hangs)
+    assert isinstance(admin.ask(msg.ReloadSettings()), msg.SettingsRead)
+    assert snapshot(house).broker.trouble is None
 
 
 # --- who may map whose bundles ------------------------------------------------------------------------------------
