@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, most_sessions
 from gpushare_kernel.broker.people import LIMIT, Lookups, People
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.broker.settings import EVERYBODY, Caps, Group, Host, Settings, read
 from gpushare_kernel.broker.spending import Spending
 from gpushare_kernel.core import events as ev
@@ -119,6 +120,11 @@ class Groups:
         mine = [one.name for one in self._broker.registry if one.user == user and not one.keeps_pages]  # fmt: skip
         if len(mine) >= most:
             raise UserError(limit_texts.kernels_text(group.name, most, sorted(mine)))
+
+    def check_moved(self, kernel: Kernel, owner: Person) -> None:
+        """Refuse to make a session without a process another user's, where that is one kernel more than they may have."""
+        if owner.user != kernel.user:
+            self.check_kernels(owner.user)
 
     def check_realtime(self, kernel: Kernel, task: RealtimeTask) -> None:
         """Refuse a deadline that would take more of the device than the group of its user allows."""

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from gpushare_kernel.devices.base import Inventory
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
 from tests.broker.house import LIMIT, House
-from tests.broker.test_desk import refused, submit
+from tests.broker.test_desk import as_root, refused, submit
+from tests.procs import Program
 
 ME = user_name(os.geteuid())
+NOBODY = 65534
 
 
 def follow(house: House, **more: Any) -> None:
@@ -72,6 +75,43 @@ def test_one_kernel_more_than_allowed_is_refused_with_those_there_are(house: Hou
     assert str(problem.value) == "each of the group students may have 2 kernels open, and yours are hw1.ipynb, hw2.ipynb. Shut one down first."  # fmt: skip
     house.call(msg.Close(first.session, first.token)).close()
     house.open("hw3.ipynb")
+
+
+@as_root
+def test_a_kernel_that_root_starts_for_somebody_is_one_of_theirs(house: House) -> None:
+    """Beyond the cap it is refused where it is known whose it is; no process is ended for it (I8)."""
+    group = Group("students", frozenset({user_name(NOBODY)}), caps=Caps(kernels=1))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+    runs = f"os.setuid({NOBODY}); say('up'); wait()"
+    first, second = house.open("hw1.ipynb"), house.open("hw2.ipynb")
+    with Program(runs) as one, Program(runs) as two:
+        for program, opened in ((one, first), (two, second)):
+            assert program.said() == ["up"]
+            with pytest.raises(UserError, match=r"yours is hw1\.ipynb") if opened is second else nullcontext():  # fmt: skip
+                house.bind(opened, program.pid)
+        assert house.kernel(first).uid == NOBODY
+        assert (house.kernel(second).uid, house.kernel(second).key) == (0, None)
+        assert two.process.poll() is None
+        house.call(msg.Close(first.session, first.token)).close()
+        house.bind(second, two.pid)
+        assert house.kernel(second).uid == NOBODY
+
+
+def test_a_group_that_somebody_comes_to_by_a_reload_ends_no_kernel_and_lets_no_more_in(
+    house: House,
+) -> None:
+    """Those that are open stay, and may be restarted; the next one starts once there are fewer."""
+    opened = [house.open(f"hw{n}.ipynb") for n in range(3)]
+    follow(house, kernels=2)
+    assert len(house.broker.registry) == 3
+    again = house.call(msg.Restart(opened[2].session, opened[2].token)).body
+    assert isinstance(again, msg.Opened)
+    opened[2] = again
+    for one in opened[:2]:
+        with pytest.raises(UserError, match="may have 2 kernels open"):
+            house.open("hw4.ipynb")
+        house.call(msg.Close(one.session, one.token)).close()
+    house.open("hw4.ipynb")
 
 
 def test_a_cap_on_memory_holds_from_the_first_cell_on(house: House) -> None:

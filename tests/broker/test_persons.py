@@ -146,6 +146,25 @@ def test_a_hub_that_is_away_makes_it_the_uids_until_a_restart(
     assert seen_by(house, house.attach(again.body)) == {"a.ipynb": "ann"}
 
 
+def test_a_notebook_that_becomes_somebodys_at_a_restart_is_one_kernel_more(
+    house: House, names: PlayedNames
+) -> None:
+    """Beyond her group's it does not start: nothing of it changes, and it does once she has shut one down."""
+    group = Group("students", frozenset({"ann"}), caps=Caps(kernels=1))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+    names.away = True
+    opened = house.open("a.ipynb", hub_token="t-ann")
+    names.away = False
+    other = house.open("b.ipynb", hub_token="t-ann")
+    restart = msg.Restart(opened.session, opened.token, "t-ann")
+    with pytest.raises(UserError, match=r"may have 1 kernel open, and yours is b\.ipynb"):
+        house.call(restart)
+    assert house.kernel(opened).person == ME
+    house.call(msg.Close(other.session, other.token)).close()
+    assert isinstance(house.call(restart).body, msg.Opened)
+    assert house.kernel(opened).user == "ann"
+
+
 def test_a_restart_keeps_who_it_was(house: House, names: PlayedNames) -> None:
     """The hub is not asked again, nor needed."""
     opened = house.open("a.ipynb", hub_token="t-ann")
@@ -232,8 +251,8 @@ def test_whose_account_had_the_name_of_an_account_here_has_its_own_now(
     """A broker before this one wrote down both under one."""
     with House(tmp_path, persons=Persons(names)) as house:
         of(house, "t-root", "a.ipynb")
-        (row,) = house.ledger.load().sessions
     with House(tmp_path, persons=Persons(names)) as house:
+        (row,) = house.ledger.load().sessions
         house.do(lambda: house.broker.adopt(dataclasses.replace(row, user=UserId("root"))))
         (kernel,) = house.do(lambda: [*house.broker.registry])
         assert kernel.user == kernel.person.user == "root (hub)"
