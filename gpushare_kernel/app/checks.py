@@ -157,7 +157,7 @@ def _registered() -> Check:
     return Check(
         Finding.FAILED,
         "provisioner",
-        f"It is not registered in {sys.prefix}. Install gpushare-kernel beside Jupyter there.",
+        f"It is not registered in {sys.prefix}. In a clone of gpushare: {sys.executable} -m pip install .",
     )
 
 

@@ -65,7 +65,7 @@ class Doorway:
         if version is None:
             problem = (
                 f"this broker speaks protocol versions {_listed(msg.SPOKEN)}, and {hello.agent[:80]!r} speaks "
-                f"{_listed(hello.versions)}. Update the older of the two: pip install -U gpushare-kernel."
+                f"{_listed(hello.versions)}. Update the older of the two: pip install . in a newer clone of gpushare."
             )
             raise VersionMismatch(problem)
         body, beside, factory = await self._answer(hello.body, fds, peer, version)

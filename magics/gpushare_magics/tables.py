@@ -148,7 +148,7 @@ def doctor(session: Session | None) -> str:
     startup = Path(sys.prefix) / _STARTUP
     rows = [
         ("gpushare", f"{__version__} in {sys.prefix}"),
-        ("startup file", str(startup) if startup.exists() else f"not found: {startup}. Install with: pip install gpushare-kernel (not --user)"),
+        ("startup file", str(startup) if startup.exists() else f"not found: {startup}. In a clone of gpushare: pip install . (not --user)"),
         ("session", os.environ.get("GPUSHARE_SESSION") or "none: this kernel was not started by gpushare. jupyter gpushare doctor says why"),
         ("socket", os.environ.get("GPUSHARE_SOCKET") or "none"),
     ]  # fmt: skip
