@@ -17,6 +17,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from gpushare_kernel.app import hub_advice
 from gpushare_kernel.app.kernelspecs import NATIVE
 from gpushare_kernel.client.line import Line
+from gpushare_kernel.client.shown import account_text
 from gpushare_kernel.core.errors import GpushareError, NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.devices.verdict import Probe, Verdict
@@ -98,6 +99,9 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
         yield Check(Finding.NOTE, "hub", snapshot.broker.hub)
     if snapshot.you and os.environ.get("JUPYTERHUB_USER"):
         yield Check(Finding.WELL, "you", f"To the broker you are {snapshot.you}.")
+    for user in snapshot.users:
+        if user.own and (limits := account_text(user)):
+            yield Check(Finding.WELL, "limits", limits)
     for device in snapshot.devices:
         yield _device(device)
     if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
@@ -153,7 +157,7 @@ def _registered() -> Check:
     return Check(
         Finding.FAILED,
         "provisioner",
-        f"It is not registered in {sys.prefix}. Install gpushare-kernel beside Jupyter there.",
+        f"It is not registered in {sys.prefix}. In a clone of gpushare: {sys.executable} -m pip install .",
     )
 
 

@@ -88,7 +88,7 @@ def _account(
         return view.UserView(called, weight, seconds, own=own)
     caps, budgets = broker.groups.caps(user), broker.groups.budgets(user)
     return view.UserView(
-        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own
+        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own, caps.parked
     )
 
 

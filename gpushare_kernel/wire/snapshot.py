@@ -145,7 +145,8 @@ class BudgetView(Struct, frozen=True):
 class UserView(Struct, frozen=True):
     """A user's account. What its group allows is for itself and administrators to see; to others there is none.
 
-    `memory` is what it may hold of each device (bytes; None: no cap), `kernels` how many it may have open.
+    `memory` is what it may hold of each device (bytes; None: no cap), `kernels` how many it may have open, `parked` what of
+    it may lie aside in the host's memory, of all devices together (bytes).
     """
 
     name: str
@@ -156,6 +157,7 @@ class UserView(Struct, frozen=True):
     kernels: int | None = None
     budgets: tuple[BudgetView, ...] = ()
     own: bool = False
+    parked: int | None = None
 
 
 class MaintenanceView(Struct, frozen=True):
@@ -209,7 +211,7 @@ class BundleView(Struct, frozen=True):
 
 
 class ArenaView(Struct, frozen=True):
-    """Memory of the host into which a user's kernels set GPU memory aside, in bytes: what is leased to them now, what has memory behind it (for the next one, too), and the most they may lease in all."""
+    """Memory of the host into which a user's kernels set GPU memory aside, in bytes: what is leased to them now, what has memory behind it (for the next one, too), and the most they may lease in all, the cap of their group included."""
 
     user: str
     leased: int

@@ -69,7 +69,8 @@ KEYS = {
         "note",
         "over_budget",
     },
-    "users": {"name", "weight", "device_time"} | {"group", "memory", "kernels", "budgets", "own"},
+    "users": {"name", "weight", "device_time"}
+    | {"group", "memory", "kernels", "budgets", "own", "parked"},
 }
 
 
