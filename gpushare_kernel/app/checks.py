@@ -104,6 +104,7 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
             yield Check(Finding.WELL, "limits", limits)
     for device in snapshot.devices:
         yield _device(device)
+        yield from fitting(device)
     if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
         yield Check(
             Finding.NOTE,
@@ -141,6 +142,21 @@ def _device(device: DeviceView) -> Check:
     cannot = f" {_CANNOT[device.kind]}" if device.kind in _CANNOT else ""
     shares = f"It shares {device.name}, {format_size(device.capacity)}.{cannot}"
     return Check(Finding.NOTE if cannot else Finding.WELL, "device", shares)
+
+
+def fitting(device: DeviceView) -> Iterator[Check]:
+    """How many notebooks there is room for at once, where idle ones keep their memory."""
+    if not device.context or device.can is None or "park" in device.can:
+        return
+    one, whole = format_size(device.context), format_size(device.capacity)
+    most = device.capacity // device.context
+    text = (
+        f"Idle notebooks keep their memory of {device.name}: each takes {one} of {whole} before it holds anything, so at "
+        f"most {most} fit, and the next one waits until one of them ends or restarts."
+    )
+    if "pause" in device.can:
+        text += " To have idle ones set aside for who waits: jupyter gpushare stop, then start --parking cold."
+    yield Check(Finding.NOTE, "room", text)
 
 
 def _shares_no_gpu(snapshot: Snapshot) -> bool:

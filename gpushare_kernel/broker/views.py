@@ -171,6 +171,7 @@ def _device(broker: Broker, engine: Engine, who: Person, now: float) -> view.Dev
         device.lost,
         engine.history.turns(now),
         _can(engine),
+        core.book.reserve,
     )
 
 

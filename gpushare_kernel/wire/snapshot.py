@@ -61,6 +61,7 @@ class DeviceView(Struct, frozen=True):
     and programs in no session, hold of it. `limits` says why nobody can be paused there, `lost` why it does not answer.
     `turns` is who did what in the last 30 s, what began first comes first, at most 600: where there was more, what lies
     further back is coarser. `can` is what can be done to whoever uses it: `pause`, `park` (None: an older broker, which does not say).
+    `context` is what one context takes, before it holds anything: as measured, an estimate until then (0: there are none).
     """
 
     id: str
@@ -80,6 +81,7 @@ class DeviceView(Struct, frozen=True):
     lost: str | None = None
     turns: tuple[TurnView, ...] = ()
     can: tuple[str, ...] | None = None
+    context: int = 0
 
 
 class SessionView(Struct, frozen=True):

@@ -37,6 +37,7 @@ KEYS = {
         "lost",
         "turns",
         "can",
+        "context",
     },
     "turns": {"session", "began", "ended", "kind"},
     "lanes": {"id", "size", "occupant", "members"} | {"used"},
