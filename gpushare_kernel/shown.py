@@ -70,6 +70,6 @@ def figure(*, extra: str = "realtime", **options: Any) -> Any:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  an extra: only who draws needs it
     except ImportError:
-        msg = f"plot() needs matplotlib, which is not installed here. Install it: pip install 'gpushare-kernel[{extra}]'."
+        msg = f"plot() needs matplotlib, which is not installed here. In a clone of gpushare: pip install '.[{extra}]'"
         raise UserError(msg) from None
     return Figure(layout="constrained", **options)

@@ -206,7 +206,7 @@ class Hub:
             *("--error-target", f"http://127.0.0.1:{self.hub_port}/hub/error"),
         ]
 
-    def _daemon(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _daemon(self, program: str, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
         command = [str(self.environment / "bin" / program), *arguments]
         account = pwd.getpwnam(self.account or "root")
         with (self.folder / f"{program}.log").open("ab") as log:
@@ -225,6 +225,7 @@ class Hub:
                     "LANG": "C.UTF-8",
                     "CONFIGPROXY_AUTH_TOKEN": self.secret,
                     "GPUSHARE_RUNTIME_DIR": str(self.places.runtime),
+                    **more,
                 },
             )
         self._ends.callback(end, process)

@@ -18,7 +18,9 @@ KEPT = 64 * MiB
 """What each notebook keeps there."""
 LANE = 32 * MiB
 _LAST = "sys.exit(not Worker"
-_DRAINS = '''
+DRIVER = (
+    FAKE[: FAKE.index(_LAST)]
+    + '''
 import fcntl, time
 class Drains(Fake):
     """As the real one: a lock waits until what was submitted is done, and gives up at its limit."""
@@ -33,17 +35,18 @@ class Drains(Fake):
                 except BlockingIOError:
                     if time.monotonic() > until: return "CUDA_ERROR_NOT_READY"
                     time.sleep(0.001)
-sys.exit(not Worker(Drains()).serve(sys.stdin, sys.stdout))
 '''
-_PROGRAM = FAKE[: FAKE.index(_LAST)] + _DRAINS
+)
+"""The program of a lock worker with such a driver, but for its last line (`SERVES`)."""
+SERVES = "sys.exit(not Worker({}()).serve(sys.stdin, sys.stdout))\n"
 
 
-def place_worker(place: Path) -> list[str]:
+def place_worker(place: Path, text: str = DRIVER + SERVES.format("Drains")) -> list[str]:
     """Return the command of a lock worker; its program is written once, whole."""
     program = place / "drains.py"
     if not program.exists():
         fresh = place / "drains.new"
-        fresh.write_text(_PROGRAM)
+        fresh.write_text(text)
         fresh.rename(program)
     return [sys.executable, str(program), str(place)]
 

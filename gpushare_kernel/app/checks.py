@@ -17,6 +17,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from gpushare_kernel.app import hub_advice
 from gpushare_kernel.app.kernelspecs import NATIVE
 from gpushare_kernel.client.line import Line
+from gpushare_kernel.client.shown import account_text
 from gpushare_kernel.core.errors import GpushareError, NoBroker
 from gpushare_kernel.core.sizes import format_size
 from gpushare_kernel.devices.verdict import Probe, Verdict
@@ -98,8 +99,12 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
         yield Check(Finding.NOTE, "hub", snapshot.broker.hub)
     if snapshot.you and os.environ.get("JUPYTERHUB_USER"):
         yield Check(Finding.WELL, "you", f"To the broker you are {snapshot.you}.")
+    for user in snapshot.users:
+        if user.own and (limits := account_text(user)):
+            yield Check(Finding.WELL, "limits", limits)
     for device in snapshot.devices:
         yield _device(device)
+        yield from fitting(device)
     if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
         yield Check(
             Finding.NOTE,
@@ -139,6 +144,21 @@ def _device(device: DeviceView) -> Check:
     return Check(Finding.NOTE if cannot else Finding.WELL, "device", shares)
 
 
+def fitting(device: DeviceView) -> Iterator[Check]:
+    """How many notebooks there is room for at once, where idle ones keep their memory."""
+    if not device.context or device.can is None or "park" in device.can:
+        return
+    one, whole = format_size(device.context), format_size(device.capacity)
+    most = device.capacity // device.context
+    text = (
+        f"Idle notebooks keep their memory of {device.name}: each takes {one} of {whole} before it holds anything, so at "
+        f"most {most} fit, and the next one waits until one of them ends or restarts."
+    )
+    if "pause" in device.can:
+        text += " To have idle ones set aside for who waits: jupyter gpushare stop, then start --parking cold."
+    yield Check(Finding.NOTE, "room", text)
+
+
 def _shares_no_gpu(snapshot: Snapshot) -> bool:
     return all(device.kind == "host" for device in snapshot.devices)
 
@@ -153,7 +173,7 @@ def _registered() -> Check:
     return Check(
         Finding.FAILED,
         "provisioner",
-        f"It is not registered in {sys.prefix}. Install gpushare-kernel beside Jupyter there.",
+        f"It is not registered in {sys.prefix}. In a clone of gpushare: {sys.executable} -m pip install .",
     )
 
 

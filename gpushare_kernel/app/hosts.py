@@ -79,7 +79,7 @@ def asked(names: Sequence[str], python: str) -> list[HostState]:
         from gpushare_kernel.hub.hosts import Hosts  # noqa: PLC0415  its ssh is an extra
         from gpushare_kernel.hub.ssh import SSH_PORT, Login  # noqa: PLC0415
     except ModuleNotFoundError as problem:
-        msg = f"hosts are asked over ssh, and {problem.name} is not installed. Run: pip install 'gpushare-kernel[gateway]'"
+        msg = f"hosts are asked over ssh, and {problem.name} is not installed. In a clone of gpushare: pip install '.[gateway]'"
         raise BadDeclaration(msg) from None
     port = os.environ.get("GP_SSH_PORT", str(SSH_PORT))
     if not port.isdecimal():

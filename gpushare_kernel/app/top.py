@@ -20,7 +20,6 @@ from gpushare_kernel.app.base import Command, console, say
 from gpushare_kernel.app.keys import Keys
 from gpushare_kernel.app.top_view import Window, view
 from gpushare_kernel.client.line import Line
-from gpushare_kernel.client.shown import words_of
 from gpushare_kernel.core.errors import BadDeclaration, BrokerUnavailable
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire.snapshot import Snapshot
@@ -67,9 +66,8 @@ class Looker:
         self._line: Line | None = None
 
     def look(self) -> Scene:
-        """Return what goes on now, with what administrators say (`news`); `BrokerUnavailable` where nobody answers."""
-        snapshot = self._ask()
-        return {**scene(snapshot, now=time.time()), "news": words_of(snapshot)}
+        """Return what goes on now; `BrokerUnavailable` where nobody answers."""
+        return scene(self._ask(), now=time.time())
 
     def _ask(self) -> Snapshot:
         try:

@@ -53,6 +53,7 @@ def view(scene: Mapping[str, Any], width: int) -> Group:
     for one in words.tables(scene, width=max(_NARROWEST, min(60, width - _BESIDE))):
         parts += [Text(one.title, style="bold"), _table(one, styles)]
         parts += [Text(one.note, style="dim"), Text()] if one.note else [Text()]
+    parts += [Text(scene["account"])] if "account" in scene else []
     return Group(*(parts or [Text("Nothing is shared here.")]))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.kernels import Kernel
+from gpushare_kernel.broker.persons import HUB
 from gpushare_kernel.core import events as ev
-from gpushare_kernel.core.errors import BadDeclaration, NotYours
+from gpushare_kernel.core.errors import BadDeclaration, GpushareError, NotYours
 from gpushare_kernel.wire import admin_texts
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.admin import Left
+from gpushare_kernel.wire.codec import failure_from
 
 if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 LONGEST_WORD = 500
 MOST_ENTRIES = 5000
-Asked = msg.Drain | msg.Evict | msg.Proclaim | msg.ReloadSettings | msg.GetAudit
+Asked = msg.Drain | msg.Evict | msg.Proclaim | msg.GetAudit
 
 
 def check(broker: Broker, desk: Desk, what: str) -> None:
@@ -30,7 +32,7 @@ def check(broker: Broker, desk: Desk, what: str) -> None:
         With who may.
     """
     if not broker.administers(desk.who):
-        you = desk.who.hub or f"uid {desk.who.uid}"
+        you = desk.who.user if desk.who.hub else f"uid {desk.who.uid}"
         problem = f"only an administrator (root, the broker's owner, or who its configuration names) may {what}, and you are {you}."
         raise NotYours(problem)
 
@@ -49,14 +51,26 @@ def answer(broker: Broker, desk: Desk, body: Asked) -> msg.Reply:
             text = checked_words(body.text)
             note(broker, desk, "announce", detail=text or "(taken back)")
             return msg.Proclaimed(broker.upkeep.proclaim(text))
-        case msg.ReloadSettings():
-            check(broker, desk, "have the configuration read again")
-            found = broker.groups.reload()
-            note(broker, desk, "reload", detail=str(found.path))
-            return msg.SettingsRead(str(found.path), len(found.groups))
         case msg.GetAudit():
             check(broker, desk, "read what administrators did")
             return msg.Audited(broker.audit.read(min(max(1, body.most), MOST_ENTRIES)))
+
+
+def reload(broker: Broker, desk: Desk, answer: Callable[[msg.Reply], None]) -> None:
+    """Have the configuration read again, and answer once it is, or why not."""
+    check(broker, desk, "have the configuration read again")
+
+    async def reloading() -> None:
+        try:
+            found = await broker.groups.reload()
+        except GpushareError as problem:
+            broker.refusals[type(problem).__name__] += 1
+            answer(failure_from(problem))
+            return
+        note(broker, desk, "reload", detail=str(found.path))
+        answer(msg.SettingsRead(str(found.path), len(found.groups)))
+
+    broker.groups.begin(reloading())
 
 
 def note(broker: Broker, desk: Desk, what: str, whom: str = "", detail: str = "") -> None:
@@ -80,6 +94,23 @@ def checked_words(text: str) -> str:
     return words
 
 
+def of_user(broker: Broker, whom: str) -> list[Kernel]:
+    """Return the notebooks of that user, by the account's name or by its uid; none where there are none.
+
+    Raises
+    ------
+    BadDeclaration
+        Where an account of this host and a user of the hub are called so, and both have some.
+    """
+    if whom.isdecimal():
+        return [k for k in broker.registry if not k.hub and str(k.uid) == whom]
+    found = [k for k in broker.registry if k.user == whom]
+    if found and any(k.user == whom + HUB for k in broker.registry):
+        problem = f"{whom!r} is the account of uid {found[0].uid} here, and a user of the hub; both have notebooks open. Write {found[0].uid}, or '{whom}{HUB}'."
+        raise BadDeclaration(problem)
+    return found
+
+
 def named(broker: Broker, whom: str) -> list[Kernel]:
     """Return the notebooks of that user, name or id: of the user, where a notebook of anybody is called so, too.
 
@@ -87,9 +118,11 @@ def named(broker: Broker, whom: str) -> list[Kernel]:
     ------
     NotYours
         Where there are none, with the users there are.
+    BadDeclaration
+        Where two users are called so.
     """
     stem = whom.removesuffix(".ipynb")
-    found = [k for k in broker.registry if k.user == whom]
+    found = of_user(broker, whom)
     found = found or [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
     if not len(broker.registry):
         problem = "No notebook is open."

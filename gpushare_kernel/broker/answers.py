@@ -41,7 +41,7 @@ def dry_run(broker: Broker, kernel: Kernel, body: msg.Submit) -> msg.DryRun:
         part=book.part(session, need),
         state=JobState.QUEUED,
     )
-    room = not len(book.queue) and book.table.find(book.added(session, need), need.ephemeral)
+    room = not len(book.queue) and book.find(session, need, private=False)
     fits = bool(room) and core.why_held(job) is None
     wait = None if fits else broker.named(why(core, job), kernel.person)
     return msg.DryRun(

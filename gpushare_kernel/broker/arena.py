@@ -20,7 +20,7 @@ from gpushare_kernel.broker.memfile import MemFile
 from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BrokerUnavailable, NotYours, Refused
 from gpushare_kernel.core.sizes import format_size
-from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.core.values import GiB, MiB, UserId
 from gpushare_kernel.devices.parkable import host_margin
 from gpushare_kernel.transport.server import Connection
 from gpushare_kernel.wire import messages as msg
@@ -101,7 +101,12 @@ class Arenas:
         """Return what `who` may see (I9): their own arena; an administrator all."""
         for one in self._of.values():
             if who == one.owner or self._broker.administers(who):
-                yield ArenaView(one.owner.user, one.extents.leased, one.file.resident(), self.budgets.user)  # fmt: skip
+                user = one.owner.user
+                yield ArenaView(user, one.extents.leased, one.file.resident(), self._budgets(user).user)  # fmt: skip
+
+    def _budgets(self, user: UserId) -> Budgets:
+        """Return the budgets that hold for `user`, in its group."""
+        return self.budgets.of_one(self._broker.groups.caps(user).parked)
 
     # --- leases -------------------------------------------------------------------------------------------------
 
@@ -124,8 +129,7 @@ class Arenas:
             raise BrokerUnavailable(problem)
         size = checked_size(body.size)
         mine = self._of.get(kernel.person)
-        most = self._broker.groups.caps(kernel.user).parked
-        self.budgets.of_one(most).check(size, mine=0 if mine is None else mine.extents.leased, all_=self._sum()[0])  # fmt: skip
+        self._budgets(kernel.user).check(size, mine=0 if mine is None else mine.extents.leased, all_=self._sum()[0])  # fmt: skip
         arena = mine or self._begin(kernel.person)
         found = Leased(self, arena, *arena.extents.take(size))
         try:

@@ -92,7 +92,9 @@ class Broker(Processes):
         """Whether `who` may act for everybody. Whom a hub names is one of many with that uid, unless the administrator's file names them."""
         owns = who.uid == 0 or (who.uid == os.geteuid() and not self.persons.share(who.uid))
         owner = owns and not who.hub
-        return owner or self.groups.administers(who.user)
+        # Its account is that of whoever shows no token: a file that names it would name all of them.
+        nobody = not who.hub and self.persons.many(who.uid)
+        return owner or (not nobody and self.groups.administers(who.user))
 
     def may_see(self, who: Person, kernel: Kernel) -> bool:
         """Whether `who` may see names, pids and sizes of `kernel` (I9)."""

@@ -64,7 +64,6 @@ class Held:
 
     name: str
     owner: Person
-    realm: str
     size: int
     pages: int
     shared: int
@@ -125,14 +124,13 @@ class Bundles:
 
     def __init__(self, broker: Broker, holder: Sequence[str] = HOLDER) -> None:
         self._broker, self._holder = broker, holder
-        self._held: dict[tuple[str, str, str], Held] = {}
+        self._held: dict[tuple[Person, str, str], Held] = {}
         self._ending: list[subprocess.Popen[bytes]] = []
 
     def views(self, who: Person) -> Iterator[BundleView]:
         """Return what `who` may see (I9): names and sizes of their own."""
-        groups = self._broker.groups
         for one in self._held.values():
-            mine = who == one.owner or groups.realm(who.user) == one.realm
+            mine = self._may_map(who, one)
             if one.kernel is not None and (mine or self._broker.administers(who)):
                 yield BundleView(one.name, one.kernel.id, one.pages, one.shared, one.size, len(one.users))  # fmt: skip
 
@@ -149,11 +147,12 @@ class Bundles:
             Where the holder cannot take the memory.
         """
         owner, engine = self._caller(body.token, peer)
-        name, key = clean_name(body.name), self._key(owner, engine, body.name)
+        name = clean_name(body.name)
+        key = owner.person, engine.device.inventory.id, name
         if not body.name.strip():
             problem = "a bundle is shared under a name, and this one is empty. Write for example bundle.share('eyes')."
             raise UserError(problem)
-        if key in self._held:
+        if self._found(owner.person, engine, name):
             problem = f"you have a bundle {name!r} on this device already. Map it, or give this one another name."
             raise UserError(problem)
         if not 0 < body.size < LARGEST_SIZE:
@@ -183,14 +182,10 @@ class Bundles:
         Raises
         ------
         UserError
-            Where there is none of that name on the caller's device.
+            Where there is none of that name on the caller's device, or several are.
         """
         owner, engine = self._caller(body.token, peer)
-        held = self._held.get(self._key(owner, engine, body.name))
-        if held is None:
-            mine = [one.name for one in self._held.values() if one.realm == self._key(owner, engine, "")[0] and one.engine is engine]  # fmt: skip
-            problem = f"you have no bundle {clean_name(body.name)!r} on this device; there are: {', '.join(mine) or 'none'}. Share it first: bundle.share(name)."
-            raise UserError(problem)
+        held = self._the(owner.person, engine, clean_name(body.name))
         try:
             async with asyncio.timeout(FILLED):
                 await held.filled.wait()
@@ -200,7 +195,35 @@ class Bundles:
         if held.fd < 0:
             problem = f"bundle {held.name!r} was let go meanwhile. Share it anew."
             raise UserError(problem)
+        if not self._may_map(owner.person, held):  # trust ended while it was waited for
+            raise self._none(owner.person, engine, held.name)
         return held
+
+    def _the(self, who: Person, engine: Engine, name: str) -> Held:
+        found = self._found(who, engine, name)
+        if not found:
+            raise self._none(who, engine, name)
+        if len(found) > 1:
+            owners = " and ".join(sorted(one.owner.user for one in found))
+            problem = f"{owners} have a bundle {name!r} each: they came into one trust group after they had shared them. Have all but one let it go, and share it under another name."
+            raise UserError(problem)
+        return found[0]
+
+    def _none(self, who: Person, engine: Engine, name: str) -> UserError:
+        mine = [one.name for one in self._held.values() if one.engine is engine and self._may_map(who, one)]  # fmt: skip
+        return UserError(f"you have no bundle {name!r} on this device; there are: {', '.join(mine) or 'none'}. Share it first: bundle.share(name).")  # fmt: skip
+
+    def _found(self, who: Person, engine: Engine, name: str) -> list[Held]:
+        """Return the bundles that `who` means by a name: its own, else those of whoever trusts it now."""
+        own = self._held.get((who, engine.device.inventory.id, name))
+        if own is not None:
+            return [own]
+        return [one for one in self._held.values() if one.name == name and one.engine is engine and self._may_map(who, one)]  # fmt: skip
+
+    def _may_map(self, who: Person, held: Held) -> bool:
+        """Whether `who` and the bundle's owner are in one trust group: as the groups are now, not as they were when it was offered."""
+        realm = self._broker.groups.realm
+        return who == held.owner or realm(who.user) == realm(held.owner.user)
 
     def lease(self, held: Held, connection: Connection, kernel: Kernel | None = None) -> Lease:
         """Count a connection as a use of `kernel`; of what has ended while its answer was on the way it is none."""
@@ -240,9 +263,6 @@ class Bundles:
         kernel = self._broker.registry.inside(token, peer)
         return kernel, self._broker.engine_of(kernel.id)
 
-    def _key(self, owner: Kernel, engine: Engine, name: str) -> tuple[str, str, str]:
-        return self._broker.groups.realm(owner.user), engine.device.inventory.id, clean_name(name)
-
     def _start(self, owner: Kernel, engine: Engine, name: str, body: msg.OfferBundle) -> Held:
         ours, theirs = socket.socketpair()
         ours.settimeout(0)
@@ -262,10 +282,7 @@ class Bundles:
             raise DeviceError(text) from problem
         finally:
             theirs.close()
-        realm = self._broker.groups.realm(owner.user)
-        return Held(
-            name, owner.person, realm, body.size, body.pages, body.shared, engine, process, ours
-        )
+        return Held(name, owner.person, body.size, body.pages, body.shared, engine, process, ours)
 
     def _admit(self, held: Held) -> None:
         """Charge the pages to the holder, as what its session keeps; now or not at all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gpushare_kernel.broker.administration import note_others
+from gpushare_kernel.broker.administration import note_others, of_user
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.budget import people_waiting
 from gpushare_kernel.core.errors import BadDeclaration, NotYours
@@ -33,13 +33,15 @@ def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
     ------
     NotYours
         Where there is none, with those there are.
+    BadDeclaration
+        Where an administrator names a user, and two are called so.
     """
     if notebook is None and desk.kernel is not None:
         return [desk.kernel]
     wanted = (notebook or "").removesuffix(".ipynb")
     named = [k for k in broker.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
     if not named and broker.administers(desk.who):
-        named = [k for k in broker.registry if k.user == notebook]
+        named = of_user(broker, notebook or "")
     visible = [k for k in named if broker.may_see(desk.who, k)]
     chosen = [k for k in visible if k.person == desk.who] or visible
     if not chosen:

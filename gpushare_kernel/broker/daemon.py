@@ -341,8 +341,12 @@ def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device
 
 def _reload(groups: Groups) -> None:
     """Somebody wants the file read again; what is wrong with it is in the log and the status."""
-    with contextlib.suppress(BadSettings):
-        groups.reload()
+
+    async def reloading() -> None:
+        with contextlib.suppress(BadSettings):
+            await groups.reload()
+
+    groups.begin(reloading())
 
 
 def _command(given: argparse.Namespace) -> list[str]:

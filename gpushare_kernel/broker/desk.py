@@ -91,6 +91,7 @@ class Desk:
             msg.BundleFilled: self._bundle_filled,
             msg.WentAside: self._moved,
             msg.CameBack: self._moved,
+            msg.ReloadSettings: self._reload,
             **dict.fromkeys(get_args(administration.Asked), self._administer),
         }
 
@@ -471,6 +472,9 @@ class Desk:
         administration.note(self._broker, self, "stop")
         self._reply(number, msg.Ok())
         self._broker.stop("stopped by its administrator")
+
+    def _reload(self, number: int, _body: msg.ReloadSettings) -> None:
+        administration.reload(self._broker, self, lambda reply: self._reply(number, reply))
 
     def _administer(self, number: int, body: administration.Asked) -> None:
         self._reply(number, administration.answer(self._broker, self, body))

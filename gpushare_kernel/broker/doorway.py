@@ -65,7 +65,7 @@ class Doorway:
         if version is None:
             problem = (
                 f"this broker speaks protocol versions {_listed(msg.SPOKEN)}, and {hello.agent[:80]!r} speaks "
-                f"{_listed(hello.versions)}. Update the older of the two: pip install -U gpushare-kernel."
+                f"{_listed(hello.versions)}. Update the older of the two: pip install . in a newer clone of gpushare."
             )
             raise VersionMismatch(problem)
         body, beside, factory = await self._answer(hello.body, fds, peer, version)
@@ -133,6 +133,7 @@ class Doorway:
         if not who.hub and kernel.uid == peer.uid:
             who, kernel.remark = await self._broker.persons.who(peer, body.hub_token)
             kernel = self._starter_of(body.session, body.token, peer)  # it may have gone meanwhile
+        self._broker.groups.check_moved(kernel, who)  # before anything of it is another's
         token = self._broker.registry.renew(kernel)
         kernel.opener = procfs.process_key(peer.pid) if peer.pid else None
         self._broker.emptied(kernel)
@@ -154,7 +155,9 @@ class Doorway:
             # Root may open for somebody else: the account is that of whoever the kernel runs as.
             owner = procfs.owner(pid)
             if owner not in (None, 0):
-                self._broker.moved(kernel, Person(owner))
+                who = Person(owner)
+                self._broker.groups.check_moved(kernel, who)
+                self._broker.moved(kernel, who)
         self._broker.bind(kernel, os.dup(fds[0]), pid)
         return msg.Ok(), (), None
 

@@ -78,7 +78,7 @@ class Offer:
 
 def _check_installed() -> None:
     if importlib.util.find_spec("prometheus_client") is None:
-        msg = f"--metrics needs prometheus_client, and {sys.executable} does not have it: pip install 'gpushare-kernel[metrics]'"
+        msg = f"--metrics needs prometheus_client, and {sys.executable} does not have it. In a clone of gpushare: pip install '.[metrics]'"
         raise BrokerUnavailable(msg)
 
 

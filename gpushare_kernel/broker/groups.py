@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, most_sessions
-from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.people import LIMIT, Lookups, People
+from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.broker.settings import EVERYBODY, Caps, Group, Host, Settings, read
 from gpushare_kernel.broker.spending import Spending
 from gpushare_kernel.core import events as ev
@@ -55,6 +57,9 @@ class Groups:
         self.trouble = ""
         #: Where a copy of what holds lies, for a broker that is started again after a crash.
         self.good: Path | None = None
+        self._lookups = Lookups()
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._unix: dict[UserId, frozenset[str]] = {}
         self._of: dict[UserId, Group | None] = {}
         self._admins: dict[UserId, bool] = {}
         self._told: dict[tuple[DeviceId, UserId], ev.UserLimits] = {}
@@ -64,7 +69,7 @@ class Groups:
     def of(self, user: UserId) -> Group | None:
         """Return the group of `user`: the first that has it."""
         if user not in self._of:
-            mine = self._people.groups_of(user) if self._unix_groups else frozenset()
+            mine = self._unix_of(user) if _unix_groups(self.settings) else frozenset()
             self._of[user] = next(
                 (g for g in self.settings.groups if user in g.users or mine & g.unix_groups),
                 next((g for g in self.settings.groups if g.name == EVERYBODY), None),
@@ -85,8 +90,13 @@ class Groups:
         if user not in self._admins:
             groups = self.settings.admin_groups
             named = user in self.settings.admins
-            self._admins[user] = named or bool(groups and groups & self._people.groups_of(user))
+            self._admins[user] = named or bool(groups and groups & self._unix_of(user))
         return self._admins[user]
+
+    def _unix_of(self, user: UserId) -> frozenset[str]:
+        if user not in self._unix:
+            self._unix[user] = self._people.groups_of(user)
+        return self._unix[user]
 
     def realm(self, user: UserId) -> str:
         """Return whose bundles `user` may map: those of everybody with the same answer."""
@@ -110,6 +120,11 @@ class Groups:
         mine = [one.name for one in self._broker.registry if one.user == user and not one.keeps_pages]  # fmt: skip
         if len(mine) >= most:
             raise UserError(limit_texts.kernels_text(group.name, most, sorted(mine)))
+
+    def check_moved(self, kernel: Kernel, owner: Person) -> None:
+        """Refuse to make a session without a process another user's, where that is one kernel more than they may have."""
+        if owner.user != kernel.user:
+            self.check_kernels(owner.user)
 
     def check_realtime(self, kernel: Kernel, task: RealtimeTask) -> None:
         """Refuse a deadline that would take more of the device than the group of its user allows."""
@@ -135,10 +150,6 @@ class Groups:
             task = asked.submit.realtime
             if task is not None and session_of(job) in sessions and self._broker.proves(job):
                 yield task
-
-    @property
-    def _unix_groups(self) -> bool:
-        return any(group.unix_groups for group in self.settings.groups)
 
     # --- what is told ---------------------------------------------------------------------------------------
 
@@ -182,13 +193,15 @@ class Groups:
 
     # --- another file ---------------------------------------------------------------------------------------
 
-    def reload(self) -> Settings:
+    async def reload(self) -> Settings:
         """Read the file again and follow it; where it is wrong, the former one holds and `trouble` says so.
+
+        Names are looked up beside the loop, those of who is here included: a directory that hangs holds up no turn.
 
         Raises
         ------
         BadSettings
-            Where it is wrong, or there is none to read.
+            Where it is wrong, there is none to read, or nobody tells who there is on this host.
         """
         path = self.settings.path
         if path is None:
@@ -198,19 +211,46 @@ class Groups:
             )
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
+        people, host = self._people, host_of(inventories, self._people)
+        here = {one.user for one in self._broker.registry}
+        here |= {desk.who.user for desk in self._broker.observers}
+
+        def look() -> tuple[Settings, dict[UserId, frozenset[str]]]:
+            found = read(path, host)
+            wanted = found.admin_groups or _unix_groups(found)
+            return found, {user: people.groups_of(user) for user in here} if wanted else {}
+
         try:
-            found = read(path, host_of(inventories, self._people))
+            found, unix = await self._lookups.ask(look)
+        except TimeoutError:
+            why = (
+                f"{path} was not read again: this host's directory of users and groups did not answer within {LIMIT:g} s. "
+                "Ask it by hand (getent passwd, getent group), and reload once it answers."
+            )
+            raise self._not_taken(why) from None
         except BadSettings as problem:
-            self.trouble = f"{problem} What was read before still holds."
-            _logger.error("the configuration was not taken: %s", problem)  # noqa: TRY400  its own words say all
-            raise BadSettings(self.trouble) from None
-        self.follow(found)
+            raise self._not_taken(str(problem)) from None
+        self.follow(found, unix)
         _logger.info("the configuration was read again", extra={"groups": len(found.groups)})
         return found
 
-    def follow(self, settings: Settings) -> None:
-        """`settings` hold from now on."""
+    def _not_taken(self, why: str) -> BadSettings:
+        self.trouble = f"{why} What was read before still holds."
+        _logger.error("the configuration was not taken: %s", why)
+        return BadSettings(self.trouble)
+
+    def begin(self, reloading: Coroutine[None, None, None]) -> None:
+        """Have somebody's reload go on while others are answered."""
+        task = asyncio.get_running_loop().create_task(reloading)
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    def follow(
+        self, settings: Settings, unix: Mapping[UserId, frozenset[str]] | None = None
+    ) -> None:
+        """`settings` hold from now on; `unix` groups that are known need not be looked up."""
         self.settings, self.trouble = settings, ""
+        self._unix = dict(unix or {})
         self._of.clear()
         self._admins.clear()
         self.keep()
@@ -227,6 +267,10 @@ class Groups:
             fresh.replace(self.good)
         except OSError as problem:
             _logger.warning("no copy of the configuration is kept: %s", problem)
+
+
+def _unix_groups(settings: Settings) -> bool:
+    return any(group.unix_groups for group in settings.groups)
 
 
 def utilisation(task: RealtimeTask) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker.moves import MARGIN
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import BadDeclaration, DeviceError
 from gpushare_kernel.core.sizes import format_size
@@ -104,6 +105,7 @@ def config_of(
         park_cost=PARK_COST,
         park_speed=PARK_SPEED,
         restore_speed=RESTORE_SPEED,
+        restore_margin=MARGIN,
     )
     return config if divisible else config.for_gpu(PLAIN_MARGIN)
 

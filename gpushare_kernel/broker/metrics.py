@@ -7,6 +7,7 @@ nothing of the broker's time. It ends with its line to the broker.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import select
@@ -37,6 +38,8 @@ PATIENCE = 5.0
 """Seconds that a broker may take to answer, and a peer to say what it wants."""
 FRESH = 1.0
 """Seconds for which a reading is offered again: the broker is asked once in that time, whoever comes."""
+WHOLE = 10.0
+"""Seconds for all that is said with one peer: who sends or reads a byte now and then is hung up on, too."""
 MOST_AT_ONCE = 16
 """Peers that are spoken with at a time; the next are hung up on."""
 _LONGEST = 2**20
@@ -65,10 +68,14 @@ class Source(Collector):
         OSError
             Where it does not answer.
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=PATIENCE):
+            raise TimeoutError
+        try:
             if self._last is None or time.monotonic() - self._at >= FRESH:
                 self._last, self._at = self._ask(), time.monotonic()
             return self._last
+        finally:
+            self._lock.release()
 
     def _ask(self) -> Reading:
         """Ask once; an answer that nobody waited for is not asked for again before it is there, and is thrown away where it is old."""
@@ -172,16 +179,26 @@ class Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Make room when it is done."""
+        """Make room when it is done, or its time is over."""
+        limit = threading.Timer(WHOLE, _hang_up, [request])
+        limit.daemon = True
+        limit.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            limit.cancel()
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  theirs
         """A peer that hangs up is nobody's error."""
         if not isinstance(sys.exception(), OSError):
             _logger.exception("a request for metrics failed")  # noqa: LOG004  called in one
+
+
+def _hang_up(peer: socket.socket) -> None:
+    """End a conversation: whoever waits for a word of this peer goes on."""
+    with contextlib.suppress(OSError):  # it has just ended
+        peer.shutdown(socket.SHUT_RDWR)
 
 
 def _become_nobody() -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import grp
 import os
 import pwd
+import threading
+from collections.abc import Callable
 from difflib import get_close_matches
+from typing import TypeVar
+
+LIMIT = 5.0
+"""Seconds for which a look-up is waited for: less than a command waits for the broker."""
+_T = TypeVar("_T")
 
 
 class People:
@@ -49,6 +58,59 @@ class Anybody(People):
 
     def has_group(self, name: str) -> bool:  # noqa: ARG002
         return True
+
+
+class Lookups:
+    """Asks the directory beside the loop, one question after the other: one that hangs holds up nobody but who asks."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        #: Whether a thread is out still whose answer nobody waits for any more.
+        self._hangs = False
+
+    async def ask(self, question: Callable[[], _T]) -> _T:
+        """Return what `question` returns, called in a thread.
+
+        Raises
+        ------
+        TimeoutError
+            Where that takes longer than `LIMIT`, or one before it has not come back yet: there is one thread at most.
+        """
+        async with self._turn:
+            if self._hangs:
+                raise TimeoutError
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[_T] = loop.create_future()
+            self._hangs = True
+            # No pool's: a broker that ends waits for those.
+            thread = threading.Thread(target=self._answer, args=(question, answer, loop), name="gpushare-names", daemon=True)  # fmt: skip
+            thread.start()
+            async with asyncio.timeout(LIMIT):
+                return await answer
+
+    def _answer(
+        self,
+        question: Callable[[], _T],
+        answer: asyncio.Future[_T],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        found = problem = None
+        try:
+            found = question()
+        except Exception as error:  # noqa: BLE001  whoever asks has it
+            problem = error
+
+        def take() -> None:
+            self._hangs = False
+            if answer.done():
+                return
+            if problem is not None:
+                answer.set_exception(problem)
+            else:
+                answer.set_result(found)  # type: ignore[arg-type]
+
+        with contextlib.suppress(RuntimeError):  # the broker has ended
+            loop.call_soon_threadsafe(take)
 
 
 def _group_name(gid: int) -> str:

@@ -15,6 +15,8 @@ from gpushare_kernel.core.values import UserId
 from gpushare_kernel.transport.peers import Peer
 from gpushare_kernel.wire import limit_texts
 
+HUB = " (hub)"
+"""What is written behind a hub's name that is an account of this host, too."""
 _SAY_AGAIN = 60.0
 _logger = logging.getLogger(__name__)
 
@@ -28,8 +30,11 @@ class Person:
 
     @property
     def user(self) -> UserId:
-        """The account."""
-        return hub_user(self.uid, self.hub) if self.hub else user_name(self.uid)
+        """The account: what is used, weights, groups and caps go by it, and it is what people read.
+
+        Whom a hub vouches for and whom the host does never have the same one, whatever they are called.
+        """
+        return hub_user(self.hub) if self.hub else user_name(self.uid)
 
 
 class Hub(Protocol):
@@ -70,6 +75,10 @@ class Persons:
         """Whether a uid says nothing about who it is."""
         return self.hub is not None and (self._shared is None or uid in self._shared)
 
+    def many(self, uid: int) -> bool:
+        """Whether a uid was named as that of many (not: all are, as nobody named any)."""
+        return self._shared is not None and self.share(uid)
+
     async def who(self, peer: Peer, token: str) -> tuple[Person, str]:
         """Return who a peer with this hub token is, and what they should know of it.
 
@@ -102,10 +111,16 @@ def user_name(uid: int) -> UserId:
 
 
 @lru_cache(maxsize=4096)
-def hub_user(uid: int, name: str) -> UserId:
-    """Return the account of a hub's `name` that runs as `uid`: never that of somebody else who is called so on this host."""
+def hub_user(name: str) -> UserId:
+    """Return the account of a hub's `name`: marked where the host has, or may show, an account that is called so.
+
+    Also where it is that of the uid itself: many share that, and whoever shows no token has it. An account without a
+    name is its number; and what ends as a marked name does is marked, so that no two names make one account.
+    """
+    if name.isdecimal() or name.endswith(HUB):
+        return UserId(name + HUB)
     try:
-        theirs = pwd.getpwnam(name).pw_uid != uid
+        pwd.getpwnam(name)
     except KeyError:
-        theirs = False
-    return UserId(f"{name} (hub)" if theirs else name)
+        return UserId(name)
+    return UserId(name + HUB)

@@ -228,10 +228,12 @@ class Processes(JobAnswers):
         pidfd = None if row.process is None else pidfds.open_key(row.process)
         if row.process is None or pidfd is None:
             return
+        # A hub's name may be an account's, too, since a broker before us wrote it down.
+        user = Person(row.uid, row.hub).user if row.hub else row.user
         kernel = Kernel(
             row.id,
             row.uid,
-            row.user,
+            user,
             row.name,
             row.token_hash,
             WordPage.create(),

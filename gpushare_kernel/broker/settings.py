@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from gpushare_kernel.broker.people import People
+from gpushare_kernel.broker.persons import HUB
 from gpushare_kernel.core.errors import BadSettings, UserError
 from gpushare_kernel.core.sizes import check_weight, format_size, parse_size, parse_time
 from gpushare_kernel.core.timetable import Period
@@ -306,7 +307,7 @@ class _Reader:
             there = people.has_group(name) if group else self._any_name or people.has_user(name)
             if there:
                 continue
-            near = people.nearest(name, group=group)
+            near = "" if name.endswith(HUB) else people.nearest(name, group=group)
             meant = f" Did you mean {near!r}?" if near else ' Where users are those of a JupyterHub and no accounts of this host: names = "any".' * (not group)  # fmt: skip
             what = "unix group" if group else "user"
             self._fail(table, key, f"{_name((*table, key))}: there is no {what} {name!r} on this host.{meant}")  # fmt: skip

@@ -88,7 +88,7 @@ def _account(
         return view.UserView(called, weight, seconds, own=own)
     caps, budgets = broker.groups.caps(user), broker.groups.budgets(user)
     return view.UserView(
-        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own
+        called, weight, seconds, group.name, caps.memory, caps.kernels, budgets, own, caps.parked
     )
 
 
@@ -171,6 +171,7 @@ def _device(broker: Broker, engine: Engine, who: Person, now: float) -> view.Dev
         device.lost,
         engine.history.turns(now),
         _can(engine),
+        core.book.reserve,
     )
 
 

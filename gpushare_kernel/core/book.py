@@ -100,6 +100,35 @@ class MemoryBook:
         beyond = kept - session.charged
         return (beyond if beyond > 0 else 0) + self._missing_context(session)
 
+    def wanted(self, session: Session, need: Need) -> int:
+        """Bytes that must be free beside a lane of its own for `need`: what it adds, and what a restore must find to spare.
+
+        That lane is part of what is to spare: it is empty until what is parked is back.
+        """
+        spare = 0 if session.parked is None else self.config.restore_margin - need.ephemeral
+        return self.added(session, need) + max(0, spare)
+
+    def find(self, session: Session, need: Need, *, private: bool) -> Placement | None:
+        """Return where Algorithm 1 puts `need` now (I1); None where it has to wait."""
+        single = self.config.single_lane
+        wanted = self.wanted(session, need)
+        found = self.table.find(wanted, need.ephemeral, private=private, single=single)
+        if found is None or found.lane is None or session.parked is None:
+            return found
+        # The E of a lane mate may be in that lane: nothing of it is to spare.
+        wanted = self.added(session, need) + self.config.restore_margin
+        return self.table.find(wanted, need.ephemeral, private=private, single=single)
+
+    def could_return(self, session: Session) -> bool:
+        """Whether an empty device has what a restore of `session` must find, were it parked now."""
+        return session.charged + session.context + self.config.restore_margin <= self.whole
+
+    def too_little_to_spare(self, session: Session) -> bool:
+        """Whether others were promised what a restore of `session`, which was let in, must find beside what it puts back."""
+        lanes = {job.lane for job in session.jobs.values() if job.lane is not None}
+        own = [lane for name in lanes if len((lane := self.table.lanes[name]).members) == 1]
+        return self.table.free + sum(lane.size for lane in own) < self.config.restore_margin
+
     def _missing_context(self, session: Session) -> int:
         if session.context:
             return 0
@@ -142,11 +171,9 @@ class MemoryBook:
 
     def place(self, session: Session, job: Job, at: float) -> Lane | None:
         """Grant `job` its memory if Algorithm 1 finds a lane (I1); None where it has to wait."""
-        added = self.added(session, job.need)
         # Who meets no boundary would keep lane mates waiting until its end: it has a lane of its own.
         private = not job.cooperative
-        single = self.config.single_lane
-        found = self.table.find(added, job.need.ephemeral, private=private, single=single)
+        found = self.find(session, job.need, private=private)
         if found is None:
             return None
         lane = self._put(session, job, found, at, private=private)
@@ -251,9 +278,7 @@ class MemoryBook:
         for job in self._unfit:
             if job.id not in self.queue:
                 continue
-            added, private = self.added(sessions[job.session], job.need), not job.cooperative
-            single = self.config.single_lane
-            if self.table.find(added, job.need.ephemeral, private=private, single=single):
+            if self.find(sessions[job.session], job.need, private=not job.cooperative):
                 yield job
 
     def _looked(self) -> tuple[int, int]:

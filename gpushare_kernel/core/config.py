@@ -55,6 +55,8 @@ class Config:
     park_cost: float = 0.2
     park_speed: float = 55e9
     restore_speed: float = 55e9
+    #: Bytes that must be free in fact beside what is restored.
+    restore_margin: int = 0
     #: How long a job keeps its memory at least before a better one may displace it.
     residency: float = 10.0
     #: Seconds that the work of a session is taken to stop in beside real-time jobs while no drain of it is on record

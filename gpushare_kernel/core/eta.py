@@ -127,7 +127,7 @@ class _Ending:
 
 
 def _needs(core: Scheduler, job: Job) -> int:
-    return core.book.added(core.sessions[job.session], job.need) + job.need.ephemeral
+    return core.book.wanted(core.sessions[job.session], job.need) + job.need.ephemeral
 
 
 def _ahead(core: Scheduler, job: Job) -> Iterable[Job]:

@@ -307,7 +307,7 @@ class Jobs:
         head, table = self.book.queue.head, self.book.table
         if head is None or self.turns.load > SLACK:
             return False
-        needs = self.book.added(self.sessions[head.session], head.need) + head.need.ephemeral
+        needs = self.book.wanted(self.sessions[head.session], head.need) + head.need.ephemeral
         names = {job.session for lane in table.lanes.values() for job in lane.members.values()}
         held = sum(self.sessions[name].charged + self.sessions[name].context for name in names)
         return needs > table.free + table.in_lanes + held

@@ -17,16 +17,13 @@ from typing import Any
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.realtime import Realtime
 from gpushare_kernel.core.records import Job, Moving, Session, Stowed
-from gpushare_kernel.core.speeds import Speeds
+from gpushare_kernel.core.returning import Returning, request_of
 from gpushare_kernel.core.states import Phase
 from gpushare_kernel.core.values import (
-    JobId,
     JobState,
     MoveStatus,
     Need,
-    PauseReason,
     Presence,
     SessionId,
 )
@@ -49,16 +46,9 @@ OVERDUE = 1.0
 """Seconds in which who was asked for its memory meets a boundary; after that it is paused."""
 FIRST_SPARED, LONGEST_SPARED = 10.0, 600.0
 """Seconds after which who could not be parked is tried again: at first, and at most; twice as long each time."""
-AGAIN, LONGEST_AGAIN = 0.25, 4.0
-"""Seconds after which a restore is tried again for which there was no room in fact: at first, and at most."""
 
 
-def request_of(session: SessionId) -> JobId:
-    """Return what the job is called by which a plain cell of `session` asks for what is parked."""
-    return JobId(f"{session}/restore")
-
-
-class Parking(Realtime):
+class Parking(Returning):
     """Who is parked, for whom, and who comes back."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -66,7 +56,6 @@ class Parking(Realtime):
         #: Sessions that are asked to stand still so that they can be parked, and those on their way out.
         self.leaving: dict[SessionId, Session] = {}
         self.going: dict[SessionId, Session] = {}
-        self.speeds = Speeds(self.config)
         #: When it is looked again whom to park, at the earliest, and when it surely is.
         self._look_again = self._recheck = 0.0
 
@@ -87,7 +76,7 @@ class Parking(Realtime):
         self._look_again = at + self.config.turn
         self.turns.accounts.advance()
         session = self.sessions[head.session]
-        missing = self.book.added(session, head.need) + head.need.ephemeral - self.book.table.free
+        missing = self.book.wanted(session, head.need) + head.need.ephemeral - self.book.table.free
         chosen: list[tuple[Session, int]] = []
         for owner, size in self._candidates(head, session, at):
             if missing <= 0:
@@ -182,6 +171,10 @@ class Parking(Realtime):
             (away, "its memory is parked already, or on its way"),
             (not holds, "it holds no memory of this device"),
             (session.suspended_until is not None, "it is kept paused"),
+            (
+                not self.book.could_return(session),
+                "it holds nearly all of this device, which leaves no room to put it back",
+            ),
             (why_full := self._parks_enough(session), why_full),
         ):
             if stands_in_the_way:
@@ -347,140 +340,6 @@ class Parking(Realtime):
         for job in session.jobs.values():
             job.resident_since = event.at
         self._stands(session, event.at)
-
-    def _again(self, job: Job, session: Session, at: float) -> None:
-        """`job` stands empty and waits for memory anew; its lane passes on."""
-        lane = self._lane(job)
-        if lane is not None and lane.occupant is job:
-            lane.give_up(session.user, at)
-        lane = self.book.leave(job)
-        job.become(JobState.QUEUED)
-        self._let_in.discard(job.id)
-        self._enqueue(job, session, at)
-        self._be_patient(job, at)
-        if lane is not None and lane.occupant is None:
-            self._pass(lane, at)
-        self._wants(session, at)
-        self._emit(do.Queue(job.id, session.id))
-
-    # --- back -------------------------------------------------------------------------------------------------
-
-    def _ask_back(self, session: Session, at: float) -> None:
-        """A cell of `session` may need what is parked: that waits in the queue, and the cell waits for nothing."""
-        if session.parked is None or session.moving is not None or session.jobs:
-            return
-        kept = session.parked.persistent
-        whole, cap = self.book.whole, session.user.cap
-        most = whole if cap is None else min(whole, cap)
-        room = max(0, most - session.parked.size)
-        need = Need(kept, min(self.config.plain_ephemeral, room))
-        job = Job(request_of(session.id), session.id, next(self._order), need, None, at, plain=True)
-        job.part, job.in_driver = self.book.part(session, need), True
-        self._enlist(session, job)
-        job.become(JobState.QUEUED)
-        self._enqueue(job, session, at)
-        self._admit(at)
-        if job.state is JobState.QUEUED:
-            self._be_patient(job, at)
-            self._emit(do.Queue(job.id, session.id))
-
-    def _hurry(self, session: Session, at: float) -> None:
-        """A signal is on its way to it: a call that waits for its memory sees that only afterwards."""
-        waiting = [job for job in session.jobs.values() if job.in_driver]
-        for job in waiting:
-            job.hurried = True
-        self._let_back(at)
-        for job in waiting:
-            self.book.queue.promote(job, at)
-        if waiting:
-            self._admit(at)
-
-    def _entered(self, session: Session, at: float) -> None:
-        """Its memory is put back before its job goes on; on paper it is there already (I5)."""
-        if session.parked is None or session.moving is not None:
-            return
-        session.moving = Moving.BACK
-        request = session.jobs.get(request_of(session.id))
-        if request is not None and request.lane is None:
-            self._over(session, request, JobState.DONE)
-        self._restore(session, at)
-
-    def _restore(self, session: Session, at: float) -> None:
-        if session.parked is not None:
-            session.move += 1
-            self.turns.noted(session, at)
-            self._emit(do.Restore(session.id, session.move, session.parked.size))
-
-    def _restored(self, event: ev.Restored) -> None:
-        session = self.sessions.get(event.session)
-        if session is None or session.parked is None or session.move != event.ticket:
-            return
-        found = session.moving is None
-        if found and event.status is not MoveStatus.DONE:
-            return
-        if event.status in {MoveStatus.NOT_NOW, MoveStatus.UNABLE}:
-            self._later(session, event.at)
-            return
-        session.moving, session.spared = None, 0
-        stowed, session.parked = session.parked, None
-        self.book.changes += 1
-        self.turns.noted(session, event.at)
-        if event.status is MoveStatus.LOST:
-            self._is_lost(session, event.why)
-        elif event.status is MoveStatus.DONE:
-            self.speeds.came(stowed.size, event.took)
-            self._emit(do.Returned(session.id))
-        # What was measured before is not so any more.
-        session.reported_at = session.idle_since = event.at
-        self.book.resting.note(session)
-        for job in session.jobs.values():
-            job.resident_since = event.at
-        if found:  # on the device, it runs; it is charged although nobody let it in
-            self.book.charge(session, declared=stowed.declared, measured=stowed.measured)
-            self.book.context(session, stowed.context)
-        else:
-            self._stands(session, event.at)
-        request = session.jobs.get(request_of(session.id))
-        if request is not None:
-            self._over(session, request, JobState.DONE)
-            if session.cell_open:
-                self.probe.start(session, event.at)
-        self._goes_on(session, event.at)
-        self._admit(event.at)
-
-    def _is_lost(self, session: Session, why: str) -> None:
-        """The driver answers it no more: it holds nothing, and never can again."""
-        session.barred = why
-        self.book.charge(session, declared=0, measured=0)
-        self._emit(do.Returned(session.id, why))
-
-    def _stands(self, session: Session, at: float) -> None:
-        """It stands still after a move, as after a pause."""
-        session.stopped, session.stopped_at = PauseReason.PARKED, at
-
-    def _goes_on(self, session: Session, at: float) -> None:
-        """It runs with its next turn, or at once where it wants none."""
-        self._wants(session, at)
-        if session.phase is Phase.OFF or self.lost or at < session.exempt_until:
-            self.turns.free(session)
-
-    def _later(self, session: Session, at: float) -> None:
-        """There was no room in fact: try again before long, or give up where nobody needs it any more."""
-        ticket = session.move
-
-        def again(now: float) -> None:
-            if session.moving is not Moving.BACK or session.move != ticket:
-                return
-            if session.jobs:
-                self._restore(session, now)
-            else:
-                session.moving = None
-                self.book.charge(session, declared=0, measured=0)
-                self.book.context(session, 0)
-                self._admit(now)
-
-        self._deadlines.add(at + min(LONGEST_AGAIN, AGAIN * 2**session.spared), again)
-        session.spared += 1
 
     def _moved(self, name: SessionId, ticket: int) -> Session | None:
         session = self.sessions.get(name)

@@ -54,7 +54,7 @@ def _for_memory(scheduler: Scheduler, job: Job) -> Wait:
     if held is not None and not scheduler.lost:
         return _held_back(scheduler, job, held)
     book = scheduler.book
-    needs = book.added(session, job.need) + job.need.ephemeral
+    needs = book.wanted(session, job.need) + job.need.ephemeral
     if scheduler.lost:
         free, ahead = max(0, book.table.free), book.queue.ahead(job.id)
         return Wait(WaitReason.MEMORY, needs, free, ahead, lost=scheduler.why_lost)

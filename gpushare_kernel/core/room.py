@@ -89,7 +89,7 @@ class Room(Parking):
         """Return which lanes are to merge into which so that Algorithm 1 finds room for `head`; the fewest, from the smallest."""
         table, session = self.book.table, self.sessions[head.session]
         lanes = [lane for lane in table.shared[: MOST + 1] if self._may_merge(lane)]
-        room = table.free - self.book.added(session, head.need)
+        room = table.free - self.book.wanted(session, head.need)
         ephemeral = head.need.ephemeral
         largest = table.shared[-1].size if len(table.shared) else 0
         for n in range(1, len(lanes)):

@@ -155,7 +155,9 @@ def _pausing(cuda: tuple[int, int], worker: Sequence[str]) -> Probe | None:
         return Probe(Verdict.COOPERATIVE, why, "sudo apt install nvidia-driver-580-server")
     if worker is WORKER and not _have_bindings():
         why = "Pausing needs the package cuda-bindings, which is not installed."
-        return Probe(Verdict.COOPERATIVE, why, f"pip install 'gpushare-kernel[cuda{cuda[0]}]'")
+        return Probe(
+            Verdict.COOPERATIVE, why, f"pip install '.[cuda{cuda[0]}]'  # in a clone of gpushare"
+        )
     if _mps_runs():
         return _with_mps("MPS runs on this machine: under it nobody can be paused.")
     return _meaning(_tried() if worker is WORKER else _try_lock(worker))

@@ -20,7 +20,7 @@ try:
     from gateway_provisioners.config_mixin import ssh_port
     from gateway_provisioners.distributed import DistributedProvisioner, kernel_log_dir
 except ModuleNotFoundError as problem:
-    _MISSING = f"the provisioner gpushare-distributed needs {problem.name}. Run: pip install 'gpushare-kernel[gateway]'"
+    _MISSING = f"the provisioner gpushare-distributed needs {problem.name}. In a clone of gpushare: pip install '.[gateway]'"
     raise ModuleNotFoundError(_MISSING, name=problem.name) from None
 
 from gpushare_kernel.core.errors import BadSize, HostAway, NoHost

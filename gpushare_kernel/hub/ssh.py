@@ -118,7 +118,7 @@ class Asked:
         if self._channel.exit_status == _NOT_FOUND:
             why = f"there is no {python}, with which kernels start ({last}). Install Python and gpushare-kernel there, or name the right one in the kernelspec"
         elif "No module named" in last:
-            why = f"{python} there has no gpushare that this gateway can ask ({last}). On that host: {python} -m pip install -U gpushare-kernel"
+            why = f"{python} there has no gpushare that this gateway can ask ({last}). On that host, in a clone of gpushare as new as here: {python} -m pip install ."
         else:
             why = f"{python} there ended with {self._channel.exit_status}: {last or 'no word'}"
         return HostAway(why, lasting=True)

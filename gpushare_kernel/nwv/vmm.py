@@ -26,7 +26,7 @@ def _driver() -> Any:
     try:
         from cuda.bindings import driver  # noqa: PLC0415  an extra
     except ImportError as problem:
-        msg = "pages shared on a GPU need cuda-bindings. Install it: pip install 'gpushare-kernel[cuda13]'."
+        msg = "pages shared on a GPU need cuda-bindings. In a clone of gpushare: pip install '.[cuda13]'"
         raise DriverError(msg) from problem
     return driver
 

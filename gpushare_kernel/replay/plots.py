@@ -59,7 +59,7 @@ def _matplotlib() -> Any:
         import matplotlib  # noqa: PLC0415  an extra: only who draws needs it
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
-        msg = "--plot needs matplotlib, which is not installed here. Install it: pip install 'gpushare-kernel[replay]'."
+        msg = "--plot needs matplotlib, which is not installed here. In a clone of gpushare: pip install '.[replay]'"
         raise UserError(msg) from None
     matplotlib.rcParams["svg.hashsalt"] = "gpushare"  # the same picture, byte for byte
     return Figure

@@ -66,6 +66,7 @@ def maintenance_text(view: MaintenanceView, since: str) -> str:
 def account_text(user: UserView) -> str:
     """Return what a user's group allows it, and what is left of its budgets; empty where there is nothing to say."""
     parts = [] if user.memory is None else [f"{format_size(user.memory)} of each device at most"]
+    parts += [] if user.parked is None else [f"{format_size(user.parked)} set aside at most"]
     parts += (
         []
         if user.kernels is None

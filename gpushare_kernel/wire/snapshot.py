@@ -61,6 +61,7 @@ class DeviceView(Struct, frozen=True):
     and programs in no session, hold of it. `limits` says why nobody can be paused there, `lost` why it does not answer.
     `turns` is who did what in the last 30 s, what began first comes first, at most 600: where there was more, what lies
     further back is coarser. `can` is what can be done to whoever uses it: `pause`, `park` (None: an older broker, which does not say).
+    `context` is what one context takes, before it holds anything: as measured, an estimate until then (0: there are none).
     """
 
     id: str
@@ -80,6 +81,7 @@ class DeviceView(Struct, frozen=True):
     lost: str | None = None
     turns: tuple[TurnView, ...] = ()
     can: tuple[str, ...] | None = None
+    context: int = 0
 
 
 class SessionView(Struct, frozen=True):
@@ -145,7 +147,8 @@ class BudgetView(Struct, frozen=True):
 class UserView(Struct, frozen=True):
     """A user's account. What its group allows is for itself and administrators to see; to others there is none.
 
-    `memory` is what it may hold of each device (bytes; None: no cap), `kernels` how many it may have open.
+    `memory` is what it may hold of each device (bytes; None: no cap), `kernels` how many it may have open, `parked` what of
+    it may lie aside in the host's memory, of all devices together (bytes).
     """
 
     name: str
@@ -156,6 +159,7 @@ class UserView(Struct, frozen=True):
     kernels: int | None = None
     budgets: tuple[BudgetView, ...] = ()
     own: bool = False
+    parked: int | None = None
 
 
 class MaintenanceView(Struct, frozen=True):
@@ -209,7 +213,7 @@ class BundleView(Struct, frozen=True):
 
 
 class ArenaView(Struct, frozen=True):
-    """Memory of the host into which a user's kernels set GPU memory aside, in bytes: what is leased to them now, what has memory behind it (for the next one, too), and the most they may lease in all."""
+    """Memory of the host into which a user's kernels set GPU memory aside, in bytes: what is leased to them now, what has memory behind it (for the next one, too), and the most they may lease in all, the cap of their group included."""
 
     user: str
     leased: int

@@ -148,7 +148,7 @@ def doctor(session: Session | None) -> str:
     startup = Path(sys.prefix) / _STARTUP
     rows = [
         ("gpushare", f"{__version__} in {sys.prefix}"),
-        ("startup file", str(startup) if startup.exists() else f"not found: {startup}. Install with: pip install gpushare-kernel (not --user)"),
+        ("startup file", str(startup) if startup.exists() else f"not found: {startup}. In a clone of gpushare: pip install . (not --user)"),
         ("session", os.environ.get("GPUSHARE_SESSION") or "none: this kernel was not started by gpushare. jupyter gpushare doctor says why"),
         ("socket", os.environ.get("GPUSHARE_SOCKET") or "none"),
     ]  # fmt: skip
@@ -160,10 +160,10 @@ def doctor(session: Session | None) -> str:
 def _connection(session: Session) -> list[tuple[str, str]]:
     try:
         found = session.wait_attached(2.0)
-        broker = session.snapshot().broker
+        snapshot = session.snapshot()
     except GpushareError as problem:
         return [("broker", str(problem))]
-    noun = texts.memory_noun(found.kind)
+    noun, broker = texts.memory_noun(found.kind), snapshot.broker
     rows = [
         ("device", f"{found.device} ({found.device_name}), {format_size(found.capacity)} of {noun}")
     ]
@@ -173,6 +173,7 @@ def _connection(session: Session) -> list[tuple[str, str]]:
             0, ("broker", f"{broker.version}, {kind}, up {texts.format_duration(broker.uptime)}")
         )
     rows.append(("memory here", format_size(session.memory.now())))
+    rows += [("your limits", said) for user in snapshot.users if user.own and (said := account_text(user))]  # fmt: skip
     return rows
 
 

@@ -81,6 +81,19 @@ def test_a_cap_holds_a_command_up_and_says_so(gpushare, followed: Places) -> Non
     assert "each of the group students may hold 256 MiB of this device in all" in refused.stderr
 
 
+def test_status_and_doctor_say_the_limits_that_hold(
+    gpushare, followed: Places, write: Write
+) -> None:
+    """What may be set aside among them."""
+    write(f'[groups.students]\nusers = ["{ME}"]\nparked_memory = "300MiB"\nkernels = 3\n')
+    gpushare("reload")
+    with running("1MiB", *HOLDS) as held:
+        assert held.stdout.readline() == "ready\n"
+        said = f"{ME} (students): 300 MiB set aside at most, 3 kernels at most."
+        assert said in gpushare("status").stdout
+        assert f"limits       {said}" in gpushare("doctor").stdout
+
+
 def test_a_file_is_read_again_by_command_and_by_signal(
     gpushare, followed: Places, write: Write
 ) -> None:

@@ -167,7 +167,7 @@ def test_without_matplotlib_it_says_what_to_install(
     assert done.returncode == 1
     assert done.stderr == (
         "gpushare: --plot needs matplotlib, which is not installed here. "
-        "Install it: pip install 'gpushare-kernel[replay]'.\n"
+        "In a clone of gpushare: pip install '.[replay]'\n"
     )
 
 

@@ -67,12 +67,11 @@ def test_the_words_are_those_of_the_live_view():
 
 
 def test_what_administrators_say_comes_first():
-    """A word to everybody, and a maintenance."""
-    said = {"news": ["From your administrator: away on Monday"], **scene(EMPTY, now=NOW)}
-    out = terminal()
-    with out.capture() as caught:
-        out.print(view(said, 100))
-    assert caught.get().splitlines()[0].rstrip() == "From your administrator: away on Monday"
+    """A word to everybody, and a maintenance; at the end what one's group allows."""
+    shown = [line for line in lines(FULL, 140) if line]
+    assert shown[0] == "From your administrator: GPU 1 is away on Monday, 9 to 11"
+    assert "(new driver, back at 16:00): nothing new begins." in shown[1]
+    assert shown[-2].startswith("ann (students): 40.0 GiB of each device at most")
 
 
 def test_little_is_short():

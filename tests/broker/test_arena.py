@@ -25,7 +25,8 @@ from gpushare_kernel.broker.budgets import Budgets
 from gpushare_kernel.broker.extents import Span
 from gpushare_kernel.broker.memfile import MemFile
 from gpushare_kernel.broker.options import parser, size_of
-from gpushare_kernel.broker.persons import Person
+from gpushare_kernel.broker.persons import Person, user_name
+from gpushare_kernel.broker.settings import Caps, Group, Settings
 from gpushare_kernel.client.arena import Lease, take
 from gpushare_kernel.core.errors import (
     BadSize,
@@ -101,6 +102,20 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Span]]:
     with monkeypatch.context() as patch:
         patch.setattr(MemFile, "populate", noted)
         yield spans
+
+
+def test_what_one_reads_of_the_limit_is_what_holds(house: House, mine: Any) -> None:
+    """The group's cap, where that is less than what the broker gives a user; the refusal says the same."""
+    lease = take(mine, 2 * MiB)
+    assert [budget for _, _, budget in seen(house)] == [16 * MiB]
+    group = Group("students", frozenset({user_name(os.geteuid())}), caps=Caps(parked=4 * MiB))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+    assert [budget for _, _, budget in seen(house)] == [4 * MiB]
+    (account,) = house.do(lambda: house.broker.snapshot(Person(os.geteuid()))).users
+    assert account.parked == 4 * MiB
+    with pytest.raises(Refused, match=r"may set aside 4 MiB of the host's memory in all; 2 MiB"):
+        take(mine, 4 * MiB)
+    lease.close()
 
 
 # --- leases -----------------------------------------------------------------------------------------------------

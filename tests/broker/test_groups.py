@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from gpushare_kernel.broker import groups as groups_module
+from gpushare_kernel.broker import people as people_module
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.persons import user_name
@@ -22,10 +25,12 @@ from gpushare_kernel.core.values import DeviceId, GiB, UserId, WaitReason
 from gpushare_kernel.devices.base import Inventory
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
-from tests.broker.house import House
-from tests.broker.test_desk import refused, submit
+from tests.broker.house import LIMIT, House
+from tests.broker.test_desk import as_root, refused, submit
+from tests.procs import Program
 
 ME = user_name(os.geteuid())
+NOBODY = 65534
 
 
 def follow(house: House, **more: Any) -> None:
@@ -70,6 +75,43 @@ def test_one_kernel_more_than_allowed_is_refused_with_those_there_are(house: Hou
     assert str(problem.value) == "each of the group students may have 2 kernels open, and yours are hw1.ipynb, hw2.ipynb. Shut one down first."  # fmt: skip
     house.call(msg.Close(first.session, first.token)).close()
     house.open("hw3.ipynb")
+
+
+@as_root
+def test_a_kernel_that_root_starts_for_somebody_is_one_of_theirs(house: House) -> None:
+    """Beyond the cap it is refused where it is known whose it is; no process is ended for it (I8)."""
+    group = Group("students", frozenset({user_name(NOBODY)}), caps=Caps(kernels=1))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+    runs = f"os.setuid({NOBODY}); say('up'); wait()"
+    first, second = house.open("hw1.ipynb"), house.open("hw2.ipynb")
+    with Program(runs) as one, Program(runs) as two:
+        for program, opened in ((one, first), (two, second)):
+            assert program.said() == ["up"]
+            with pytest.raises(UserError, match=r"yours is hw1\.ipynb") if opened is second else nullcontext():  # fmt: skip
+                house.bind(opened, program.pid)
+        assert house.kernel(first).uid == NOBODY
+        assert (house.kernel(second).uid, house.kernel(second).key) == (0, None)
+        assert two.process.poll() is None
+        house.call(msg.Close(first.session, first.token)).close()
+        house.bind(second, two.pid)
+        assert house.kernel(second).uid == NOBODY
+
+
+def test_a_group_that_somebody_comes_to_by_a_reload_ends_no_kernel_and_lets_no_more_in(
+    house: House,
+) -> None:
+    """Those that are open stay, and may be restarted; the next one starts once there are fewer."""
+    opened = [house.open(f"hw{n}.ipynb") for n in range(3)]
+    follow(house, kernels=2)
+    assert len(house.broker.registry) == 3
+    again = house.call(msg.Restart(opened[2].session, opened[2].token)).body
+    assert isinstance(again, msg.Opened)
+    opened[2] = again
+    for one in opened[:2]:
+        with pytest.raises(UserError, match="may have 2 kernels open"):
+            house.open("hw4.ipynb")
+        house.call(msg.Close(one.session, one.token)).close()
+    house.open("hw4.ipynb")
 
 
 def test_a_cap_on_memory_holds_from_the_first_cell_on(house: House) -> None:
@@ -296,7 +338,71 @@ def test_a_broker_without_a_file_says_so(house: House) -> None:
     text = refused(house.call(msg.Observe()).ask(msg.ReloadSettings()), "BadSettings")
     assert text.startswith("this broker has no configuration. Start it with one: jupyter gpushare start --config FILE; ")  # fmt: skip
     with pytest.raises(BadSettings):
-        house.do(house.broker.groups.reload)
+        house.wait(house.broker.groups.reload())
+
+
+class Slow(People):
+    """A directory that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.answers, self.asked = threading.Event(), list[str]()
+
+    def groups_of(self, user: str) -> frozenset[str]:
+        self.asked.append(user)
+        self.answers.wait(LIMIT)
+        return frozenset({"root"})
+
+
+@pytest.fixture
+def slow(house: House) -> Iterator[Slow]:
+    """The one that the broker asks."""
+    house.broker.groups._people = made = Slow()
+    yield made
+    made.answers.set()
+
+
+BY_UNIX_GROUP = 'admin_groups = ["root"]\n[groups.g]\nunix_groups = ["root"]\nweight = 3\n'
+
+
+def test_a_reload_that_waits_for_names_holds_up_nobody(
+    house: House, written: Callable[[str], None], slow: Slow
+) -> None:
+    """Somebody's cell is let in meanwhile; what is asked of people who are here is not asked again on the loop."""
+    written(BY_UNIX_GROUP)
+    kernel = house.notebook()
+    admin = house.call(msg.Observe())
+    number = admin.send(msg.ReloadSettings())
+    house.saw(lambda: slow.asked)
+    assert isinstance(kernel.ask(submit("a", persistent=GiB)), msg.Granted)
+    assert number not in admin.replies
+    slow.answers.set()
+    assert isinstance(admin.reply(number), msg.SettingsRead)
+    assert house.broker.scheduler.users[ME].weight == 3.0
+    assert slow.asked == [ME]
+
+
+def test_a_reload_whose_names_nobody_tells_is_given_up(
+    house: House,
+    written: Callable[[str], None],
+    slow: Slow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was read before holds, and it says so; one look-up hangs at most, and once it is back a reload is one again."""
+    house.notebook()
+    written(BY_UNIX_GROUP)
+    monkeypatch.setattr(people_module, "LIMIT", 0.05)
+    admin = house.call(msg.Observe())
+    for _ in range(2):
+        text = refused(admin.ask(msg.ReloadSettings()), "BadSettings")
+        assert "directory of users and groups did not answer within" in text
+        assert text.endswith("What was read before still holds.")
+    assert slow.asked == [ME]
+    assert snapshot(house).broker.trouble == text
+    assert house.broker.groups.settings.groups == ()
+    slow.answers.set()
+    house.saw(lambda: not house.broker.groups._lookups._hangs)
+    assert isinstance(admin.ask(msg.ReloadSettings()), msg.SettingsRead)
+    assert snapshot(house).broker.trouble is None
 
 
 # --- who may map whose bundles ------------------------------------------------------------------------------------

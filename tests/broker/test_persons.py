@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.broker.administration import of_user
 from gpushare_kernel.broker.persons import Person, Persons
-from gpushare_kernel.broker.settings import Settings
-from gpushare_kernel.core.errors import HubAway, NotVouched
-from gpushare_kernel.core.values import GiB, JobId, SessionId
+from gpushare_kernel.broker.settings import Caps, Group, Settings
+from gpushare_kernel.core.errors import HubAway, NotVouched, UserError
+from gpushare_kernel.core.values import GiB, JobId, SessionId, UserId
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import LIMIT, Caller, House
 
@@ -143,6 +146,25 @@ def test_a_hub_that_is_away_makes_it_the_uids_until_a_restart(
     assert seen_by(house, house.attach(again.body)) == {"a.ipynb": "ann"}
 
 
+def test_a_notebook_that_becomes_somebodys_at_a_restart_is_one_kernel_more(
+    house: House, names: PlayedNames
+) -> None:
+    """Beyond her group's it does not start: nothing of it changes, and it does once she has shut one down."""
+    group = Group("students", frozenset({"ann"}), caps=Caps(kernels=1))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+    names.away = True
+    opened = house.open("a.ipynb", hub_token="t-ann")
+    names.away = False
+    other = house.open("b.ipynb", hub_token="t-ann")
+    restart = msg.Restart(opened.session, opened.token, "t-ann")
+    with pytest.raises(UserError, match=r"may have 1 kernel open, and yours is b\.ipynb"):
+        house.call(restart)
+    assert house.kernel(opened).person == ME
+    house.call(msg.Close(other.session, other.token)).close()
+    assert isinstance(house.call(restart).body, msg.Opened)
+    assert house.kernel(opened).user == "ann"
+
+
 def test_a_restart_keeps_who_it_was(house: House, names: PlayedNames) -> None:
     """The hub is not asked again, nor needed."""
     opened = house.open("a.ipynb", hub_token="t-ann")
@@ -179,11 +201,35 @@ def test_only_shared_uids_are_asked_about(tmp_path: Path, names: PlayedNames) ->
     assert names.asked == []
 
 
-def test_a_name_that_is_somebody_elses_account_is_another_user() -> None:
-    """Who signs up at the hub as root does not share root's account; who is that account does."""
-    assert Person(65533, "root").user == "root (hub)"
-    assert Person(0, "root").user == "root"
+def test_a_hubs_name_that_is_an_account_here_is_another_user() -> None:
+    """Who signs up at the hub as root does not share root's account, nor does jovyan that of jovyan's uid; no two names make one."""
+    assert Person(65533, "root").user == Person(0, "root").user == "root (hub)"
+    assert Person(0).user == "root"
     assert Person(65533, "nobody-of-that-name").user == "nobody-of-that-name"
+    assert Person(4711).user == "4711"
+    assert Person(4711, "4711").user == "4711 (hub)"
+    assert Person(65533, "root (hub)").user == "root (hub) (hub)"
+
+
+def test_the_account_of_a_shared_uid_is_nobodys_at_the_hub(house: House) -> None:
+    """Who shows no token, and the hub's user of the same name: device time, caps and views of their own."""
+    name = ME.user
+    group = Group("students", frozenset({name}), caps=Caps(kernels=1))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+    host, hub = house.notebook("host.ipynb"), of(house, f"t-{name}", "hub.ipynb")
+    users = house.do(lambda: [*house.broker.scheduler.users])
+    assert sorted(users) == [name, f"{name} (hub)"]
+    with pytest.raises(UserError, match=r"may have 1 kernel open, and yours is host\.ipynb"):
+        house.open("more.ipynb")
+    of(house, f"t-{name}", "more.ipynb")
+    assert seen_by(house, hub)["hub.ipynb"] == f"{name} (hub)"
+    reply = hub.ask(msg.GetSnapshot())
+    assert isinstance(reply, msg.SnapshotReply)
+    assert [one.name for one in reply.snapshot.users if one.own] == [f"{name} (hub)"]
+    text = hub.ask(msg.Proclaim("hi"))
+    assert isinstance(text, msg.Failure)
+    assert f"you are {name} (hub)" in text.message
+    host.close()
 
 
 def test_it_outlives_the_broker(tmp_path: Path, names: PlayedNames) -> None:
@@ -197,6 +243,19 @@ def test_it_outlives_the_broker(tmp_path: Path, names: PlayedNames) -> None:
         kernel = house.do(lambda: house.broker.registry.get(SessionId(opened.session)))
         assert kernel is not None
         assert (kernel.person, kernel.user) == (Person(ME.uid, "ann"), "ann")
+
+
+def test_whose_account_had_the_name_of_an_account_here_has_its_own_now(
+    tmp_path: Path, names: PlayedNames
+) -> None:
+    """A broker before this one wrote down both under one."""
+    with House(tmp_path, persons=Persons(names)) as house:
+        of(house, "t-root", "a.ipynb")
+    with House(tmp_path, persons=Persons(names)) as house:
+        (row,) = house.ledger.load().sessions
+        house.do(lambda: house.broker.adopt(dataclasses.replace(row, user=UserId("root"))))
+        (kernel,) = house.do(lambda: [*house.broker.registry])
+        assert kernel.user == kernel.person.user == "root (hub)"
 
 
 def test_whom_the_administrators_file_names_administers_by_the_hubs_word(house: House) -> None:
@@ -220,3 +279,42 @@ def test_a_uid_that_many_share_does_not_administer_for_being_the_brokers(
     house.broker.persons = Persons()
     assert house.broker.administers(Person(4711))
     assert not house.broker.administers(Person(4712))
+
+
+def test_a_file_that_names_the_account_of_a_shared_uid_makes_nobody_an_administrator(
+    tmp_path: Path, names: PlayedNames
+) -> None:
+    """Whoever shows no token would be one. The hub's user of that name is, where the file names that."""
+    with House(tmp_path, persons=Persons(names, {4711})) as house:
+        broker = house.broker
+        settings = Settings(admins=frozenset({"4711", "4712"}))
+        house.do(lambda: broker.groups.follow(settings))
+        assert house.do(lambda: broker.administers(Person(4712))), "that is one person's"
+        assert not house.do(lambda: broker.administers(Person(4711)))
+        assert not house.do(lambda: broker.administers(Person(4711, "4711")))
+        named = Settings(admins=frozenset({"4711 (hub)"}))
+        house.do(lambda: broker.groups.follow(named))
+        assert house.do(lambda: broker.administers(Person(4711, "4711")))
+
+
+@pytest.mark.parametrize("request_", [msg.Evict, msg.Release, msg.UnparkNotebook])
+def test_an_administrator_who_names_two_users_at_once_is_told_which(
+    house: House, request_: type
+) -> None:
+    """An account of this host and a user of the hub: each has a name of its own that means nobody else."""
+    name, uid = ME.user, ME.uid
+    of(house, f"t-{name}", "hub.ipynb")
+    settings = Settings(admins=frozenset({"ann"}))
+    house.do(lambda: house.broker.groups.follow(settings))
+    admin = house.call(msg.Observe("t-ann"))
+    if request_ is msg.Evict:  # the one who is there is not meant by the name of another
+        alone = admin.ask(request_(name))
+        assert isinstance(alone, msg.Failure)
+        assert f"There are notebooks of: {name} (hub)" in alone.message
+    house.notebook("host.ipynb")
+    reply = admin.ask(request_(name))
+    assert isinstance(reply, msg.Failure)
+    assert reply.message == f"{name!r} is the account of uid {uid} here, and a user of the hub; both have notebooks open. Write {uid}, or '{name} (hub)'."  # fmt: skip
+    for whom, session in ((f"{name} (hub)", "hub.ipynb"), (str(uid), "host.ipynb")):
+        assert not isinstance(admin.ask(request_(whom)), msg.Failure)
+        assert [k.name for k in house.do(partial(of_user, house.broker, whom))] == [session]

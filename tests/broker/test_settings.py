@@ -123,6 +123,8 @@ def test_a_night_belongs_to_the_day_on_which_it_begins() -> None:
         ("[groups.g]\nusers = ['ann']\nkernels = 'three'\n", ", line 3: groups.g.kernels: expected a whole number, got a text in quotes."),
         ("[groups.g]\nusers = ['ann']\nrealtime = 2.0\n", ", line 3: groups.g.realtime: it must be from 0 (none) to 1, all there is here, and 2 is not."),
         ("[groups.g]\nusers = ['anm']\n", ", line 2: groups.g.users: there is no user 'anm' on this host. Did you mean 'ann'?"),
+        ("[groups.g]\nusers = ['ann (hub)']\n",
+         ", line 2: groups.g.users: there is no user 'ann (hub)' on this host. Where users are those of a JupyterHub and no accounts of this host: names = \"any\"."),
         ("[groups.g]\nunix_groups = ['studens']\n", ", line 2: groups.g.unix_groups: there is no unix group 'studens' on this host. Did you mean 'students'?"),
         ("[groups.g]\nusers = ['ann']\nbudget_per_day = '25h'\n",
          ", line 3: groups.g.budget_per_day: '25h' is more than all devices here have in that time. Write less, or leave it out."),

@@ -37,6 +37,7 @@ KEYS = {
         "lost",
         "turns",
         "can",
+        "context",
     },
     "turns": {"session", "began", "ended", "kind"},
     "lanes": {"id", "size", "occupant", "members"} | {"used"},
@@ -69,7 +70,8 @@ KEYS = {
         "note",
         "over_budget",
     },
-    "users": {"name", "weight", "device_time"} | {"group", "memory", "kernels", "budgets", "own"},
+    "users": {"name", "weight", "device_time"}
+    | {"group", "memory", "kernels", "budgets", "own", "parked"},
 }
 
 

@@ -12,8 +12,9 @@ from hypothesis.strategies import DataObject
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.accounts import BACKGROUND
 from gpushare_kernel.core.budget import budget
-from gpushare_kernel.core.parking import REST, request_of
+from gpushare_kernel.core.parking import REST
 from gpushare_kernel.core.reasons import why
+from gpushare_kernel.core.returning import request_of
 from gpushare_kernel.core.values import Activity, GiB, JobId, MiB, SessionId, UserId, WaitReason
 from tests.core.test_parking import activity, gpu, holds, parks, waits
 from tests.core.tests_core_world import Kernel, World

@@ -70,6 +70,8 @@ class Machine(RuleBasedStateMachine):
     can_park = False
     #: Whether the device may be asked to park somebody in the middle of its work.
     by_force = False
+    #: Bytes that a restore must find to spare.
+    margin = 0
     sessions: Bundle[SessionId] = Bundle("sessions")
     jobs: Bundle[JobId] = Bundle("jobs")
 
@@ -84,6 +86,7 @@ class Machine(RuleBasedStateMachine):
                 divisible=self.divisible,
                 enforce=not self.divisible,
                 can_park=self.can_park,
+                restore_margin=self.margin,
                 residency=0.2,
                 park_cost=0.001,
             )
@@ -136,7 +139,7 @@ class Machine(RuleBasedStateMachine):
 
     def _restore(self, session: SessionId, ticket: int) -> None:
         assert self.core.sessions[session].charged <= self.core.book.table.used
-        came = self.refuses or now(self.device.restore(self.targets[session], margin=0))
+        came = self.refuses or now(self.device.restore(self.targets[session], margin=self.margin))
         back = ev.Restored(at=self.at, session=session, ticket=ticket, status=came.status, took=0.01, why=came.why)  # fmt: skip
         self.moves.append((self.at + 0.01, back))
 
@@ -516,12 +519,14 @@ class ParkMachine(Machine):
     """The same where the memory of those who wait, or are idle, may be given to others."""
 
     can_park = True
+    margin = RESERVE
 
 
 class ForceMachine(SlotMachine):
     """The same where somebody may be parked in the middle of its work."""
 
     can_park = by_force = True
+    margin = RESERVE
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,9 @@ import pytest
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.parking import GLANCE, REST, request_of
+from gpushare_kernel.core.parking import GLANCE, REST
 from gpushare_kernel.core.records import Moving
+from gpushare_kernel.core.returning import request_of
 from gpushare_kernel.core.values import (
     Activity,
     GiB,
@@ -296,6 +297,62 @@ def test_a_restore_without_room_is_tried_again() -> None:
     world.run(8)
     assert world.core.sessions[SessionId("idle")].parked is None
     assert not world.kernels["idle"].paused
+
+
+def spared(size: int, **settings: object) -> World:
+    """A GPU whose restores must find 256 MiB to spare; `idle` has `size` bytes parked, `other` keeps 5 GiB, and `busy` is done."""
+    world = gpu(restore_margin=256 * MiB, **settings)
+    holds(world, "idle", size)
+    world.run(5)
+    waits(world, "busy", 8 * GiB)
+    world.run(0.1)
+    world.end("busy/1", persistent=0)
+    holds(world, "other", 5 * GiB)
+    world.run(5)
+    assert activity(world, "idle") is Activity.PARKED
+    return world
+
+
+def test_who_is_idle_is_parked_for_what_a_restore_must_find_to_spare() -> None:
+    """There is room for what comes back and no more: that is too little in fact, and nobody else would give any."""
+    world = spared(5 * GiB - 64 * MiB)
+    waits(world, "idle", 32 * MiB)
+    world.run(0.1)
+    assert parks(world) == ["idle", "other"]
+    assert world.running("idle/1")
+    assert activity(world, "other") is Activity.PARKED
+
+
+def test_a_lane_of_its_own_is_to_spare_until_it_is_back() -> None:
+    """Nobody is parked for what its job declares anyway."""
+    world = spared(5 * GiB - 512 * MiB)
+    waits(world, "idle", 512 * MiB)
+    world.run(0.1)
+    assert parks(world) == ["idle"]
+    assert world.running("idle/1")
+
+
+def test_whose_restore_finds_too_little_as_others_came_in_waits_for_memory_anew() -> None:
+    """It would be tried again for ever: they are idle, and nobody is parked for a restore."""
+    world = spared(4 * GiB)
+    world.comes = [(MoveStatus.NOT_NOW, "no room")] * 2
+    waits(world, "idle", 32 * MiB)
+    waits(world, "third", 900 * MiB)
+    world.end("third/1", persistent=900 * MiB)
+    world.run(10)
+    assert world.running("idle/1")
+    assert "other" in parks(world) or "third" in parks(world)
+
+
+def test_what_could_never_be_put_back_is_not_parked() -> None:
+    """An empty device has no room for it and what must be to spare."""
+    world = gpu(restore_margin=256 * MiB)
+    holds(world, "idle", 10 * GiB - 128 * MiB)
+    world.run(5)
+    waits(world, "busy", 8 * GiB)
+    world.run(5)
+    assert parks(world) == []
+    assert "leaves no room to put it back" in world.core.why_not_parked(world.core.sessions[SessionId("idle")])  # fmt: skip
 
 
 def test_a_restore_that_nobody_needs_any_more_is_given_up() -> None:

@@ -117,7 +117,7 @@ def test_without_the_bindings_turns_are_cooperative(
     monkeypatch.setattr(verdict_module, "_have_bindings", lambda: False)
     found = probe_capabilities(INFO, worker=WORKER)
     assert found.verdict is Verdict.COOPERATIVE
-    assert found.command == "pip install 'gpushare-kernel[cuda13]'"
+    assert found.command == "pip install '.[cuda13]'  # in a clone of gpushare"
 
 
 def test_without_nvml_there_is_nothing_to_share(monkeypatch: pytest.MonkeyPatch) -> None:

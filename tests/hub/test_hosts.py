@@ -271,4 +271,4 @@ def test_without_the_extra_it_says_which(missing, code):
     assert done.returncode == 1
     said = done.stderr.rstrip().rpartition("\n")[2]
     assert missing in said
-    assert "pip install 'gpushare-kernel[gateway]'" in said
+    assert "In a clone of gpushare: pip install '.[gateway]'" in said

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
 
-from tests.faults.conftest import made_host
 from tests.faults.host import Host
-from tests.widgets.browser.lab import CHROMIUM, Lab, chromium
+from tests.widgets.browser.conftest import BROKER, app, browser, host
+from tests.widgets.browser.lab import Lab
+
+__all__ = ["BROKER", "app", "browser", "host"]
 
 SOURCE = Path(__file__).parents[2] / "labextension"
 BUILDING = 600
-BROKER = ("--compute", "1", "--turn", "0.1", "--capacity", "1GiB")
 NAME = "gpushare-lab"
 HAVE_BACKEND = all(
     importlib.util.find_spec(name)
@@ -60,19 +60,6 @@ def extensions(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, extensions: Path) -> Iterator[Host]:
-    """A host whose kernels share one core and 1 GiB."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        made_host(tmp_path_factory.mktemp("host"), patch) as made,
-    ):
-        made.start(*BROKER)
-        yield made
-
-
-@pytest.fixture(scope="module")
 def lab(host: Host, extensions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A Jupyter server on that host, with the extension."""
     made = Lab(
@@ -83,12 +70,3 @@ def lab(host: Host, extensions: Path, tmp_path_factory: pytest.TempPathFactory) 
     )
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One for all."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with chromium() as made:
-        yield made

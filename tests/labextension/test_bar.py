@@ -15,17 +15,11 @@ from gpushare_kernel.app.ending import stop_broker
 from tests.faults.host import LIMIT, Host
 from tests.faults.notebook import Notebook as Kernel
 from tests.labextension.conftest import BROKER, NAME
-from tests.widgets.browser.lab import APPS, PATIENCE, Lab, Notebook
+from tests.widgets.browser.lab import PATIENCE, Lab, Notebook
 
 SCREEN = {"width": 1280, "height": 800}
 HOME = {"lab": "lab?reset", "notebook": "tree"}
 HOLD = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.02)"
-
-
-@pytest.fixture(scope="module", params=[*APPS])
-def app(request: pytest.FixtureRequest) -> str:
-    """Each of Jupyter's front ends."""
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

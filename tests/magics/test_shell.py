@@ -12,6 +12,7 @@ from gpushare_magics.lines import Output, WaitingLine
 from gpushare_magics.magics import IN_A_TERMINAL
 from gpushare_magics.row import Row
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+from msgspec.structs import replace
 
 from gpushare_kernel.app.main import GpuShareApp
 from gpushare_kernel.client import api
@@ -39,6 +40,7 @@ from gpushare_kernel.wire.snapshot import (
     QueueView,
     SessionView,
     Snapshot,
+    UserView,
 )
 from tests.client.scripted_broker import Peer, ScriptedBroker, obliging
 
@@ -514,6 +516,15 @@ def test_doctor(run: Run, run_doctor_lines: Callable[[], list[str]]) -> None:
     """The doctor names what it found, one line a check."""
     names = [line[:14].strip() for line in run_doctor_lines()]
     assert names == ["gpushare", "startup file", "session", "socket", "broker", "device", "memory here"]  # fmt: skip
+
+
+def test_doctor_says_the_limits_of_ones_group(
+    run_doctor_lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One's own, of all accounts that an administrator sees."""
+    users = (UserView("bob", 1.0, 0.0, "g", kernels=9), UserView("ann", 1.0, 0.0, "g", parked=GiB, own=True))  # fmt: skip
+    monkeypatch.setattr(sys.modules[__name__], "SNAPSHOT", replace(SNAPSHOT, users=users))
+    assert run_doctor_lines()[-1] == "your limits   ann (g): 1.0 GiB set aside at most."
 
 
 @pytest.fixture

@@ -341,6 +341,6 @@ def test_without_prometheus_client_it_says_what_to_install(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(
-        BrokerUnavailable, match=re.escape("pip install 'gpushare-kernel[metrics]'")
+        BrokerUnavailable, match=re.escape("In a clone of gpushare: pip install '.[metrics]'")
     ):
         host.start("--metrics", "127.0.0.1:0")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import decode_welcome, encode
 from tests.broker.house import House
 from tests.nwv.bundles import made, nets
+from tests.nwv.held import held as all_held
 
 NOBODY = 65534
 STRANGER = """
@@ -61,13 +63,22 @@ class Stranger:
 
     def maps(self) -> tuple[Any, dict[str, Any]]:
         """Return the broker's answer, and what was found of the pages."""
+        return self.asks()()
+
+    def asks(self) -> Callable[[], tuple[Any, dict[str, Any]]]:
+        """Ask for it; return what waits for the answer."""
         hello = msg.Hello(msg.SPOKEN, "test", msg.MapBundle(self._token, "eyes"))
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(pack(encode(hello), msg.TO_BROKER_LIMIT).hex() + "\n")
         self.process.stdin.flush()
-        said = json.loads(self.process.stdout.readline())
-        return decode_welcome(bytes.fromhex(said["welcome"])).body, said
+        answers = self.process.stdout
+
+        def answer() -> tuple[Any, dict[str, Any]]:
+            said = json.loads(answers.readline())
+            return decode_welcome(bytes.fromhex(said["welcome"])).body, said
+
+        return answer
 
 
 @pytest.fixture
@@ -102,6 +113,82 @@ def test_another_user_of_the_trust_group_maps_the_pages_and_cannot_change_them(
     assert (said["read"], said["wrote"]) == (True, False)
     (view,) = house.do(lambda: house.broker.snapshot(Person(NOBODY))).bundles
     assert view.name == "eyes"
+
+
+def test_whose_trust_ends_by_a_reload_is_mapped_by_nobody_new(
+    house: House, stranger: Stranger
+) -> None:
+    """The owner is not in the group any more: others find nothing, the owner finds the own; back in it, others do, too."""
+    one = made(nets(2), bits=8)
+    me, them = user_name(os.geteuid()), user_name(NOBODY)
+    trust(house, me, them)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    first, _ = stranger.maps()
+    assert isinstance(first, msg.BundleHeld)
+    trust(house, them)
+    answer, said = stranger.maps()
+    assert isinstance(answer, msg.Failure)
+    assert "you have no bundle 'eyes'" in answer.message
+    assert said["inode"] is None
+    assert house.do(lambda: house.broker.snapshot(Person(NOBODY))).bundles == ()
+    Bundle.shared("eyes", one.modules, device="cpu").unmap()
+    trust(house, me, them)
+    again, _ = stranger.maps()
+    assert isinstance(again, msg.BundleHeld)
+
+
+def test_trust_that_begins_by_a_reload_holds_for_what_was_shared_before(
+    house: House, stranger: Stranger
+) -> None:
+    """Also where it begins while somebody waits for the pages."""
+    one = made(nets(2), bits=8)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    assert isinstance(stranger.maps()[0], msg.Failure)
+    trust(house, user_name(os.geteuid()), user_name(NOBODY))
+    assert isinstance(stranger.maps()[0], msg.BundleHeld)
+
+
+def test_trust_that_ends_while_somebody_waits_for_the_pages_has_ended(
+    house: House, stranger: Stranger
+) -> None:
+    """They are given out to whoever is trusted when they are filled, not to whoever was."""
+    one = made(nets(2), bits=8)
+    me, them = user_name(os.geteuid()), user_name(NOBODY)
+    trust(house, me, them)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    (held,) = all_held(house)
+    house.do(held.filled.clear)
+    waiting = stranger.asks()
+    house.saw(lambda: held.filled._waiters)
+    trust(house, them)
+    house.do(held.filled.set)
+    answer, said = waiting()
+    assert isinstance(answer, msg.Failure)
+    assert "you have no bundle 'eyes'" in answer.message
+    assert said["inode"] is None
+
+
+def test_two_of_one_name_that_come_into_one_group_are_told_apart(
+    house: House, stranger: Stranger
+) -> None:
+    """One's own is meant; a third is told whose there are."""
+    one = made(nets(2), bits=8)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    (held,) = all_held(house)
+    theirs = dataclasses.replace(held, owner=Person(NOBODY + 1))
+    key = theirs.owner, "played0", "eyes"
+    house.do(lambda: house.broker.bundles._held.update({key: theirs}))
+    others = user_name(os.geteuid()), user_name(NOBODY + 1)
+    trust(house, user_name(NOBODY), *others)
+    answer, _ = stranger.maps()
+    assert isinstance(answer, msg.Failure)
+    assert f"{' and '.join(sorted(others))} have a bundle 'eyes' each" in answer.message
+    Bundle.shared("eyes", one.modules, device="cpu").unmap()
+    house.do(lambda: house.broker.bundles._held.pop(key))
 
 
 def test_whoever_is_not_in_it_is_told_that_there_is_none(house: House, stranger: Stranger) -> None:

@@ -20,6 +20,27 @@ CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
+FROM_AN_INDEX = re.compile(r"(pip|pipx|uv)\s+(install|add)[^\n`]*gpushare[-_](kernel|lab)")
+
+
+def test_nobody_is_told_to_install_us_from_an_index() -> None:
+    """We are in none: whoever has that name there is somebody else."""
+    places = [
+        REPOSITORY / "README.md",
+        REPOSITORY / "binder",
+        REPOSITORY / "labextension/README.md",
+    ]
+    places += [REPOSITORY / name for name in ("docs", "examples", "gpushare_kernel", "magics", "widgets")]  # fmt: skip
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]  # fmt: skip
+    texts = [file for file in files if file.suffix in {".md", ".py", ".js", ".ipynb", ".yaml", ".txt", ""} and file.is_file()]  # fmt: skip
+    assert len(texts) > 300
+    assert [
+        str(file)
+        for file in texts
+        if FROM_AN_INDEX.search(file.read_text("utf-8", errors="replace"))
+    ] == []
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` does: whatever Sphinx complains of is an error."""

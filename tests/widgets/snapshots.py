@@ -9,9 +9,11 @@ import msgspec
 
 from gpushare_kernel.core.values import GiB, Holder, MiB
 from gpushare_kernel.wire.snapshot import (
+    AnnouncementView,
     BrokerView,
     DeviceView,
     LaneView,
+    MaintenanceView,
     QueueView,
     RealtimeView,
     SessionView,
@@ -105,7 +107,13 @@ FULL = NewerSnapshot(
         QueueView("j2", "s2", "memory", 1, 240.0, 30 * GiB, 75.0, "big fit", 24 * GiB, (Holder("train.ipynb", 26 * GiB, None, own=True),)),
         QueueView("j9", "s4", "occupancy", 0, None, 0, 12.0),
     ),
-    (UserView("ann", 1.0, 900.0), UserView("bl", 1.0, 600.0), UserView("cd", 2.0, 0.0)),
+    (
+        UserView("ann", 1.0, 900.0, "students", 40 * GiB, 3, (), own=True, parked=32 * GiB),
+        UserView("bl", 1.0, 600.0),
+        UserView("cd", 2.0, 0.0),
+    ),
+    announcement=AnnouncementView("GPU 1 is away on Monday, 9 to 11", NOW - 7200),
+    maintenance=MaintenanceView(NOW - 600, "new driver, back at 16:00", ("train.ipynb", "bl"), ("hw2.ipynb",), 1, empty=False),
     rt=(RealtimeView("s1", 0.033, 0.03, 0.028, 0.004, 900, 0),),
     bundles=(SimpleNamespace(name="eyes", session="s1", pages=640, shared=512, size=5 * GiB),),
 )  # fmt: skip
@@ -154,4 +162,7 @@ def hostile() -> NewerSnapshot:
     gpu = NewerDevice("g", "cuda", HOSTILE[0] * 9, 40 * GiB, 0, len(HOSTILE) * GiB, lanes, free=22 * GiB, limits=HOSTILE[1],
                       turns=tuple(Turn(f"s{n}", 9.0, 3.0, "turn") for n in range(len(HOSTILE))))  # fmt: skip
     named = tuple(msgspec.structs.replace(one, device="g") for one in sessions)
-    return NewerSnapshot(1, None, (gpu,), named, queue, tuple(UserView(n, 1.0, 1.0) for n in HOSTILE))  # fmt: skip
+    users = tuple(UserView(n, 1.0, 1.0, n, kernels=1, own=True) for n in HOSTILE)
+    word = AnnouncementView(" ".join(HOSTILE), NOW)
+    upkeep = MaintenanceView(NOW, HOSTILE[0], HOSTILE, HOSTILE, 0, empty=False)
+    return NewerSnapshot(1, None, (gpu,), named, queue, users, announcement=word, maintenance=upkeep)  # fmt: skip

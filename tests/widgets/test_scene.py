@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import msgspec
 import pytest
 from gpushare_widgets.parties import clean
 from gpushare_widgets.scene import scene
 
+from gpushare_kernel.client.shown import words_of
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.wire.snapshot import DeviceView, SessionView, Snapshot, UserView
 from tests.widgets.snapshots import (
@@ -56,6 +58,22 @@ def test_own_memory_comes_first_and_others_have_no_sizes_of_their_own():
         "Lane 1: 12.0 GiB of GPU memory for what runs; train.ipynb uses it now, 9.0 GiB of it in use; 2 share it in turn."
     )
     assert (theirs["label"], theirs["fill"], theirs["own"]) == ("1 lane of others", None, False)
+
+
+def test_what_everybody_is_to_read_comes_first_in_the_words_of_status():
+    """An announcement and a maintenance, a line each; what one's group allows is one's own only; else there is neither."""
+    shown = scene(FULL, now=NOW)
+    assert list(shown)[1] == "news"
+    since = time.strftime("%H:%M", time.localtime(NOW - 600))
+    assert shown["news"] == words_of(FULL) == [
+        "From your administrator: GPU 1 is away on Monday, 9 to 11",
+        f"Maintenance since {since} (new driver, back at 16:00): nothing new begins. Still running: train.ipynb, bl.",
+    ]  # fmt: skip
+    assert shown["account"] == (
+        "ann (students): 40.0 GiB of each device at most, 32.0 GiB set aside at most, 3 kernels at most."
+    )
+    assert not {"news", "account"} & {*scene(IDLE, now=NOW)}
+    assert all(len(said) <= 700 and said.isprintable() for said in scene(hostile(), now=NOW)["news"])  # fmt: skip
 
 
 def test_the_only_other_user_owns_what_others_keep():
@@ -262,11 +280,13 @@ def test_up_to_a_hundred_everybody_is_shown():
 
 def test_hostile_names_are_one_short_line():
     """Markup stays as it is, as text; what turns, breaks or piles up a line does not get through."""
-    shown = json.dumps(scene(hostile(), now=NOW), ensure_ascii=False)
+    told = scene(hostile(), now=NOW)
+    shown = json.dumps(told, ensure_ascii=False)
     assert "<script>" in shown
     assert not set(SCREEN_BREAKERS) & set(shown)
     assert "\u0301" * 3 not in shown
-    assert "x" * 100 not in shown
+    names = {name: part for name, part in told.items() if name not in {"news", "account"}}
+    assert "x" * 100 not in json.dumps(names)
     assert "👩‍🔬" in shown
     shown.encode()
 

@@ -98,6 +98,17 @@ def test_html_and_text_say_the_same(snapshot):
     assert ("Nothing is shared here." in record.text) == (snapshot is EMPTY)
 
 
+def test_what_administrators_say_is_kept_above_the_rest():
+    """And below it what one's group allows, in HTML as in text."""
+    record, shown = static.of_snapshot(FULL, NOW), scene(FULL, now=NOW)
+    first, second = shown["news"]
+    assert record.text.startswith(f"{first}\n{second}\n\n")
+    assert shown["account"] in record.text
+    read = re.sub(r"<[^>]+>", "\n", record.html)
+    places = [read.index(said) for said in (first, second, "NVIDIA", shown["account"])]
+    assert places == sorted(places)
+
+
 def test_numbers_remain_where_styles_are_taken_out():
     """As GitHub does: memory, who ran, shares and why one waits are words in tables."""
     text = re.sub(r"<[^>]*>", " ", sanitised(static.of_snapshot(FULL, NOW).html))

@@ -53,6 +53,10 @@ def test_what_is_left_of_a_budget() -> None:
     assert admin_texts.account_text(UserView("bob", 1.0, 0.0, "g", kernels=1)) == (
         "bob (g): 1 kernel at most."
     )
+    aside = UserView("bob", 1.0, 0.0, "students", kernels=2, parked=32 * GiB)
+    assert admin_texts.account_text(aside) == (
+        "bob (students): 32.0 GiB set aside at most, 2 kernels at most."
+    )
     used_up = UserView("bob", 1.0, 0.0, "students", budgets=(BudgetView("week", 3600.0, 4000.0, 60.0),))  # fmt: skip
     assert admin_texts.account_text(used_up) == (
         "bob (students): 0 s of 1 h device time left this week, anew in 1 min. "

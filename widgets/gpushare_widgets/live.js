@@ -18,7 +18,7 @@
  * @typedef {{label: string, own: boolean, period: number, deadline: number, margin: number|null, misses: number}} Rt
  * @typedef {{name: string, own: boolean, pages: number, shared: number, size: number}} Bundle
  * @typedef {{at?: number, notice?: string, devices?: Device[], time?: Time[], shares?: Share[], queue?: Waiter[],
- *   sessions?: Session[], rt?: Rt[], bundles?: Bundle[]}} Scene
+ *   sessions?: Session[], rt?: Rt[], bundles?: Bundle[], news?: string[], account?: string}} Scene
  * @typedef {{type: "scene", n: number, at: number, beat?: number, fresh?: boolean, whole?: Scene, gone?: string[],
  *   parts?: Object<string, {order?: string[], items: any[]}>}} Update
  * @typedef {{get: (name: string) => any, send: (message: any) => void, on: (event: string, call: any) => void,
@@ -305,7 +305,12 @@ class LiveView {
     this.answer.hidden = true;
     this.spoken = el("div", "spoken");
     this.spoken.setAttribute("aria-live", "polite");
-    this.root.append(head, this.notice, this.answer, this.spoken);
+    this.news = el("div", "news");
+    this.news.setAttribute("role", "status");
+    this.news.hidden = true;
+    this.account = el("p", "account");
+    this.account.hidden = true;
+    this.root.append(head, this.notice, this.news, this.answer, this.spoken);
     this.parts = {};
     for (const [part, title, tag] of [
       ["devices", "Memory", "div"], ["time", "Last 30 seconds", "div"], ["shares", "Shares", "ul"],
@@ -324,6 +329,7 @@ class LiveView {
     }
     this.spanKinds = el("p", "legend");
     this.parts.time.box.append(this.spanKinds);
+    this.root.append(this.account);
     host.append(this.root);
   }
 
@@ -342,6 +348,11 @@ class LiveView {
       rt: (list, all) => keep(list, all, (r) => r.label, makeLine, deadline),
       bundles: (list, all) => keep(list, all, (b) => b.name, makeLine, bundle),
     };
+    const news = Array.isArray(scene.news) ? scene.news : [];
+    keep(this.news, news, (said) => said, () => el("p", "word"), put);
+    hide(this.news, !news.length);
+    put(this.account, scene.account || "");
+    hide(this.account, !scene.account);
     for (const [name, { box, list }] of Object.entries(this.parts)) {
       if (scene[name] === before[name]) continue;
       const entries = Array.isArray(scene[name]) ? scene[name] : [];

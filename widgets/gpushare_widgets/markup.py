@@ -31,8 +31,11 @@ _PLAIN_ROW = ' style="background:none"'
 def page(scene: Mapping[str, Any]) -> str:
     """Return `scene` as one piece of HTML."""
     colours = _Colours(scene)
-    parts = [_device(device, colours) for device in scene.get("devices", ())]
+    parts = [f'<p style="margin:0 0 2px 0">⚠ {escape(said)}</p>' for said in scene.get("news", ())]
+    parts += [_device(device, colours) for device in scene.get("devices", ())]
     parts += [section(table, colours) for table in words.tables(scene, width=_STRIP)]
+    if "account" in scene:
+        parts.append(f'<p style="margin:10px 0 2px 0">{escape(scene["account"])}</p>')
     if not parts:
         parts.append("<p>Nothing is shared here.</p>")
     parts.append(f"<p><small>{escape(words.as_of(scene))}</small></p>")

@@ -16,8 +16,10 @@ _LONGEST = 36
 
 def text(scene: Mapping[str, Any], *, when: bool = True) -> str:
     """Return `scene` as text; `when` says of what moment it is."""
-    parts = [memory(device) for device in scene.get("devices", ())]
+    parts = ["\n".join(scene["news"])] if "news" in scene else []
+    parts += [memory(device) for device in scene.get("devices", ())]
     parts += [section(one) for one in words.tables(scene, width=40)]
+    parts += [scene["account"]] if "account" in scene else []
     if not parts:
         parts.append("Nothing is shared here.")
     if when:

@@ -19,7 +19,9 @@ from gpushare_kernel.client.shown import (
     Snapshot,
     Wait,
     WaitReason,
+    account_text,
     texts,
+    words_of,
 )
 from gpushare_widgets import memory_map, timeline
 from gpushare_widgets.parties import CROWD, NOBODY, Party, clean, longest, parties, user_of
@@ -34,6 +36,8 @@ _PAUSES = {
 _REASONS = frozenset(WaitReason)
 _AT_WORK = ("busy", "paused", "restoring")
 _MOST_QUEUED, _MOST_OF_CROWD, _MOST_SHARES, _MOST_FED = 30, 12, 16, 20
+_LONGEST_NEWS = 700
+"""Characters: an administrator's words have 500 at most."""
 _TRACE = 0.1
 """Who ran for less than this part of an equal share, and wants nothing, shares with nobody."""
 
@@ -91,6 +95,8 @@ def scene(snapshot: Snapshot, *, now: float, kept: Kept | None = None) -> Scene:
     dict
         `at`, and of these what has something to say:
 
+        `news`: what everybody is to read first, sentences: of an administrator, and how far a maintenance is.
+        `account`: what one's own group allows, a sentence.
         `devices`: `id name kind noun policy total capacity free segments`, and `limits` or `lost`. A segment is
         `kind size fill label own user session title`. Kinds are context, persistent, lane and free, which add up to
         the capacity, then desktop and foreign, which lie on the device too, and parked, which does not.
@@ -109,6 +115,10 @@ def scene(snapshot: Snapshot, *, now: float, kept: Kept | None = None) -> Scene:
     }
     time = [timeline.device(view, spans[view.id]) for view in snapshot.devices]
     sections: Scene = {
+        "news": [clean(said, _LONGEST_NEWS) for said in words_of(snapshot)],
+        "account": clean(
+            " ".join(account_text(one) for one in snapshot.users if one.own), _LONGEST_NEWS
+        ),
         "devices": memory,
         "time": [one for one in time if one is not None],
         "shares": _shares(snapshot, [timeline.ran(one) for one in spans.values()]),

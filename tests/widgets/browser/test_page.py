@@ -123,6 +123,28 @@ def test_sections_with_nothing_to_say(show: Show) -> None:
     assert shown == ["gs-part gs-part-devices"]
 
 
+@pytest.mark.parametrize("width", [320, 900])
+def test_what_administrators_say_is_above_the_rest(show: Show, width: int) -> None:
+    """A line each, all of it to be read, as long as it holds; below the rest what one's group allows."""
+    full = drawn(FULL)
+    page = show(full, width=width)
+    lines, account = page.locator(".gs-news .gs-word"), page.locator(".gs-account")
+    expect(lines).to_have_text(full["news"])
+    expect(account).to_have_text(full["account"])
+    tops = page.evaluate("['.gs-news', '.gs-part-devices', '.gs-part-sessions', '.gs-account'].map((one) => document.querySelector(one).getBoundingClientRect().top)")  # fmt: skip
+    assert tops == sorted(tops)
+    cut = page.evaluate("[...document.querySelectorAll('.gs-word, .gs-account')].filter((one) => one.scrollWidth > one.clientWidth).length")  # fmt: skip
+    assert cut == 0
+    push(page, 1, None, full)
+    less = {**full, "news": full["news"][1:]}
+    push(page, 2, full, less)
+    expect(lines).to_have_text(less["news"])
+    over = {name: told for name, told in less.items() if name not in {"news", "account"}}
+    push(page, 3, less, over)
+    expect(page.locator(".gs-news")).to_be_hidden()
+    expect(account).to_be_hidden()
+
+
 def test_hostile_names_are_text(show: Show) -> None:
     """Markup is shown as it is written, long names break nothing, and nobody is called."""
     page = show(drawn(hostile()), width=600)

@@ -1,0 +1,60 @@
+"""A GPU of 16 GiB in files: what `tests/faults/scripted_gpu.py` has, and beside that it is busy, full, and takes its time.
+
+It runs one piece of one notebook's work at a time (`student.py`), NVML says how much of the last window that was, a lock waits for the piece
+that is under way, and a checkpoint and a restore take as long as they were measured to take on a real one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from pathlib import Path
+
+from benchmarks.soak.gpu import DRIVER, SERVES, Sized, place_worker
+from gpushare_kernel.broker.hardware import PARK_SPEED, RESTORE_SPEED
+from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.devices.base import NVML_WINDOW
+from gpushare_kernel.devices.nvml import GpuInfo
+
+COMMAND = (sys.executable, "-P", str(Path(__file__).resolve().with_name("broker.py")))
+"""How the broker on it is started."""
+SEAT = 16 * GiB // 30
+"""What falls to each of 30 students; fewer have a smaller GPU."""
+CONTEXT = 614 * MiB
+"""What a notebook takes there before it holds anything: 0.6 GiB."""
+BUSY = "busy"
+"""Beside the GPU: a word of 8 bytes for each student, the nanoseconds that its work has been on the device."""
+_MOVES = f"""
+class Moves(Drains):
+    def move(self, pid, before, after, name):
+        size = int((place / f"held.{{pid}}").read_text() or 0)
+        time.sleep(size / {{"checkpoint": {PARK_SPEED}, "restore": {RESTORE_SPEED}}}[name])
+        return super().move(pid, before, after, name)
+"""
+
+
+def worker(place: Path) -> list[str]:
+    """Return the command of a lock worker on it."""
+    return place_worker(place, DRIVER + _MOVES + SERVES.format("Moves"))
+
+
+class Meter(Sized):
+    """Says how much of each window of NVML's the device worked."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        total = int((place / "total").read_text())
+        self.info = GpuInfo(0, "GPU-in-files", "GPU in files", total)
+        self._began, self._worked = time.monotonic(), 0
+        self._part = 0.0
+
+    def utilization(self) -> float:
+        """Return it for the last window that is over."""
+        now = time.monotonic()
+        passed = now - self._began
+        if passed >= NVML_WINDOW:
+            worked = sum(array("Q", (self.files / BUSY).read_bytes()))
+            self._part = min(1.0, (worked - self._worked) / 1e9 / passed)
+            self._began, self._worked = now, worked
+        return self._part
