@@ -6,6 +6,7 @@ which takes minutes: `GPUSHARE_EXAMPLES=2000 pytest -o faulthandler_timeout=0 te
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 
@@ -27,13 +28,18 @@ settings.load_profile("explore" if "GPUSHARE_EXAMPLES" in os.environ else "same"
 
 @pytest.fixture(scope="session", autouse=True)
 def _interfaces_known() -> None:
-    """What jupyter_client does once per process is not done within a test: it asks `ip` for the host's addresses, and makes a loop."""
+    """What jupyter_client does once per process is not done within a test: it asks `ip` for the host's addresses, and makes a loop, and one in a thread."""
     public_ips()
     run_sync(_nothing)()
+    asyncio.run(_within_a_loop())
 
 
 async def _nothing() -> None:
     return
+
+
+async def _within_a_loop() -> None:
+    run_sync(_nothing)()
 
 
 @pytest.fixture(autouse=True)
