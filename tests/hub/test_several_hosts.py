@@ -130,6 +130,7 @@ def test_a_host_cut_off_keeps_its_kernels_and_gets_no_new_ones_until_it_is_back(
     assert f"{here.address} is back" in said
 
 
+@pytest.mark.leaves("another sshd, for the tests after it")
 def test_sshd_killed_and_back(several, gateway):
     """Kernels know nothing of it: they work, they take turns, and nobody stays paused; then the host is used again."""
     kernels = [gateway.start() for _ in range(4)]
