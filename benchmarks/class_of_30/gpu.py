@@ -27,6 +27,13 @@ BUSY = "busy"
 """Beside the GPU: a word of 8 bytes for each student, the nanoseconds that its work has been on the device."""
 _MOVES = f"""
 class Moves(Drains):
+    def lock(self, pid, milliseconds):
+        wanted = place / f"wanted.{{pid}}"  # nothing new is submitted from now on
+        wanted.touch()
+        try:
+            return super().lock(pid, milliseconds)
+        finally:
+            wanted.unlink(missing_ok=True)
     def move(self, pid, before, after, name):
         size = int((place / f"held.{{pid}}").read_text() or 0)
         time.sleep(size / {{"checkpoint": {PARK_SPEED}, "restore": {RESTORE_SPEED}}}[name])

@@ -42,7 +42,7 @@ def work(seconds):
         sum(range(1000))
 """
 FIRST_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nprint(student.first({}))"
-AGAIN_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nprint(student.again({}))"
+AGAIN_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nprint('VALUE', student.again({}))"
 ENDLESS_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nstudent.work_until({})"
 
 
@@ -208,7 +208,7 @@ def _in_turn(school: School, plan: Plan, seen: Seen) -> None:
     """One student after the other runs a cell; what each keeps must be what it was."""
     cells = [student.run(AGAIN_ON_GPU.format(plan.turn)) for student in school.students]
     finished = [cell for cell in cells if not cell.error]
-    kept = sum(cell.said.split()[-1:] == [str(cell.number + 1)] for cell in finished)
+    kept = sum(f"VALUE {cell.number + 1}\n" in cell.said for cell in finished)
     for cell in cells:
         if cell.error:
             progress(f"in turn, student {cell.number}: {cell.error[-600:]}")

@@ -192,7 +192,11 @@ class Student:
         }
         self._kernel = self._school.ask("POST", "sessions", wanted)["kernel"]["id"]
         self._line = self._school.line(self._kernel)
-        self._read(self._send("kernel_info_request", {}), "kernel_info_reply")
+        try:
+            self._read(self._send("kernel_info_request", {}), "kernel_info_reply")
+        except websocket.WebSocketException as problem:
+            said = f"{self.notebook}: {problem}. {self._school.log()}"
+            raise RuntimeError(said) from problem
 
     def run(self, code: str) -> Cell:
         """Run a cell to its end."""

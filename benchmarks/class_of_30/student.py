@@ -21,6 +21,7 @@ CONTEXT, TOTAL = int(os.environ["CLASS_CONTEXT"]), int(os.environ["CLASS_TOTAL"]
 NUMBER = int(os.environ["JPY_SESSION_NAME"].rpartition("-")[2].partition(".")[0])
 scripted.CONTEXT = CONTEXT
 _MINE = Path(scripted.PLACE, f"held.{os.getpid()}")
+_WANTED = Path(scripted.PLACE, f"wanted.{os.getpid()}")
 _calls, _engine = (
     os.open(scripted.PLACE / name, os.O_WRONLY | os.O_CREAT, 0o644)
     for name in (f"calls.{os.getpid()}", "engine")
@@ -74,6 +75,8 @@ def _piece() -> None:
 def _on_gpu(call: Any) -> Any:
     """Do something there: whoever locks us waits for its end."""
     while True:
+        while _WANTED.exists():
+            time.sleep(0.001)  # the driver's own wait: there is no event of it
         scripted.call()
         fcntl.flock(_calls, fcntl.LOCK_EX)
         try:
