@@ -76,14 +76,14 @@ class Seen:
         self.figures.append(Figure(f"{self.name}_{name}", unit, values, **bounds))  # type: ignore[arg-type]
         progress(f"{self.name}: {name} {', '.join(f'{one:.3g}' for one in values[:3])} {unit}")
 
-    def first_cells(self, cells: Sequence[Cell], plan: Plan, work: float, device: float) -> None:
-        """Everybody's first cell: who finished, and how long the last one took by what the device takes for all of them."""
+    def first_cells(self, cells: Sequence[Cell], work: float, device: float) -> None:
+        """The first cell of all who pressed Run at once: who finished, and how long the last one took by what the device takes for all of them."""
         for cell in cells:
             if cell.error:
                 progress(f"{self.name}: student {cell.number}: {cell.error[-600:]}")
-        ideal = work * plan.students / device
+        ideal = work * len(cells) / device
         done = [cell for cell in cells if not cell.error]
-        self.add("finished", "students", [float(len(done))], at_least=float(plan.students))
+        self.add("finished", "students", [float(len(done))], at_least=float(len(cells)))
         if not done:
             problem = "no student finished a cell"
             raise NotDone(problem)
@@ -124,7 +124,7 @@ def _on_cores(plan: Plan) -> list[Figure]:
         pids = [one.pid for one in school.sessions()]
         cells = school.all_run(f"%%gpulane 64MiB\nwork({plan.host})")
         shares = _while_all_want_it(cells, lambda: [procfs.cpu_seconds(pid or 0) or 0.0 for pid in pids])  # fmt: skip
-        seen.first_cells(_ended(cells), plan, plan.host, cores)
+        seen.first_cells(_ended(cells), plan.host, cores)
         seen.jain(shares)
     return seen.figures
 
@@ -172,23 +172,21 @@ def _gpu(stage: Stage, plan: Plan, *arguments: str) -> Iterator[tuple[School, Co
             _broken(stage)
 
 
-def _shown(school: School, seconds: float) -> Cell:
+def _shown(school: School, seconds: float) -> None:
     """The first student shows it to the others, so that the broker knows what a context takes."""
     for cell in _ended(school.all_run("import student")):
         _well(cell)
-    shown = school.students[0].run(FIRST_ON_GPU.format(seconds))
-    _well(shown)
+    _well(school.students[0].run(FIRST_ON_GPU.format(seconds)))
     school.until(lambda seen: seen.devices[0].context >= CONTEXT, "contexts are not measured")
-    return shown
 
 
 def _on_gpu(plan: Plan) -> list[Figure]:
     seen = Seen("gpu")
     with staged() as stage, _gpu(stage, plan, "--parking", "cold") as (school, counters):
         seen.add("kernels_up", "s", [school.opens()], at_most=START)
-        shown = _shown(school, plan.gpu)
-        cells = [shown, *_ended(school.all_run(FIRST_ON_GPU.format(plan.gpu), school.students[1:]))]
-        seen.first_cells(cells, plan, plan.gpu, 1.0)
+        _shown(school, plan.gpu)
+        cells = school.all_run(FIRST_ON_GPU.format(plan.gpu), school.students[1:])
+        seen.first_cells(_ended(cells), plan.gpu, 1.0)
         crowd = -(-(plan.students * CONTEXT - plan.students * SEAT) // CONTEXT)
         parked = sum(one.parked is not None for one in school.sessions())
         seen.add("parked_after", "students", [float(parked)], at_least=float(crowd))

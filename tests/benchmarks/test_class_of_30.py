@@ -26,7 +26,7 @@ def named(seen: run.Seen) -> dict[str, run.Figure]:
 def test_the_last_one_is_told_by_the_work_of_all() -> None:
     """Two students with 4 s of work each on two cores: 4 s at best."""
     seen = run.Seen("host")
-    seen.first_cells([cell(1, 5.0), cell(2, 7.0)], run.Plan(2), 4.0, 2.0)
+    seen.first_cells([cell(1, 5.0), cell(2, 7.0)], 4.0, 2.0)
     found = named(seen)
     assert found["host_worst_wait"].values == [1.75]
     assert found["host_worst_wait"].met
@@ -36,12 +36,12 @@ def test_the_last_one_is_told_by_the_work_of_all() -> None:
 def test_a_cell_that_fails_is_not_finished_and_not_quick() -> None:
     """Who fails at once would make the best figures; where all do there is no figure."""
     seen = run.Seen("host")
-    seen.first_cells([cell(1, 9.0), cell(2, 0.1, "MemoryError")], run.Plan(2), 4.0, 2.0)
+    seen.first_cells([cell(1, 9.0), cell(2, 0.1, "MemoryError")], 4.0, 2.0)
     found = named(seen)
     assert not found["host_finished"].met
     assert not found["host_worst_wait"].met
     with pytest.raises(run.NotDone):
-        run.Seen("host").first_cells([cell(1, 0.1, "MemoryError")], run.Plan(1), 4.0, 2.0)
+        run.Seen("host").first_cells([cell(1, 0.1, "MemoryError")], 4.0, 2.0)
 
 
 @pytest.mark.parametrize(("shares", "index", "met"), [([2.0, 2.0, 2.0], 1.0, True), ([3.0, 0.0, 0.0], 1 / 3, False)])  # fmt: skip
