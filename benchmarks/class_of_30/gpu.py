@@ -1,6 +1,6 @@
 """A GPU of 16 GiB in files: what `tests/faults/scripted_gpu.py` has, and beside that it is busy, full, and takes its time.
 
-It runs one piece of one notebook's work at a time (`student.py`), NVML says how much of the last window that was, a lock waits for the piece
+It divides its time among the notebooks that have work there (`student.py`), NVML says how much of the last window it worked, a lock waits for the piece
 that is under way, and a checkpoint and a restore take as long as they were measured to take on a real one.
 """
 
@@ -24,7 +24,7 @@ SEAT = 16 * GiB // 30
 CONTEXT = 614 * MiB
 """What a notebook takes there before it holds anything: 0.6 GiB."""
 BUSY = "busy"
-"""Beside the GPU: a word of 8 bytes for each student, the nanoseconds that its work has been on the device."""
+"""Beside the GPU, words of 8 bytes: for each student the nanoseconds of the device's time that it has had, then for each whether it is at work there now."""
 _MOVES = f"""
 class Moves(Drains):
     def lock(self, pid, milliseconds):
@@ -61,7 +61,8 @@ class Meter(Sized):
         now = time.monotonic()
         passed = now - self._began
         if passed >= NVML_WINDOW:
-            worked = sum(array("Q", (self.files / BUSY).read_bytes()))
+            words = array("Q", (self.files / BUSY).read_bytes())
+            worked = sum(words[: len(words) // 2])
             self._part = min(1.0, (worked - self._worked) / 1e9 / passed)
             self._began, self._worked = now, worked
         return self._part

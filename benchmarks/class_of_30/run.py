@@ -162,7 +162,7 @@ def _gpu(stage: Stage, plan: Plan, *arguments: str) -> Iterator[tuple[School, Co
         "CLASS_CONTEXT": str(CONTEXT),
         "CLASS_TOTAL": str(total),
     }  # fmt: skip
-    with contextlib.closing(Counters(place / BUSY, plan.students + 1)) as counters:
+    with contextlib.closing(Counters(place / BUSY, 2 * (plan.students + 1))) as counters:
         ensure_broker(stage.places, PATIENCE, ["--idle-exit", str(ORPHANED), *arguments], command=COMMAND)  # fmt: skip
         try:
             with School(stage, plan.students, variables) as school:
@@ -218,7 +218,7 @@ def _in_turn(school: School, plan: Plan, seen: Seen) -> None:
 def _together(school: School, plan: Plan, seen: Seen, counters: Counters) -> None:
     """All want the device for a while."""
     cells = school.all_run(ENDLESS_ON_GPU.format(time.monotonic() + plan.together))
-    words = lambda: [word / 1e9 for word in counters.read()[1:]]  # noqa: E731
+    words = lambda: [word / 1e9 for word in counters.read()[1 : plan.students + 1]]  # noqa: E731
     shares = _while_all_want_it(cells, words)
     for cell in _ended(cells):
         _well(cell)

@@ -194,7 +194,7 @@ class Student:
         self._line = self._school.line(self._kernel)
         try:
             self._read(self._send("kernel_info_request", {}), "kernel_info_reply")
-        except websocket.WebSocketException as problem:
+        except (OSError, websocket.WebSocketException) as problem:
             said = f"{self.notebook}: {problem}. {self._school.log()}"
             raise RuntimeError(said) from problem
 
