@@ -54,7 +54,7 @@ class Plan:
     host: float = 2.0
     gpu: float = 2.0
     turn: float = 0.1
-    together: float = 150.0
+    together: float = 200.0
 
 
 QUICK = Plan(6, 1.5, 1.0, 0.1, 20.0)
@@ -162,7 +162,7 @@ def _gpu(stage: Stage, plan: Plan, *arguments: str) -> Iterator[tuple[School, Co
         "CLASS_CONTEXT": str(CONTEXT),
         "CLASS_TOTAL": str(total),
     }  # fmt: skip
-    with contextlib.closing(Counters(place / BUSY, 2 * (plan.students + 1))) as counters:
+    with contextlib.closing(Counters(place / BUSY, 3 * (plan.students + 1))) as counters:
         ensure_broker(stage.places, PATIENCE, ["--idle-exit", str(ORPHANED), *arguments], command=COMMAND)  # fmt: skip
         try:
             with School(stage, plan.students, variables) as school:

@@ -78,6 +78,8 @@ class School:
                     *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={self._port}"),
                     *("--ServerApp.port_retries=0", f"--IdentityProvider.token={self._token}"),
                     f"--ServerApp.root_dir={root}",
+                    # Ports that several kernels look for at the same time are sometimes taken.
+                    "--KernelManager.transport=ipc",
                 ],
                 env={**os.environ, **self._variables},
                 stdin=subprocess.DEVNULL,

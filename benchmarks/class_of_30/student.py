@@ -27,7 +27,10 @@ _STATE, _WANTED = (f"{scripted.PLACE}/{name}.{os.getpid()}" for name in ("state"
 _calls = os.open(scripted.PLACE / f"calls.{os.getpid()}", os.O_WRONLY | os.O_CREAT, 0o644)
 with Path(scripted.PLACE, "busy").open("r+b") as _file:
     _words = memoryview(mmap.mmap(_file.fileno(), 0)).cast("Q")
-_worked, _at_work = _words[: len(_words) // 2], _words[len(_words) // 2 :]
+_worked, _at_work, _pids = (
+    _words[n * len(_words) // 3 : (n + 1) * len(_words) // 3] for n in range(3)
+)
+_pids[NUMBER] = os.getpid()
 
 
 def first(seconds: float) -> float:
@@ -62,13 +65,15 @@ def work_until(end: float) -> None:
 
 
 def _piece() -> None:
-    """A kernel on the device, which gives each of those who have one there now the same time."""
-    _at_work[NUMBER] = 1
+    """A kernel on the device, which divides its time among those who have one there."""
+    _at_work[NUMBER], left = 1, PIECE
     try:
-        together = sum(_at_work)
-        began = time.monotonic_ns()
-        time.sleep(together * PIECE)  # the device works
-        _worked[NUMBER] += (time.monotonic_ns() - began) // together
+        while left > 0:
+            together = sum(_at_work)
+            began = time.monotonic_ns()
+            time.sleep(PIECE)  # the device works
+            _worked[NUMBER] += (time.monotonic_ns() - began) // together
+            left -= PIECE / together
     finally:
         _at_work[NUMBER] = 0
 

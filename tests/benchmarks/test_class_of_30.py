@@ -76,14 +76,19 @@ def test_shares_are_counted_until_the_first_is_done(monkeypatch: pytest.MonkeyPa
 def test_its_utilization_is_what_was_worked_in_the_last_window(tmp_path: Path) -> None:
     """Until a window is over it is that of the one before."""
     (tmp_path / "total").write_text(str(16 * 2**30))
-    (tmp_path / gpu.BUSY).write_bytes(array("Q", [0, 0, 0, 1]).tobytes())
+    (tmp_path / gpu.BUSY).write_bytes(array("Q", [0, 0, 0, 1, 0, 77]).tobytes())
     meter = gpu.Meter(tmp_path)
     began = time.monotonic()
     assert meter.utilization() == 0.0
-    (tmp_path / gpu.BUSY).write_bytes(array("Q", [0, int(NVML_WINDOW * 5e8), 0, 1]).tobytes())
+    (tmp_path / gpu.BUSY).write_bytes(
+        array("Q", [0, int(NVML_WINDOW * 5e8), 0, 1, 0, 77]).tobytes()
+    )
     pace = threading.Event()
     while (part := meter.utilization()) == 0.0:
         pace.wait(0.01)
     assert time.monotonic() - began >= NVML_WINDOW
     assert 0.0 < part <= 0.51
+    ((pid, at),) = meter.process_utilization(0)
+    assert pid == 77
+    assert not meter.process_utilization(at)
     assert meter.memory().total == 16 * 2**30
