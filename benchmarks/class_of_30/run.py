@@ -42,7 +42,7 @@ def work(seconds):
         sum(range(1000))
 """
 FIRST_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nprint(student.first({}))"
-AGAIN_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nprint(student.again({}))"
+AGAIN_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nprint('VALUE', student.again({}))"
 ENDLESS_ON_GPU = "%%gpulane -p 8MiB -e 64MiB\nstudent.work_until({})"
 
 
@@ -54,7 +54,7 @@ class Plan:
     host: float = 2.0
     gpu: float = 2.0
     turn: float = 0.1
-    together: float = 150.0
+    together: float = 200.0
 
 
 QUICK = Plan(6, 1.5, 1.0, 0.1, 20.0)
@@ -76,14 +76,14 @@ class Seen:
         self.figures.append(Figure(f"{self.name}_{name}", unit, values, **bounds))  # type: ignore[arg-type]
         progress(f"{self.name}: {name} {', '.join(f'{one:.3g}' for one in values[:3])} {unit}")
 
-    def first_cells(self, cells: Sequence[Cell], plan: Plan, work: float, device: float) -> None:
-        """Everybody's first cell: who finished, and how long the last one took by what the device takes for all of them."""
+    def first_cells(self, cells: Sequence[Cell], work: float, device: float) -> None:
+        """The first cell of all who pressed Run at once: who finished, and how long the last one took by what the device takes for all of them."""
         for cell in cells:
             if cell.error:
                 progress(f"{self.name}: student {cell.number}: {cell.error[-600:]}")
-        ideal = work * plan.students / device
+        ideal = work * len(cells) / device
         done = [cell for cell in cells if not cell.error]
-        self.add("finished", "students", [float(len(done))], at_least=float(plan.students))
+        self.add("finished", "students", [float(len(done))], at_least=float(len(cells)))
         if not done:
             problem = "no student finished a cell"
             raise NotDone(problem)
@@ -124,7 +124,7 @@ def _on_cores(plan: Plan) -> list[Figure]:
         pids = [one.pid for one in school.sessions()]
         cells = school.all_run(f"%%gpulane 64MiB\nwork({plan.host})")
         shares = _while_all_want_it(cells, lambda: [procfs.cpu_seconds(pid or 0) or 0.0 for pid in pids])  # fmt: skip
-        seen.first_cells(_ended(cells), plan, plan.host, cores)
+        seen.first_cells(_ended(cells), plan.host, cores)
         seen.jain(shares)
     return seen.figures
 
@@ -162,7 +162,7 @@ def _gpu(stage: Stage, plan: Plan, *arguments: str) -> Iterator[tuple[School, Co
         "CLASS_CONTEXT": str(CONTEXT),
         "CLASS_TOTAL": str(total),
     }  # fmt: skip
-    with contextlib.closing(Counters(place / BUSY, plan.students + 1)) as counters:
+    with contextlib.closing(Counters(place / BUSY, 3 * (plan.students + 1))) as counters:
         ensure_broker(stage.places, PATIENCE, ["--idle-exit", str(ORPHANED), *arguments], command=COMMAND)  # fmt: skip
         try:
             with School(stage, plan.students, variables) as school:
@@ -172,23 +172,21 @@ def _gpu(stage: Stage, plan: Plan, *arguments: str) -> Iterator[tuple[School, Co
             _broken(stage)
 
 
-def _shown(school: School, seconds: float) -> Cell:
+def _shown(school: School, seconds: float) -> None:
     """The first student shows it to the others, so that the broker knows what a context takes."""
     for cell in _ended(school.all_run("import student")):
         _well(cell)
-    shown = school.students[0].run(FIRST_ON_GPU.format(seconds))
-    _well(shown)
+    _well(school.students[0].run(FIRST_ON_GPU.format(seconds)))
     school.until(lambda seen: seen.devices[0].context >= CONTEXT, "contexts are not measured")
-    return shown
 
 
 def _on_gpu(plan: Plan) -> list[Figure]:
     seen = Seen("gpu")
     with staged() as stage, _gpu(stage, plan, "--parking", "cold") as (school, counters):
         seen.add("kernels_up", "s", [school.opens()], at_most=START)
-        shown = _shown(school, plan.gpu)
-        cells = [shown, *_ended(school.all_run(FIRST_ON_GPU.format(plan.gpu), school.students[1:]))]
-        seen.first_cells(cells, plan, plan.gpu, 1.0)
+        _shown(school, plan.gpu)
+        cells = school.all_run(FIRST_ON_GPU.format(plan.gpu), school.students[1:])
+        seen.first_cells(_ended(cells), plan.gpu, 1.0)
         crowd = -(-(plan.students * CONTEXT - plan.students * SEAT) // CONTEXT)
         parked = sum(one.parked is not None for one in school.sessions())
         seen.add("parked_after", "students", [float(parked)], at_least=float(crowd))
@@ -208,7 +206,7 @@ def _in_turn(school: School, plan: Plan, seen: Seen) -> None:
     """One student after the other runs a cell; what each keeps must be what it was."""
     cells = [student.run(AGAIN_ON_GPU.format(plan.turn)) for student in school.students]
     finished = [cell for cell in cells if not cell.error]
-    kept = sum(cell.said.split()[-1:] == [str(cell.number + 1)] for cell in finished)
+    kept = sum(f"VALUE {cell.number + 1}\n" in cell.said for cell in finished)
     for cell in cells:
         if cell.error:
             progress(f"in turn, student {cell.number}: {cell.error[-600:]}")
@@ -220,7 +218,7 @@ def _in_turn(school: School, plan: Plan, seen: Seen) -> None:
 def _together(school: School, plan: Plan, seen: Seen, counters: Counters) -> None:
     """All want the device for a while."""
     cells = school.all_run(ENDLESS_ON_GPU.format(time.monotonic() + plan.together))
-    words = lambda: [word / 1e9 for word in counters.read()[1:]]  # noqa: E731
+    words = lambda: [word / 1e9 for word in counters.read()[1 : plan.students + 1]]  # noqa: E731
     shares = _while_all_want_it(cells, words)
     for cell in _ended(cells):
         _well(cell)

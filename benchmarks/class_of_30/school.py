@@ -78,6 +78,8 @@ class School:
                     *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={self._port}"),
                     *("--ServerApp.port_retries=0", f"--IdentityProvider.token={self._token}"),
                     f"--ServerApp.root_dir={root}",
+                    # Ports that several kernels look for at the same time are sometimes taken.
+                    "--KernelManager.transport=ipc",
                 ],
                 env={**os.environ, **self._variables},
                 stdin=subprocess.DEVNULL,
@@ -192,7 +194,11 @@ class Student:
         }
         self._kernel = self._school.ask("POST", "sessions", wanted)["kernel"]["id"]
         self._line = self._school.line(self._kernel)
-        self._read(self._send("kernel_info_request", {}), "kernel_info_reply")
+        try:
+            self._read(self._send("kernel_info_request", {}), "kernel_info_reply")
+        except (OSError, websocket.WebSocketException) as problem:
+            said = f"{self.notebook}: {problem}. {self._school.log()}"
+            raise RuntimeError(said) from problem
 
     def run(self, code: str) -> Cell:
         """Run a cell to its end."""

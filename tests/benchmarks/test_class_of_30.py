@@ -26,7 +26,7 @@ def named(seen: run.Seen) -> dict[str, run.Figure]:
 def test_the_last_one_is_told_by_the_work_of_all() -> None:
     """Two students with 4 s of work each on two cores: 4 s at best."""
     seen = run.Seen("host")
-    seen.first_cells([cell(1, 5.0), cell(2, 7.0)], run.Plan(2), 4.0, 2.0)
+    seen.first_cells([cell(1, 5.0), cell(2, 7.0)], 4.0, 2.0)
     found = named(seen)
     assert found["host_worst_wait"].values == [1.75]
     assert found["host_worst_wait"].met
@@ -36,12 +36,12 @@ def test_the_last_one_is_told_by_the_work_of_all() -> None:
 def test_a_cell_that_fails_is_not_finished_and_not_quick() -> None:
     """Who fails at once would make the best figures; where all do there is no figure."""
     seen = run.Seen("host")
-    seen.first_cells([cell(1, 9.0), cell(2, 0.1, "MemoryError")], run.Plan(2), 4.0, 2.0)
+    seen.first_cells([cell(1, 9.0), cell(2, 0.1, "MemoryError")], 4.0, 2.0)
     found = named(seen)
     assert not found["host_finished"].met
     assert not found["host_worst_wait"].met
     with pytest.raises(run.NotDone):
-        run.Seen("host").first_cells([cell(1, 0.1, "MemoryError")], run.Plan(1), 4.0, 2.0)
+        run.Seen("host").first_cells([cell(1, 0.1, "MemoryError")], 4.0, 2.0)
 
 
 @pytest.mark.parametrize(("shares", "index", "met"), [([2.0, 2.0, 2.0], 1.0, True), ([3.0, 0.0, 0.0], 1 / 3, False)])  # fmt: skip
@@ -76,14 +76,19 @@ def test_shares_are_counted_until_the_first_is_done(monkeypatch: pytest.MonkeyPa
 def test_its_utilization_is_what_was_worked_in_the_last_window(tmp_path: Path) -> None:
     """Until a window is over it is that of the one before."""
     (tmp_path / "total").write_text(str(16 * 2**30))
-    (tmp_path / gpu.BUSY).write_bytes(array("Q", [0, 0]).tobytes())
+    (tmp_path / gpu.BUSY).write_bytes(array("Q", [0, 0, 0, 1, 0, 77]).tobytes())
     meter = gpu.Meter(tmp_path)
     began = time.monotonic()
     assert meter.utilization() == 0.0
-    (tmp_path / gpu.BUSY).write_bytes(array("Q", [0, int(NVML_WINDOW * 5e8)]).tobytes())
+    (tmp_path / gpu.BUSY).write_bytes(
+        array("Q", [0, int(NVML_WINDOW * 5e8), 0, 1, 0, 77]).tobytes()
+    )
     pace = threading.Event()
     while (part := meter.utilization()) == 0.0:
         pace.wait(0.01)
     assert time.monotonic() - began >= NVML_WINDOW
     assert 0.0 < part <= 0.51
+    ((pid, at),) = meter.process_utilization(0)
+    assert pid == 77
+    assert not meter.process_utilization(at)
     assert meter.memory().total == 16 * 2**30
