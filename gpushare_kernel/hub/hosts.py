@@ -223,15 +223,24 @@ class Host:
             try:
                 self._look()
                 pause = self._pace.every
-            except HostAway as problem:
-                self._lose(problem)
-                pause = self._pace.lasting if problem.lasting else self._pace.again
+            except Exception as problem:  # noqa: BLE001 - whatever it is, this host is asked again, and says why it is of no use
+                away = self._away_by(problem)
+                self._lose(away)
+                pause = self._pace.lasting if away.lasting else self._pace.again
             if not self._needed():
                 self._sleep()
             self._wake.wait(pause)
             self._wake.clear()
         with self._line:
             self._hang_up()
+
+    def _away_by(self, problem: Exception) -> HostAway:
+        """Return why it is away. What nobody thought of ends the connection, and lasts."""
+        if isinstance(problem, HostAway):
+            return problem
+        with self._line:
+            self._hang_up()
+        return HostAway(f"it cannot be asked: {type(problem).__name__}: {problem}", lasting=True)
 
     def _look(self) -> None:
         if self._asked is None:

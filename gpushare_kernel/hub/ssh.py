@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
+from paramiko.hostkeys import InvalidHostKey
 
 from gpushare_kernel.core.errors import HostAway
 from gpushare_kernel.hub.report import FORMAT, LONGEST_LINE, BadLine, Greeting, read_greeting
 
 _NOISE = 100
 """Lines that a login shell may say before us."""
+_SHOWN = 60
 _NOT_FOUND = 127
 _NO_KEY = "No authentication methods available"
 SSH_PORT = 22
@@ -129,7 +131,12 @@ def _client(login: Login) -> paramiko.SSHClient:
     known = login.known_hosts or Path("~/.ssh/known_hosts").expanduser()
     for path in (Path("/etc/ssh/ssh_known_hosts"), known):
         if path.is_file():
-            client.load_host_keys(str(path))
+            try:
+                client.load_host_keys(str(path))
+            except Exception as problem:  # paramiko lets through what decoding meets, too
+                line = problem.line if isinstance(problem, InvalidHostKey) else str(problem)
+                msg = f"{path} of this machine has a line that is no key ({line[:_SHOWN].strip()}). Mend it, or take it out"
+                raise HostAway(msg, lasting=True) from problem
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     return client
 
@@ -140,8 +147,8 @@ def _connect(
     """Log in. A host's key may be known by its name or, as gateway_provisioners wants it, by its address."""
     try:
         address = socket.gethostbyname(host)
-    except OSError as problem:
-        msg = f"no host of that name is known ({problem.strerror or problem}). Mend it in remote_hosts"
+    except (OSError, UnicodeError) as problem:
+        msg = f"no host of that name is known ({getattr(problem, 'strerror', None) or problem}). Mend it in remote_hosts"
         raise HostAway(msg, lasting=True) from problem
     keys = client.get_host_keys()
     named = host if login.port == SSH_PORT else f"[{host}]:{login.port}"

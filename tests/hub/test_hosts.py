@@ -32,7 +32,7 @@ from gpushare_kernel.hub.report import (
     encode,
     read_question,
 )
-from gpushare_kernel.hub.ssh import Login
+from gpushare_kernel.hub.ssh import Asked, Login
 from tests.procs import eventually
 
 QUICK = Pace(every=0.02, limit=2.0, again=0.02, lasting=0.02, suspect=0.3)
@@ -45,6 +45,7 @@ class Played:
 
     def __init__(self) -> None:
         self.down: dict[str, str] = {}
+        self.odd: dict[str, Exception] = {}
         self.seen: dict[str, Seen] = {}
         self.signals: list[tuple[str, Signal]] = []
         self.open = 0
@@ -61,6 +62,8 @@ class Played:
             self.slow.wait(30)
         if name in self.down:
             raise HostAway(self.down[name])
+        if name in self.odd:
+            raise self.odd[name]
         self.open += 1
         return Line(self, name)
 
@@ -68,6 +71,8 @@ class Played:
         """What a host says."""
         if name in self.down:
             raise HostAway(self.down[name])
+        if name in self.odd:
+            raise self.odd[name]
         if isinstance(question, Look):
             self.held.wait(5)
             return self.seen.get(name, Seen(GPUS))
@@ -128,6 +133,39 @@ def test_a_start_does_not_wait_for_who_is_known_to_be_away(pool, played):
     del played.down["b"]
     eventually(lambda: not away(pool, "b"))
     assert set(pool.order(Wish()).hosts) == {"a", "b"}
+
+
+@pytest.mark.parametrize("met", ["dialled", "asked"])
+def test_what_nobody_thought_of_is_a_reason_too(pool, played, met):
+    """The host is passed over with the problem's words, is asked again, and is of use once it is mended."""
+    if met == "asked":
+        pool.look()
+    played.odd["b"] = RuntimeError("what is this")
+    pool.look()
+    eventually(lambda: away(pool, "b") == "it cannot be asked: RuntimeError: what is this")
+    eventually(lambda: played.open == 1)
+    assert pool.order(Wish()).hosts == ("a",)
+    played.odd.clear()
+    pool["b"].ask_now()
+    eventually(lambda: not away(pool, "b"))
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "says"),
+    [
+        ("localhost", "localhost ssh-rsa AAAAx\n", "/known_hosts of this machine has a line that is no key (localhost ssh-rsa AAAAx). Mend it"),
+        ("localhost", "localhost ssh-rsa AAAAnonsense\n", "/known_hosts of this machine has a line that is no key ('utf-8' codec"),
+        ("a..b", "", "no host of that name is known ("),
+    ],
+)  # fmt: skip
+def test_a_bad_line_or_name_says_what_to_mend(tmp_path, host, keys, says):
+    """Before anything is connected."""
+    known = tmp_path / "known_hosts"
+    known.write_text(keys)
+    with pytest.raises(HostAway) as refused:
+        Asked(host, Login(known_hosts=known), ("python",), 1.0, 1.0)
+    assert says in str(refused.value)
+    assert refused.value.lasting
 
 
 def test_where_nobody_is_of_use_yet_a_start_waits_for_the_first_who_is(played):
