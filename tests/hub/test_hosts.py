@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning import KernelProvisionerFactory
 
 from gpushare_kernel import __version__
-from gpushare_kernel.core.errors import HostAway
+from gpushare_kernel.core.errors import BadSettings, HostAway
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub import hosts as module
 from gpushare_kernel.hub.hosts import Host, Hosts, Pace
@@ -291,6 +293,33 @@ def test_hosts_are_asked_once_for_all_kernels_of_a_process(played):
     for pool in module._pools.values():
         pool.close()
     module._pools.clear()
+
+
+@pytest.mark.parametrize(
+    ("provisioner", "config", "says"),
+    [
+        ("gpushare", {"wieght": 2.0}, "Did you mean 'weight'?"),
+        ("gpushare", {"GPU": "0"}, "There are device, on_missing_broker, weight."),
+        ("gpushare-distributed", {"remote_host": ["gpu1"]}, "Did you mean 'remote_hosts'?"),
+        ("gpushare-distributed", {"remote_hosts": ["gpu1"], "drivers": "580"}, "Did you mean 'driver'?"),
+    ],
+)  # fmt: skip
+def test_what_a_kernelspec_misspells_starts_no_kernel(provisioner, config, says):
+    """A default would hold, and nobody would know."""
+    factory = KernelProvisionerFactory()
+    spec = KernelSpec(argv=["python"], metadata={"kernel_provisioner": {"provisioner_name": provisioner, "config": config}})  # fmt: skip
+    with pytest.raises(BadSettings) as refused:
+        factory.create_provisioner_instance("k", spec, None)
+    assert says in str(refused.value)
+    assert f"the kernelspec's config has {[*config][-1]!r}" in str(refused.value)
+
+
+def test_what_a_kernelspec_spells_right_counts():
+    """Of the engine's options, too."""
+    config = {"remote_hosts": ["gpu1"], "driver": "580", "launch_timeout": 7}
+    spec = KernelSpec(argv=["python"], metadata={"kernel_provisioner": {"provisioner_name": "gpushare-distributed", "config": config}})  # fmt: skip
+    made = KernelProvisionerFactory().create_provisioner_instance("k", spec, None)
+    assert (made.remote_hosts, made.driver, made.launch_timeout) == (["gpu1"], "580", 7)
 
 
 @pytest.mark.parametrize(
