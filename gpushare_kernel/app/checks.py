@@ -194,9 +194,14 @@ def _chosen() -> Check:
 
 def _hub(where: Places) -> Iterator[Check]:
     """What ends parked notebooks, and who runs without us, where this is a hub or has one."""
-    for text in culling.sentences(hub_advice.look(hub_advice.hubs_here())):
+    found = hub_advice.look(hub_advice.hubs_here())
+    for text in culling.sentences(found):
         yield Check(Finding.NOTE, "culling", text)
-    text = servers.without_text(servers.servers()) if where.system and not where.named else ""
+    if not where.system or where.named:
+        return
+    for text in hub_advice.replaced(found):
+        yield Check(Finding.FAILED, "servers", text)
+    text = "" if found.replaced else servers.without_text(servers.servers())
     if text:
         yield Check(Finding.NOTE, "servers", text)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpushare_kernel.hub.servers import VARIABLE
+
 TLJH = Path("/opt/tljh")
 PLAIN = tuple(
     Path(folder) / "jupyterhub_config.py"
@@ -30,7 +32,13 @@ _SHARED_UID = frozenset(
         "kubespawner.KubeSpawner",
     }
 )
-_UNREAD = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What is computed where a literal would be read; `code` is how it is written."""
+
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,8 @@ class Settings:
     cullers: list[Culler] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     shared_uid: bool | None = None
+    #: Which spawner's environment replaces the one of all spawners (`LocalProcessSpawner.environment`), and in which file.
+    replaced: list[tuple[str, Path]] = field(default_factory=list)
     #: What could not be read, and why.
     unread: list[str] = field(default_factory=list)
 
@@ -122,7 +132,7 @@ def _read_hub(path: Path, values: Mapping[str, Any], found: Settings) -> None:
         found.shared_uid = False  # JupyterHub's own default: local processes, each as its user
     for service in _sequence(values.get("JupyterHub.services")):
         command = _sequence(service.get("command")) if isinstance(service, Mapping) else ()
-        words = [str(word) for word in command]
+        words = [word if isinstance(word, str) else "" for word in command]
         if any(name in word for word in words for name in _CULLER):
             seconds = _option(words, "--timeout", CULLER_TIMEOUT)
             found.cullers.append(Culler("JupyterHub stops idle servers", str(path), seconds))
@@ -130,6 +140,11 @@ def _read_hub(path: Path, values: Mapping[str, Any], found: Settings) -> None:
         limit = values.get(name)
         if isinstance(limit, int | str) and limit:
             found.limits.append(Limit(limit, f"c.{name} in {path}"))
+    for name, value in values.items():
+        if name.endswith("Spawner.environment") and name != "Spawner.environment":
+            known = value.code if isinstance(value, Unread) else value
+            if not isinstance(known, str | Mapping) or VARIABLE not in known:
+                found.replaced.append((name, path))
     for word in _sequence(values.get("Spawner.args")):
         if isinstance(word, str) and "cull_idle_timeout=" in word:
             seconds = _number(word.partition("=")[2])
@@ -171,7 +186,7 @@ def _read_server(source: str, values: Mapping[str, Any], found: Settings) -> Non
 
 
 def _python(path: Path, found: Settings) -> dict[str, Any]:
-    """Return what is assigned to `c.Class.trait` as a literal; `_UNREAD` parts of it are dropped."""
+    """Return what is assigned to `c.Class.trait`: literals, and what is `Unread` of them."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -192,7 +207,7 @@ def _python(path: Path, found: Settings) -> dict[str, Any]:
                     _add(values, _trait(to), [_literal(more)])
                 case ast.Call(func=ast.Attribute(value=to, attr="extend"), args=[more]):
                     _add(values, _trait(to), _literal(more))
-    return {name: value for name, value in values.items() if value is not _UNREAD}
+    return values
 
 
 def _add(values: dict[str, Any], name: str | None, more: Any) -> None:
@@ -209,13 +224,13 @@ def _trait(node: ast.AST) -> str | None:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Return what a literal says; of lists and dictionaries the parts that are ones."""
+    """Return what a literal says; what is none, and such parts of lists and dictionaries, are `Unread`."""
     match node:
         case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [value for value in map(_literal, parts) if value is not _UNREAD]
+            return [_literal(part) for part in parts]
         case ast.Dict(keys=keys, values=values):
             pairs = [(_literal(k), _literal(v)) for k, v in zip(keys, values, strict=True) if k]
-            return {k: v for k, v in pairs if isinstance(k, str) and v is not _UNREAD}
+            return {k: v for k, v in pairs if isinstance(k, str)}
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
@@ -223,7 +238,7 @@ def _literal(node: ast.expr) -> Any:
     try:  # 60 * 60
         return _product(node)
     except ValueError:
-        return _UNREAD
+        return Unread(ast.unparse(node))
 
 
 def _product(node: ast.expr) -> float:
