@@ -135,6 +135,10 @@ def test_start_once_stop_once(gpushare, where):
     assert again.returncode == 1
     assert f"pid {pid}" in again.stdout
     assert f"{where.log}. It ran already: --capacity 3GiB changes nothing." in again.stdout
+    assert (
+        "To have it so: jupyter gpushare stop; jupyter gpushare start --capacity 3GiB. A policy"
+        in again.stdout
+    )
     assert gpushare("start").returncode == 0
     with Line(where) as line:
         assert line.snapshot().devices[0].capacity == 2 * 2**30

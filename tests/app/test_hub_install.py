@@ -14,10 +14,13 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from gpushare_kernel.app import hub_install, unit
+from gpushare_kernel.app.checks import fitting
 from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub import snippet
 from gpushare_kernel.transport import places as places_module
-from gpushare_kernel.transport.places import Places, how_to_start, may_start
+from gpushare_kernel.transport.places import Places, how_to_restart, how_to_start, may_start
+from gpushare_kernel.wire.snapshot import DeviceView
 from tests.app.conftest import Gpushare
 
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
@@ -328,6 +331,13 @@ def test_beside_a_service_not_even_root_starts_a_broker(tmp_path: Path, monkeypa
     (tmp_path / "service").write_text("gpushare.service\n")
     assert not may_start(here)
     assert how_to_start(here) == "systemctl start gpushare.service"
+    assert how_to_restart(here) == "systemctl restart gpushare.service"
+    assert how_to_restart(here, "--parking cold") == (
+        "jupyter gpushare install --hub --parking cold; systemctl daemon-reload; systemctl restart gpushare.service"
+    )
+    gpu = DeviceView("G", "cuda", "NVIDIA T4", 16 * GiB, 0, 0, (), context=GiB, can=("pause",))
+    (check,) = fitting(gpu, here)
+    assert check.text.endswith(f": {how_to_restart(here, '--parking cold')}.")
     assert may_start(Places(tmp_path / "run", system=True, named=True)) is True
 
 
