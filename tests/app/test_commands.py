@@ -122,6 +122,22 @@ def test_status_shows_people_their_notebooks(gpushare, broker, kernel):
     assert re.search(rf"^hw2\.ipynb .* {kernel.pid}$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--BrokerCommand.polcy=srtf", "no option --BrokerCommand.polcy. Did you mean --BrokerCommand.policy?"),
+        ("--StartApp.xyzzy=1", "no option --StartApp.xyzzy. StartApp has "),
+    ],
+)  # fmt: skip
+def test_an_option_of_a_class_that_has_none_is_refused(gpushare, where, word, says):
+    """Nothing is started without it."""
+    done = gpushare("start", word)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"gpushare: {says}")
+    assert done.stderr.count("\n") == 1
+    assert not where.socket.exists()
+
+
 def test_start_once_stop_once(gpushare, where):
     """A second start changes nothing and says so, with status 1 where it was to change something; stop leaves no process and a free lock; a second stop finds nobody."""
     done = gpushare("start", "--capacity", "2GiB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -168,6 +169,18 @@ def test_a_bad_line_or_name_says_what_to_mend(tmp_path, host, keys, says):
         Asked(host, Login(known_hosts=known), ("python",), 1.0, 1.0)
     assert says in str(refused.value)
     assert refused.value.lasting
+
+
+def test_where_ssh_does_not_get_the_command_to_try_is_said(tmp_path):
+    """As it is to be typed; a port on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(HostAway) as refused:
+            Asked("localhost", Login("ann", port=port, known_hosts=tmp_path / "none"), ("python",), 1.0, 1.0)  # fmt: skip
+    assert str(refused.value).startswith("ssh does not get there: ")
+    assert str(refused.value).endswith(f". From here, as who runs this server: ssh -p {port} ann@localhost")  # fmt: skip
+    assert not refused.value.lasting
 
 
 def test_where_nobody_is_of_use_yet_a_start_waits_for_the_first_who_is(played):
