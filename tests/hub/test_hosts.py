@@ -148,9 +148,19 @@ def test_what_nobody_thought_of_is_a_reason_too(pool, played, met):
     eventually(lambda: away(pool, "b") == "it cannot be asked: RuntimeError: what is this")
     eventually(lambda: played.open == 1)
     assert pool.order(Wish()).hosts == ("a",)
+    with pytest.raises(HostAway, match="RuntimeError: what is this"):
+        pool["b"].launch("k", LAUNCH)
     played.odd.clear()
     pool["b"].ask_now()
     eventually(lambda: not away(pool, "b"))
+
+
+def test_a_launch_that_meets_what_nobody_thought_of_goes_elsewhere(pool, played):
+    """As any other that a host refuses: the next host is tried."""
+    pool.look()
+    played.launched = lambda _: 1 // 0
+    with pytest.raises(HostAway, match="ZeroDivisionError"):
+        pool["a"].launch("k", LAUNCH)
 
 
 @pytest.mark.parametrize(
