@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Enum, Float, Unicode
+from traitlets.config import Configurable
 
 from gpushare_kernel import procfs
 from gpushare_kernel.client.start import start_again
 from gpushare_kernel.client.vitals import Vitals
 from gpushare_kernel.core.errors import (
+    BadSettings,
     BadToken,
     BrokerUnavailable,
     GpushareError,
@@ -54,6 +57,23 @@ _R = TypeVar("_R")
 DEFAULT_PROVISIONER = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 _ENDING = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 """Signals by which Jupyter ends a kernel."""
+
+
+def check_options(made: type[Configurable], options: Iterable[str]) -> None:
+    """Refuse what a provisioner has no option for: traitlets would pass it over, and the default would hold.
+
+    Raises
+    ------
+    BadSettings
+        With the one that may be meant.
+    """
+    for name in options:
+        if name not in made.class_trait_names():
+            known = sorted(made.class_trait_names(config=True))
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
+            msg = f"the kernelspec's config has {name!r}, and {made.__name__} has no such option. {hint} Mend it in kernel.json."
+            raise BadSettings(msg)
 
 
 class GpuShareProvisioner(LocalProvisioner):
@@ -94,6 +114,11 @@ class GpuShareProvisioner(LocalProvisioner):
     def gpushare_session(self) -> str | None:
         """The broker's id of this kernel's session; None where it shares nothing. The server's extension shows what belongs to it."""
         return None if self._session is None else str(self._session.session)
+
+    def __init__(self, **options: Any) -> None:
+        """Take the kernelspec's `config` among `options`; what it misspells starts no kernel."""
+        check_options(type(self), options)
+        super().__init__(**options)
 
     # --- Starting ---------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ ARROWS: dict[str, set[str]] = {
     | {"sizes", "core", "wire", "texts", "transport", "devices", "procfs", "package", "identity"},
     # Who vouches for people is asked by a protocol of the broker's; only its daemon knows that it is a hub.
     "identity": LOWEST | {"wire"},
-    "hub_service": LOWEST | {"sizes", "client", "transport", "wire"},
+    "hub_service": LOWEST | {"sizes", "client", "transport", "wire", "procfs"},
     "client": LOWEST | {"sizes", "wire", "texts", "transport", "procfs", "package"},
     # What pages are shown is asked as any client asks; the words are the wire's.
     "server": LOWEST | {"client", "texts", "hub"},

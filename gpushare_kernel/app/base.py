@@ -11,6 +11,7 @@ from pathlib import Path
 from jupyter_core.application import JupyterApp
 from rich.console import Console
 from traitlets import Float, Integer, List, Unicode
+from traitlets.config import Configurable
 
 from gpushare_kernel import __version__
 from gpushare_kernel.app import words
@@ -64,6 +65,7 @@ class Command(JupyterApp):
         if not given or given[0] not in self.subcommands:
             given = words.checked(given, options=self.aliases, flags=self.flags)
             self._check_numbers(given)
+            self._check_traits(given)
         super().parse_command_line(given)
 
     def _check_numbers(self, given: Sequence[str]) -> None:
@@ -87,6 +89,26 @@ class Command(JupyterApp):
                 kind = "a whole number" if isinstance(trait, Integer) else "a number"
                 msg = f"{option} takes {kind}, and {value!r} is none. Write for example {option}={trait.default_value or 1:g}."
                 raise BadDeclaration(msg) from None
+
+    def _check_traits(self, given: Sequence[str]) -> None:
+        """Refuse `--Class.option` where there is none: traitlets would go on without."""
+        ours = {one.__name__: one for made in self.classes for one in made.mro()}
+        for word in given:
+            name = word.partition("=")[0]
+            owner, _, trait = name.removeprefix("--").partition(".")
+            made = ours.get(owner)
+            if not name.startswith("--") or made is None or not issubclass(made, Configurable):
+                continue
+            known = made.class_trait_names(config=True)
+            if trait.partition(".")[0] not in known:
+                near = difflib.get_close_matches(trait, known, 1)
+                hint = (
+                    f"Did you mean --{owner}.{near[0]}?"
+                    if near
+                    else f"{owner} has {', '.join(sorted(known))}."
+                )
+                msg = f"no option {name}. {hint}"
+                raise BadDeclaration(msg)
 
     def migrate_config(self) -> None:
         """Nothing to migrate: we are younger than the change this is for."""

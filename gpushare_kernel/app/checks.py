@@ -24,7 +24,13 @@ from gpushare_kernel.devices.verdict import Probe, Verdict
 from gpushare_kernel.hub import culling, servers
 from gpushare_kernel.interpreters import STARTUP_FILE
 from gpushare_kernel.provisioner import DEFAULT_PROVISIONER
-from gpushare_kernel.transport.places import Places, how_to_start, may_start, rehearse
+from gpushare_kernel.transport.places import (
+    Places,
+    how_to_restart,
+    how_to_start,
+    may_start,
+    rehearse,
+)
 from gpushare_kernel.wire.snapshot import DeviceView, Snapshot
 
 _OURS = "gpushare"
@@ -104,12 +110,12 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
             yield Check(Finding.WELL, "limits", limits)
     for device in snapshot.devices:
         yield _device(device)
-        yield from fitting(device)
+        yield from fitting(device, where)
     if gpu.verdict is not Verdict.CPU and _shares_no_gpu(snapshot):
         yield Check(
             Finding.NOTE,
             "device",
-            "It does not share the GPU. Once what is said above is mended: jupyter gpushare stop, then start.",
+            f"It does not share the GPU. Once what is said above is mended: {how_to_restart(where)}.",
         )
 
 
@@ -144,7 +150,7 @@ def _device(device: DeviceView) -> Check:
     return Check(Finding.NOTE if cannot else Finding.WELL, "device", shares)
 
 
-def fitting(device: DeviceView) -> Iterator[Check]:
+def fitting(device: DeviceView, where: Places) -> Iterator[Check]:
     """How many notebooks there is room for at once, where idle ones keep their memory."""
     if not device.context or device.can is None or "park" in device.can:
         return
@@ -155,7 +161,7 @@ def fitting(device: DeviceView) -> Iterator[Check]:
         f"most {most} fit, and the next one waits until one of them ends or restarts."
     )
     if "pause" in device.can:
-        text += " To have idle ones set aside for who waits: jupyter gpushare stop, then start --parking cold."
+        text += f" To have idle ones set aside for who waits: {how_to_restart(where, '--parking cold')}."
     yield Check(Finding.NOTE, "room", text)
 
 
@@ -194,9 +200,14 @@ def _chosen() -> Check:
 
 def _hub(where: Places) -> Iterator[Check]:
     """What ends parked notebooks, and who runs without us, where this is a hub or has one."""
-    for text in culling.sentences(hub_advice.look(hub_advice.hubs_here())):
+    found = hub_advice.look(hub_advice.hubs_here())
+    for text in culling.sentences(found):
         yield Check(Finding.NOTE, "culling", text)
-    text = servers.without_text(servers.servers()) if where.system and not where.named else ""
+    if not where.system or where.named:
+        return
+    for text in hub_advice.replaced(found):
+        yield Check(Finding.FAILED, "servers", text)
+    text = "" if found.replaced else servers.without_text(servers.servers())
     if text:
         yield Check(Finding.NOTE, "servers", text)
 

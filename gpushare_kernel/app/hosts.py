@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import re
 import sys
@@ -90,7 +91,10 @@ def asked(names: Sequence[str], python: str) -> list[HostState]:
         os.environ.get("GP_REMOTE_PWD"),
         int(port),
     )
-    pool = Hosts(names, login, python)
+    quiet = logging.getLogger("gpushare-hosts")  # what it would log is what we print
+    quiet.propagate = False
+    quiet.addHandler(logging.NullHandler())
+    pool = Hosts(names, login, python, log=quiet)
     try:
         pool.look()
         return pool.states()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jupyter_core.paths import jupyter_config_path
@@ -35,6 +35,15 @@ def look(
     found = settings.read(readable, tljh, [path for path in configs if os.access(path, os.R_OK)])
     found.limits += _groups() if here else []
     return found
+
+
+def replaced(found: settings.Settings) -> Iterator[str]:
+    """Yield why servers of a hub would not share, however often they are restarted."""
+    for name, path in found.replaced:
+        yield (
+            f"c.{name} in {path} replaces c.Spawner.environment, by which kernels share: those of this spawner's servers do not. "
+            f"Write there c.{name}.update(...) in place of c.{name} = ..., then restart the hub and the servers."
+        )
 
 
 def _groups() -> list[settings.Limit]:

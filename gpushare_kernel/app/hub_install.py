@@ -23,6 +23,7 @@ from gpushare_kernel.transport.places import SERVICE, SYSTEM_MARK
 
 NOTE = SYSTEM_MARK / "installed.json"
 _CHANGED = ".changed-since-gpushare"
+_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,16 @@ class Plan:
         """Return where `path` is now."""
         return self.root / path.relative_to("/")
 
+    def file_of(self, path: Path) -> Path:
+        """Return where the file is that `path` leads to: a link to a hub's configuration stays one."""
+        at = self.at(path)
+        for _ in range(_LINKS):
+            if not at.is_symlink():
+                break
+            to = at.readlink()
+            at = self.at(to) if to.is_absolute() else at.parent / to
+        return at
+
 
 def plan(
     root: Path,
@@ -68,7 +79,7 @@ def plan(
     arguments
         The broker's.
     hubs
-        Configuration files of hubs, as they are called on that machine.
+        Configuration files of hubs, as they are called on that machine. Those of an earlier plan stay while they are there.
     """
     made = Plan(root)
     made.files += [
@@ -86,7 +97,8 @@ def plan(
         made.files.append(Text(place, text, "TLJH's servers start kernels that share"))
     else:
         made.files.append(Text(snippet.PLACE, text, "what a hub loads: its servers' kernels share"))
-        made.blocks += hubs
+        noted = map(Path, _note(made.at(NOTE))["blocks"])
+        made.blocks += dict.fromkeys([*hubs, *(one for one in noted if _is_there(made.at(one)))])
     return made
 
 
@@ -99,7 +111,7 @@ def write(planned: Plan) -> list[str]:
         Where a hub's configuration cannot be read.
     """
     before = _note(planned.at(NOTE))
-    blocks = {path: _read(planned.at(path)) for path in planned.blocks}
+    blocks = {path: _read(planned.file_of(path)) for path in planned.blocks}
     kept = {str(one.path) for one in planned.files}
     old = {path: known for path, known in before["files"].items() if path not in kept}
     done = [line for path, known in old.items() if (line := _take(planned, Path(path), known))]
@@ -108,7 +120,7 @@ def write(planned: Plan) -> list[str]:
         _put(planned.at(one.path), one.text)
         done.append(f"{one.path}: {one.why}")
     for path, text in blocks.items():
-        _put(planned.at(path), snippet.with_block(text), keep_mode=True)
+        _put(planned.file_of(path), snippet.with_block(text), keep_mode=True)
         done.append(f"{path}: loads {snippet.PLACE}, by three lines at its end")
     _put(planned.at(NOTE), note_of(planned))
     return done
@@ -152,7 +164,7 @@ def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
 def _without_blocks(planned: Plan, paths: Iterable[Path]) -> list[str]:
     done = []
     for path in dict.fromkeys(paths):
-        at = planned.at(path)
+        at = planned.file_of(path)
         text = at.read_text(encoding="utf-8") if at.is_file() else ""
         if (without := snippet.without_block(text)) != text:
             _put(at, without, keep_mode=True)
@@ -192,6 +204,13 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         msg = f"the hub's configuration {path} cannot be read: {problem}. Nothing was written. Name it: --hub-config FILE."
         raise BadDeclaration(msg) from problem
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # whoever only asks what would be written may not look there
+        return False
 
 
 def _note(path: Path) -> dict[str, Any]:

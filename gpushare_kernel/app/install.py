@@ -147,7 +147,8 @@ class InstallApp(_Placed, BrokerCommand):
                     say(line)
         self._advise(planned, hubs)
 
-    def _advise(self, planned: hub_install.Plan, hubs: Sequence[Path]) -> None:
+    def _advise(self, planned: hub_install.Plan, found_hubs: Sequence[Path]) -> None:
+        hubs = list(dict.fromkeys([*found_hubs, *planned.blocks]))
         tljh = any(str(one.path).startswith(str(TLJH)) for one in planned.files)
         if not tljh and not hubs:
             say(
@@ -159,9 +160,9 @@ class InstallApp(_Placed, BrokerCommand):
             say(
                 "This hub's servers all run as one account: to tell people apart, add --hub-api URL (JUPYTERHUB_API_URL in a server's terminal)."
             )
-        for text in culling.sentences(found):
+        for text in (*hub_advice.replaced(found), *culling.sentences(found)):
             say(text)
-        waits = servers.without_text(servers.servers()) if here else ""
+        waits = servers.without_text(servers.servers()) if here and not found.replaced else ""
         if waits:
             say(waits)
         restart = "tljh-config reload hub" if tljh else "systemctl restart jupyterhub (or however yours is started)"  # fmt: skip

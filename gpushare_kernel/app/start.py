@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 from gpushare_kernel.app.base import BrokerCommand, say
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import COMMAND, answers, ensure_broker
-from gpushare_kernel.transport.places import places
+from gpushare_kernel.transport.places import how_to_restart, places
 
 _PATIENCE = 15.0
 
@@ -28,7 +29,8 @@ class StartApp(BrokerCommand):
         with Line(where) as line:
             said = f"The broker (pid {line.pid}) answers at {where.socket}. Its log: {where.log}"
         if unused:
-            said += f". It ran already: {' '.join(arguments)} changes nothing. Stop it first (jupyter gpushare stop); a policy changes while it runs: jupyter gpushare policy NAME."
+            options = shlex.join(arguments)
+            said += f". It ran already: {options} changes nothing. To have it so: {how_to_restart(where, options)}. A policy changes while it runs: jupyter gpushare policy NAME."
         say(said)
         if unused:
             self.exit(1)

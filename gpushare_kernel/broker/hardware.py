@@ -16,12 +16,12 @@ from gpushare_kernel.devices.base import Device, Intents
 from gpushare_kernel.devices.host import HostDevice
 from gpushare_kernel.devices.machine import Machine
 from gpushare_kernel.devices.unlocking import WORKER
+from gpushare_kernel.transport.places import how_to_restart, places
 
 if TYPE_CHECKING:
     from gpushare_kernel.devices.nvml import GpuInfo
 
 AUTO, HOST, CUDA = "auto", "host", "cuda"
-_PARKING_OFF = "parking is switched off here: jupyter gpushare start --parking cold"
 _CANNOT_PARK = "this device cannot park memory"
 PLAIN_MARGIN = 256 * MiB
 """What a cell that declares nothing may take on a GPU at once: less than this is no use to any framework."""
@@ -88,6 +88,7 @@ def config_of(
     """Return how the core is to treat `device`."""
     inventory, divisible = device.inventory, device.inventory.divisible
     can_park = not divisible and device.capabilities.can_park
+    off = f"parking is switched off here: {how_to_restart(places(), '--parking cold')}"
     config = Config(
         capacity=inventory.capacity,
         compute=inventory.compute,
@@ -101,7 +102,7 @@ def config_of(
         can_pause=device.capabilities.can_pause,
         can_park=can_park and parking is not Parking.OFF,
         warm=parking is Parking.WARM,
-        why_not_park=_PARKING_OFF if can_park else _CANNOT_PARK,
+        why_not_park=off if can_park else _CANNOT_PARK,
         park_cost=PARK_COST,
         park_speed=PARK_SPEED,
         restore_speed=RESTORE_SPEED,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gpushare_kernel import __version__
 from gpushare_kernel.broker.adoption import Foreign
@@ -186,11 +185,12 @@ def size_of(text: str | None) -> int | None:
 
 
 def _hub(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = f"{text} is no address: give the hub's API, such as http://127.0.0.1:8081/hub/api"
-        raise argparse.ArgumentTypeError(msg)
-    return text
+    from gpushare_kernel.hub.identity import checked_api  # noqa: PLC0415  few brokers ask a hub
+
+    try:
+        return checked_api(text)
+    except BadDeclaration as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def _uids(text: str) -> str:

@@ -23,7 +23,7 @@ from gpushare_kernel.client.link import Link, LinkDown
 from gpushare_kernel.client.questions import ANSWER, BLINK, Questions
 from gpushare_kernel.core.errors import BadFrame, BrokerUnavailable, GpushareError, UserError
 from gpushare_kernel.core.values import JobId
-from gpushare_kernel.transport.places import was_stopped
+from gpushare_kernel.transport.places import how_to_restart, places, was_stopped
 from gpushare_kernel.transport.tally import Tally
 from gpushare_kernel.transport.words import WordView
 from gpushare_kernel.wire import texts
@@ -317,7 +317,9 @@ class Session(Questions):
     def send(self, body: Request, call: Call) -> None:
         """Send a request whose reply comes to `call`. Raises LinkDown; UserError where the broker is too old for it."""
         if since(body) > self._version:
-            raise UserError(texts.older_broker_text(self._version, since(body)))
+            raise UserError(
+                texts.older_broker_text(self._version, since(body), how_to_restart(places()))
+            )
         link = self._link
         if link is None:
             msg = "the session is closed"

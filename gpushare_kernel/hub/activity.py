@@ -24,6 +24,7 @@ from urllib.parse import quote
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.core.errors import BadTime, GpushareError
 from gpushare_kernel.core.sizes import parse_time
+from gpushare_kernel.procfs import environ
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire.snapshot import SessionView, Snapshot
 
@@ -35,6 +36,7 @@ _PARKED = frozenset({"parked", "restoring"})
 _ACCOUNTS = "jupyter-"
 """What TLJH puts before a hub's name to make an account of it."""
 _HUB = " (hub)"
+_SERVER_NAME = "JUPYTERHUB_SERVER_NAME"
 _TIMEOUT = 10.0
 _NOT_FOUND = 404
 
@@ -52,11 +54,11 @@ class Watch:
         self._keep = keep
         self._since: dict[str, float] = {}
 
-    def active(self, snapshot: Snapshot, now: float) -> set[str]:
-        """Return the accounts that are to count as active. `now` is a clock that never goes back."""
+    def active(self, snapshot: Snapshot, now: float) -> set[tuple[str, str]]:
+        """Return who is to count as active: accounts, each with the name of a server (empty: the default one). `now` is a clock that never goes back."""
         parked = {one.id for one in snapshot.sessions if one.state in _PARKED}
         self._since = {one: self._since.get(one, now) for one in parked}
-        return {one.user for one in snapshot.sessions if self._counts(one, now)}
+        return {(one.user, _server(one)) for one in snapshot.sessions if self._counts(one, now)}
 
     def _counts(self, one: SessionView, now: float) -> bool:
         if one.state in _WORKS:
@@ -65,15 +67,23 @@ class Watch:
         return since is not None and now - since < self._keep
 
 
-def tell(api: str, token: str, accounts: Collection[str]) -> list[str]:
-    """Tell the hub that these accounts are active now; return what it did not take, in words."""
+def _server(one: SessionView) -> str:
+    """Return which of its user's servers a notebook belongs to, as its process was told; empty: the default one."""
+    return (one.pid and environ(one.pid, _SERVER_NAME)) or ""
+
+
+def tell(api: str, token: str, active: Collection[tuple[str, str]]) -> list[str]:
+    """Tell the hub that these accounts' servers are active now; return what it did not take, in words."""
     failed = []
     stamp = datetime.now(UTC).isoformat()
-    body = json.dumps({"last_activity": stamp, "servers": {"": {"last_activity": stamp}}}).encode()
-    for name in sorted({name for account in accounts for name in _names(account)}):
+    told = {(name, server) for account, server in active for name in _names(account)}
+    for name, server in sorted(
+        told
+    ):  # one at a time: of several the hub takes none where one has ended
+        body = {"last_activity": stamp, "servers": {server: {"last_activity": stamp}}}
         request = urllib.request.Request(  # noqa: S310 - the hub's own address, which it gives its services
             f"{api}/users/{quote(name, safe='')}/activity",
-            data=body,
+            data=json.dumps(body).encode(),
             headers={"Authorization": f"token {token}", "Content-Type": "application/json"},
         )
         try:

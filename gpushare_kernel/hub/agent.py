@@ -48,7 +48,7 @@ from gpushare_kernel.kernel_session import (
     KernelSession,
     without_session,
 )
-from gpushare_kernel.transport.places import Places, may_start, places
+from gpushare_kernel.transport.places import Places, how_to_start, may_start, places
 
 UNASKED = 60.0
 """Seconds without a question after which the gateway is taken for gone: a connection that was cut says nothing."""
@@ -86,7 +86,7 @@ class Agent:
         except NoBroker:
             if may_start(where):
                 return Seen((), gone)
-            trouble = f"no broker answers at {where.socket}, and only root may start one there: sudo jupyter gpushare start"
+            trouble = f"no broker answers at {where.socket}, and only root may start one there: sudo {how_to_start(where)}"
         except (GpushareError, OSError) as problem:
             trouble = " ".join(str(problem).split())
         return Seen((), gone, trouble)

@@ -14,7 +14,7 @@ _MINUTE, _HOUR = 60, 3600
 def sentences(settings: Settings) -> Iterator[str]:
     """Yield what somebody who turns parking on has to know."""
     for culler in settings.cullers:
-        if culler.seconds is None or 0 < culler.seconds < PARKED_FOR:
+        if culler.always or culler.seconds is None or 0 < culler.seconds < PARKED_FOR:
             yield _culled(culler)
     for limit in settings.limits:
         yield (
@@ -26,15 +26,17 @@ def sentences(settings: Settings) -> Iterator[str]:
 
 
 def _culled(culler: Culler) -> str:
-    after = "" if culler.seconds is None else f" after {duration(culler.seconds)}"
-    return (
-        f"{culler.what}{after} ({culler.source}): parked notebooks die with them. {_mend(culler)}"
-    )
+    said = f"{culler.what} after {'a time that was not read' if culler.seconds is None else duration(culler.seconds)} ({culler.source})"
+    if culler.seconds is None and not culler.always:
+        return f"{said}: where it is less than {duration(PARKED_FOR)}, parked notebooks die with them. {_mend(culler)}"
+    return f"{said}: parked notebooks die with them. {_mend(culler)}"
 
 
 def _mend(culler: Culler) -> str:
     if culler.tljh:
         return f"Run: sudo tljh-config set services.cull.timeout {PARKED_FOR}; sudo tljh-config reload hub"
+    if culler.always:
+        return "Leave --max-age out there."
     if culler.what.startswith("JupyterHub"):
         return f"Write there: --timeout={PARKED_FOR}; idle notebooks give their GPU memory back long before."
     trait = culler.source.partition(" in ")[0].partition("=")[0].lstrip("-")

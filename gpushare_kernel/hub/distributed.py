@@ -29,7 +29,7 @@ from gpushare_kernel.hub.hosts import Host, Hosts, hosts
 from gpushare_kernel.hub.placement import Wish
 from gpushare_kernel.hub.report import Launch, Pid
 from gpushare_kernel.hub.ssh import Login
-from gpushare_kernel.provisioner import off_loop
+from gpushare_kernel.provisioner import check_options, off_loop
 
 NEEDS = "KERNEL_GPU_MEMORY"
 """In a kernel's environment: what it is known to need (`6GiB`), for its placement only."""
@@ -74,6 +74,11 @@ class GpuShareDistributedProvisioner(DistributedProvisioner):
     _process: Pid | None = None
     _stopping = False
     _given_up = False
+
+    def __init__(self, **options: Any) -> None:
+        """Take the kernelspec's `config` among `options`; what it misspells starts no kernel."""
+        check_options(type(self), options)
+        super().__init__(**options)
 
     # --- Starting ---------------------------------------------------------------------------------
 

@@ -202,10 +202,13 @@ class Host:
             raise HostAway(msg)
         try:
             return self._answer(question)
-        except HostAway as problem:
+        except Exception as problem:
+            away = _away_by(problem)
             self._hang_up()
-            self._lose(problem)
-            raise
+            self._lose(away)
+            if away is problem:
+                raise
+            raise away from problem
         finally:
             self._line.release()
 
@@ -223,9 +226,10 @@ class Host:
             try:
                 self._look()
                 pause = self._pace.every
-            except HostAway as problem:
-                self._lose(problem)
-                pause = self._pace.lasting if problem.lasting else self._pace.again
+            except Exception as problem:  # noqa: BLE001 - whatever it is, this host is asked again, and says why it is of no use
+                away = _away_by(problem)
+                self._lose(away)
+                pause = self._pace.lasting if away.lasting else self._pace.again
             if not self._needed():
                 self._sleep()
             self._wake.wait(pause)
@@ -373,6 +377,13 @@ def hosts(names: Sequence[str], login: Login, python: str, log: logging.Logger) 
         if key not in _pools:
             _pools[key] = Hosts(names, login, python, log=log)
         return _pools[key]
+
+
+def _away_by(problem: Exception) -> HostAway:
+    """Return why a host is away. What nobody thought of lasts."""
+    if isinstance(problem, HostAway):
+        return problem
+    return HostAway(f"it cannot be asked: {type(problem).__name__}: {problem}", lasting=True)
 
 
 def _why(answer: Answer) -> str:

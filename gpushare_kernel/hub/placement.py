@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from zlib import crc32
 
+from gpushare_kernel.core.errors import BadSettings
 from gpushare_kernel.core.sizes import format_size
 
 GPU, CPU = "cuda", "host"
@@ -62,6 +63,12 @@ class Wish:
     driver: str = ""
     host: str = ""
     salt: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a driver that is no version: every host would have a newer one."""
+        if self.driver and not version(self.driver):
+            msg = f"driver is {self.driver!r}, which is no version. Write the oldest that will do: 580, or 580.65.06."
+            raise BadSettings(msg)
 
 
 @dataclass(frozen=True, slots=True)

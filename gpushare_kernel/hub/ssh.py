@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
+from paramiko.hostkeys import InvalidHostKey
 
-from gpushare_kernel.core.errors import HostAway
+from gpushare_kernel.core.errors import BadSettings, HostAway
 from gpushare_kernel.hub.report import FORMAT, LONGEST_LINE, BadLine, Greeting, read_greeting
 
 _NOISE = 100
 """Lines that a login shell may say before us."""
+_SHOWN = 60
 _NOT_FOUND = 127
 _NO_KEY = "No authentication methods available"
 SSH_PORT = 22
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,12 @@ class Login:
     port: int = SSH_PORT
     gss: bool = False
     known_hosts: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port: the system would take another one."""
+        if not 0 < self.port <= _LAST_PORT:
+            msg = f"GP_SSH_PORT is the number of a port, from 1 to {_LAST_PORT}, and {self.port} is none."
+            raise BadSettings(msg)
 
 
 class Asked:
@@ -129,7 +138,12 @@ def _client(login: Login) -> paramiko.SSHClient:
     known = login.known_hosts or Path("~/.ssh/known_hosts").expanduser()
     for path in (Path("/etc/ssh/ssh_known_hosts"), known):
         if path.is_file():
-            client.load_host_keys(str(path))
+            try:
+                client.load_host_keys(str(path))
+            except Exception as problem:  # paramiko lets through what decoding meets, too
+                line = problem.line if isinstance(problem, InvalidHostKey) else str(problem)
+                msg = f"{path} of this machine has a line that is no key ({line[:_SHOWN].strip()}). Mend it, or take it out"
+                raise HostAway(msg, lasting=True) from problem
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     return client
 
@@ -140,8 +154,8 @@ def _connect(
     """Log in. A host's key may be known by its name or, as gateway_provisioners wants it, by its address."""
     try:
         address = socket.gethostbyname(host)
-    except OSError as problem:
-        msg = f"no host of that name is known ({problem.strerror or problem}). Mend it in remote_hosts"
+    except (OSError, UnicodeError) as problem:
+        msg = f"no host of that name is known ({getattr(problem, 'strerror', None) or problem}). Mend it in remote_hosts"
         raise HostAway(msg, lasting=True) from problem
     keys = client.get_host_keys()
     named = host if login.port == SSH_PORT else f"[{host}]:{login.port}"
@@ -165,17 +179,19 @@ def _connect(
 def _refused(problem: Exception, host: str, login: Login) -> HostAway:
     """Return why a login failed, with what to do."""
     user = login.user or "this user"
+    port = "" if login.port == SSH_PORT else f" -p {login.port}"
+    try_it = f"From here, as who runs this server: ssh{port} {login.user + '@' if login.user else ''}{host}"
     if isinstance(problem, TimeoutError):
         return HostAway("it does not answer")
     if isinstance(problem, paramiko.AuthenticationException) or _NO_KEY in str(problem):
-        why = f"ssh does not let {user} in: {problem}. From here, as who runs this server: ssh {user}@{host}"
+        why = f"ssh does not let {user} in: {problem}. {try_it}"
     elif isinstance(problem, paramiko.BadHostKeyException):
         why = f"its ssh key is not the one that is known. If it was installed anew: ssh-keygen -R {host}, then ssh {host}"
     elif "not found in known_hosts" in str(problem):
-        why = f"its ssh key is not known here. Once, as who runs this server: ssh {host}"
+        why = f"its ssh key is not known here. Once, as who runs this server: ssh{port} {host}"
     else:
         said = " ".join(str(problem).split()) or type(problem).__name__
-        return HostAway(f"ssh does not get there: {said}")
+        return HostAway(f"ssh does not get there: {said.rstrip('.')}. {try_it}")
     return HostAway(why, lasting=True)
 
 

@@ -132,6 +132,16 @@ def how_to_start(places: Places) -> str:
     return f"systemctl start {service}" if service else "jupyter gpushare start"
 
 
+def how_to_restart(places: Places, options: str = "") -> str:
+    """Return the commands by which an administrator has another broker there, with `options`: a service has them in its unit."""
+    service = service_of(places)
+    if not service:
+        return f"jupyter gpushare stop; jupyter gpushare start {options}".rstrip()
+    again = f"systemctl restart {service}"
+    written = f"jupyter gpushare install --hub {options}; systemctl daemon-reload; "
+    return f"{written}{again}" if options else again
+
+
 def may_revive(places: Places) -> bool:
     """Say whether this user may start a broker there unasked, because the last one is gone."""
     return may_start(places) and not places.stopped.exists()

@@ -279,11 +279,11 @@ def oom_size(needed: int, room: int) -> str:
     return pasteable_size(whole) if whole >= needed else f"{room // MiB}MiB"
 
 
-def older_broker_text(version: int, needed: int) -> str:
-    """Return the error of a request that a broker from before this client does not know."""
+def older_broker_text(version: int, needed: int, restart: str) -> str:
+    """Return the error of a request that a broker from before this client does not know; `restart` are the commands for another."""
     return (
         f"the broker is older than this notebook's gpushare: it speaks protocol version {version}, and this is known "
-        f"since {needed}. Have it restarted: jupyter gpushare stop, then jupyter gpushare start."
+        f"since {needed}. Have it restarted: {restart}."
     )
 
 

@@ -122,6 +122,22 @@ def test_status_shows_people_their_notebooks(gpushare, broker, kernel):
     assert re.search(rf"^hw2\.ipynb .* {kernel.pid}$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--BrokerCommand.polcy=srtf", "no option --BrokerCommand.polcy. Did you mean --BrokerCommand.policy?"),
+        ("--StartApp.xyzzy=1", "no option --StartApp.xyzzy. StartApp has "),
+    ],
+)  # fmt: skip
+def test_an_option_of_a_class_that_has_none_is_refused(gpushare, where, word, says):
+    """Nothing is started without it."""
+    done = gpushare("start", word)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"gpushare: {says}")
+    assert done.stderr.count("\n") == 1
+    assert not where.socket.exists()
+
+
 def test_start_once_stop_once(gpushare, where):
     """A second start changes nothing and says so, with status 1 where it was to change something; stop leaves no process and a free lock; a second stop finds nobody."""
     done = gpushare("start", "--capacity", "2GiB")
@@ -135,6 +151,10 @@ def test_start_once_stop_once(gpushare, where):
     assert again.returncode == 1
     assert f"pid {pid}" in again.stdout
     assert f"{where.log}. It ran already: --capacity 3GiB changes nothing." in again.stdout
+    assert (
+        "To have it so: jupyter gpushare stop; jupyter gpushare start --capacity 3GiB. A policy"
+        in again.stdout
+    )
     assert gpushare("start").returncode == 0
     with Line(where) as line:
         assert line.snapshot().devices[0].capacity == 2 * 2**30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from gpushare_kernel.app.checks import Check, Finding, examine, fitting
 from gpushare_kernel.app.doctor import as_json, failures, show, verdict_line
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.devices.verdict import Probe, Verdict
+from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire.snapshot import DeviceView
 
 WELL = Check(Finding.WELL, "provisioner", "It is registered.")
@@ -30,6 +32,9 @@ def test_a_damaged_ledger_that_was_kept_aside_is_named(where):
     assert "ledger.sqlite.corrupt-1, ledger.sqlite.corrupt-2 in" in check.text
 
 
+HERE = Places(Path("/nowhere"), system=False)
+
+
 def gpu(**more) -> DeviceView:
     """A GPU of 16 GiB."""
     return DeviceView("G", "cuda", "NVIDIA T4", 16 * GiB, 0, 0, (), **more)
@@ -37,21 +42,21 @@ def gpu(**more) -> DeviceView:
 
 def test_where_idle_notebooks_keep_their_memory_it_says_how_many_fit():
     """By what a context takes, and how that is changed; a GPU that cannot be paused parks nobody, so nothing changes it."""
-    (check,) = fitting(gpu(context=614 * MiB, can=("pause",)))
+    (check,) = fitting(gpu(context=614 * MiB, can=("pause",)), HERE)
     assert check.finding is Finding.NOTE
     assert check.text == (
         "Idle notebooks keep their memory of NVIDIA T4: each takes 614 MiB of 16.0 GiB before it holds anything, so at most "
         "26 fit, and the next one waits until one of them ends or restarts. To have idle ones set aside for who waits: "
-        "jupyter gpushare stop, then start --parking cold."
+        "jupyter gpushare stop; jupyter gpushare start --parking cold."
     )
-    (check,) = fitting(gpu(context=614 * MiB, can=()))
+    (check,) = fitting(gpu(context=614 * MiB, can=()), HERE)
     assert check.text.endswith("until one of them ends or restarts.")
 
 
 def test_where_nobody_keeps_a_place_nothing_is_said_of_room():
     """Idle ones are parked; a CPU has no contexts; an older broker does not say."""
     for device in (gpu(context=MiB, can=("pause", "park")), gpu(can=("pause",)), gpu(context=MiB)):
-        assert not [*fitting(device)]
+        assert not [*fitting(device, HERE)]
 
 
 # --- the report ------------------------------------------------------------------------------------------

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traitlets.config import Config
+from traitlets import Dict
+from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from gpushare_kernel.app import hub_install, unit
+from gpushare_kernel.app.checks import fitting
 from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub import snippet
 from gpushare_kernel.transport import places as places_module
-from gpushare_kernel.transport.places import Places, how_to_start, may_start
+from gpushare_kernel.transport.places import Places, how_to_restart, how_to_start, may_start
+from gpushare_kernel.wire.snapshot import DeviceView
 from tests.app.conftest import Gpushare
 
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
@@ -136,6 +140,36 @@ def test_another_kind_of_hub_later_leaves_nothing_of_the_first(gpushare: Gpushar
     assert files(machine) == {"etc/jupyterhub/jupyterhub_config.py": CONFIG}
 
 
+@pytest.mark.parametrize("link", ["../srv/hub.py", "/etc/srv/hub.py"])
+def test_a_linked_configuration_stays_a_link(gpushare: Gpushare, machine: Path, link: str) -> None:
+    """What it leads to has the lines, in an image, too; and is as it was before without them."""
+    config, real = machine / "etc/jupyterhub/jupyterhub_config.py", machine / "etc/srv/hub.py"
+    real.parent.mkdir()
+    config.replace(real)
+    config.symlink_to(link)
+    install(gpushare, machine, "--hub-config", "/etc/jupyterhub/jupyterhub_config.py")
+    assert snippet.with_block(CONFIG) == real.read_text()
+    gpushare("uninstall", "--hub", "--root", str(machine))
+    assert real.read_text() == CONFIG
+    assert str(config.readlink()) == link
+
+
+def test_again_with_other_options_keeps_the_hubs_that_are_known(gpushare: Gpushare, tmp_path: Path) -> None:  # fmt: skip
+    """A configuration that was named once, where nobody looks by themselves; until its file is gone."""
+    root = tmp_path / "machine"
+    config = root / "srv/elsewhere/hub.py"
+    config.parent.mkdir(parents=True)
+    config.write_text(CONFIG)
+    said = install(gpushare, root, "--hub-config", "/srv/elsewhere/hub.py")
+    again = install(gpushare, root)
+    assert again == said
+    assert config.read_text() == snippet.with_block(CONFIG)
+    assert "/srv/elsewhere/hub.py: would load" in install(gpushare, root, "--dry-run")
+    config.unlink()
+    assert "No configuration of a JupyterHub was found" in install(gpushare, root)
+    assert "elsewhere" not in (root / "etc/gpushare/installed.json").read_text()
+
+
 def test_what_somebody_changed_is_kept_aside_and_not_in_use(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
     """An administrator's edit of the unit is not lost, and no unit stays."""
     install(gpushare, machine)
@@ -179,11 +213,12 @@ def test_kernelspecs_too_are_printed_first(gpushare: Gpushare, tmp_path: Path, p
         (("--hub", "--user"), "install needs one place"),
         (("--user", "--parking", "cold"), "go with --hub"),
         (("--hub", "--parking", "colder"), "invalid choice"),
-        (("--hub", "--hub-api", "localhost:8081"), "is no address"),
+        (("--hub", "--hub-api", "localhost:8081"), "a hub's API is an address like"),
+        (("--hub", "--hub-api", "http://127.0.0.1:99999/hub/api"), "a hub's API is an address like"),
         (("--hub", "--hub-uids", "jovyan"), "are no uids"),
         (("--hub", "--hub-confg", "x"), "Did you mean --hub-config?"),
     ],
-)
+)  # fmt: skip
 def test_bad_options_are_refused(gpushare: Gpushare, tmp_path: Path, words: tuple[str, ...], problem: str) -> None:  # fmt: skip
     """Before anything is written."""
     root = ("--root", str(tmp_path / "none")) if "--hub" in words else ()
@@ -213,6 +248,39 @@ def test_the_hub_adds_the_variable_to_what_is_there(gpushare: Gpushare, machine:
     startup.parent.mkdir(parents=True)
     startup.touch()
     assert environment[VARIABLE](None) == "gpushare"
+
+
+class Spawner(Configurable):
+    """As the hub has it."""
+
+    environment = Dict(config=True)
+
+
+class LocalProcessSpawner(Spawner):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    ("written", "shares"),
+    [
+        ("c.LocalProcessSpawner.environment = {'A': 'b'}", False),
+        ("c.LocalProcessSpawner.environment = dict(A='b')", False),
+        ("c.LocalProcessSpawner.environment.update({'A': 'b'})", True),
+        (f"c.LocalProcessSpawner.environment = {{'A': 'b', '{VARIABLE}': 'gpushare'}}", True),
+        ("c.Spawner.environment = {'A': 'b'}", True),
+    ],
+)
+def test_a_spawners_own_environment_is_named_where_it_replaces_ours(gpushare: Gpushare, machine: Path, written: str, *, shares: bool) -> None:  # fmt: skip
+    """It is said exactly where the hub's own reading of its configuration leaves the variable out."""
+    config = machine / "etc/jupyterhub/jupyterhub_config.py"
+    config.write_text(f"{written}\n")
+    said = install(gpushare, machine)
+    config.write_text(snippet.with_block(config.read_text(), machine / "etc/gpushare/jupyterhub.py"))  # fmt: skip
+    environment = LocalProcessSpawner(config=loaded(config)).environment
+    assert environment["A"] == "b"
+    assert (VARIABLE in environment) is shares
+    line = "c.LocalProcessSpawner.environment in /etc/jupyterhub/jupyterhub_config.py replaces c.Spawner.environment"
+    assert (line in said.replace(str(machine), "")) is not shares
 
 
 def test_a_hub_whose_snippet_is_gone_starts_all_the_same(machine: Path) -> None:
@@ -263,6 +331,13 @@ def test_beside_a_service_not_even_root_starts_a_broker(tmp_path: Path, monkeypa
     (tmp_path / "service").write_text("gpushare.service\n")
     assert not may_start(here)
     assert how_to_start(here) == "systemctl start gpushare.service"
+    assert how_to_restart(here) == "systemctl restart gpushare.service"
+    assert how_to_restart(here, "--parking cold") == (
+        "jupyter gpushare install --hub --parking cold; systemctl daemon-reload; systemctl restart gpushare.service"
+    )
+    gpu = DeviceView("G", "cuda", "NVIDIA T4", 16 * GiB, 0, 0, (), context=GiB, can=("pause",))
+    (check,) = fitting(gpu, here)
+    assert check.text.endswith(f": {how_to_restart(here, '--parking cold')}.")
     assert may_start(Places(tmp_path / "run", system=True, named=True)) is True
 
 

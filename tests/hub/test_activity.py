@@ -40,17 +40,19 @@ def snapshot(**states: str) -> Snapshot:
 def test_who_works_or_is_parked_is_active() -> None:
     """Idle and bare ones are not: them a culler may end."""
     states = {"ann": "busy", "bob": "idle", "cid": "parked", "dan": "bare", "eve": "restoring", "fay": "paused"}  # fmt: skip
-    assert Watch().active(snapshot(**states), 0.0) == {"ann", "cid", "eve", "fay"}
+    assert Watch().active(snapshot(**states), 0.0) == {
+        (name, "") for name in ("ann", "cid", "eve", "fay")
+    }
 
 
 def test_a_parked_notebook_counts_for_so_long_and_again_when_parked_anew() -> None:
     """A server that nobody comes back to is ended in the end."""
     watch = Watch(keep=10.0)
-    assert watch.active(snapshot(ann="parked"), 100.0) == {"ann"}
-    assert watch.active(snapshot(ann="parked"), 109.9) == {"ann"}
+    assert watch.active(snapshot(ann="parked"), 100.0) == {("ann", "")}
+    assert watch.active(snapshot(ann="parked"), 109.9) == {("ann", "")}
     assert watch.active(snapshot(ann="parked"), 110.0) == set()
     assert watch.active(snapshot(ann="idle"), 111.0) == set()
-    assert watch.active(snapshot(ann="parked"), 112.0) == {"ann"}
+    assert watch.active(snapshot(ann="parked"), 112.0) == {("ann", "")}
     assert Watch()._keep == KEEP
 
 
@@ -85,7 +87,9 @@ def test_accounts_are_told_by_their_names_at_the_hub(posts) -> None:
     statuses["/hub/api/users/jupyter-ann/activity"] = 404
     statuses["/hub/api/users/bob/activity"] = 400
     statuses["/hub/api/users/a%2Fb/activity"] = 403
-    failed = tell(api, "secret", {"jupyter-ann", "bob", "root (hub)", "a/b"})
+    failed = tell(
+        api, "secret", {(name, "") for name in ("jupyter-ann", "bob", "root (hub)", "a/b")}
+    )
     assert [path.split("/")[4] for path, _, _ in kept] == ["a%2Fb", "ann", "bob", "jupyter-ann", "root"]  # fmt: skip
     assert {token for _, token, _ in kept} == {"token secret"}
     body = kept[0][2]
@@ -93,9 +97,27 @@ def test_accounts_are_told_by_their_names_at_the_hub(posts) -> None:
     assert failed == ["a/b: the hub answered 403 Forbidden"]
 
 
+def test_named_servers_are_told_by_their_names(posts) -> None:
+    """As the notebook's process was told by the hub; one that has ended is in no other's way."""
+    api, statuses, kept = posts
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"JUPYTERHUB_SERVER_NAME": "big gpu"}
+    )  # fmt: skip
+    with kernel:
+        kernel.stdout.readline()
+        named = SessionView("s", "ann", None, kernel.pid, "busy", None, None, 0.0)
+        gone = SessionView("t", "ann", None, None, "busy", None, None, 0.0)
+        active = Watch().active(Snapshot(SCHEMA, None, sessions=(named, gone)), 0.0)
+        kernel.communicate()
+    assert active == {("ann", "big gpu"), ("ann", "")}
+    statuses["/hub/api/users/ann/activity"] = 400
+    assert tell(api, "secret", active) == []
+    assert [[*body["servers"]] for _, _, body in kept] == [[""], ["big gpu"]]
+
+
 def test_a_hub_that_is_gone_is_said_once_and_not_waited_for(posts) -> None:
     """One line, however many accounts."""
-    (said,) = tell("http://127.0.0.1:1/hub/api", "secret", {"ann", "bob"})
+    (said,) = tell("http://127.0.0.1:1/hub/api", "secret", {("ann", ""), ("bob", "")})
     assert said.startswith("the hub cannot be reached")
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning import KernelProvisionerFactory
 
 from gpushare_kernel import __version__
-from gpushare_kernel.core.errors import HostAway
+from gpushare_kernel.core.errors import BadSettings, HostAway
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub import hosts as module
 from gpushare_kernel.hub.hosts import Host, Hosts, Pace
@@ -32,7 +35,7 @@ from gpushare_kernel.hub.report import (
     encode,
     read_question,
 )
-from gpushare_kernel.hub.ssh import Login
+from gpushare_kernel.hub.ssh import Asked, Login
 from tests.procs import eventually
 
 QUICK = Pace(every=0.02, limit=2.0, again=0.02, lasting=0.02, suspect=0.3)
@@ -45,6 +48,7 @@ class Played:
 
     def __init__(self) -> None:
         self.down: dict[str, str] = {}
+        self.odd: dict[str, Exception] = {}
         self.seen: dict[str, Seen] = {}
         self.signals: list[tuple[str, Signal]] = []
         self.open = 0
@@ -61,6 +65,8 @@ class Played:
             self.slow.wait(30)
         if name in self.down:
             raise HostAway(self.down[name])
+        if name in self.odd:
+            raise self.odd[name]
         self.open += 1
         return Line(self, name)
 
@@ -68,6 +74,8 @@ class Played:
         """What a host says."""
         if name in self.down:
             raise HostAway(self.down[name])
+        if name in self.odd:
+            raise self.odd[name]
         if isinstance(question, Look):
             self.held.wait(5)
             return self.seen.get(name, Seen(GPUS))
@@ -128,6 +136,61 @@ def test_a_start_does_not_wait_for_who_is_known_to_be_away(pool, played):
     del played.down["b"]
     eventually(lambda: not away(pool, "b"))
     assert set(pool.order(Wish()).hosts) == {"a", "b"}
+
+
+@pytest.mark.parametrize("met", ["dialled", "asked"])
+def test_what_nobody_thought_of_is_a_reason_too(pool, played, met):
+    """The host is passed over with the problem's words, is asked again, and is of use once it is mended."""
+    if met == "asked":
+        pool.look()
+    played.odd["b"] = RuntimeError("what is this")
+    pool.look()
+    eventually(lambda: away(pool, "b") == "it cannot be asked: RuntimeError: what is this")
+    eventually(lambda: played.open == 1)
+    assert pool.order(Wish()).hosts == ("a",)
+    with pytest.raises(HostAway, match="RuntimeError: what is this"):
+        pool["b"].launch("k", LAUNCH)
+    played.odd.clear()
+    pool["b"].ask_now()
+    eventually(lambda: not away(pool, "b"))
+
+
+def test_a_launch_that_meets_what_nobody_thought_of_goes_elsewhere(pool, played):
+    """As any other that a host refuses: the next host is tried."""
+    pool.look()
+    played.launched = lambda _: 1 // 0
+    with pytest.raises(HostAway, match="ZeroDivisionError"):
+        pool["a"].launch("k", LAUNCH)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "says"),
+    [
+        ("localhost", "localhost ssh-rsa AAAAx\n", "/known_hosts of this machine has a line that is no key (localhost ssh-rsa AAAAx). Mend it"),
+        ("localhost", "localhost ssh-rsa AAAAnonsense\n", "/known_hosts of this machine has a line that is no key ('utf-8' codec"),
+        ("a..b", "", "no host of that name is known ("),
+    ],
+)  # fmt: skip
+def test_a_bad_line_or_name_says_what_to_mend(tmp_path, host, keys, says):
+    """Before anything is connected."""
+    known = tmp_path / "known_hosts"
+    known.write_text(keys)
+    with pytest.raises(HostAway) as refused:
+        Asked(host, Login(known_hosts=known), ("python",), 1.0, 1.0)
+    assert says in str(refused.value)
+    assert refused.value.lasting
+
+
+def test_where_ssh_does_not_get_the_command_to_try_is_said(tmp_path):
+    """As it is to be typed; a port on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(HostAway) as refused:
+            Asked("localhost", Login("ann", port=port, known_hosts=tmp_path / "none"), ("python",), 1.0, 1.0)  # fmt: skip
+    assert str(refused.value).startswith("ssh does not get there: ")
+    assert str(refused.value).endswith(f". From here, as who runs this server: ssh -p {port} ann@localhost")  # fmt: skip
+    assert not refused.value.lasting
 
 
 def test_where_nobody_is_of_use_yet_a_start_waits_for_the_first_who_is(played):
@@ -253,6 +316,33 @@ def test_hosts_are_asked_once_for_all_kernels_of_a_process(played):
     for pool in module._pools.values():
         pool.close()
     module._pools.clear()
+
+
+@pytest.mark.parametrize(
+    ("provisioner", "config", "says"),
+    [
+        ("gpushare", {"wieght": 2.0}, "Did you mean 'weight'?"),
+        ("gpushare", {"GPU": "0"}, "There are device, on_missing_broker, weight."),
+        ("gpushare-distributed", {"remote_host": ["gpu1"]}, "Did you mean 'remote_hosts'?"),
+        ("gpushare-distributed", {"remote_hosts": ["gpu1"], "drivers": "580"}, "Did you mean 'driver'?"),
+    ],
+)  # fmt: skip
+def test_what_a_kernelspec_misspells_starts_no_kernel(provisioner, config, says):
+    """A default would hold, and nobody would know."""
+    factory = KernelProvisionerFactory()
+    spec = KernelSpec(argv=["python"], metadata={"kernel_provisioner": {"provisioner_name": provisioner, "config": config}})  # fmt: skip
+    with pytest.raises(BadSettings) as refused:
+        factory.create_provisioner_instance("k", spec, None)
+    assert says in str(refused.value)
+    assert f"the kernelspec's config has {[*config][-1]!r}" in str(refused.value)
+
+
+def test_what_a_kernelspec_spells_right_counts():
+    """Of the engine's options, too."""
+    config = {"remote_hosts": ["gpu1"], "driver": "580", "launch_timeout": 7}
+    spec = KernelSpec(argv=["python"], metadata={"kernel_provisioner": {"provisioner_name": "gpushare-distributed", "config": config}})  # fmt: skip
+    made = KernelProvisionerFactory().create_provisioner_instance("k", spec, None)
+    assert (made.remote_hosts, made.driver, made.launch_timeout) == (["gpu1"], "580", 7)
 
 
 @pytest.mark.parametrize(

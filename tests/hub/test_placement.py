@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpushare_kernel.core.errors import BadSettings
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub.placement import (
     CPU,
@@ -169,3 +170,10 @@ def test_every_host_is_a_place_or_has_a_reason(hosts, needs, driver):
     assert not {one.name for one in hosts if one.away} & set(found.hosts)
     assert all(why for _, why in found.passed)
     assert order(hosts[::-1], Wish(needs, driver)).hosts == found.hosts
+
+
+@pytest.mark.parametrize("driver", ["R580", "v580.65", "new"])
+def test_a_driver_that_is_no_version_is_refused(driver):
+    """It would be older than all."""
+    with pytest.raises(BadSettings, match=f"driver is '{driver}', which is no version"):
+        Wish(driver=driver)

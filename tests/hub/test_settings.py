@@ -62,6 +62,13 @@ def test_a_hubs_culler_limits_and_spawner_are_read(tmp_path: Path) -> None:
         ('["jupyterhub-idle-culler", "--timeout", "120"]', 120.0),
         ('["jupyterhub-idle-culler", "--timeout=soon"]', None),
         ('["python3", "cull_idle_servers.py", "--timeout=90"]', 90.0),
+        ('[sys.executable, "-m", "jupyterhub_idle_culler", f"--timeout={T}"]', None),
+        ('[sys.executable, "-m", "jupyterhub_idle_culler", "--timeout", T]', None),
+        ('[sys.executable, "-m", "jupyterhub_idle_culler", *MORE]', None),
+        ('[sys.executable, "-m", "jupyterhub_idle_culler", f"--cull-every={T}"]', 600.0),
+        ('[f"{BIN}/jupyterhub-idle-culler", "--timeout=90"]', 90.0),
+        ('"python3 -m jupyterhub_idle_culler --timeout=90".split()', 90.0),
+        ('shlex.split("jupyterhub-idle-culler --timeout=90")', None),
     ],
 )
 @pytest.mark.parametrize(
@@ -71,6 +78,7 @@ def test_a_hubs_culler_limits_and_spawner_are_read(tmp_path: Path) -> None:
         "c.JupyterHub.services += [{service}]",
         "c.JupyterHub.services.append({service})",
         "c.JupyterHub.services.extend([{service}])",
+        "c.JupyterHub.services = [dict(**OTHERS), {service}]",
     ],
 )
 def test_a_culler_is_found_however_it_was_written(
@@ -80,6 +88,81 @@ def test_a_culler_is_found_however_it_was_written(
     service = f'{{"name": "cull", "command": {command}}}'
     (culler,) = read_hub(tmp_path, written.replace("{service}", service)).cullers
     assert culler.seconds == seconds
+
+
+def test_a_time_that_is_computed_is_said_as_unread(tmp_path: Path) -> None:
+    """Not as the culler's default."""
+    text = 'c.JupyterHub.services = [dict(name="cull", command=["jupyterhub-idle-culler", f"--timeout={T}"])]'
+    assert list(culling.sentences(read_hub(tmp_path, text))) == [
+        f"JupyterHub stops idle servers after a time that was not read ({tmp_path}/jupyterhub_config.py): where it is less than 12 h, "
+        "parked notebooks die with them. Write there: --timeout=43200; idle notebooks give their GPU memory back long before."
+    ]
+
+
+@pytest.mark.parametrize("age", ["3600", "86400"])
+def test_an_age_at_which_servers_end_is_said(tmp_path: Path, age: str) -> None:
+    """Whatever it is: who works is ended, too."""
+    text = f'c.JupyterHub.services = [{{"command": ["jupyterhub-idle-culler", "--timeout=43200", "--max-age={age}"]}}]'
+    (said,) = culling.sentences(read_hub(tmp_path, text))
+    assert said == (
+        f"JupyterHub stops servers, idle or not, after {culling.duration(float(age))} ({tmp_path}/jupyterhub_config.py): "
+        "parked notebooks die with them. Leave --max-age out there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        ("c.JupyterHub.services = SERVICES", ["services", "SERVICES"]),
+        ("c.JupyterHub.services += made()", ["services", "made()"]),
+        ('c.JupyterHub.services = [{**CULLER, "name": "cull"}]', ["services", "CULLER"]),
+        ('c.JupyterHub.services = [{"command": COMMAND}]', ["services", "COMMAND"]),
+        ('c.JupyterHub.services = [{"command": ["python3", "-m", MODULE]}]', ["services", "MODULE"]),
+        ('c.JupyterHub.services = [{"command": ["jupyterhub-idle-culler", "--timeout=43200", "--max-age", AGE]}]', ["services", "--max-age of the culler"]),
+        ("c.KubeSpawner.mem_limit = LIMIT", ["KubeSpawner.mem_limit", "LIMIT"]),
+        ("c.Spawner.args = ARGS", ["Spawner.args", "ARGS"]),
+        ('c.JupyterHub.services = [{"command": [sys.executable, "grade.py", "--db", DB]}]', []),
+        ('c.Spawner.args = [f"--ServerApp.base_url={URL}"]', []),
+    ],
+)  # fmt: skip
+def test_what_is_computed_is_named(tmp_path: Path, text: str, unread: list[str]) -> None:
+    """Where a culler or a limit may be behind it."""
+    found = read_hub(tmp_path, text)
+    path = tmp_path / "jupyterhub_config.py"
+    assert found.unread == ([f"c.{unread[0].replace('services', 'JupyterHub.services')} in {path}: {unread[1]}"] if unread else [])  # fmt: skip
+    assert [one for one in found.cullers if one.seconds != 43200] == found.limits == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('c.DockerSpawner.args = ["--MappingKernelManager.cull_idle_timeout=1200"]', "Servers end idle kernels after 20 min"),
+        ('c.Spawner.args = ["--ServerApp.shutdown_no_activity_timeout", "600"]', "Servers without kernels end after 10 min"),
+        ('c.KubeSpawner.args = [f"--ServerApp.shutdown_no_activity_timeout={T}"]', "Servers without kernels end after a time that was not read (--ServerApp.shutdown_no_activity_timeout={T} in "),
+        ('c.KubeSpawner.mem_limit = "2G"', "A server may have 2G of the host's memory (c.KubeSpawner.mem_limit in "),
+    ],
+)  # fmt: skip
+def test_any_spawners_arguments_and_limits_are_read(tmp_path: Path, arguments: str, said: str) -> None:  # fmt: skip
+    """Its own traits are those of all spawners."""
+    (line,) = culling.sentences(read_hub(tmp_path, arguments))
+    assert line.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("spawner", "shared"),
+    [
+        ('"docker-swarm"', True),
+        ('"kubespawner"', True),
+        ("KubeSpawner", True),
+        ("dockerspawner.DockerSpawner", True),
+        ('"dockerspawner.SystemUserSpawner"', False),
+        ('"jupyterhub.spawner.LocalProcessSpawner"', False),
+        ("OurSpawner", None),
+    ],
+)
+def test_spawners_that_run_all_as_one_account_are_known(tmp_path: Path, spawner: str, *, shared: bool | None) -> None:  # fmt: skip
+    """By their short names, and as imported classes; what is not known may be anything."""
+    assert read_hub(tmp_path, f"c.JupyterHub.spawner_class = {spawner}").shared_uid is shared
 
 
 def test_no_hub_says_nothing(tmp_path: Path) -> None:

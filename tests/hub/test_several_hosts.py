@@ -280,13 +280,15 @@ def test_who_is_not_let_in_or_not_known_is_told_what_to_type(several, login, tmp
     """The key of the host, and ours."""
     address = several.hosts[0].address
     (tmp_path / "none").touch()
-    with pytest.raises(HostAway, match=f"its ssh key is not known here.*: ssh {address}"):
+    with pytest.raises(HostAway, match=f"its ssh key is not known here.*: ssh -p {PORT} {address}"):
         Asked(
             address, Login("root", None, PORT, known_hosts=tmp_path / "none"), ("true",), 5.0, 10.0
         )
     known = several.folder / "home/.ssh/known_hosts"
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(HostAway, match=f"ssh does not let root in: .* ssh root@{address}"):
+    with pytest.raises(
+        HostAway, match=f"ssh does not let root in: .* ssh -p {PORT} root@{address}"
+    ):
         Asked(address, Login("root", None, PORT, known_hosts=known), ("true",), 5.0, 10.0)
 
 

@@ -347,9 +347,9 @@ def test_lines_about_frameworks() -> None:
 
 def test_a_broker_of_before() -> None:
     """What a broker does not know yet is said with both versions, and with what to do."""
-    assert texts.older_broker_text(1, 2) == (
+    assert texts.older_broker_text(1, 2, "systemctl restart gpushare.service") == (
         "the broker is older than this notebook's gpushare: it speaks protocol version 1, and this is known since 2. "
-        "Have it restarted: jupyter gpushare stop, then jupyter gpushare start."
+        "Have it restarted: systemctl restart gpushare.service."
     )
 
 
