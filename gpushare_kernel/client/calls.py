@@ -130,16 +130,17 @@ class Calls:
             self._forget_job(call)
             return call.reply
 
-    def lose_all(self) -> None:
-        """The connection ended: every waiter is told."""
+    def lose_all(self) -> bool:
+        """The connection ended: every waiter is told. Say whether anybody waited for a job to be granted."""
         with self._lock:
-            calls = list(self._by_id.values())
+            calls, queued = list(self._by_id.values()), self.queued
             self._by_id.clear()
             self._queued.clear()
             for call in calls:
                 call.reply = LOST
         for call in calls:
             call.inbox.put(LOST)
+        return queued
 
     def _forget_job(self, call: Call) -> None:
         if call.job is not None and self._queued.get(call.job) is call:

@@ -317,9 +317,8 @@ class Session(Questions):
     def send(self, body: Request, call: Call) -> None:
         """Send a request whose reply comes to `call`. Raises LinkDown; UserError where the broker is too old for it."""
         if since(body) > self._version:
-            raise UserError(
-                texts.older_broker_text(self._version, since(body), how_to_restart(places()))
-            )
+            mend = how_to_restart(places())
+            raise UserError(texts.older_broker_text(self._version, since(body), mend))
         link = self._link
         if link is None:
             msg = "the session is closed"
@@ -398,8 +397,7 @@ class Session(Questions):
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
         self._set_up(up=False)
-        queued = self._calls.queued
-        self._calls.lose_all()
+        queued = self._calls.lose_all()
         if self._jobs or not queued:
             aside = self.gpu and self.gpu.away
             self._tell(Announce(texts.BROKER_AWAY_ASIDE if aside else texts.BROKER_AWAY))

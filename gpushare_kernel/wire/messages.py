@@ -1,9 +1,8 @@
 """Every message between a broker and its peers, protocol version 2 (`SPOKEN` has those understood).
 
-A connection opens with `Hello` and its reply `Welcome` (or `Failure`), sent on the raw socket because file descriptors travel
-with them. What follows are frames `[kind, id, body]`, full duplex: a request has an id that is not 0 and gets exactly one reply
-with that id; a notice has id 0 and gets none. Fields may be added
-with a default; none is renamed or retyped within a version.
+A connection opens with `Hello` and its reply `Welcome` (or `Failure`), sent on the raw socket because file descriptors travel with them. What follows are
+frames `[kind, id, body]`, full duplex: a request has an id that is not 0 and gets exactly one reply with that id; a notice has id 0 and gets none.
+Fields may be added with a default; none is renamed or retyped within a version.
 """
 
 from __future__ import annotations
