@@ -227,7 +227,7 @@ def _broker(
         audit=Audit(where.audit),
         persons=_persons(given.hub_api, given.hub_uids),
     )
-    broker.groups.good = where.settings_kept
+    broker.groups.good, broker.groups.place = where.settings_kept, where.settings
     broker.groups.keep()
     return broker
 

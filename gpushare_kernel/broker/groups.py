@@ -57,6 +57,8 @@ class Groups:
         self.trouble = ""
         #: Where a copy of what holds lies, for a broker that is started again after a crash.
         self.good: Path | None = None
+        #: Where a file may come to be that was not there at the start.
+        self.place: Path | None = None
         self._lookups = Lookups()
         self._reloads: set[asyncio.Task[None]] = set()
         self._unix: dict[UserId, frozenset[str]] = {}
@@ -203,12 +205,13 @@ class Groups:
         BadSettings
             Where it is wrong, there is none to read, or nobody tells who there is on this host.
         """
-        path = self.settings.path
-        if path is None:
+        path = self.settings.path or self.place
+        if path is None or not (self.settings.path or path.exists()):
             problem = (
                 "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE; "
                 "the system's broker reads /etc/gpushare/gpushare.toml without that."
             )
+            _logger.warning("there is nothing to read again: %s", problem)
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
         people, host = self._people, host_of(inventories, self._people)

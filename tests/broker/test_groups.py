@@ -15,6 +15,7 @@ import pytest
 
 from gpushare_kernel.broker import groups as groups_module
 from gpushare_kernel.broker import people as people_module
+from gpushare_kernel.broker.daemon import _reload
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.people import People
 from gpushare_kernel.broker.persons import user_name
@@ -332,6 +333,30 @@ def test_a_file_that_is_wrong_leaves_what_holds(
     written("")
     observer.ask(msg.ReloadSettings())
     assert snapshot(house).broker.trouble is None
+
+
+def test_a_file_that_is_written_after_the_start_is_found(house: House, tmp_path: Path) -> None:
+    """Where the system broker has a place for one: by the next reload, and not before it is there."""
+    path = tmp_path / "gpushare.toml"
+    house.broker.groups.place = path
+    admin = house.call(msg.Observe())
+    text = refused(admin.ask(msg.ReloadSettings()), "BadSettings")
+    assert text.startswith("this broker has no configuration.")
+    path.write_text(f'names = "any"\n[groups.g]\nusers = ["{ME}"]\nkernels = 2\n')
+    path.chmod(0o644)
+    assert admin.ask(msg.ReloadSettings()) == msg.SettingsRead(str(path), 1)
+    assert house.broker.groups.caps(ME).kernels == 2
+    path.unlink()
+    text = refused(admin.ask(msg.ReloadSettings()), "BadSettings")
+    assert "cannot be read: No such file" in text
+
+
+def test_a_signal_to_a_broker_without_a_file_is_in_its_log(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.do(lambda: _reload(house.broker.groups))
+    house.saw(lambda: not house.broker.groups._reloads)
+    assert "there is nothing to read again: this broker has no configuration." in caplog.text
 
 
 def test_a_broker_without_a_file_says_so(house: House) -> None:
