@@ -7,9 +7,11 @@ import logging
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker import persons
 from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, most_sessions
 from gpushare_kernel.broker.people import LIMIT, Lookups, People
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
 
+_SILENT = "this host's directory of users and groups did not answer within %g s: who comes in is in no unix group until it does"
 _logger = logging.getLogger(__name__)
 
 
@@ -63,20 +66,24 @@ class Groups:
         self._reloads: set[asyncio.Task[None]] = set()
         self._unix: dict[UserId, frozenset[str]] = {}
         self._of: dict[UserId, Group | None] = {}
-        self._admins: dict[UserId, bool] = {}
+        #: From when on (on the clock of `monotonic`) the directory is asked again who did not know them.
+        self._ask_again: dict[UserId, float] = {}
         self._told: dict[tuple[DeviceId, UserId], ev.UserLimits] = {}
 
     # --- what is asked -----------------------------------------------------------------------------------
 
     def of(self, user: UserId) -> Group | None:
         """Return the group of `user`: the first that has it."""
-        if user not in self._of:
-            mine = self._unix_of(user) if _unix_groups(self.settings) else frozenset()
-            self._of[user] = next(
-                (g for g in self.settings.groups if user in g.users or mine & g.unix_groups),
-                next((g for g in self.settings.groups if g.name == EVERYBODY), None),
-            )
-        return self._of[user]
+        if user in self._of:
+            return self._of[user]
+        mine = self._unix.get(user, frozenset())
+        found = next(
+            (g for g in self.settings.groups if user in g.users or mine & g.unix_groups),
+            next((g for g in self.settings.groups if g.name == EVERYBODY), None),
+        )
+        if not self._unknown(user):
+            self._of[user] = found
+        return found
 
     def caps(self, user: UserId) -> Caps:
         """Return what `user` may have at this hour."""
@@ -89,16 +96,49 @@ class Groups:
 
     def administers(self, user: UserId) -> bool:
         """Whether the file has `user` act for everybody."""
-        if user not in self._admins:
-            groups = self.settings.admin_groups
-            named = user in self.settings.admins
-            self._admins[user] = named or bool(groups and groups & self._unix_of(user))
-        return self._admins[user]
+        mine = self._unix.get(user, frozenset())
+        return user in self.settings.admins or bool(self.settings.admin_groups & mine)
 
-    def _unix_of(self, user: UserId) -> frozenset[str]:
-        if user not in self._unix:
-            self._unix[user] = self._people.groups_of(user)
-        return self._unix[user]
+    # --- who they are -----------------------------------------------------------------------------------------
+
+    async def meet(self, who: Person) -> None:
+        """Have the host's directory asked about somebody who comes in, beside the loop: one that is slow holds up nobody but them.
+
+        Where it does not answer they come in as they are known, under their uid and in no unix group; it is asked again soon.
+        """
+        if persons.due(who):
+            try:
+                await self._lookups.ask(partial(persons.learn, who))
+            except TimeoutError:
+                _logger.warning(_SILENT, LIMIT)
+                persons.doubt(who)
+        await self._learn({who.user})
+
+    def _unknown(self, user: UserId) -> bool:
+        """Whether it matters in which unix groups `user` is, and nobody knows."""
+        wanted = self.settings.admin_groups or _unix_groups(self.settings)
+        return bool(wanted) and user not in self._unix
+
+    def _due(self, users: Iterable[UserId]) -> list[UserId]:
+        now = time.monotonic()
+        return [u for u in users if self._unknown(u) and self._ask_again.get(u, now) <= now]
+
+    async def _learn(self, users: Iterable[UserId]) -> None:
+        """Ask in which unix groups they are, where that is not known; who has no account is asked about again after some seconds."""
+        due = self._due(users)
+        if not due:
+            return
+        people = self._people
+        found: Mapping[UserId, frozenset[str] | None] = {}
+        try:
+            found = await self._lookups.ask(lambda: {u: people.groups_of(u) for u in due})
+        except TimeoutError:
+            _logger.warning(_SILENT, LIMIT)
+        self._ask_again.update(dict.fromkeys(due, time.monotonic() + persons.BELIEVED))
+        self._take(found)
+
+    def _take(self, found: Mapping[UserId, frozenset[str] | None]) -> None:
+        self._unix.update({user: unix for user, unix in found.items() if unix is not None})
 
     def realm(self, user: UserId) -> str:
         """Return whose bundles `user` may map: those of everybody with the same answer."""
@@ -170,7 +210,14 @@ class Groups:
     def look(self) -> None:
         """The clock goes on and budgets are used: tell what has changed by that for those who are here; who comes is told then."""
         self.spending.note(self._broker.accounts())
+        due = self._due(self._here())
+        if due and not self._lookups.busy:
+            self.begin(self._learn(due))
         self._tell_all()
+
+    def _here(self) -> set[UserId]:
+        here = {kernel.user for kernel in self._broker.registry}
+        return here | {desk.who.user for desk in self._broker.observers}
 
     def _tell_all(self) -> None:
         for user in {kernel.user for kernel in self._broker.registry}:
@@ -215,10 +262,9 @@ class Groups:
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
         people, host = self._people, host_of(inventories, self._people)
-        here = {one.user for one in self._broker.registry}
-        here |= {desk.who.user for desk in self._broker.observers}
+        here = self._here()
 
-        def look() -> tuple[Settings, dict[UserId, frozenset[str]]]:
+        def look() -> tuple[Settings, dict[UserId, frozenset[str] | None]]:
             found = read(path, host)
             wanted = found.admin_groups or _unix_groups(found)
             return found, {user: people.groups_of(user) for user in here} if wanted else {}
@@ -249,13 +295,14 @@ class Groups:
         task.add_done_callback(self._reloads.discard)
 
     def follow(
-        self, settings: Settings, unix: Mapping[UserId, frozenset[str]] | None = None
+        self, settings: Settings, unix: Mapping[UserId, frozenset[str] | None] | None = None
     ) -> None:
         """`settings` hold from now on; `unix` groups that are known need not be looked up."""
         self.settings, self.trouble = settings, ""
-        self._unix = dict(unix or {})
+        self._unix.clear()
+        self._take(unix or {})
+        self._ask_again.clear()
         self._of.clear()
-        self._admins.clear()
         self.keep()
         self._tell_all()
 

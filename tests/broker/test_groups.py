@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pwd
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +17,11 @@ import pytest
 
 from gpushare_kernel.broker import groups as groups_module
 from gpushare_kernel.broker import people as people_module
+from gpushare_kernel.broker import persons as persons_module
 from gpushare_kernel.broker.daemon import _reload
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.people import People
-from gpushare_kernel.broker.persons import user_name
+from gpushare_kernel.broker.persons import Person, user_name
 from gpushare_kernel.broker.settings import Caps, Group, Host, Settings, parsed
 from gpushare_kernel.broker.spending import KEPT, Spending
 from gpushare_kernel.core.errors import BadSettings, UserError
@@ -428,6 +431,73 @@ def test_a_reload_whose_names_nobody_tells_is_given_up(
     house.saw(lambda: not house.broker.groups._lookups._hangs)
     assert isinstance(admin.ask(msg.ReloadSettings()), msg.SettingsRead)
     assert snapshot(house).broker.trouble is None
+
+
+def opening(house: House, name: str, **more: Any) -> tuple[threading.Thread, list[msg.Opened]]:
+    """Somebody opens a notebook, and may have to wait for that."""
+    opened: list[msg.Opened] = []
+    thread = threading.Thread(target=lambda: opened.append(house.open(name, **more)))
+    thread.start()
+    return thread, opened
+
+
+def by_unix_group(house: House, **caps: Any) -> None:
+    group = Group("g", unix_groups=frozenset({"root"}), caps=Caps(**caps))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+
+
+def test_a_slow_directory_holds_up_only_who_comes_in(house: House, slow: Slow) -> None:
+    """Turns and cells of others go on; the cap of whoever waited is known before the door opens."""
+    kernel = house.notebook("a.ipynb")
+    by_unix_group(house, kernels=2)
+    thread, opened = opening(house, "b.ipynb")
+    house.saw(lambda: slow.asked)
+    assert isinstance(kernel.ask(submit("a", persistent=GiB)), msg.Granted)
+    assert not opened
+    slow.answers.set()
+    thread.join(LIMIT)
+    assert opened
+    with pytest.raises(UserError, match="may have 2 kernels open"):
+        house.open("c.ipynb")
+    assert slow.asked == [ME]
+
+
+def test_a_directory_that_hangs_keeps_nobody_out(
+    house: House, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in no unix group meanwhile; once it answers they are, by the clock."""
+    by_unix_group(house, weight=3.0)
+    monkeypatch.setattr(people_module, "LIMIT", 0.05)
+    monkeypatch.setattr(persons_module, "BELIEVED", 0.0)
+    house.notebook()
+    user = house.broker.scheduler.users[ME]
+    assert user.weight == 1.0
+    slow.answers.set()
+    house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
+
+
+def test_a_name_that_is_slow_to_come_holds_up_only_its_own(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), list[int]()
+    getpwuid = pwd.getpwuid
+
+    def slowly(uid: int) -> pwd.struct_passwd:
+        asked.append(uid)
+        answers.wait(LIMIT)
+        return getpwuid(0)
+
+    monkeypatch.setattr(pwd, "getpwuid", slowly)
+    who = Person(4_000_001)
+    meeting = asyncio.run_coroutine_threadsafe(house.broker.groups.meet(who), house._loop)
+    try:
+        house.saw(lambda: asked)
+        assert not meeting.done()
+    finally:
+        answers.set()
+    meeting.result(LIMIT)
+    assert who.user == "root"
+    assert asked == [4_000_001]
 
 
 # --- who may map whose bundles ------------------------------------------------------------------------------------

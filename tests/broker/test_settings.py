@@ -184,7 +184,7 @@ def test_people_are_those_of_the_host() -> None:
     assert people.has_group("root")
     assert "root" in people.groups_of("root")
     assert not people.has_user("nobody-has-this-name")
-    assert people.groups_of("nobody-has-this-name") == frozenset()
+    assert people.groups_of("nobody-has-this-name") is None
     assert people.nearest("roott", group=False) == "root"
     assert people.nearest("qqqqqqqqqqq", group=True) == ""
 
