@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker import persons
@@ -120,7 +121,7 @@ class Groups:
         return bool(wanted) and user not in self._unix
 
     def _due(self, users: Iterable[UserId]) -> list[UserId]:
-        now = time.monotonic()
+        now = monotonic()
         return [u for u in users if self._unknown(u) and self._ask_again.get(u, now) <= now]
 
     async def _learn(self, users: Iterable[UserId]) -> None:
@@ -134,7 +135,7 @@ class Groups:
             found = await self._lookups.ask(lambda: {u: people.groups_of(u) for u in due})
         except TimeoutError:
             _logger.warning(_SILENT, LIMIT)
-        self._ask_again.update(dict.fromkeys(due, time.monotonic() + persons.BELIEVED))
+        self._ask_again.update(dict.fromkeys(due, monotonic() + persons.BELIEVED))
         self._take(found)
 
     def _take(self, found: Mapping[UserId, frozenset[str] | None]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import pwd
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
+from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from gpushare_kernel.core.errors import HubAway
@@ -99,8 +99,8 @@ class Persons:
             return Person(peer.uid, await self.hub.name(token)), ""
         except HubAway as problem:
             text = limit_texts.hub_away_text(str(problem), user_name(peer.uid))
-            if time.monotonic() - self._said >= _SAY_AGAIN:
-                self._said = time.monotonic()
+            if monotonic() - self._said >= _SAY_AGAIN:
+                self._said = monotonic()
                 _logger.warning(text, extra={"uid": peer.uid})
             return Person(peer.uid), text
 
@@ -124,7 +124,7 @@ class _Names(Generic[_Key]):
 
     def due(self, key: _Key) -> bool:
         """Whether it is to be asked, again."""
-        return key not in self._said or self._doubtful.get(key, inf) <= time.monotonic()
+        return key not in self._said or self._doubtful.get(key, inf) <= monotonic()
 
     def learn(self, key: _Key) -> None:
         """Ask it."""
@@ -143,7 +143,7 @@ class _Names(Generic[_Key]):
         if sure:
             self._doubtful.pop(key, None)
         else:
-            self._doubtful[key] = time.monotonic() + BELIEVED
+            self._doubtful[key] = monotonic() + BELIEVED
 
 
 def _account_of(uid: int) -> tuple[UserId, bool]:

@@ -500,6 +500,50 @@ def test_a_name_that_is_slow_to_come_holds_up_only_its_own(
     assert asked == [4_000_001]
 
 
+class Forgetful(People):
+    """A directory that does not know somebody the first time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def groups_of(self, user: str) -> frozenset[str] | None:
+        self.asked += 1
+        return None if self.asked == 1 else frozenset({"root"})
+
+
+def test_an_account_that_is_not_found_once_has_its_groups_seconds_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caps and an administrator's rights, without a reload; meanwhile nobody asks at each look."""
+    house.broker.groups._people = people = Forgetful()
+    group = Group("g", unix_groups=frozenset({"root"}), caps=Caps(kernels=1))
+    settings = Settings(admin_groups=frozenset({"root"}), groups=(group,))
+    house.do(lambda: house.broker.groups.follow(settings))
+    house.open("a.ipynb")
+    house.do(house.broker.groups.look)
+    assert people.asked == 1
+    assert not house.do(lambda: house.broker.groups.administers(ME))
+    now = time.monotonic()
+    monkeypatch.setattr(groups_module, "monotonic", lambda: now + 2 * persons_module.BELIEVED)
+    with pytest.raises(UserError, match="may have 1 kernel open"):
+        house.open("b.ipynb")
+    assert house.do(lambda: house.broker.groups.administers(ME))
+    assert people.asked == 2
+
+
+def test_a_reload_that_does_not_find_somebody_asks_again(
+    house: House, written: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persons_module, "BELIEVED", 0.0)
+    house.notebook()
+    house.broker.groups._people = people = Forgetful()
+    written(BY_UNIX_GROUP)
+    assert isinstance(house.call(msg.Observe()).ask(msg.ReloadSettings()), msg.SettingsRead)
+    assert people.asked == 1
+    user = house.broker.scheduler.users[ME]
+    house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
+
+
 # --- who may map whose bundles ------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import pwd
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.broker import people, persons
 from gpushare_kernel.broker.administration import of_user
 from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.settings import Caps, Group, Settings
@@ -209,6 +212,59 @@ def test_a_hubs_name_that_is_an_account_here_is_another_user() -> None:
     assert Person(4711).user == "4711"
     assert Person(4711, "4711").user == "4711 (hub)"
     assert Person(65533, "root (hub)").user == "root (hub) (hub)"
+
+
+@pytest.mark.parametrize(
+    ("who", "look", "names"),
+    [
+        (Person(4_000_002), "getpwuid", ("4000002", "root")),
+        (Person(65533, "zoe-of-ldap"), "getpwnam", ("zoe-of-ldap", "zoe-of-ldap (hub)")),
+    ],
+)
+def test_an_account_that_is_not_found_once_has_its_name_seconds_later(
+    house: House, monkeypatch: pytest.MonkeyPatch, who: Person, look: str, names: tuple[str, str]
+) -> None:
+    """It is not another one for good, for a word that the directory did not have; it is asked when they come in."""
+    (unknown, known), missing, root = names, [KeyError()], pwd.getpwuid(0)
+
+    def found(_: object) -> pwd.struct_passwd:
+        if missing:
+            raise missing.pop()
+        return root
+
+    monkeypatch.setattr(pwd, look, found)
+    meet = house.broker.groups.meet
+    house.wait(meet(who))
+    house.wait(meet(who))
+    assert who.user == unknown
+    now = time.monotonic()
+    monkeypatch.setattr(persons, "monotonic", lambda: now + 2 * persons.BELIEVED)
+    assert who.user == unknown, "nobody asks on the loop"
+    house.wait(meet(who))
+    assert who.user == known
+
+
+def test_a_hubs_name_that_nobody_can_look_up_is_no_accounts(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is called like an account must not have it for a directory that hangs."""
+    answers, getpwnam = threading.Event(), pwd.getpwnam
+    monkeypatch.setattr(people, "LIMIT", 0.05)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: (answers.wait(LIMIT), getpwnam(name))[1])
+    try:
+        house.wait(house.broker.groups.meet(Person(65533, "yan-of-ldap")))
+        assert Person(65533, "yan-of-ldap").user == "yan-of-ldap (hub)"
+    finally:
+        answers.set()
+
+
+def test_of_names_the_latest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub whose users come and go fills no memory."""
+    monkeypatch.setattr(persons, "_MOST", 2)
+    names = persons._Names[int](lambda uid: (UserId(str(uid)), uid > 1))
+    assert [names(uid) for uid in (1, 2, 3)] == ["1", "2", "3"]
+    assert list(names._said) == [2, 3]
+    assert not names._doubtful
 
 
 def test_the_account_of_a_shared_uid_is_nobodys_at_the_hub(house: House) -> None:
