@@ -37,13 +37,13 @@ _SILENT = "this host's directory of users and groups did not answer within %g s:
 _logger = logging.getLogger(__name__)
 
 
-def host_of(inventories: Iterable[Inventory], people: People) -> Host:
-    """Return what the administrator's file is held against."""
+def host_of(inventories: Iterable[Inventory], people: People, capacity: int | None = None) -> Host:
+    """Return what the administrator's file is held against; `capacity` is what they gave of each device."""
     every = list(inventories)
     return Host(
         people,
-        # All there is of it, not what is free of it now: a broker that is started again finds it full of its own sessions.
-        max(one.total or Machine().total() for one in every),
+        # Else all there is of it, not what is free of it now: a broker that is started again finds it full of its own sessions.
+        capacity or max(one.total or Machine().total() for one in every),
         most_sessions(),
         sum(one.compute for one in every),
         Machine().total(),
@@ -63,6 +63,8 @@ class Groups:
         self.good: Path | None = None
         #: Where a file may come to be that was not there at the start.
         self.place: Path | None = None
+        #: Bytes of each device that the administrator gave; None: all of it.
+        self.capacity: int | None = None
         self._lookups = Lookups()
         self._reloads: set[asyncio.Task[None]] = set()
         self._unix: dict[UserId, frozenset[str]] = {}
@@ -262,7 +264,7 @@ class Groups:
             _logger.warning("there is nothing to read again: %s", problem)
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
-        people, host = self._people, host_of(inventories, self._people)
+        people, host = self._people, host_of(inventories, self._people, self.capacity)
         here = self._here()
 
         def look() -> tuple[Settings, dict[UserId, frozenset[str] | None]]:

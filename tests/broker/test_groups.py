@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker import groups as groups_module
 from gpushare_kernel.broker import people as people_module
 from gpushare_kernel.broker import persons as persons_module
@@ -27,6 +28,7 @@ from gpushare_kernel.broker.spending import KEPT, Spending
 from gpushare_kernel.core.errors import BadSettings, UserError
 from gpushare_kernel.core.values import DeviceId, GiB, UserId, WaitReason
 from gpushare_kernel.devices.base import Inventory
+from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
 from tests.broker.house import LIMIT, House
@@ -65,6 +67,27 @@ def test_a_file_is_held_to_the_device_not_to_what_is_free_of_it(tmp_path: Path) 
     assert group.caps.memory == 6 * GiB
     with pytest.raises(BadSettings, match=r"8\.0 GiB"):
         parsed(text.format("9GiB"), tmp_path, host)
+
+
+def test_a_file_is_held_to_the_capacity_that_the_administrator_gave(
+    house: House, tmp_path: Path
+) -> None:
+    """Nobody can have more of the device, however large it is: at the start, and at a reload."""
+    path = tmp_path / "gpushare.toml"
+    path.write_text('[groups.everybody]\nmemory = "2GiB"\n')
+    path.chmod(0o644)
+    words = ["--capacity", "1GiB", "--config", str(path)]
+    given, where = daemon.parser().parse_args(words), Places(tmp_path, system=False)
+    rule = "it is 2.0 GiB, and the largest device here has 1.0 GiB to share"
+    with pytest.raises(BadSettings, match=rule):
+        daemon._settings(given, where, [house.device])
+    path.write_text("")
+    known = house.ledger.load()
+    broker = house.do(lambda: daemon._broker(given, where, [house.device], known, house.ledger))
+    path.write_text('[groups.everybody]\nmemory = "2GiB"\n')
+    with pytest.raises(BadSettings, match=rule):
+        house.wait(broker.groups.reload())
+    house.wait(broker.finish())
 
 
 # --- caps ------------------------------------------------------------------------------------------------------
