@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gpushare_kernel.broker import people, persons
+from gpushare_kernel.broker import administration, controls, people, persons
 from gpushare_kernel.broker.administration import of_user
 from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.settings import Caps, Group, Settings
@@ -374,3 +374,62 @@ def test_an_administrator_who_names_two_users_at_once_is_told_which(
     for whom, session in ((f"{name} (hub)", "hub.ipynb"), (str(uid), "host.ipynb")):
         assert not isinstance(admin.ask(request_(whom)), msg.Failure)
         assert [k.name for k in house.do(partial(of_user, house.broker, whom))] == [session]
+
+
+@pytest.fixture
+def admin(house: House) -> Caller:
+    """Zoe, who administers, and has no notebook."""
+    settings = Settings(admins=frozenset({"zoe"}))
+    house.do(lambda: house.broker.groups.follow(settings))
+    return house.call(msg.Observe("t-zoe"))
+
+
+REQUESTS = (msg.Evict, msg.Release, msg.PauseNotebook, msg.ResumeNotebook, msg.ParkNotebook, msg.UnparkNotebook)  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_name_that_several_have_is_nobodys(house: House, admin: Caller, request_: type) -> None:
+    """It is refused with those there are, each as it can be written."""
+    of(house, "t-ann", "hw1.ipynb")
+    of(house, "t-bob", "hw1.ipynb")
+    reply = admin.ask(request_("hw1"))
+    assert isinstance(reply, msg.Failure)
+    assert reply.code == "BadDeclaration"
+    assert reply.message == "several people have a notebook 'hw1'. Say whose: ann:hw1.ipynb, bob:hw1.ipynb."  # fmt: skip
+
+
+def test_whose_notebook_is_meant_can_be_said(house: House, admin: Caller) -> None:
+    """With or without its ending, also for one's own; another person's is no one's business."""
+    ann, bob = of(house, "t-ann", "hw1.ipynb"), of(house, "t-bob", "hw1.ipynb")
+    of(house, "t-bob", "hw2.ipynb")
+    for whom in ("bob:hw1", "bob:hw1.ipynb"):
+        assert found(house, admin, whom) == ["bob:hw1.ipynb"]
+        assert isinstance(bob.ask(msg.ResumeNotebook(whom)), msg.ResumedNow)
+        reply = ann.ask(msg.ResumeNotebook(whom))
+        assert isinstance(reply, msg.Failure)
+        assert reply.code == "NotYours"
+    assert found(house, admin, "bob") == ["bob:hw1.ipynb", "bob:hw2.ipynb"]
+    reply = admin.ask(msg.Evict("bob:hw3"))
+    assert isinstance(reply, msg.Failure)
+    assert reply.message.startswith("there is no notebook or user 'bob:hw3'.")
+
+
+def test_a_user_comes_before_a_notebook_of_that_name_and_ones_own_before_others(
+    house: House, admin: Caller
+) -> None:
+    """Whatever is asked for."""
+    of(house, "t-ann", "bob.ipynb")
+    of(house, "t-bob", "hw1.ipynb")
+    assert found(house, admin, "bob") == ["bob:hw1.ipynb"]
+    assert found(house, admin, "bob.ipynb") == ["ann:bob.ipynb"]
+    of(house, "t-zoe", "hw1.ipynb")
+    assert found(house, admin, "hw1") == ["zoe:hw1.ipynb"]
+
+
+def found(house: House, admin: Caller, whom: str) -> list[str]:
+    """Whose notebooks an administrator means, by evict and by all others."""
+    (desk,) = [one for one in house.do(lambda: [*house.broker.observers]) if one.who.hub == "zoe"]
+    by_park = house.do(lambda: controls.own(house.broker, desk, whom))
+    assert by_park == house.do(lambda: administration.named(house.broker, desk.who, whom))
+    assert not isinstance(admin.ask(msg.ResumeNotebook(whom)), msg.Failure)
+    return sorted(f"{one.user}:{one.name}" for one in by_park)
