@@ -239,7 +239,9 @@ class Doorway:
         return (
             attached,
             beside,
-            lambda c: self._broker.take_over(kernel, c, body, first=is_root, version=version),
+            lambda c: self._broker.take_over(
+                kernel, c, body, first=is_root, inside=inside, version=version
+            ),
         )
 
     async def _bundle(

@@ -69,6 +69,7 @@ _FOR_COMMAND = (
     (" Interrupt the cell, then: %gpushare release", ""),
     (": %gpushare release", ""),
     ("Restart the kernel.", "Start it again."),
+    ("Restart its kernel once", "Start it again once"),
 )
 
 

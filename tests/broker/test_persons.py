@@ -21,7 +21,9 @@ from gpushare_kernel.broker.settings import Caps, Group, Settings
 from gpushare_kernel.core.errors import HubAway, NotVouched, UserError
 from gpushare_kernel.core.values import GiB, JobId, SessionId, UserId
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire import texts
 from tests.broker.house import LIMIT, Caller, House
+from tests.procs import Program
 
 ME = Person(os.geteuid())
 
@@ -147,6 +149,22 @@ def test_a_hub_that_is_away_makes_it_the_uids_until_a_restart(
     assert (kernel.person, kernel.user, kernel.remark) == (Person(ME.uid, "ann"), "ann", "")
     house.bind(again.body)
     assert seen_by(house, house.attach(again.body)) == {"a.ipynb": "ann"}
+
+
+def test_a_command_is_told_as_a_notebook_is(house: House, names: PlayedNames) -> None:
+    """By whoever started it, who holds its place from outside; once, in its words."""
+    names.away = True
+    opened = house.open("train", hub_token="t-ann")
+    with Program("wait()") as command:
+        house.bind(opened, command.pid)
+        for told in (1, 0):
+            caller = house.attach(opened)
+            assert isinstance(caller.ask(msg.GetSnapshot()), msg.SnapshotReply)
+            said = [texts.for_command(one.text) for one in caller.notices if isinstance(one, msg.Announce)]  # fmt: skip
+            assert len(said) == told
+            for text in said:
+                assert f"This command counts as one of {ME.user}'s" in text
+                assert text.endswith("Start it again once the hub answers.")
 
 
 def test_a_notebook_that_becomes_somebodys_at_a_restart_is_one_kernel_more(
