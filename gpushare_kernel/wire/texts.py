@@ -67,6 +67,7 @@ _FOR_COMMAND = (
     ("This notebook", "This command"),
     ("Put this on the first line next time: %%gpulane ", "Next time: jupyter gpushare run "),
     (" Interrupt the cell, then: %gpushare release", ""),
+    (": %gpushare release, or shut it down when you can.", ". End it when you can."),
     (": %gpushare release", ""),
     ("Restart the kernel.", "Start it again."),
     ("Restart its kernel once", "Start it again once"),
