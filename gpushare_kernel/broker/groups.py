@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
 
+_AT_ONCE = 16
+"""Users who are not here that are looked up in one question."""
 _SILENT = "this host's directory of users and groups did not answer within %g s: who comes in is in no unix group until it does"
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Groups:
         #: Bytes of each device that the administrator gave; None: all of it.
         self.capacity: int | None = None
         self._lookups = Lookups()
-        self._reloads: set[asyncio.Task[None]] = set()
+        self._works: set[asyncio.Task[object]] = set()
         self._unix: dict[UserId, frozenset[str]] = {}
         self._of: dict[UserId, Group | None] = {}
         #: From when on (on the clock of `monotonic`) the directory is asked again who did not know them.
@@ -101,47 +102,6 @@ class Groups:
         """Whether the file has `user` act for everybody."""
         mine = self._unix.get(user, frozenset())
         return user in self.settings.admins or bool(self.settings.admin_groups & mine)
-
-    # --- who they are -----------------------------------------------------------------------------------------
-
-    async def meet(self, who: Person) -> None:
-        """Have the host's directory asked about somebody who comes in, beside the loop: one that is slow holds up nobody but them.
-
-        Where it does not answer they come in as they are known, under their uid and in no unix group; it is asked again soon.
-        """
-        if persons.due(who):
-            try:
-                await self._lookups.ask(partial(persons.learn, who))
-            except TimeoutError:
-                _logger.warning(_SILENT, LIMIT)
-                persons.doubt(who)
-        await self._learn({who.user})
-
-    def _unknown(self, user: UserId) -> bool:
-        """Whether it matters in which unix groups `user` is, and nobody knows."""
-        wanted = self.settings.admin_groups or _unix_groups(self.settings)
-        return bool(wanted) and user not in self._unix
-
-    def _due(self, users: Iterable[UserId]) -> list[UserId]:
-        now = monotonic()
-        return [u for u in users if self._unknown(u) and self._ask_again.get(u, now) <= now]
-
-    async def _learn(self, users: Iterable[UserId]) -> None:
-        """Ask in which unix groups they are, where that is not known; who has no account is asked about again after some seconds."""
-        due = self._due(users)
-        if not due:
-            return
-        people = self._people
-        found: Mapping[UserId, frozenset[str] | None] = {}
-        try:
-            found = await self._lookups.ask(lambda: {u: people.groups_of(u) for u in due})
-        except TimeoutError:
-            _logger.warning(_SILENT, LIMIT)
-        self._ask_again.update(dict.fromkeys(due, monotonic() + persons.BELIEVED))
-        self._take(found)
-
-    def _take(self, found: Mapping[UserId, frozenset[str] | None]) -> None:
-        self._unix.update({user: unix for user, unix in found.items() if unix is not None})
 
     def realm(self, user: UserId) -> str:
         """Return whose bundles `user` may map: those of everybody with the same answer."""
@@ -196,6 +156,74 @@ class Groups:
             if task is not None and session_of(job) in sessions and self._broker.proves(job):
                 yield task
 
+    # --- who they are -----------------------------------------------------------------------------------------
+
+    async def meet(self, who: Person) -> None:
+        """Have the host's directory asked about somebody who comes in, beside the loop: one that is slow holds up nobody but them.
+
+        Where it does not answer they come in as they are known, under their uid and in no unix group; it is asked again soon.
+        """
+        people, unnamed = self._people, persons.due(who)
+        if not unnamed and not self._due([who.user]):
+            return
+
+        def look() -> dict[UserId, frozenset[str] | None]:
+            if unnamed:
+                persons.learn(who)
+            return {who.user: people.groups_of(who.user) if self._unknown(who.user) else None}
+
+        if not await self._ask(look) and unnamed:
+            persons.doubt(who)
+        self._ask_again[who.user] = monotonic() + persons.BELIEVED
+
+    def knows(self, uid: int) -> bool:
+        """Whether a uid has a name; else the directory is asked for it from now on."""
+        who = Person(uid)
+        if persons.due(who) and not self._lookups.busy:
+            self.begin(self.meet(who))
+        return persons.heard(who)
+
+    def _unknown(self, user: UserId) -> bool:
+        """Whether it matters in which unix groups `user` is, and nobody knows."""
+        wanted = self.settings.admin_groups or _unix_groups(self.settings)
+        return bool(wanted) and user not in self._unix
+
+    def _due(self, users: Iterable[UserId]) -> list[UserId]:
+        now = monotonic()
+        return [u for u in users if self._unknown(u) and self._ask_again.get(u, now) <= now]
+
+    def _look_up(self) -> None:
+        """Have it asked in which unix groups they are of whom nobody knows: who is here after some seconds again, who is shown only once."""
+        if self._lookups.busy:
+            return
+        shown = (user for user in self._broker.scheduler.users if user not in self._ask_again)
+        due = self._due(self._here()) or self._due(shown)[:_AT_ONCE]
+        people = self._people
+
+        async def looking() -> None:
+            await self._ask(lambda: {user: people.groups_of(user) for user in due})
+            # Not before: who comes in meanwhile waits for it, too.
+            self._ask_again.update(dict.fromkeys(due, monotonic() + persons.BELIEVED))
+
+        if due:
+            self.begin(looking())
+
+    async def _ask(self, look: Callable[[], Mapping[UserId, frozenset[str] | None]]) -> bool:
+        """Take in what is found, and say whether there was an answer."""
+        try:
+            self._take(await self._lookups.ask(look))
+        except OSError:
+            _logger.warning(_SILENT, LIMIT)
+            return False
+        return True
+
+    def _take(self, found: Mapping[UserId, frozenset[str] | None]) -> None:
+        self._unix.update({user: unix for user, unix in found.items() if unix is not None})
+
+    def _here(self) -> set[UserId]:
+        here = {kernel.user for kernel in self._broker.registry}
+        return here | {desk.who.user for desk in self._broker.observers}
+
     # --- what is told ---------------------------------------------------------------------------------------
 
     def tell(self, user: UserId) -> None:
@@ -213,14 +241,8 @@ class Groups:
     def look(self) -> None:
         """The clock goes on and budgets are used: tell what has changed by that for those who are here; who comes is told then."""
         self.spending.note(self._broker.accounts())
-        due = self._due(self._here())
-        if due and not self._lookups.busy:
-            self.begin(self._learn(due))
+        self._look_up()
         self._tell_all()
-
-    def _here(self) -> set[UserId]:
-        here = {kernel.user for kernel in self._broker.registry}
-        return here | {desk.who.user for desk in self._broker.observers}
 
     def _tell_all(self) -> None:
         for user in {kernel.user for kernel in self._broker.registry}:
@@ -291,11 +313,11 @@ class Groups:
         _logger.error("the configuration was not taken: %s", why)
         return BadSettings(self.trouble)
 
-    def begin(self, reloading: Coroutine[None, None, None]) -> None:
-        """Have somebody's reload go on while others are answered."""
-        task = asyncio.get_running_loop().create_task(reloading)
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+    def begin(self, work: Coroutine[None, None, object]) -> None:
+        """Have a reload or a look-up go on while others are answered."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
 
     def follow(
         self, settings: Settings, unix: Mapping[UserId, frozenset[str] | None] | None = None

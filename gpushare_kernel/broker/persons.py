@@ -122,6 +122,9 @@ class _Names(Generic[_Key]):
             self.learn(key)
         return self._said[key]
 
+    def __contains__(self, key: _Key) -> bool:
+        return key in self._said
+
     def due(self, key: _Key) -> bool:
         """Whether it is to be asked, again."""
         return key not in self._said or self._doubtful.get(key, inf) <= monotonic()
@@ -176,6 +179,11 @@ name is its number; and what ends as a marked name does is marked, so that no tw
 def due(who: Person) -> bool:
     """Whether the directory is to be asked what `who` is called."""
     return hub_user.due(who.hub) if who.hub else user_name.due(who.uid)
+
+
+def heard(who: Person) -> bool:
+    """Whether there is something to call `who` without asking it."""
+    return who.hub in hub_user if who.hub else who.uid in user_name
 
 
 def learn(who: Person) -> None:

@@ -381,7 +381,7 @@ def test_a_signal_to_a_broker_without_a_file_is_in_its_log(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.do(lambda: _reload(house.broker.groups))
-    house.saw(lambda: not house.broker.groups._reloads)
+    house.saw(lambda: not house.broker.groups._works)
     assert "there is nothing to read again: this broker has no configuration." in caplog.text
 
 
@@ -521,6 +521,51 @@ def test_a_name_that_is_slow_to_come_holds_up_only_its_own(
     meeting.result(LIMIT)
     assert who.user == "root"
     assert asked == [4_000_001]
+
+
+def test_who_comes_in_while_the_clock_looks_them_up_waits_too(house: House, slow: Slow) -> None:
+    """A broker that is started again finds its users' notebooks before it knows their groups."""
+    house.open("a.ipynb")
+    by_unix_group(house, kernels=2)
+    house.do(house.broker.groups.look)
+    house.saw(lambda: slow.asked)
+    thread, opened = opening(house, "b.ipynb")
+    house.saw(lambda: house.broker.groups._lookups._turn._waiters)
+    assert not opened
+    slow.answers.set()
+    thread.join(LIMIT)
+    assert opened
+    with pytest.raises(UserError, match="may have 2 kernels open"):
+        house.open("c.ipynb")
+
+
+def test_whom_the_ledger_tells_of_is_shown_in_the_group_of_their_unix_group(
+    house: House, slow: Slow
+) -> None:
+    """They are looked up once, beside the loop, and not again and again while they are away."""
+    house.do(lambda: house.broker.know_user(UserId("away"), 5.0, 1.0))
+    by_unix_group(house)
+    house.do(house.broker.groups.look)
+    house.saw(lambda: slow.asked == ["away"])
+    slow.answers.set()
+    house.saw(lambda: house.broker.groups.of(UserId("away")) is not None)
+    house.do(house.broker.groups.look)
+    assert slow.asked == ["away"]
+
+
+def test_a_process_that_nobody_opened_waits_for_its_users_name(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked for on the loop."""
+    answers = threading.Event()
+    root, uid = pwd.getpwuid(0), 4_000_003
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: (answers.wait(LIMIT), root)[1])
+    try:
+        assert not house.do(lambda: house.broker.groups.knows(uid))
+    finally:
+        answers.set()
+    house.saw(lambda: house.broker.groups.knows(uid))
+    assert Person(uid).user == "root"
 
 
 class Forgetful(People):
