@@ -13,7 +13,7 @@ from gpushare_kernel.app.base import Command, say
 from gpushare_kernel.app.words import positionals
 from gpushare_kernel.client.calls import expect
 from gpushare_kernel.client.line import Line
-from gpushare_kernel.core.errors import BadDeclaration, NoBroker
+from gpushare_kernel.core.errors import BadDeclaration, NoBroker, NotYours
 from gpushare_kernel.transport.places import places
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.admin import AuditEntry
@@ -166,13 +166,24 @@ class AuditApp(Command):
     def start(self) -> None:
         """Ask the broker; without one read the file, where we may."""
         found: Sequence[AuditEntry]
+        if self.last < 1:
+            problem = f"--last must be 1 or more, not {self.last}. Leave it out for the latest 100."
+            raise BadDeclaration(problem)
         try:
             with Line(places()) as line:
                 found = expect(line.ask(msg.GetAudit(self.last)), msg.Audited).entries
         except NoBroker:
             from gpushare_kernel.broker.audit import entries  # noqa: PLC0415 - only without a broker
 
-            found = entries(places().audit, self.last)
+            path = places().audit
+            try:
+                found = entries(path, self.last)
+            except PermissionError:
+                problem = (
+                    f"{path} is its broker's owner's to read, and no broker runs that could tell an administrator. "
+                    "Run it as root, or start the broker first."
+                )
+                raise NotYours(problem) from None
         for one in found:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.at))
             rest = " · ".join(filter(None, (one.whom, one.detail)))

@@ -100,7 +100,7 @@ def _broker(where: Places, gpu: Probe) -> Iterator[Check]:
         return
     yield Check(Finding.WELL, "broker", f"A broker (pid {pid}) answers at {where.socket}.")
     if snapshot.broker is not None and snapshot.broker.trouble:
-        yield Check(Finding.NOTE, "ledger", snapshot.broker.trouble)
+        yield Check(Finding.NOTE, "broker", snapshot.broker.trouble)
     if snapshot.broker is not None and snapshot.broker.hub:
         yield Check(Finding.NOTE, "hub", snapshot.broker.hub)
     if snapshot.you and os.environ.get("JUPYTERHUB_USER"):

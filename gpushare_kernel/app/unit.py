@@ -14,7 +14,8 @@ _UNIT = """\
 # Why each line is there: docs/admin/one-host.md
 [Unit]
 Description=gpushare broker: shares this host's GPU between notebooks
-After=nvidia-persistenced.service
+Wants=nss-user-lookup.target
+After=nvidia-persistenced.service nss-user-lookup.target
 Before=jupyterhub.service
 StartLimitIntervalSec=60
 StartLimitBurst=6

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gpushare_kernel.broker.kernels import Kernel
-from gpushare_kernel.broker.persons import HUB
+from gpushare_kernel.broker.persons import HUB, Person
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.errors import BadDeclaration, GpushareError, NotYours
 from gpushare_kernel.wire import admin_texts
@@ -111,19 +112,44 @@ def of_user(broker: Broker, whom: str) -> list[Kernel]:
     return found
 
 
-def named(broker: Broker, whom: str) -> list[Kernel]:
-    """Return the notebooks of that user, name or id: of the user, where a notebook of anybody is called so, too.
+def called(kernels: Iterable[Kernel], name: str) -> list[Kernel]:
+    """Return those of that name, with or without its ending, or id."""
+    stem = name.removesuffix(".ipynb")
+    return [k for k in kernels if stem in {k.id, k.name.removesuffix(".ipynb")}]
+
+
+def meant(broker: Broker, who: Person, whom: str) -> list[Kernel]:
+    """Return the notebooks that an administrator means: of that user; `user:notebook`; of that name or id, one's own first.
+
+    Raises
+    ------
+    BadDeclaration
+        Where two users are called so, or several people have a notebook of that name.
+    """
+    user, colon, name = whom.partition(":")
+    found = of_user(broker, whom) or (called(of_user(broker, user), name) if colon else [])
+    if found:
+        return found
+    found = called(broker.registry, whom)
+    found = [k for k in found if k.person == who] or found
+    if len({k.user for k in found}) > 1:
+        which = ", ".join(sorted(shlex.quote(f"{k.user}:{k.name}") for k in found))
+        problem = f"several people have a notebook {whom!r}. Say whose: {which}."
+        raise BadDeclaration(problem)
+    return found
+
+
+def named(broker: Broker, who: Person, whom: str) -> list[Kernel]:
+    """Return whom `who`, an administrator, means.
 
     Raises
     ------
     NotYours
         Where there are none, with the users there are.
     BadDeclaration
-        Where two users are called so.
+        As `meant` does.
     """
-    stem = whom.removesuffix(".ipynb")
-    found = of_user(broker, whom)
-    found = found or [k for k in broker.registry if stem in {k.id, k.name.removesuffix(".ipynb")}]
+    found = meant(broker, who, whom)
     if not len(broker.registry):
         problem = "No notebook is open."
         raise NotYours(problem)
@@ -150,26 +176,26 @@ def _evict(broker: Broker, desk: Desk, body: msg.Evict) -> msg.Reply:
     parked: list[str] = []
     after_cell: list[str] = []
     left: list[Left] = []
-    for kernel in named(broker, body.whom):
+    for kernel in named(broker, desk.who, body.whom):
         engine = broker.engine_of(kernel.id)
         core, session = engine.scheduler, engine.scheduler.sessions[kernel.id]
         size = session.charged + session.context
         if session.parked is not None or session.moving is not None or not (size or session.jobs):
             continue
         why = core.why_not_parked(session)
-        called = f"{kernel.user}: {kernel.name}"
+        label = f"{kernel.user}: {kernel.name}"
         if why:
             holds = session.charged or size  # as every status says it: without its context
-            left.append(Left(called, holds, why))
+            left.append(Left(label, holds, why))
             kernel.notify(msg.Trim())
             kernel.notify(
                 msg.Announce(admin_texts.asked_by_admin_text(holds), keep=True, about="evict")
             )
         else:
             busy = bool(session.jobs) or session.cell_open
-            (after_cell if busy else parked).append(called)
+            (after_cell if busy else parked).append(label)
             engine.feed(ev.ParkWanted(at=engine.now, session=session.id))
             told = admin_texts.set_aside_by_admin_text(after_cell=busy)
             kernel.notify(msg.Announce(told, keep=True, about="evict"))
-        note(broker, desk, "evict", called, why)
+        note(broker, desk, "evict", label, why)
     return msg.EvictedNow(tuple(parked), tuple(after_cell), tuple(left))

@@ -53,6 +53,8 @@ class Adoption:
         Opens a session for a stranger. Returns whether that was possible; else it is not tried again for this process.
     has_sessions
         Whether a uid has sessions here.
+    has_name
+        Whether a uid's account is known by now: a directory that is slow is not waited for.
     below
         Whether a pid is another one or below it.
     first_person
@@ -70,12 +72,14 @@ class Adoption:
         *,
         take: Callable[[Stranger], bool],
         has_sessions: Callable[[int], bool],
+        has_name: Callable[[int], bool] = lambda _: True,
         below: Callable[[int, int], bool] = procfs.is_descendant,
         first_person: int | None = None,
     ) -> None:
         self._foreign = foreign
         self._first_person = first_uid() if first_person is None else first_person
         self._take, self._has_sessions, self._below = take, has_sessions, below
+        self._has_name = has_name
         self._looks: dict[ProcessKey, int] = {}
         self._left_alone: set[ProcessKey] = set()
         self.desktop = 0
@@ -87,7 +91,8 @@ class Adoption:
         present = {one.key for one in others}
         self._left_alone &= present
         self._looks = {key: self._looks.get(key, 0) + 1 for key in present}
-        due = [one for one in self.adoptable(others) if self._looks[one.key] >= LOOKS]
+        named = [one for one in self.adoptable(others) if self._has_name(one.uid)]
+        due = [one for one in named if self._looks[one.key] >= LOOKS]
         taken = [one for one in due if self._adopt(one)]
         self.desktop = sum(one.size for one in strangers if one.display)
         self.foreign_memory = sum(

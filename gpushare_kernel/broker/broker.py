@@ -144,9 +144,10 @@ class Broker(Processes):
         body: msg.Attach,
         *,
         first: bool,
+        inside: bool = True,
         version: int = msg.VERSION,
     ) -> Desk:
-        """Serve an attached client, in the version it speaks."""
+        """Serve an attached client, in the version it speaks; `first` is the kernel's own, one that is not `inside` a command's starter."""
         desk = Desk(self, connection, kernel.person, kernel, version)
         if first:
             kernel.aside = body.aside
@@ -160,7 +161,7 @@ class Broker(Processes):
             session = self.session(kernel)
             held = 0 if session is None else session.charged
             _logger.info("a session is back", extra={"session": kernel.id, "p": held})
-        if first and kernel.remark:
+        if kernel.remark and (first or not inside):
             desk.notify(msg.Announce(kernel.remark))
             kernel.remark = ""
         self._take_back(kernel, body.held)

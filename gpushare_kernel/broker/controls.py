@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gpushare_kernel.broker.administration import note_others, of_user
+from gpushare_kernel.broker.administration import called, meant, note_others
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.budget import people_waiting
 from gpushare_kernel.core.errors import BadDeclaration, NotYours
@@ -25,7 +25,7 @@ LONGEST_PAUSE = 600.0
 
 
 def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
-    """Return the caller's own notebooks of that name or id; where there is none, an administrator means somebody else's, or all of a user.
+    """Return the caller's own notebooks of that name or id; an administrator may mean all of a user, or somebody else's.
 
     None is the caller itself.
 
@@ -34,18 +34,17 @@ def own(broker: Broker, desk: Desk, notebook: str | None) -> list[Kernel]:
     NotYours
         Where there is none, with those there are.
     BadDeclaration
-        Where an administrator names a user, and two are called so.
+        Where an administrator names a user, and two are called so, or a notebook, and several people have one.
     """
     if notebook is None and desk.kernel is not None:
         return [desk.kernel]
-    wanted = (notebook or "").removesuffix(".ipynb")
-    named = [k for k in broker.registry if wanted in (k.id, k.name.removesuffix(".ipynb"))]
-    if not named and broker.administers(desk.who):
-        named = of_user(broker, notebook or "")
-    visible = [k for k in named if broker.may_see(desk.who, k)]
-    chosen = [k for k in visible if k.person == desk.who] or visible
+    wanted, mine = notebook or "", broker.registry.of(desk.who)
+    if broker.administers(desk.who):
+        chosen = meant(broker, desk.who, wanted)
+    else:
+        chosen = called(mine, wanted) or called(mine, wanted.removeprefix(f"{desk.who.user}:"))
     if not chosen:
-        yours = ", ".join(sorted(k.name for k in broker.registry.of(desk.who))) or "none"
+        yours = ", ".join(sorted(k.name for k in mine)) or "none"
         problem = f"you have no notebook {notebook!r} open. Yours: {yours}."
         raise NotYours(problem)
     return chosen

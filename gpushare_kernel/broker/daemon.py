@@ -125,7 +125,7 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     devices = find_devices(
         given.device,
         table,
-        capacity=None if given.capacity is None else parse_size(given.capacity),
+        capacity=_capacity(given),
         compute=given.compute,
         held=sum(_resident(row.process) for row in known.sessions),
     )
@@ -227,7 +227,8 @@ def _broker(
         audit=Audit(where.audit),
         persons=_persons(given.hub_api, given.hub_uids),
     )
-    broker.groups.good = where.settings_kept
+    broker.groups.good, broker.groups.place = where.settings_kept, where.settings
+    broker.groups.capacity = _capacity(given)
     broker.groups.keep()
     return broker
 
@@ -327,7 +328,8 @@ def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device
     path = given.config or where.settings
     if path is None or not (given.config or path.exists()):
         return Settings()
-    host = host_of([device.inventory for device in devices], People())
+    inventories = [device.inventory for device in devices]
+    host = host_of(inventories, People(), _capacity(given))
     try:
         return read(path, host)
     except BadSettings as problem:
@@ -337,6 +339,11 @@ def _settings(given: argparse.Namespace, where: Places, devices: Sequence[Device
         kept = where.settings_kept.read_text(encoding="utf-8")
         any_host = Host(Anybody(), 2**62, 2**31, math.inf, 2**62)
         return parsed(kept, path, any_host)  # it was held against this one when it was read
+
+
+def _capacity(given: argparse.Namespace) -> int | None:
+    """Return what the administrator gave of each device; None: all of it."""
+    return None if given.capacity is None else parse_size(given.capacity)
 
 
 def _reload(groups: Groups) -> None:

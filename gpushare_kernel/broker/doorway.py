@@ -82,7 +82,7 @@ class Doorway:
             case msg.Restart():
                 return await self._restart(body, peer)
             case msg.Bind():
-                return self._bind(body, fds, peer)
+                return await self._bind(body, fds, peer)
             case msg.Close():
                 return self._close(body, peer)
             case msg.Exempt():
@@ -100,13 +100,21 @@ class Doorway:
                 return await self._observe(body, peer)
 
     async def _observe(self, body: msg.Observe, peer: Peer) -> _Answer:
-        who, _ = await self._broker.persons.who(peer, body.hub_token)
+        who, _ = await self._who(peer, body.hub_token)
         return msg.Ok(), (), lambda c: self._broker.observe(c, who)
+
+    async def _who(self, peer: Peer, token: str) -> tuple[Person, str]:
+        """Return who comes in, with what the host's directory knows of them, and what they should know of it."""
+        await self._broker.groups.meet(Person(peer.uid))
+        who, remark = await self._broker.persons.who(peer, token)
+        if who.hub:
+            await self._broker.groups.meet(who)
+        return who, remark
 
     async def _open(self, body: msg.Open, peer: Peer) -> _Answer:
         weight = check_weight(body.weight)
         opener = procfs.process_key(peer.pid) if peer.pid else None
-        who, remark = await self._broker.persons.who(peer, body.hub_token)
+        who, remark = await self._who(peer, body.hub_token)
         registry = self._broker.registry
         self._broker.groups.check_kernels(who.user)
         kernel, token = registry.open(
@@ -131,7 +139,7 @@ class Doorway:
         kernel = self._starter_of(body.session, body.token, peer)
         who, kernel.remark = kernel.person, ""
         if not who.hub and kernel.uid == peer.uid:
-            who, kernel.remark = await self._broker.persons.who(peer, body.hub_token)
+            who, kernel.remark = await self._who(peer, body.hub_token)
             kernel = self._starter_of(body.session, body.token, peer)  # it may have gone meanwhile
         self._broker.groups.check_moved(kernel, who)  # before anything of it is another's
         token = self._broker.registry.renew(kernel)
@@ -141,23 +149,25 @@ class Doorway:
         kernel.mark_ended(ended=False)
         return self._opened(kernel, token)
 
-    def _bind(self, body: msg.Bind, fds: list[int], peer: Peer) -> _Answer:
+    async def _bind(self, body: msg.Bind, fds: list[int], peer: Peer) -> _Answer:
         kernel = self._kernel(body.session, body.token, peer)
         if not fds:
             problem = "a bind comes with the kernel's pidfd beside it, and none came."
             raise BadFrame(problem)
         pidfds.check_owner(fds[0], peer)
         pid = pidfds.pid_of(fds[0])
+        # Root may open for somebody else: the account is that of whoever the kernel runs as.
+        owner = procfs.owner(pid) if peer.uid == 0 and kernel.uid == 0 else None
+        if owner:
+            await self._broker.groups.meet(Person(owner))
+            kernel = self._kernel(body.session, body.token, peer)  # it may have gone meanwhile
         if kernel.key is not None:
             problem = f"this session's process is {kernel.key.pid} already, and {pid} cannot take its place. Restart the session first."
             raise NotYours(problem)
-        if peer.uid == 0 and kernel.uid == 0:
-            # Root may open for somebody else: the account is that of whoever the kernel runs as.
-            owner = procfs.owner(pid)
-            if owner not in (None, 0):
-                who = Person(owner)
-                self._broker.groups.check_moved(kernel, who)
-                self._broker.moved(kernel, who)
+        if owner:
+            who = Person(owner)
+            self._broker.groups.check_moved(kernel, who)
+            self._broker.moved(kernel, who)
         self._broker.bind(kernel, os.dup(fds[0]), pid)
         return msg.Ok(), (), None
 
@@ -187,6 +197,7 @@ class Doorway:
             again = None
             # Who shares a uid is told by their hub, when the session is opened: nobody vouches for them here.
             if body.again is not None and peer.pid and not self._broker.persons.share(peer.uid):
+                await self._broker.groups.meet(Person(peer.uid))
                 again = self._broker.known_again(peer.uid, body.token, body.again, peer.pid)
             if again is None:
                 raise
@@ -228,7 +239,9 @@ class Doorway:
         return (
             attached,
             beside,
-            lambda c: self._broker.take_over(kernel, c, body, first=is_root, version=version),
+            lambda c: self._broker.take_over(
+                kernel, c, body, first=is_root, inside=inside, version=version
+            ),
         )
 
     async def _bundle(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
+from gpushare_kernel.broker import persons
 from gpushare_kernel.broker.ids import session_of
 from gpushare_kernel.broker.kernels import Kernel, most_sessions
 from gpushare_kernel.broker.people import LIMIT, Lookups, People
@@ -30,16 +32,19 @@ if TYPE_CHECKING:
     from gpushare_kernel.broker.broker import Broker
     from gpushare_kernel.broker.engine import Engine
 
+_AT_ONCE = 16
+"""Users who are not here that are looked up in one question."""
+_SILENT = "this host's directory of users and groups did not answer within %g s: who comes in is in no unix group until it does"
 _logger = logging.getLogger(__name__)
 
 
-def host_of(inventories: Iterable[Inventory], people: People) -> Host:
-    """Return what the administrator's file is held against."""
+def host_of(inventories: Iterable[Inventory], people: People, capacity: int | None = None) -> Host:
+    """Return what the administrator's file is held against; `capacity` is what they gave of each device."""
     every = list(inventories)
     return Host(
         people,
-        # All there is of it, not what is free of it now: a broker that is started again finds it full of its own sessions.
-        max(one.total or Machine().total() for one in every),
+        # Else all there is of it, not what is free of it now: a broker that is started again finds it full of its own sessions.
+        capacity or max(one.total or Machine().total() for one in every),
         most_sessions(),
         sum(one.compute for one in every),
         Machine().total(),
@@ -57,24 +62,32 @@ class Groups:
         self.trouble = ""
         #: Where a copy of what holds lies, for a broker that is started again after a crash.
         self.good: Path | None = None
+        #: Where a file may come to be that was not there at the start.
+        self.place: Path | None = None
+        #: Bytes of each device that the administrator gave; None: all of it.
+        self.capacity: int | None = None
         self._lookups = Lookups()
-        self._reloads: set[asyncio.Task[None]] = set()
+        self._works: set[asyncio.Task[object]] = set()
         self._unix: dict[UserId, frozenset[str]] = {}
         self._of: dict[UserId, Group | None] = {}
-        self._admins: dict[UserId, bool] = {}
+        #: From when on (on the clock of `monotonic`) the directory is asked again who did not know them.
+        self._ask_again: dict[UserId, float] = {}
         self._told: dict[tuple[DeviceId, UserId], ev.UserLimits] = {}
 
     # --- what is asked -----------------------------------------------------------------------------------
 
     def of(self, user: UserId) -> Group | None:
         """Return the group of `user`: the first that has it."""
-        if user not in self._of:
-            mine = self._unix_of(user) if _unix_groups(self.settings) else frozenset()
-            self._of[user] = next(
-                (g for g in self.settings.groups if user in g.users or mine & g.unix_groups),
-                next((g for g in self.settings.groups if g.name == EVERYBODY), None),
-            )
-        return self._of[user]
+        if user in self._of:
+            return self._of[user]
+        mine = self._unix.get(user, frozenset())
+        found = next(
+            (g for g in self.settings.groups if user in g.users or mine & g.unix_groups),
+            next((g for g in self.settings.groups if g.name == EVERYBODY), None),
+        )
+        if not self._unknown(user):
+            self._of[user] = found
+        return found
 
     def caps(self, user: UserId) -> Caps:
         """Return what `user` may have at this hour."""
@@ -87,16 +100,8 @@ class Groups:
 
     def administers(self, user: UserId) -> bool:
         """Whether the file has `user` act for everybody."""
-        if user not in self._admins:
-            groups = self.settings.admin_groups
-            named = user in self.settings.admins
-            self._admins[user] = named or bool(groups and groups & self._unix_of(user))
-        return self._admins[user]
-
-    def _unix_of(self, user: UserId) -> frozenset[str]:
-        if user not in self._unix:
-            self._unix[user] = self._people.groups_of(user)
-        return self._unix[user]
+        mine = self._unix.get(user, frozenset())
+        return user in self.settings.admins or bool(self.settings.admin_groups & mine)
 
     def realm(self, user: UserId) -> str:
         """Return whose bundles `user` may map: those of everybody with the same answer."""
@@ -151,6 +156,74 @@ class Groups:
             if task is not None and session_of(job) in sessions and self._broker.proves(job):
                 yield task
 
+    # --- who they are -----------------------------------------------------------------------------------------
+
+    async def meet(self, who: Person) -> None:
+        """Have the host's directory asked about somebody who comes in, beside the loop: one that is slow holds up nobody but them.
+
+        Where it does not answer they come in as they are known, under their uid and in no unix group; it is asked again soon.
+        """
+        people, unnamed = self._people, persons.due(who)
+        if not unnamed and not self._due([who.user]):
+            return
+
+        def look() -> dict[UserId, frozenset[str] | None]:
+            if unnamed:
+                persons.learn(who)
+            return {who.user: people.groups_of(who.user) if self._unknown(who.user) else None}
+
+        if not await self._ask(look) and unnamed:
+            persons.doubt(who)
+        self._ask_again[who.user] = monotonic() + persons.BELIEVED
+
+    def knows(self, uid: int) -> bool:
+        """Whether a uid has a name; else the directory is asked for it from now on."""
+        who = Person(uid)
+        if persons.due(who) and not self._lookups.busy:
+            self.begin(self.meet(who))
+        return persons.heard(who)
+
+    def _unknown(self, user: UserId) -> bool:
+        """Whether it matters in which unix groups `user` is, and nobody knows."""
+        wanted = self.settings.admin_groups or _unix_groups(self.settings)
+        return bool(wanted) and user not in self._unix
+
+    def _due(self, users: Iterable[UserId]) -> list[UserId]:
+        now = monotonic()
+        return [u for u in users if self._unknown(u) and self._ask_again.get(u, now) <= now]
+
+    def _look_up(self) -> None:
+        """Have it asked in which unix groups they are of whom nobody knows: who is here after some seconds again, who is shown only once."""
+        if self._lookups.busy:
+            return
+        shown = (user for user in self._broker.scheduler.users if user not in self._ask_again)
+        due = self._due(self._here()) or self._due(shown)[:_AT_ONCE]
+        people = self._people
+
+        async def looking() -> None:
+            await self._ask(lambda: {user: people.groups_of(user) for user in due})
+            # Not before: who comes in meanwhile waits for it, too.
+            self._ask_again.update(dict.fromkeys(due, monotonic() + persons.BELIEVED))
+
+        if due:
+            self.begin(looking())
+
+    async def _ask(self, look: Callable[[], Mapping[UserId, frozenset[str] | None]]) -> bool:
+        """Take in what is found, and say whether there was an answer."""
+        try:
+            self._take(await self._lookups.ask(look))
+        except OSError:
+            _logger.warning(_SILENT, LIMIT)
+            return False
+        return True
+
+    def _take(self, found: Mapping[UserId, frozenset[str] | None]) -> None:
+        self._unix.update({user: unix for user, unix in found.items() if unix is not None})
+
+    def _here(self) -> set[UserId]:
+        here = {kernel.user for kernel in self._broker.registry}
+        return here | {desk.who.user for desk in self._broker.observers}
+
     # --- what is told ---------------------------------------------------------------------------------------
 
     def tell(self, user: UserId) -> None:
@@ -168,6 +241,7 @@ class Groups:
     def look(self) -> None:
         """The clock goes on and budgets are used: tell what has changed by that for those who are here; who comes is told then."""
         self.spending.note(self._broker.accounts())
+        self._look_up()
         self._tell_all()
 
     def _tell_all(self) -> None:
@@ -203,19 +277,19 @@ class Groups:
         BadSettings
             Where it is wrong, there is none to read, or nobody tells who there is on this host.
         """
-        path = self.settings.path
-        if path is None:
+        path = self.settings.path or self.place
+        if path is None or not (self.settings.path or path.exists()):
             problem = (
                 "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE; "
                 "the system's broker reads /etc/gpushare/gpushare.toml without that."
             )
+            _logger.warning("there is nothing to read again: %s", problem)
             raise BadSettings(problem)
         inventories = [engine.device.inventory for engine in self._broker.engines.values()]
-        people, host = self._people, host_of(inventories, self._people)
-        here = {one.user for one in self._broker.registry}
-        here |= {desk.who.user for desk in self._broker.observers}
+        people, host = self._people, host_of(inventories, self._people, self.capacity)
+        here = self._here()
 
-        def look() -> tuple[Settings, dict[UserId, frozenset[str]]]:
+        def look() -> tuple[Settings, dict[UserId, frozenset[str] | None]]:
             found = read(path, host)
             wanted = found.admin_groups or _unix_groups(found)
             return found, {user: people.groups_of(user) for user in here} if wanted else {}
@@ -239,20 +313,21 @@ class Groups:
         _logger.error("the configuration was not taken: %s", why)
         return BadSettings(self.trouble)
 
-    def begin(self, reloading: Coroutine[None, None, None]) -> None:
-        """Have somebody's reload go on while others are answered."""
-        task = asyncio.get_running_loop().create_task(reloading)
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+    def begin(self, work: Coroutine[None, None, object]) -> None:
+        """Have a reload or a look-up go on while others are answered."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
 
     def follow(
-        self, settings: Settings, unix: Mapping[UserId, frozenset[str]] | None = None
+        self, settings: Settings, unix: Mapping[UserId, frozenset[str] | None] | None = None
     ) -> None:
         """`settings` hold from now on; `unix` groups that are known need not be looked up."""
         self.settings, self.trouble = settings, ""
-        self._unix = dict(unix or {})
+        self._unix.clear()
+        self._take(unix or {})
+        self._ask_again.clear()
         self._of.clear()
-        self._admins.clear()
         self.keep()
         self._tell_all()
 

@@ -56,6 +56,7 @@ class Housekeeping:
                 foreign,
                 take=partial(broker.take_in, engine=engine),
                 has_sessions=broker.registry.has,
+                has_name=broker.groups.knows,
             )
             for name, engine in broker.engines.items()
         }

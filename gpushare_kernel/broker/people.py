@@ -36,12 +36,12 @@ class People:
             return False
         return True
 
-    def groups_of(self, user: str) -> frozenset[str]:
-        """Return the unix groups of an account; none where there is no such account."""
+    def groups_of(self, user: str) -> frozenset[str] | None:
+        """Return the unix groups of an account; None where it knows no such account, which may be its fault."""
         try:
             found = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
         except KeyError:
-            return frozenset()
+            return None
         return frozenset(name for gid in found if (name := _group_name(gid)))
 
     def nearest(self, name: str, *, group: bool) -> str:
@@ -68,15 +68,20 @@ class Lookups:
         #: Whether a thread is out still whose answer nobody waits for any more.
         self._hangs = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether one is being asked."""
+        return self._turn.locked()
+
     async def ask(self, question: Callable[[], _T]) -> _T:
         """Return what `question` returns, called in a thread.
 
         Raises
         ------
         TimeoutError
-            Where that takes longer than `LIMIT`, or one before it has not come back yet: there is one thread at most.
+            Where that takes longer than `LIMIT`, those before it included, or one of them has not come back yet: there is one thread at most.
         """
-        async with self._turn:
+        async with asyncio.timeout(LIMIT), self._turn:
             if self._hangs:
                 raise TimeoutError
             loop = asyncio.get_running_loop()
@@ -85,8 +90,7 @@ class Lookups:
             # No pool's: a broker that ends waits for those.
             thread = threading.Thread(target=self._answer, args=(question, answer, loop), name="gpushare-names", daemon=True)  # fmt: skip
             thread.start()
-            async with asyncio.timeout(LIMIT):
-                return await answer
+            return await answer
 
     def _answer(
         self,

@@ -44,6 +44,8 @@ _CALLED = (
     ("`bool`", "true or false"),
 )
 _SIZES = ("memory", "parked_memory")
+_TIMES = ("budget_per_day", "budget_per_week")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _LARGEST = 2**20
 """Bytes of such a file at most."""
 
@@ -153,7 +155,7 @@ def read(path: Path, host: Host) -> Settings:
     if len(data) > _LARGEST:
         said = f"{path} has more than {format_size(_LARGEST)}. That is no such file."
         raise BadSettings(said)
-    return parsed(data.decode(errors="replace"), path, host)
+    return parsed(data.decode("utf-8-sig", errors="replace"), path, host)
 
 
 def parsed(text: str, path: Path, host: Host) -> Settings:
@@ -175,20 +177,24 @@ class _Reader:
         except tomllib.TOMLDecodeError as problem:
             msg = f"{self._path}: this is no TOML: {problem}."
             raise BadSettings(msg) from None
+        groups = raw.get("groups")
+        for name, one in groups.items() if isinstance(groups, Mapping) else ():
+            if not isinstance(one, Mapping):
+                self._wrong(("groups",), name, f"expected a table, got {one!r}. Write [groups.{name}], and its keys below that")  # fmt: skip
         file: _File = self._typed(raw, _File, ())
         if file.names not in {"unix", "any"}:
             self._wrong((), "names", f"{file.names!r} is neither. Write \"unix\" where they are accounts of this host, \"any\" where not")  # fmt: skip
         self._any_name = file.names == "any"
         self._known(file.admins, (), "admins")
         self._known(file.admin_groups, (), "admin_groups")
-        groups = tuple(self._group(name, one) for name, one in file.groups.items())
+        found = tuple(self._group(name, one) for name, one in file.groups.items())
         return Settings(
             self._path,
             self._text,
             frozenset(file.admins),
             frozenset(file.admin_groups),
             file.names,
-            groups,
+            found,
         )
 
     def _group(self, name: str, raw: Mapping[str, Any]) -> Group:
@@ -198,7 +204,9 @@ class _Reader:
         self._known(given.unix_groups, table, "unix_groups")
         if (name == EVERYBODY) == bool(given.users or given.unix_groups):
             rule = "it is the group of all who are in no other, and lists nobody" if name == EVERYBODY else f"a group lists users or unix_groups; only {EVERYBODY!r} is for all others"  # fmt: skip
-            self._wrong(table, "", rule)
+            near = name != EVERYBODY and get_close_matches(name, [EVERYBODY])
+            meant = f" Did you mean [groups.{EVERYBODY}]?" if near else ""
+            self._fail(table, "", f"{_name(table)}: {rule}.{meant}")
         caps = self._caps(given, Caps(), table)
         return Group(
             name,
@@ -325,6 +333,10 @@ def _meant(value: object, key: str, said: str) -> str:
     """Return how to write a value that is nearly right; empty where nobody knows."""
     if key in _SIZES and isinstance(value, int) and not isinstance(value, bool):
         return f'. Write "{value}GiB"'
+    if key in _TIMES and isinstance(value, int | float) and not isinstance(value, bool):
+        return f'. Write "{value}h"'
+    if isinstance(value, str) and "number" in said and _NUMBER.fullmatch(value):
+        return f". Write {value}"
     if isinstance(value, str) and "a list" in said:
         return f'. Write ["{value}"]'
     return ""

@@ -31,6 +31,9 @@ _AT_ONCE = 16
 _LONGEST = 1024
 _LARGEST_ANSWER = 256 * 1024
 _FORBIDDEN = frozenset({401, 403})
+_NO_API = (
+    "Is --hub-api the hub's API? It ends in /hub/api (JUPYTERHUB_API_URL in a server's terminal)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,9 @@ class HubTokens:
                 raise NotVouched(not_vouched_text()) from None
             if problem.code == 599:  # noqa: PLR2004  tornado's own: no answer came
                 self._give_up(f"did not answer within {self._limit:g} s")
-            self._give_up(f"answered {problem.code} {problem.message}")
+            ours = problem.code >= 500  # noqa: PLR2004  the hub's own trouble
+            hint = ": its log says more" if ours else f". {_NO_API}"
+            self._give_up(f"answered {problem.code} {problem.message}{hint}")
         except (OSError, ValueError) as problem:
             self._give_up(f"cannot be reached: {problem}")
         return self._read(answer.body)
@@ -156,7 +161,7 @@ class HubTokens:
             user: Any = json.loads(body)
             kind, name = user["kind"], user["name"]
         except (ValueError, KeyError, TypeError):
-            self._give_up("answered something that is no user")
+            self._give_up(f"answered something that is no user. {_NO_API}")
         if kind != "user":
             raise NotVouched(not_a_person_text(str(name)))
         if not isinstance(name, str) or not name or not name.isprintable():
@@ -164,7 +169,7 @@ class HubTokens:
         return name
 
     def _give_up(self, what: str) -> NoReturn:
-        msg = f"JupyterHub ({self._url.removesuffix('/user')}) {what}."
+        msg = f"JupyterHub ({self._url.removesuffix('/user')}) {what.rstrip('.')}."
         raise HubAway(msg) from None
 
     def _keep(self, what: OrderedDict[str, _Known], key: str, text: str, most: int) -> None:

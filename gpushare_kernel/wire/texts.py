@@ -67,8 +67,10 @@ _FOR_COMMAND = (
     ("This notebook", "This command"),
     ("Put this on the first line next time: %%gpulane ", "Next time: jupyter gpushare run "),
     (" Interrupt the cell, then: %gpushare release", ""),
+    (": %gpushare release, or shut it down when you can.", ". End it when you can."),
     (": %gpushare release", ""),
     ("Restart the kernel.", "Start it again."),
+    ("Restart its kernel once", "Start it again once"),
 )
 
 
@@ -118,10 +120,11 @@ def wait_ended_text(
     seconds: float, wait: Wait | None, noun: str = "GPU memory", what: str = "cell"
 ) -> str:
     """Return the error of a job whose `--wait` is over; `what` it is: a cell, a command."""
-    why = "" if wait is None else f" {_numbers(wait)}"
-    late = f"still no {noun} after {format_duration(seconds)}, as long as --wait says"
+    memory = wait is None or (wait.reason in _OF_MEMORY and not wait.lost)
+    why = "" if wait is None else f" {_numbers(wait) if memory else reason_text(wait, noun)}"
+    late = f"{f'still no {noun}' if memory else 'not let in'} after {format_duration(seconds)}, as long as --wait says"
     if seconds <= 0:
-        late = f"no {noun} for it now, and --wait 0 waits for none"
+        late = f"no {noun} for it now, and --wait 0 waits for none" if memory else "not let in now, and --wait 0 waits for nothing"  # fmt: skip
     return f"{late}; the {what} has not run.{why} Run it again later, or without --wait."
 
 

@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 
 from gpushare_kernel import procfs
+from gpushare_kernel.app.admin import AuditApp
+from gpushare_kernel.app.checks import Finding, examine
+from gpushare_kernel.broker import audit
 from gpushare_kernel.client.line import Line
 from gpushare_kernel.client.start import ensure_broker
-from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.core.errors import BrokerUnavailable, NotYours
+from gpushare_kernel.devices.verdict import Probe, Verdict
 from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.app.conftest import PATIENCE
@@ -111,6 +115,8 @@ def test_a_file_is_read_again_by_command_and_by_signal(
         assert failed.stderr == f"gpushare: {wrong} What was read before still holds.\n"
         assert mine(followed).memory == 300 * 2**20
         assert "memroy" in " ".join(gpushare("status").stdout.split())
+        (check,) = [one for one in examine(followed, Probe(Verdict.CPU)) if "memroy" in one.text]
+        assert (check.finding, check.name) == (Finding.NOTE, "broker")
         write('[groups.students]\nusers = ["' + ME + '"]\nmemory = "400MiB"\n')
         with Line(followed) as line:
             os.kill(line.pid, signal.SIGHUP)
@@ -247,6 +253,18 @@ def test_an_announcement_by_command(gpushare, broker: Places) -> None:
     ]
 
 
+def test_what_was_done_is_for_the_brokers_owner_where_no_broker_can_be_asked(
+    where: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path, _most: int) -> tuple[()]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(audit, "entries", closed)
+    with pytest.raises(NotYours) as problem:
+        AuditApp().start()
+    assert str(problem.value) == f"{where.audit} is its broker's owner's to read, and no broker runs that could tell an administrator. Run it as root, or start the broker first."  # fmt: skip
+
+
 def test_evict_by_command(gpushare, broker: Places) -> None:
     """On a device that cannot set memory aside its user is asked, and everything runs on."""
     with running("100MiB", "--name", "train", *HOLDS) as train:
@@ -271,6 +289,10 @@ def test_evict_by_command(gpushare, broker: Places) -> None:
             "this broker has no configuration. Start it with one: jupyter gpushare start --config FILE",
         ),
         (("evict", "nobody"), "No notebook is open."),
+        (
+            ("audit", "--last=0"),
+            "--last must be 1 or more, not 0. Leave it out for the latest 100.",
+        ),
         (("audit", "--lst=3"), "no option --lst. Did you mean --last?"),
         (("drain", "--ned"), "no option --ned. Did you mean --end?"),
     ],

@@ -313,6 +313,9 @@ def test_systemd_takes_the_unit(tmp_path: Path, arguments: list[str]) -> None:
 def test_the_unit_has_nothing_that_breaks_what_the_broker_does() -> None:
     """Its guardian outlives it, its table of who is paused outlives a restart, and no sandbox hides devices, processes or signals."""
     lines = unit.unit("/opt/python", []).splitlines()
+    after = next(line for line in lines if line.startswith("After="))
+    assert "nss-user-lookup.target" in after, "the groups file names users that only LDAP knows"
+    assert "Wants=nss-user-lookup.target" in lines
     for line in ("KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=restart", "Restart=on-failure", "Type=notify"):  # fmt: skip
         assert line in lines
     assert any(line.startswith("ExecStopPost=") and "broker.service" in line for line in lines)

@@ -268,8 +268,8 @@ def test_a_notebook_that_is_called_like_a_user_keeps_nobody_from_being_meant(hou
     kernels = [house.kernel(one) for one in (mine, like)]
     kernels[1].user = UserId("somebody")
     try:
-        assert house.do(lambda: named(house.broker, ME)) == [kernels[0]]
-        assert house.do(lambda: named(house.broker, f"{ME}.ipynb")) == [kernels[1]]
-        assert house.do(lambda: named(house.broker, like.session)) == [kernels[1]]
+        assert house.do(lambda: named(house.broker, Person(NOBODY), ME)) == [kernels[0]]
+        assert house.do(lambda: named(house.broker, Person(NOBODY), f"{ME}.ipynb")) == [kernels[1]]
+        assert house.do(lambda: named(house.broker, Person(NOBODY), like.session)) == [kernels[1]]
     finally:
         kernels[1].user = kernels[0].user

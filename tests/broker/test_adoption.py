@@ -181,3 +181,23 @@ def test_where_people_begin_is_what_the_host_says(tmp_path: Path, text: str, fir
     assert first_uid(path) == 1000
     path.write_text(text)
     assert first_uid(path) == first
+
+
+def test_whose_name_is_not_known_yet_is_taken_in_once_it_is() -> None:
+    """A directory of users that is slow is not waited for."""
+    taken: list[int] = []
+    known: set[int] = set()
+    adoption = Adoption(
+        Foreign.ADOPT,
+        take=lambda one: bool(taken.append(one.key.pid)) or True,
+        has_sessions=lambda _: False,
+        has_name=known.__contains__,
+        first_person=1000,
+    )
+    seen = [Stranger(ProcessKey(7, 1), ANN, GiB, "x")]
+    for _ in range(3):
+        adoption.look(seen)
+    assert not taken
+    known.add(ANN)
+    adoption.look(seen)
+    assert taken == [7]

@@ -228,6 +228,10 @@ def test_a_system_broker_reads_the_file_of_its_installation(
     system, given = Places(tmp_path / "run", system=True), daemon.parser().parse_args([])
     devices = [house.device]
     assert daemon._settings(given, system, devices).groups == ()
+    known = house.ledger.load()
+    made = house.do(lambda: daemon._broker(given, system, devices, known, house.ledger))
+    assert made.groups.place == tmp_path / "gpushare.toml", "it may be written later"
+    house.wait(made.finish())
     file = tmp_path / "gpushare.toml"
     file.write_text("[groups.everybody]\nweight = 2\n")
     file.chmod(0o644)

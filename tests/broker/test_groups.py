@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pwd
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +15,20 @@ from typing import Any
 
 import pytest
 
+from gpushare_kernel.broker import daemon
 from gpushare_kernel.broker import groups as groups_module
 from gpushare_kernel.broker import people as people_module
+from gpushare_kernel.broker import persons as persons_module
+from gpushare_kernel.broker.daemon import _reload
 from gpushare_kernel.broker.ledger import Ledger
 from gpushare_kernel.broker.people import People
-from gpushare_kernel.broker.persons import user_name
+from gpushare_kernel.broker.persons import Person, user_name
 from gpushare_kernel.broker.settings import Caps, Group, Host, Settings, parsed
 from gpushare_kernel.broker.spending import KEPT, Spending
 from gpushare_kernel.core.errors import BadSettings, UserError
 from gpushare_kernel.core.values import DeviceId, GiB, UserId, WaitReason
 from gpushare_kernel.devices.base import Inventory
+from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import RealtimeLayer, RealtimeTask
 from tests.broker.house import LIMIT, House
@@ -61,6 +67,27 @@ def test_a_file_is_held_to_the_device_not_to_what_is_free_of_it(tmp_path: Path) 
     assert group.caps.memory == 6 * GiB
     with pytest.raises(BadSettings, match=r"8\.0 GiB"):
         parsed(text.format("9GiB"), tmp_path, host)
+
+
+def test_a_file_is_held_to_the_capacity_that_the_administrator_gave(
+    house: House, tmp_path: Path
+) -> None:
+    """Nobody can have more of the device, however large it is: at the start, and at a reload."""
+    path = tmp_path / "gpushare.toml"
+    path.write_text('[groups.everybody]\nmemory = "2GiB"\n')
+    path.chmod(0o644)
+    words = ["--capacity", "1GiB", "--config", str(path)]
+    given, where = daemon.parser().parse_args(words), Places(tmp_path, system=False)
+    rule = "it is 2.0 GiB, and the largest device here has 1.0 GiB to share"
+    with pytest.raises(BadSettings, match=rule):
+        daemon._settings(given, where, [house.device])
+    path.write_text("")
+    known = house.ledger.load()
+    broker = house.do(lambda: daemon._broker(given, where, [house.device], known, house.ledger))
+    path.write_text('[groups.everybody]\nmemory = "2GiB"\n')
+    with pytest.raises(BadSettings, match=rule):
+        house.wait(broker.groups.reload())
+    house.wait(broker.finish())
 
 
 # --- caps ------------------------------------------------------------------------------------------------------
@@ -334,6 +361,30 @@ def test_a_file_that_is_wrong_leaves_what_holds(
     assert snapshot(house).broker.trouble is None
 
 
+def test_a_file_that_is_written_after_the_start_is_found(house: House, tmp_path: Path) -> None:
+    """Where the system broker has a place for one: by the next reload, and not before it is there."""
+    path = tmp_path / "gpushare.toml"
+    house.broker.groups.place = path
+    admin = house.call(msg.Observe())
+    text = refused(admin.ask(msg.ReloadSettings()), "BadSettings")
+    assert text.startswith("this broker has no configuration.")
+    path.write_text(f'names = "any"\n[groups.g]\nusers = ["{ME}"]\nkernels = 2\n')
+    path.chmod(0o644)
+    assert admin.ask(msg.ReloadSettings()) == msg.SettingsRead(str(path), 1)
+    assert house.broker.groups.caps(ME).kernels == 2
+    path.unlink()
+    text = refused(admin.ask(msg.ReloadSettings()), "BadSettings")
+    assert "cannot be read: No such file" in text
+
+
+def test_a_signal_to_a_broker_without_a_file_is_in_its_log(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.do(lambda: _reload(house.broker.groups))
+    house.saw(lambda: not house.broker.groups._works)
+    assert "there is nothing to read again: this broker has no configuration." in caplog.text
+
+
 def test_a_broker_without_a_file_says_so(house: House) -> None:
     text = refused(house.call(msg.Observe()).ask(msg.ReloadSettings()), "BadSettings")
     assert text.startswith("this broker has no configuration. Start it with one: jupyter gpushare start --config FILE; ")  # fmt: skip
@@ -403,6 +454,162 @@ def test_a_reload_whose_names_nobody_tells_is_given_up(
     house.saw(lambda: not house.broker.groups._lookups._hangs)
     assert isinstance(admin.ask(msg.ReloadSettings()), msg.SettingsRead)
     assert snapshot(house).broker.trouble is None
+
+
+def opening(house: House, name: str, **more: Any) -> tuple[threading.Thread, list[msg.Opened]]:
+    """Somebody opens a notebook, and may have to wait for that."""
+    opened: list[msg.Opened] = []
+    thread = threading.Thread(target=lambda: opened.append(house.open(name, **more)))
+    thread.start()
+    return thread, opened
+
+
+def by_unix_group(house: House, **caps: Any) -> None:
+    group = Group("g", unix_groups=frozenset({"root"}), caps=Caps(**caps))
+    house.do(lambda: house.broker.groups.follow(Settings(groups=(group,))))
+
+
+def test_a_slow_directory_holds_up_only_who_comes_in(house: House, slow: Slow) -> None:
+    """Turns and cells of others go on; the cap of whoever waited is known before the door opens."""
+    kernel = house.notebook("a.ipynb")
+    by_unix_group(house, kernels=2)
+    thread, opened = opening(house, "b.ipynb")
+    house.saw(lambda: slow.asked)
+    assert isinstance(kernel.ask(submit("a", persistent=GiB)), msg.Granted)
+    assert not opened
+    slow.answers.set()
+    thread.join(LIMIT)
+    assert opened
+    with pytest.raises(UserError, match="may have 2 kernels open"):
+        house.open("c.ipynb")
+    assert slow.asked == [ME]
+
+
+def test_a_directory_that_hangs_keeps_nobody_out(
+    house: House, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in no unix group meanwhile; once it answers they are, by the clock."""
+    by_unix_group(house, weight=3.0)
+    monkeypatch.setattr(people_module, "LIMIT", 0.05)
+    monkeypatch.setattr(persons_module, "BELIEVED", 0.0)
+    house.notebook()
+    user = house.broker.scheduler.users[ME]
+    assert user.weight == 1.0
+    slow.answers.set()
+    house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
+
+
+def test_a_name_that_is_slow_to_come_holds_up_only_its_own(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), list[int]()
+    getpwuid = pwd.getpwuid
+
+    def slowly(uid: int) -> pwd.struct_passwd:
+        asked.append(uid)
+        answers.wait(LIMIT)
+        return getpwuid(0)
+
+    monkeypatch.setattr(pwd, "getpwuid", slowly)
+    who = Person(4_000_001)
+    meeting = asyncio.run_coroutine_threadsafe(house.broker.groups.meet(who), house._loop)
+    try:
+        house.saw(lambda: asked)
+        assert not meeting.done()
+    finally:
+        answers.set()
+    meeting.result(LIMIT)
+    assert who.user == "root"
+    assert asked == [4_000_001]
+
+
+def test_who_comes_in_while_the_clock_looks_them_up_waits_too(house: House, slow: Slow) -> None:
+    """A broker that is started again finds its users' notebooks before it knows their groups."""
+    house.open("a.ipynb")
+    by_unix_group(house, kernels=2)
+    house.do(house.broker.groups.look)
+    house.saw(lambda: slow.asked)
+    thread, opened = opening(house, "b.ipynb")
+    house.saw(lambda: house.broker.groups._lookups._turn._waiters)
+    assert not opened
+    slow.answers.set()
+    thread.join(LIMIT)
+    assert opened
+    with pytest.raises(UserError, match="may have 2 kernels open"):
+        house.open("c.ipynb")
+
+
+def test_whom_the_ledger_tells_of_is_shown_in_the_group_of_their_unix_group(
+    house: House, slow: Slow
+) -> None:
+    """They are looked up once, beside the loop, and not again and again while they are away."""
+    house.do(lambda: house.broker.know_user(UserId("away"), 5.0, 1.0))
+    by_unix_group(house)
+    house.do(house.broker.groups.look)
+    house.saw(lambda: slow.asked == ["away"])
+    slow.answers.set()
+    house.saw(lambda: house.broker.groups.of(UserId("away")) is not None)
+    house.do(house.broker.groups.look)
+    assert slow.asked == ["away"]
+
+
+def test_a_process_that_nobody_opened_waits_for_its_users_name(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked for on the loop."""
+    answers = threading.Event()
+    root, uid = pwd.getpwuid(0), 4_000_003
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: (answers.wait(LIMIT), root)[1])
+    try:
+        assert not house.do(lambda: house.broker.groups.knows(uid))
+    finally:
+        answers.set()
+    house.saw(lambda: house.broker.groups.knows(uid))
+    assert Person(uid).user == "root"
+
+
+class Forgetful(People):
+    """A directory that does not know somebody the first time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def groups_of(self, user: str) -> frozenset[str] | None:
+        self.asked += 1
+        return None if self.asked == 1 else frozenset({"root"})
+
+
+def test_an_account_that_is_not_found_once_has_its_groups_seconds_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caps and an administrator's rights, without a reload; meanwhile nobody asks at each look."""
+    house.broker.groups._people = people = Forgetful()
+    group = Group("g", unix_groups=frozenset({"root"}), caps=Caps(kernels=1))
+    settings = Settings(admin_groups=frozenset({"root"}), groups=(group,))
+    house.do(lambda: house.broker.groups.follow(settings))
+    house.open("a.ipynb")
+    house.do(house.broker.groups.look)
+    assert people.asked == 1
+    assert not house.do(lambda: house.broker.groups.administers(ME))
+    now = time.monotonic()
+    monkeypatch.setattr(groups_module, "monotonic", lambda: now + 2 * persons_module.BELIEVED)
+    with pytest.raises(UserError, match="may have 1 kernel open"):
+        house.open("b.ipynb")
+    assert house.do(lambda: house.broker.groups.administers(ME))
+    assert people.asked == 2
+
+
+def test_a_reload_that_does_not_find_somebody_asks_again(
+    house: House, written: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persons_module, "BELIEVED", 0.0)
+    house.notebook()
+    house.broker.groups._people = people = Forgetful()
+    written(BY_UNIX_GROUP)
+    assert isinstance(house.call(msg.Observe()).ask(msg.ReloadSettings()), msg.SettingsRead)
+    assert people.asked == 1
+    user = house.broker.scheduler.users[ME]
+    house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
 
 
 # --- who may map whose bundles ------------------------------------------------------------------------------------

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import pwd
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from gpushare_kernel.broker import administration, controls, people, persons
 from gpushare_kernel.broker.administration import of_user
 from gpushare_kernel.broker.persons import Person, Persons
 from gpushare_kernel.broker.settings import Caps, Group, Settings
 from gpushare_kernel.core.errors import HubAway, NotVouched, UserError
 from gpushare_kernel.core.values import GiB, JobId, SessionId, UserId
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire import texts
 from tests.broker.house import LIMIT, Caller, House
+from tests.procs import Program
 
 ME = Person(os.geteuid())
 
@@ -146,6 +151,22 @@ def test_a_hub_that_is_away_makes_it_the_uids_until_a_restart(
     assert seen_by(house, house.attach(again.body)) == {"a.ipynb": "ann"}
 
 
+def test_a_command_is_told_as_a_notebook_is(house: House, names: PlayedNames) -> None:
+    """By whoever started it, who holds its place from outside; once, in its words."""
+    names.away = True
+    opened = house.open("train", hub_token="t-ann")
+    with Program("wait()") as command:
+        house.bind(opened, command.pid)
+        for told in (1, 0):
+            caller = house.attach(opened)
+            assert isinstance(caller.ask(msg.GetSnapshot()), msg.SnapshotReply)
+            said = [texts.for_command(one.text) for one in caller.notices if isinstance(one, msg.Announce)]  # fmt: skip
+            assert len(said) == told
+            for text in said:
+                assert f"This command counts as one of {ME.user}'s" in text
+                assert text.endswith("Start it again once the hub answers.")
+
+
 def test_a_notebook_that_becomes_somebodys_at_a_restart_is_one_kernel_more(
     house: House, names: PlayedNames
 ) -> None:
@@ -209,6 +230,59 @@ def test_a_hubs_name_that_is_an_account_here_is_another_user() -> None:
     assert Person(4711).user == "4711"
     assert Person(4711, "4711").user == "4711 (hub)"
     assert Person(65533, "root (hub)").user == "root (hub) (hub)"
+
+
+@pytest.mark.parametrize(
+    ("who", "look", "names"),
+    [
+        (Person(4_000_002), "getpwuid", ("4000002", "root")),
+        (Person(65533, "zoe-of-ldap"), "getpwnam", ("zoe-of-ldap", "zoe-of-ldap (hub)")),
+    ],
+)
+def test_an_account_that_is_not_found_once_has_its_name_seconds_later(
+    house: House, monkeypatch: pytest.MonkeyPatch, who: Person, look: str, names: tuple[str, str]
+) -> None:
+    """It is not another one for good, for a word that the directory did not have; it is asked when they come in."""
+    (unknown, known), missing, root = names, [KeyError()], pwd.getpwuid(0)
+
+    def found(_: object) -> pwd.struct_passwd:
+        if missing:
+            raise missing.pop()
+        return root
+
+    monkeypatch.setattr(pwd, look, found)
+    meet = house.broker.groups.meet
+    house.wait(meet(who))
+    house.wait(meet(who))
+    assert who.user == unknown
+    now = time.monotonic()
+    monkeypatch.setattr(persons, "monotonic", lambda: now + 2 * persons.BELIEVED)
+    assert who.user == unknown, "nobody asks on the loop"
+    house.wait(meet(who))
+    assert who.user == known
+
+
+def test_a_hubs_name_that_nobody_can_look_up_is_no_accounts(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is called like an account must not have it for a directory that hangs."""
+    answers, getpwnam = threading.Event(), pwd.getpwnam
+    monkeypatch.setattr(people, "LIMIT", 0.05)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: (answers.wait(LIMIT), getpwnam(name))[1])
+    try:
+        house.wait(house.broker.groups.meet(Person(65533, "yan-of-ldap")))
+        assert Person(65533, "yan-of-ldap").user == "yan-of-ldap (hub)"
+    finally:
+        answers.set()
+
+
+def test_of_names_the_latest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub whose users come and go fills no memory."""
+    monkeypatch.setattr(persons, "_MOST", 2)
+    names = persons._Names[int](lambda uid: (UserId(str(uid)), uid > 1))
+    assert [names(uid) for uid in (1, 2, 3)] == ["1", "2", "3"]
+    assert list(names._said) == [2, 3]
+    assert not names._doubtful
 
 
 def test_the_account_of_a_shared_uid_is_nobodys_at_the_hub(house: House) -> None:
@@ -318,3 +392,62 @@ def test_an_administrator_who_names_two_users_at_once_is_told_which(
     for whom, session in ((f"{name} (hub)", "hub.ipynb"), (str(uid), "host.ipynb")):
         assert not isinstance(admin.ask(request_(whom)), msg.Failure)
         assert [k.name for k in house.do(partial(of_user, house.broker, whom))] == [session]
+
+
+@pytest.fixture
+def admin(house: House) -> Caller:
+    """Zoe, who administers, and has no notebook."""
+    settings = Settings(admins=frozenset({"zoe"}))
+    house.do(lambda: house.broker.groups.follow(settings))
+    return house.call(msg.Observe("t-zoe"))
+
+
+REQUESTS = (msg.Evict, msg.Release, msg.PauseNotebook, msg.ResumeNotebook, msg.ParkNotebook, msg.UnparkNotebook)  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_name_that_several_have_is_nobodys(house: House, admin: Caller, request_: type) -> None:
+    """It is refused with those there are, each as it can be written."""
+    of(house, "t-ann", "hw1.ipynb")
+    of(house, "t-bob", "hw1.ipynb")
+    reply = admin.ask(request_("hw1"))
+    assert isinstance(reply, msg.Failure)
+    assert reply.code == "BadDeclaration"
+    assert reply.message == "several people have a notebook 'hw1'. Say whose: ann:hw1.ipynb, bob:hw1.ipynb."  # fmt: skip
+
+
+def test_whose_notebook_is_meant_can_be_said(house: House, admin: Caller) -> None:
+    """With or without its ending, also for one's own; another person's is no one's business."""
+    ann, bob = of(house, "t-ann", "hw1.ipynb"), of(house, "t-bob", "hw1.ipynb")
+    of(house, "t-bob", "hw2.ipynb")
+    for whom in ("bob:hw1", "bob:hw1.ipynb"):
+        assert found(house, admin, whom) == ["bob:hw1.ipynb"]
+        assert isinstance(bob.ask(msg.ResumeNotebook(whom)), msg.ResumedNow)
+        reply = ann.ask(msg.ResumeNotebook(whom))
+        assert isinstance(reply, msg.Failure)
+        assert reply.code == "NotYours"
+    assert found(house, admin, "bob") == ["bob:hw1.ipynb", "bob:hw2.ipynb"]
+    reply = admin.ask(msg.Evict("bob:hw3"))
+    assert isinstance(reply, msg.Failure)
+    assert reply.message.startswith("there is no notebook or user 'bob:hw3'.")
+
+
+def test_a_user_comes_before_a_notebook_of_that_name_and_ones_own_before_others(
+    house: House, admin: Caller
+) -> None:
+    """Whatever is asked for."""
+    of(house, "t-ann", "bob.ipynb")
+    of(house, "t-bob", "hw1.ipynb")
+    assert found(house, admin, "bob") == ["bob:hw1.ipynb"]
+    assert found(house, admin, "bob.ipynb") == ["ann:bob.ipynb"]
+    of(house, "t-zoe", "hw1.ipynb")
+    assert found(house, admin, "hw1") == ["zoe:hw1.ipynb"]
+
+
+def found(house: House, admin: Caller, whom: str) -> list[str]:
+    """Whose notebooks an administrator means, by evict and by all others."""
+    (desk,) = [one for one in house.do(lambda: [*house.broker.observers]) if one.who.hub == "zoe"]
+    by_park = house.do(lambda: controls.own(house.broker, desk, whom))
+    assert by_park == house.do(lambda: administration.named(house.broker, desk.who, whom))
+    assert not isinstance(admin.ask(msg.ResumeNotebook(whom)), msg.Failure)
+    return sorted(f"{one.user}:{one.name}" for one in by_park)

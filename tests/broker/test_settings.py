@@ -140,6 +140,15 @@ def test_a_night_belongs_to_the_day_on_which_it_begins() -> None:
          ", line 3: groups.g.memory: expected a text in quotes, got a whole number. Write \"8GiB\"."),
         ("[groups.g]\nusers = 'daemon'\n",
          ", line 2: groups.g.users: expected a list, got a text in quotes. Write [\"daemon\"]."),
+        ("[groups.everyone]\nweight = 2\n",
+         ", line 1: groups.everyone: a group lists users or unix_groups; only 'everybody' is for all others. Did you mean [groups.everybody]?"),
+        ("[groups]\ns = 3\n", ", line 2: groups.s: expected a table, got 3. Write [groups.s], and its keys below that."),
+        ("[groups.g]\nusers = ['ann']\nkernels = '3'\n",
+         ", line 3: groups.g.kernels: expected a whole number, got a text in quotes. Write 3."),
+        ("[groups.g]\nusers = ['ann']\nrealtime = '0.25'\n",
+         ", line 3: groups.g.realtime: expected a number, got a text in quotes. Write 0.25."),
+        ("[groups.g]\nusers = ['ann']\nbudget_per_day = 2\n",
+         ", line 3: groups.g.budget_per_day: expected a text in quotes, got a whole number. Write \"2h\"."),
         ("admins = 'ann'\n", ", line 1: admins: expected a list, got a text in quotes. Write [\"ann\"]."),
         ("[groups.g\nusers = 3", ": this is no TOML: Expected ']' at the end of a table declaration (at line 1, column 10)."),
     ],
@@ -172,6 +181,8 @@ def test_a_file_that_others_may_write_is_not_followed(tmp_path: Path) -> None:
         read(path, HOST)
     path.chmod(0o644)
     assert len(read(path, HOST).groups) == 2
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())  # as editors of other systems begin a file
+    assert len(read(path, HOST).groups) == 2
     path.write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(BadSettings, match="has more than"):
         read(path, HOST)
@@ -184,7 +195,7 @@ def test_people_are_those_of_the_host() -> None:
     assert people.has_group("root")
     assert "root" in people.groups_of("root")
     assert not people.has_user("nobody-has-this-name")
-    assert people.groups_of("nobody-has-this-name") == frozenset()
+    assert people.groups_of("nobody-has-this-name") is None
     assert people.nearest("roott", group=False) == "root"
     assert people.nearest("qqqqqqqqqqq", group=True) == ""
 

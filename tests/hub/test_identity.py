@@ -144,6 +144,25 @@ def test_a_hub_that_answers_nonsense_is_away(hub: PlayedHub) -> None:
     run(work())
 
 
+def test_an_address_that_is_no_hubs_api_is_said_to_be_none(hub: PlayedHub) -> None:
+    """A page, a redirect to one: that is no outage, and waiting helps nobody. An error of the hub's own is one."""
+    hint = "Is --hub-api the hub's API? It ends in /hub/api (JUPYTERHUB_API_URL in a server's terminal)."  # fmt: skip
+
+    async def work() -> None:
+        for status in (302, 404, 405):
+            hub.status = status
+            text = await refused(HubTokens(hub.api), "t-ann", HubAway)
+            assert f"answered {status} " in text
+            assert text.endswith(hint)
+        hub.status, hub.body = 200, b"<html>"
+        assert (await refused(HubTokens(hub.api), "t-ann", HubAway)).endswith(hint)
+        hub.status, hub.body = 500, None
+        text = await refused(HubTokens(hub.api), "t-ann", HubAway)
+        assert text == f"JupyterHub ({hub.api}) answered 500 Internal Server Error: its log says more."  # fmt: skip
+
+    run(work())
+
+
 def test_a_slow_hub_holds_up_nobody_else(hub: PlayedHub) -> None:
     """The loop goes on, and whoever asks is told after the limit."""
 

@@ -14,7 +14,7 @@ import yaml
 
 from gpushare_kernel.app.base import BrokerCommand
 from gpushare_kernel.app.main import GpuShareApp
-from gpushare_kernel.transport.places import SYSTEM_MARK, SYSTEM_RUNTIME, SYSTEM_STATE
+from gpushare_kernel.transport.places import SYSTEM_LOGS, SYSTEM_MARK, SYSTEM_RUNTIME, SYSTEM_STATE
 
 FOLDER = Path(__file__).parents[2] / "examples/kubernetes"
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
@@ -106,6 +106,7 @@ def test_broker_and_kernels_meet_in_a_folder_of_the_host(daemon, values):
     assert {mounts[name]: volumes[name]["hostPath"]["path"] for name in volumes} == {
         str(SYSTEM_RUNTIME): str(SYSTEM_RUNTIME),
         str(SYSTEM_STATE): str(SYSTEM_STATE),
+        str(SYSTEM_LOGS): str(SYSTEM_LOGS),  # what administrators did outlives the pod
     }
     assert all(one["hostPath"]["type"] == "DirectoryOrCreate" for one in volumes.values())
     theirs = {one["name"]: one for one in values["storage"]["extraVolumes"]}

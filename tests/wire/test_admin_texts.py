@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpushare_kernel.core.values import GiB, Wait, WaitReason
+from gpushare_kernel.core.values import GiB, MiB, Wait, WaitReason
 from gpushare_kernel.wire import admin_texts, cell_texts, limit_texts, parking_texts, texts
 from gpushare_kernel.wire.admin import EvictedNow, Left
 from gpushare_kernel.wire.snapshot import BudgetView, MaintenanceView, UserView
@@ -95,3 +95,11 @@ def test_limits() -> None:
         "each of the group g may have 1 kernel open, and yours is a.ipynb. Shut it down first."
     )
     assert cell_texts.did_not_run_text(30.0) == "GPUSHARE: did not run, waited 30 s"
+
+
+def test_what_an_administrator_asks_a_command_for_is_a_sentence() -> None:
+    """A command releases nothing by a magic: it is ended."""
+    asked = admin_texts.asked_by_admin_text(50 * MiB)
+    assert texts.for_command(asked) == (
+        "Your administrator asks for the 50 MiB that this command holds of the device. End it when you can."
+    )

@@ -234,6 +234,19 @@ def test_other_lines() -> None:
     assert texts.NO_BROKER == "No gpushare broker is here: nothing is shared, and the code runs as it is."  # fmt: skip
 
 
+def test_a_wait_that_is_not_for_memory_and_ends_says_for_what() -> None:
+    """Memory that is free is no reason."""
+    drain = wait(WaitReason.MAINTENANCE, note="new driver")
+    why = "Waiting for the end of a maintenance (new driver): nothing new begins on this device until then, and nothing is lost."  # fmt: skip
+    assert texts.wait_ended_text(3, drain, "memory", "command") == (
+        f"not let in after 3 s, as long as --wait says; the command has not run. {why} Run it again later, or without --wait."
+    )
+    assert texts.wait_ended_text(0, drain) == (
+        f"not let in now, and --wait 0 waits for nothing; the cell has not run. {why} Run it again later, or without --wait."
+    )
+    assert "answer again: It is gone." in texts.wait_ended_text(3, wait(lost="It is gone."))
+
+
 def test_a_wait_for_a_cap_that_ends_says_whose_is_left() -> None:
     """Not what is free of the device."""
     capped = wait(WaitReason.CAP, cap=8 * GiB, group="students")
