@@ -22,6 +22,7 @@ from benchmarks.kernels import CellFailed
 from benchmarks.soak.gpu import COMMAND
 from benchmarks.soak.judge import Tally
 from gpushare_kernel import procfs
+from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.core.values import ProcessKey
 
 HERE = Path(__file__).resolve().parent
@@ -250,6 +251,12 @@ class Person:
         self._start(lambda: self.manager.restart_kernel(now=True))
 
     def _start(self, how: Callable[[], None]) -> None:
+        until = time.monotonic() + STUCK
+        while not self._starts(how, until):
+            self._leaving.wait(1.0)
+
+    def _starts(self, how: Callable[[], None], until: float) -> bool:
+        """Start a kernel. False where the broker has too few descriptors for it now: its user is told, and tries again."""
         while True:
             with self._stage.starting:
                 with self.lock:
@@ -257,7 +264,13 @@ class Person:
                         self._kernel.close()
                         self._kernel = None
                     self.key = None
-                    how()
+                    try:
+                        how()
+                    except UserError:
+                        if time.monotonic() > until:
+                            raise
+                        self.tally.failed["start refused"] += 1
+                        return False
                     self.killed = False
                     self.before = {}
                     self.key = procfs.process_key(self.manager.provisioner.pid or 0)
@@ -267,9 +280,8 @@ class Person:
                         Real(self.manager) if self.real else Light(self._place, self._alive)
                     )
                     self._secret, self._count = f"{self._chance.getrandbits(64):016x}", 0
-                    return self._check(
-                        self._run("import player", f"player.begin({self._secret!r})")
-                    )
+                    self._check(self._run("import player", f"player.begin({self._secret!r})"))
+                    return True
 
     def _how(self) -> str:
         """How a kernel stands that does not answer; where it is goes to its log."""

@@ -391,9 +391,10 @@ class Ledger:
         if not self._failing:
             self._failing = True
             what = str(problem) or type(problem).__name__
-            self.trouble = f"The ledger {self._path} is not written, it is kept in memory: {what}."
-            _logger.error(self.trouble.rstrip("."))
-            self.trouble += f" {_NO_MEMORY if isinstance(problem, MemoryError) else _NO_ROOM}"
+            happens = f"ledger {self._path} is not written, it is kept in memory: {what}"
+            mend = _NO_MEMORY if isinstance(problem, MemoryError) else _NO_ROOM
+            self.trouble = f"The {happens}. {mend}"
+            _logger.error("the %s", happens)
 
 
 def _opened(path: Path, *, fresh: bool = False) -> sqlite3.Connection:
