@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
@@ -27,9 +28,14 @@ settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile("explore" if "GPUSHARE_EXAMPLES" in os.environ else "same")
 
 
-@pytest.fixture(scope="session", autouse=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who signals this process comes first, while no library has a thread in it that would take the signal and end us."""
+    items.sort(key=lambda item: item.get_closest_marker("no_threads") is None)
+
+
+@functools.cache
 def _interfaces_known() -> None:
-    """What jupyter_client does once per process is not done within a test: it asks `ip` for the host's addresses, and makes a loop, and one in a thread."""
+    """Have jupyter_client do what it does once per process: it asks `ip` for the host's addresses, and makes a loop, and one in a thread."""
     public_ips()
     run_sync(_nothing)()
     asyncio.run(_within_a_loop())
@@ -46,5 +52,7 @@ async def _within_a_loop() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No descriptor, thread, child, mapping or folder of ours outlives a test; `leaves` says which one may, and why."""
+    if request.node.get_closest_marker("no_threads") is None:
+        _interfaces_known()
     with contextlib.nullcontext() if request.node.get_closest_marker("leaves") else none_left():
         yield

@@ -1,7 +1,7 @@
 """The command's own process: its gate, its signals, its terminal.
 
-These tests signal their own process, as a terminal does. Another thread that blocks nothing would take that and end all of it:
-whatever leaves one behind (a kernel's manager keeps its event loop's) comes after this file.
+These tests signal their own process, as a terminal does. Another thread that blocks nothing would take that and end all of it, so they
+come before all others (`no_threads`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from gpushare_kernel import procfs
 from gpushare_kernel.app.foreground import TAKEN, Child, blocked
 from gpushare_kernel.client.line import Line
 from tests.procs import eventually
+
+pytestmark = pytest.mark.no_threads
 
 
 class Recorder:
