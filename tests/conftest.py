@@ -28,9 +28,16 @@ settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile("explore" if "GPUSHARE_EXAMPLES" in os.environ else "same")
 
 
+_SHARED_HOSTS = {"faults", "hostile", "hub"}
+"""Rooms where brokers, kernels and hubs are a module's, and what one test starts another ends."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who signals this process comes first, while no library has a thread in it that would take the signal and end us."""
     items.sort(key=lambda item: item.get_closest_marker("no_threads") is None)
+    for item in items:
+        if item.path.parent.name in _SHARED_HOSTS:
+            item.add_marker(pytest.mark.leaves("to others of its room, whose hosts are shared"))
 
 
 @functools.cache
