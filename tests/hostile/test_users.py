@@ -13,11 +13,11 @@ from tests.procs import eventually
 
 pytestmark = [pytest.mark.root, needs_root]
 SEVERAL_TURNS = """import time
-end = time.process_time() + 3
+end = time.process_time() + 8
 print('burning', flush=True)
 while time.process_time() < end: pass
 print('done')"""
-"""A cell that wants three seconds of a core."""
+"""A cell that wants eight seconds of a core: more than it is owed when the other one has had a turn with its child."""
 WITH_A_CHILD = """import subprocess, sys
 child = subprocess.Popen([sys.executable, '-S', '-c', 'while True: pass'])
 print('child', child.pid, flush=True)
