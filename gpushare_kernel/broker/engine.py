@@ -194,11 +194,9 @@ class Engine:
             kernel = self._registry.get(session)
             try:
                 usage = None if kernel is None else self.usage(kernel)
-            except (
-                OSError,
-                MemoryError,
-            ):  # who waits for this sample, a pause's answer above all, waits for nobody's reading
-                _logger.warning("a session's use cannot be read", exc_info=True, extra={"session": session})  # fmt: skip
+            except Exception:
+                # Whatever it was: who waits for this sample, a pause's answer above all, waits for nobody's reading.
+                _logger.exception("a session's use cannot be read", extra={"session": session})
                 continue
             if usage is not None:
                 used[session] = usage

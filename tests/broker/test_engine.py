@@ -89,8 +89,11 @@ def test_a_failing_pause_is_an_answer_too(
     assert "a pause failed" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "problem", [MemoryError(), DeviceError("nothing is known"), RuntimeError("a bug")]
+)
 def test_a_pause_whose_last_sample_fails_is_answered(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, problem: Exception
 ) -> None:
     """On a GPU what a session has counted is read once it stands still. Where that cannot be read, turns go on all the same."""
     with House(tmp_path, divisible=False) as house:
@@ -101,7 +104,7 @@ def test_a_pause_whose_last_sample_fails_is_answered(
         def fails(*given: Any, **named: Any) -> Any:
             if "pause" in did(house) and not failed:
                 failed.append(True)
-                raise MemoryError
+                raise problem
             return usage(*given, **named)
 
         house.device.usage = fails
