@@ -19,7 +19,7 @@ from gpushare_kernel.transport.frames import pack
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import decode_welcome, encode
 from tests.broker.house import House
-from tests.nwv.bundles import made, nets
+from tests.nwv.bundles import Made, made, nets
 from tests.nwv.held import held as all_held
 
 NOBODY = 65534
@@ -91,6 +91,14 @@ def stranger(house: House, tmp_path: Path) -> Iterator[Stranger]:
     made_.process.communicate(timeout=20)
 
 
+def offered() -> tuple[Made, Bundle]:
+    """Two packed nets, and the bundle `eyes` in which this user shares their pages."""
+    one = made(nets(2), bits=8)
+    bundle = Bundle(one.packed, one.modules, device="cpu")
+    bundle.share("eyes")
+    return one, bundle
+
+
 def trust(house: House, *names: str) -> None:
     """Have users of these names trust each other."""
     group = Group("vision", frozenset(names), trust="eyes")
@@ -101,11 +109,9 @@ def test_another_user_of_the_trust_group_maps_the_pages_and_cannot_change_them(
     house: House, stranger: Stranger
 ) -> None:
     """The same memory; nobody outside the group gets it, and views show it to its members."""
-    one = made(nets(2), bits=8)
     me, them = user_name(os.geteuid()), user_name(NOBODY)
     trust(house, me, them)
-    bundle = Bundle(one.packed, one.modules, device="cpu")
-    bundle.share("eyes")
+    _one, bundle = offered()
     assert bundle.region is not None
     held, said = stranger.maps()
     assert isinstance(held, msg.BundleHeld)
@@ -119,11 +125,9 @@ def test_whose_trust_ends_by_a_reload_is_mapped_by_nobody_new(
     house: House, stranger: Stranger
 ) -> None:
     """The owner is not in the group any more: others find nothing, the owner finds the own; back in it, others do, too."""
-    one = made(nets(2), bits=8)
     me, them = user_name(os.geteuid()), user_name(NOBODY)
     trust(house, me, them)
-    bundle = Bundle(one.packed, one.modules, device="cpu")
-    bundle.share("eyes")
+    one, _bundle = offered()
     first, _ = stranger.maps()
     assert isinstance(first, msg.BundleHeld)
     trust(house, them)
@@ -142,9 +146,7 @@ def test_trust_that_begins_by_a_reload_holds_for_what_was_shared_before(
     house: House, stranger: Stranger
 ) -> None:
     """Also where it begins while somebody waits for the pages."""
-    one = made(nets(2), bits=8)
-    bundle = Bundle(one.packed, one.modules, device="cpu")
-    bundle.share("eyes")
+    _one, _bundle = offered()
     assert isinstance(stranger.maps()[0], msg.Failure)
     trust(house, user_name(os.geteuid()), user_name(NOBODY))
     assert isinstance(stranger.maps()[0], msg.BundleHeld)
@@ -154,11 +156,9 @@ def test_trust_that_ends_while_somebody_waits_for_the_pages_has_ended(
     house: House, stranger: Stranger
 ) -> None:
     """They are given out to whoever is trusted when they are filled, not to whoever was."""
-    one = made(nets(2), bits=8)
     me, them = user_name(os.geteuid()), user_name(NOBODY)
     trust(house, me, them)
-    bundle = Bundle(one.packed, one.modules, device="cpu")
-    bundle.share("eyes")
+    _one, _bundle = offered()
     (held,) = all_held(house)
     house.do(held.filled.clear)
     waiting = stranger.asks()
@@ -175,9 +175,7 @@ def test_two_of_one_name_that_come_into_one_group_are_told_apart(
     house: House, stranger: Stranger
 ) -> None:
     """One's own is meant; a third is told whose there are."""
-    one = made(nets(2), bits=8)
-    bundle = Bundle(one.packed, one.modules, device="cpu")
-    bundle.share("eyes")
+    one, _bundle = offered()
     (held,) = all_held(house)
     theirs = dataclasses.replace(held, owner=Person(NOBODY + 1))
     key = theirs.owner, "played0", "eyes"
@@ -193,9 +191,7 @@ def test_two_of_one_name_that_come_into_one_group_are_told_apart(
 
 def test_whoever_is_not_in_it_is_told_that_there_is_none(house: House, stranger: Stranger) -> None:
     """Without a trust group each user's bundles are its own."""
-    one = made(nets(2), bits=8)
-    bundle = Bundle(one.packed, one.modules, device="cpu")
-    bundle.share("eyes")
+    _one, _bundle = offered()
     answer, said = stranger.maps()
     assert isinstance(answer, msg.Failure)
     assert "you have no bundle 'eyes' on this device; there are: none" in answer.message
