@@ -238,7 +238,8 @@ def test_both_killed_where_nobody_may_start_one(
     pages = [each.manager.provisioner._session.page for each in (paused, running)]
     assert [page.says_paused() for page in pages] == [True, False]
     eventually(lambda: paused.manager.is_alive() and not stopped(paused.pid), 25)
-    host.places.stopped.unlink()
+    host.places.stopped.unlink()  # the next who calls starts one, which takes away the socket of the killed one
+    host.until(lambda seen: all(session_of(seen, each).state == "busy" for each in contended))
 
 
 def arguments_of(host: Host) -> tuple[str, ...]:
