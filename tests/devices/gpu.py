@@ -17,7 +17,7 @@ from gpushare_kernel.devices.verdict import Probe, Verdict
 from tests.devices.records import Record
 
 FAKE = f"""
-import sys
+import os, sys
 sys.path[:0] = {[str(Path.cwd()), *sys.path]!r}
 from pathlib import Path
 from gpushare_kernel.devices.answers import ProcessState
@@ -31,6 +31,11 @@ def read(name, default):
 
 def of(name, pid, default):
     return read(f"{{name}}.{{pid}}", read(name, default))
+
+def put(pid, state):  # whole: whoever is killed in it leaves the one before
+    fresh = place / f"fresh.{{os.getpid()}}"
+    fresh.write_text(state)
+    fresh.rename(place / f"state.{{pid}}")
 
 def gate(pid, kind="gate"):
     for name in (f"{{kind}}.{{pid}}", kind):
@@ -60,7 +65,7 @@ class Fake:
         if self.state(pid) != "running":
             if of("dies", pid, ""): sys.exit(1)
             return "CUDA_ERROR_ILLEGAL_STATE"
-        (place / f"state.{{pid}}").write_text("locked")
+        put(pid, "locked")
         if of("dies", pid, ""): sys.exit(1)
         return "CUDA_SUCCESS"
     def unlock(self, pid):
@@ -68,7 +73,7 @@ class Fake:
         if of("stays", pid, ""): sys.exit(1)
         gate(pid)
         if self.now(pid) != "locked": return "CUDA_ERROR_ILLEGAL_STATE"
-        (place / f"state.{{pid}}").write_text("running")
+        put(pid, "running")
         return "CUDA_SUCCESS"
     def checkpoint(self, pid):
         self.note("checkpoint", pid)
@@ -80,16 +85,16 @@ class Fake:
         gate(pid, "move")
         if of(f"crash-{{name}}", pid, ""): sys.exit(1)
         if answer := of(f"no-{{name}}", pid, ""):
-            if name == "restore": (place / f"state.{{pid}}").write_text("failed")
+            if name == "restore": put(pid, "failed")
             return answer
         if self.state(pid) != before: return "CUDA_ERROR_ILLEGAL_STATE"
         if name == "restore" and (place / "total").exists() and not fits(pid):
-            (place / f"state.{{pid}}").write_text("failed")
+            put(pid, "failed")
             return "CUDA_ERROR_OUT_OF_MEMORY"
         moved = ("data", "stowed") if name == "checkpoint" else ("stowed", "data")
         if (place / f"{{moved[0]}}.{{pid}}").exists():
             (place / f"{{moved[0]}}.{{pid}}").rename(place / f"{{moved[1]}}.{{pid}}")
-        (place / f"state.{{pid}}").write_text(after)
+        put(pid, after)
         if of(f"dies-{{name}}", pid, ""): sys.exit(1)
         return "CUDA_SUCCESS"
     def now(self, pid):
@@ -99,7 +104,7 @@ class Fake:
         found = self.now(pid)
         if (worker := read(f"late.{{pid}}", "")) and not alive(worker):
             (place / f"late.{{pid}}").unlink()
-            (place / f"state.{{pid}}").write_text("locked")
+            put(pid, "locked")
         return found
 
 sys.exit(not Worker(Fake()).serve(sys.stdin, sys.stdout))
