@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in _SHARED_HOSTS:
             item.add_marker(pytest.mark.leaves("to others of its room, whose hosts are shared"))
+        elif item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.leaves("to this process: the driver keeps what it opened"))
 
 
 @functools.cache

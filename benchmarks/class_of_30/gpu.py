@@ -16,7 +16,7 @@ from benchmarks.soak.gpu import DRIVER, SERVES, Sized, place_worker
 from gpushare_kernel.broker.hardware import PARK_SPEED, RESTORE_SPEED
 from gpushare_kernel.core.values import GiB, MiB
 from gpushare_kernel.devices.base import NVML_WINDOW
-from gpushare_kernel.devices.nvml import GpuInfo
+from gpushare_kernel.devices.nvml import AtWork, GpuInfo
 
 COMMAND = (sys.executable, "-P", str(Path(__file__).resolve().with_name("broker.py")))
 """How the broker on it is started."""
@@ -64,10 +64,10 @@ class Meter(Sized):
         self._look()
         return self._part
 
-    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
-        """Return who was seen at work, and when (us)."""
+    def process_utilization(self, since: int) -> Sequence[AtWork]:
+        """Return who was seen at work, and when (us of a clock of its own)."""
         self._look()
-        return [(pid, at) for pid, at in self._last.items() if at > since]
+        return [AtWork(pid, at, 1.0) for pid, at in self._last.items() if at > since]
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -184,7 +184,8 @@ class Moves:
         kernel.mark_paused(paused=True)
         self._under_way.add(kernel.id)
         try:
-            outcome = await move(kernel, target)
+            with self._engine.device.moving():
+                outcome = await move(kernel, target)
         except Exception:  # the scheduler waits for an answer
             _logger.exception("a park or restore failed", extra={"session": kernel.id})
             why = "the broker could not do it (its log says why). It is tried again when it is wanted again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -78,6 +79,8 @@ class Lookups:
 
         Raises
         ------
+        OSError
+            Where there is no thread to be had.
         TimeoutError
             Where that takes longer than `LIMIT`, those before it included, or one of them has not come back yet: there is one thread at most.
         """
@@ -89,7 +92,11 @@ class Lookups:
             self._hangs = True
             # No pool's: a broker that ends waits for those.
             thread = threading.Thread(target=self._answer, args=(question, answer, loop), name="gpushare-names", daemon=True)  # fmt: skip
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as problem:  # the host has no thread left for us
+                self._hangs = False
+                raise OSError(errno.EAGAIN, str(problem)) from problem
             return await answer
 
     def _answer(

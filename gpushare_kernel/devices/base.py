@@ -8,6 +8,7 @@ seconds.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -155,6 +156,9 @@ class Device(Protocol):
 
     async def look(self) -> None:
         """Read who holds what: `usage` is no older than this call then, where anybody can tell."""
+
+    def moving(self) -> AbstractContextManager[None]:
+        """While the block runs, memory is moved: who seems to be at work meanwhile is no word of anybody's own work."""
 
     def utilization(self) -> Busy | None:
         """How busy the device was, as last read; None where nobody measures."""

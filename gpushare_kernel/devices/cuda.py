@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
@@ -150,6 +151,10 @@ class CudaDevice:
     async def look(self) -> None:
         """Have NVML's list of processes read."""
         await self._sampler.fresh()
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Have NVML's word of who is at work left out: it gives what a checkpoint or a restore does to whoever worked last."""
+        return self._sampler.moving()
 
     def utilization(self) -> Busy | None:
         """Return how busy the GPU was, as last read."""
@@ -377,6 +382,9 @@ class CudaDevice:
             return False
         activity = self._sampler.want_activity()
         if activity is None or activity.reading == session.reading:
+            return None
+        if activity.blurred:
+            session.reading = activity.reading
             return None
         stamp = max((activity.stamps.get(user.key.pid, 0) for user in mine), default=0)
         first, before = session.reading < 0, session.stamp

@@ -6,6 +6,7 @@ It has no context (reserve 0) and cannot park: what a stopped process holds stay
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
@@ -170,6 +171,10 @@ class HostDevice:
 
     async def look(self) -> None:
         """Do nothing: what is asked for is read at once."""
+
+    def moving(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: everybody's seconds are their own here."""
+        return contextlib.nullcontext()
 
     def utilization(self) -> Busy | None:
         """Return None: here demand is measured by session."""

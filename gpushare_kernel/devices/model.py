@@ -6,6 +6,7 @@ the drain itself passes in the next `advance`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 
 from gpushare_kernel.core.errors import DeviceError
@@ -101,6 +102,10 @@ class ModelDevice(ModelGpu):
 
     async def look(self) -> None:
         """Do nothing: it knows."""
+
+    def moving(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: it never mistakes one for the other."""
+        return contextlib.nullcontext()
 
     def utilization(self) -> Busy | None:
         """Return how busy the device was in its last closed window of model time."""

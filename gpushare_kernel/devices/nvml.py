@@ -67,6 +67,14 @@ class Running(NamedTuple):
     display: bool
 
 
+class AtWork(NamedTuple):
+    """A process that NVML names, when (us since the epoch), and which part of the multiprocessors worked: 0 to 1."""
+
+    pid: int
+    at: int
+    part: float
+
+
 class GpuReader(Protocol):
     """What the rest of the room needs of NVML; tests have one of their own."""
 
@@ -81,8 +89,8 @@ class GpuReader(Protocol):
     def utilization(self) -> float:
         """Return how busy the GPU was in its last closed window (0.04 ms), 0 to 1."""
 
-    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
-        """Return pid and time stamp (us) of who was seen at work after `since` (2 ms); one a window."""
+    def process_utilization(self, since: int) -> Sequence[AtWork]:
+        """Return who was seen at work after `since` (us; takes 2 ms); one a window."""
 
     def reopen(self) -> None:
         """Begin again, after the library has failed."""
@@ -153,8 +161,8 @@ class Nvml:
         with _in_words():
             return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
 
-    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
-        """Return pid and time stamp (us) of those seen at work after `since`; NVML names one process a window."""
+    def process_utilization(self, since: int) -> Sequence[AtWork]:
+        """Return those seen at work after `since` (us); NVML names one process a window, the last that worked where nobody does."""
         try:
             seen = pynvml.nvmlDeviceGetProcessUtilization(self._handle, since)
         except pynvml.NVMLError as error:
@@ -162,7 +170,11 @@ class Nvml:
                 return ()  # nobody was
             with _in_words():
                 raise
-        return [(int(each.pid), int(each.timeStamp)) for each in seen if each.timeStamp > since]
+        return [
+            AtWork(int(each.pid), int(each.timeStamp), each.smUtil / 100)
+            for each in seen
+            if each.timeStamp > since
+        ]
 
     def reopen(self) -> None:
         """Begin again: the library forgets a driver that was reloaded only then."""

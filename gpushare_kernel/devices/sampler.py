@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 
 from gpushare_kernel import procfs
 from gpushare_kernel.core.errors import DeviceError
@@ -27,6 +28,8 @@ LATENCY = 0.08
 _OFTEN = 0.03  # a fraction of a window, 0.04 ms each
 _LIST_EVERY, _LIST_RARELY = 1.0, 5.0
 _ACTIVITY_EVERY = 0.4
+_TAIL, _MOVES_KEPT = 0.5, 60.0
+"""Seconds after a move for which a window may still hold some of it; for which one is remembered (a driver's word comes late)."""
 _WANTED_FOR = 3.0
 """Whoever has not asked for so many seconds does not need it any more."""
 _AGAIN_FIRST, _AGAIN_AT_MOST = 1.0, 30.0
@@ -64,10 +67,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """When each process was last seen at work (NVML's us), as of the reading numbered `reading`."""
+    """When each process was last seen at work (NVML's us), as of the reading numbered `reading`.
+
+    `blurred`: somebody seemed to be at work while memory was moved, so this reading says of nobody whether they were.
+    """
 
     reading: int
     stamps: Mapping[int, int]
+    blurred: bool = False
 
 
 class Sampler:
@@ -94,6 +101,9 @@ class Sampler:
         """Bytes of the smallest context seen, of those that are plausible."""
         self.sample: Sample | None = None
         self.activity: Activity | None = None
+        #: When memory was moved (NVML's us, from and to), and up to when NVML has told who was at work.
+        self._moves: list[list[float]] = []
+        self._told = 0
         self._busy: Busy | None = None
         self._busy_wanted = self._activity_wanted = -_WANTED_FOR
         self._next_list = self._next_busy = self._next_activity = 0.0
@@ -157,6 +167,16 @@ class Sampler:
         if sample is not None and monotonic() - sample.at > older_than:
             self._next_list = 0.0
             self._wake.set()
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        """Memory is moved while the block runs: what NVML says of who is at work meanwhile is left out."""
+        move = [time() * 1e6, math.inf]
+        self._moves.append(move)
+        try:
+            yield
+        finally:
+            move[1] = (time() + _TAIL) * 1e6
 
     async def fresh(self) -> Sample | None:
         """Return memory and processes as read after this was called; None where NVML does not say in time."""
@@ -258,12 +278,19 @@ class Sampler:
     def _active(self, now: float) -> None:
         before = self.activity
         stamps = {} if before is None else dict(before.stamps)
-        for pid, stamp in self._nvml.process_utilization(max(stamps.values(), default=0)):
-            stamps[pid] = max(stamp, stamps.get(pid, 0))
+        blurred = False
+        self._moves = [move for move in self._moves if move[1] > (time() - _MOVES_KEPT) * 1e6]
+        for pid, at, part in self._nvml.process_utilization(self._told):
+            self._told = max(self._told, at)
+            if part <= 0:
+                continue  # where nobody works, whoever worked last is named on and on
+            if any(begin <= at <= end for begin, end in self._moves):
+                blurred = True
+            else:
+                stamps[pid] = max(at, stamps.get(pid, 0))
         living = {user.key.pid for user in self.sample.users} if self.sample else set()
-        newest = max(stamps.values(), default=0)
-        kept = {pid: at for pid, at in stamps.items() if pid in living or at == newest}
-        self.activity = Activity(0 if before is None else before.reading + 1, kept)
+        kept = {pid: at for pid, at in stamps.items() if pid in living}
+        self.activity = Activity(0 if before is None else before.reading + 1, kept, blurred)
         self._next_activity = now + _ACTIVITY_EVERY
 
     def _reopen(self, now: float) -> None:

@@ -88,7 +88,7 @@ def test_its_utilization_is_what_was_worked_in_the_last_window(tmp_path: Path) -
         pace.wait(0.01)
     assert time.monotonic() - began >= NVML_WINDOW
     assert 0.0 < part <= 0.51
-    ((pid, at),) = meter.process_utilization(0)
+    ((pid, at, _),) = meter.process_utilization(0)
     assert pid == 77
     assert not meter.process_utilization(at)
     assert meter.memory().total == 16 * 2**30

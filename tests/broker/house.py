@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -62,6 +62,9 @@ class PlayedDevice:
         self.calls: list[tuple[str, int]] = []
         self.answers: dict[str, list[PauseOutcome | Exception]] = {"pause": [], "resume": []}
         self.moves: dict[str, list[MoveOutcome | Exception]] = {"park": [], "restore": []}
+        #: Moves of which it was told that they are under way, and how many were when it was asked for one.
+        self.under_way = 0
+        self.told: list[int] = []
         #: Bytes that a park gives back.
         self.frees = 0
         #: What is parked of a process, and what its restore was to leave free.
@@ -89,6 +92,14 @@ class PlayedDevice:
 
     async def look(self) -> None:
         self.calls.append(("look", 0))
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
     def foreign(self, managed: int) -> int:
         self.managed = managed
@@ -121,6 +132,7 @@ class PlayedDevice:
 
     async def _move(self, what: str, target: Target) -> MoveOutcome:
         self.calls.append((what, target.root.pid))
+        self.told.append(self.under_way)
         await self.gate.wait()
         await self.move_gate.wait()
         usual = MoveOutcome(MoveStatus.DONE, self.frees)

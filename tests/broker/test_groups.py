@@ -499,6 +499,29 @@ def test_a_directory_that_hangs_keeps_nobody_out(
     house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
 
 
+def test_a_host_without_a_thread_left_keeps_nobody_out(
+    house: House, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as with a directory that does not answer; when there is a thread again, it is asked again."""
+    by_unix_group(house, weight=3.0)
+    monkeypatch.setattr(persons_module, "BELIEVED", 0.0)
+    slow.answers.set()
+    start = threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "gpushare-names":
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        house.notebook()
+    user = house.broker.scheduler.users[ME]
+    assert user.weight == 1.0
+    house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
+
+
 def test_a_name_that_is_slow_to_come_holds_up_only_its_own(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

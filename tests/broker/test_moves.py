@@ -107,6 +107,8 @@ def test_a_park_has_its_place_between_pause_and_resume(house: House, told: list[
     (answer,) = answers(told)
     assert isinstance(answer, ev.Parked)
     assert (answer.ticket, answer.status, answer.freed, answer.persistent) == (7, MoveStatus.DONE, 3 * GiB, 0)  # fmt: skip
+    # While it is carried out the device knows that what seems to be work is a move.
+    assert (house.device.told, house.device.under_way) == ([1], 0)
 
 
 def test_while_it_is_parked_nobody_else_is_to_undo_anything(house: House) -> None:

@@ -12,7 +12,7 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB, PauseStatus, ProcessKey
 from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome, Target
 from gpushare_kernel.devices.cuda import CudaDevice
-from gpushare_kernel.devices.nvml import DeviceMemory, GpuInfo, GpuLost, Running
+from gpushare_kernel.devices.nvml import AtWork, DeviceMemory, GpuInfo, GpuLost, Running
 from gpushare_kernel.devices.verdict import Probe, Verdict
 from tests.devices.records import Record
 
@@ -131,6 +131,7 @@ class FakeNvml:
         self.displays: Collection[int] = ()
         self.busy = 0.5
         self.seen: list[tuple[int, int]] = []
+        self.part = 0.5
         self.failure: DeviceError | None = None
         self.calls: list[str] = []
         self.closed = False
@@ -157,9 +158,9 @@ class FakeNvml:
         self._called("utilization")
         return self.busy
 
-    def process_utilization(self, since: int) -> Sequence[tuple[int, int]]:
+    def process_utilization(self, since: int) -> Sequence[AtWork]:
         self._called("process_utilization")
-        return [each for each in self.seen if each[1] > since]
+        return [AtWork(pid, at, self.part) for pid, at in self.seen if at > since]
 
     def reopen(self) -> None:
         self._called("reopen")

@@ -104,11 +104,14 @@ def test_a_gpu_without_graphics_has_no_displays(answer: Answer) -> None:
 
 def test_who_was_at_work(answer: Answer) -> None:
     """Newer than asked for only: old entries stay in NVML's list. Nobody is no failure."""
-    seen = [SimpleNamespace(pid=7, timeStamp=100), SimpleNamespace(pid=8, timeStamp=200)]
+    seen = [
+        SimpleNamespace(pid=7, timeStamp=100, smUtil=25),
+        SimpleNamespace(pid=8, timeStamp=200, smUtil=0),
+    ]
     answer("nvmlDeviceGetProcessUtilization", lambda handle, since: seen)
     nvml = Nvml()
-    assert list(nvml.process_utilization(0)) == [(7, 100), (8, 200)]
-    assert list(nvml.process_utilization(100)) == [(8, 200)]
+    assert list(nvml.process_utilization(0)) == [(7, 100, 0.25), (8, 200, 0.0)]
+    assert list(nvml.process_utilization(100)) == [(8, 200, 0.0)]
     for nobody in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS):
         answer("nvmlDeviceGetProcessUtilization", pynvml.NVMLError(nobody))
         assert list(nvml.process_utilization(0)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from gpushare_kernel.core.errors import DeviceError
 from gpushare_kernel.core.values import MiB
 from gpushare_kernel.devices import sampler as sampler_module
 from gpushare_kernel.devices.base import NVML_WINDOW
-from gpushare_kernel.devices.sampler import LATENCY, Sampler
+from gpushare_kernel.devices.sampler import LATENCY, Activity, Sampler
 from tests.devices.gpu import FakeNvml
 from tests.procs import Program, eventually
 
@@ -105,11 +106,51 @@ def test_who_was_at_work_is_read_only_while_somebody_asks(
 ) -> None:
     """Every 0.4 s; each reading has a number."""
     assert sampler.want_activity() is None
-    nvml.seen = [(7, 100)]
+    nvml.held = {os.getpid(): MiB}
+    sampler.look()
+    nvml.seen = [(os.getpid(), 100)]
     assert run(sampler, clock, nvml, 10, "process_utilization") == 8
     activity = sampler.want_activity()
     assert activity is not None
-    assert (activity.reading, activity.stamps) == (7, {7: 100})
+    assert (activity.reading, activity.stamps) == (7, {os.getpid(): 100})
+
+
+def test_who_is_named_but_does_nothing_is_not_at_work(
+    sampler: Sampler, clock: Clock, nvml: FakeNvml
+) -> None:
+    """Where nobody works, NVML names whoever worked last on and on (seen on an H200)."""
+    sampler.want_activity()
+    nvml.seen, nvml.part = [(7, 100)], 0.0
+    run(sampler, clock, nvml, 1, "process_utilization")
+    assert sampler.activity is not None
+    assert sampler.activity.stamps == {}
+    nvml.part = 0.5  # of what was told of already, nothing is told again
+    sampler.want_activity()
+    run(sampler, clock, nvml, 1, "process_utilization")
+    assert sampler.activity.stamps == {}
+
+
+def test_what_a_move_does_is_nobody_s_work(sampler: Sampler, nvml: FakeNvml) -> None:
+    """A restore's work is given to whoever worked last (seen on an H200), and told of late; what comes after it counts again."""
+    me, second = os.getpid(), 10**6
+    nvml.held = {me: MiB}
+    sampler.look()
+
+    def reading(at: float) -> Activity:
+        nvml.seen.append((me, int(at * second)))
+        sampler._active(0.0)
+        assert sampler.activity is not None
+        return sampler.activity
+
+    with sampler.moving():
+        during = time.time() + 1e-3
+        seen = reading(during)
+    assert (seen.blurred, seen.stamps) == (True, {})
+    seen = reading(during + 2e-3)  # told of when it is over
+    assert (seen.blurred, seen.stamps) == (True, {})
+    after = time.time() + 2
+    seen = reading(after)
+    assert (seen.blurred, seen.stamps) == (False, {me: int(after * second)})
 
 
 def test_a_process_is_read_with_its_line_of_parents(sampler: Sampler, nvml: FakeNvml) -> None:
