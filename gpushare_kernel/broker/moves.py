@@ -214,6 +214,7 @@ class Moves:
         if aside and aside >= least > 0:
             paused = await self._engine.device.pause(target, limit=DRAIN)
             if paused.status is PauseStatus.PAUSED:
+                await self._engine.device.look()  # what is read of it now is what is left
                 return MoveOutcome(MoveStatus.DONE, aside, self._engine.now - began)
         outcome = await self._engine.device.park(target, limit=DRAIN)
         if outcome.status is MoveStatus.DONE:

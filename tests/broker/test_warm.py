@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ import pytest
 
 from gpushare_kernel.broker import warm
 from gpushare_kernel.core.values import GiB, MiB, MoveStatus, PauseStatus
-from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome
+from gpushare_kernel.devices.base import MoveOutcome, PauseOutcome, Target
 from gpushare_kernel.transport.words import AWAY
 from gpushare_kernel.wire import messages as msg
 from tests.broker.house import Caller, House
@@ -67,7 +68,7 @@ def test_what_the_client_sets_aside_is_enough(gpu: House) -> None:
     went(client, 5 * GiB)
     assert isinstance(other.reply(number), msg.Granted)
     soon(lambda: away(client))
-    assert did(gpu) == ["pause"]
+    assert did(gpu) == ["pause", "look"]
     assert seen(client, "idle.ipynb").parked == 5 * GiB
     other.ask(msg.End("b", persistent=0, peak=0, boundaries=0))
     client.tell(msg.CellStarted(1))
@@ -76,6 +77,29 @@ def test_what_the_client_sets_aside_is_enough(gpu: House) -> None:
     assert not away(client)
     assert "restore" not in did(gpu)
     assert seen(client, "idle.ipynb").p == 5 * GiB
+
+
+def test_what_was_read_before_it_went_does_not_count(
+    gpu: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVML is read now and then: what it said last would charge what has gone, and who waits would wait on."""
+    client = idle(gpu)
+    used, pause = gpu.device.used, gpu.device.pause
+
+    async def paused(target: Target, *, limit: float) -> PauseOutcome:
+        gpu.device.used = replace(used, memory=5 * GiB)  # the last reading, of before
+        return await pause(target, limit=limit)
+
+    async def look() -> None:
+        gpu.device.used = used
+
+    monkeypatch.setattr(gpu.device, "pause", paused)
+    monkeypatch.setattr(gpu.device, "look", look)
+    other, number = waited_for(gpu, client, 7 * GiB)
+    went(client, 5 * GiB)
+    assert isinstance(other.reply(number), msg.Granted)
+    session = seen(client, "idle.ipynb")
+    assert (session.p, session.parked) == (0, 5 * GiB)
 
 
 def test_the_rest_goes_too_where_it_is_needed(gpu: House) -> None:
