@@ -20,6 +20,7 @@ def build(size, seed, place="cuda"):
     """Hold `size` bytes of random numbers, in several tensors."""
     generator = torch.Generator(place).manual_seed(seed)
     number = size // PIECES // 4
+    held.clear()  # first: both at once need not fit
     held[:] = [torch.randn(number, device=place, generator=generator) for _ in range(PIECES)]
 
 
