@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpushare_kernel import procfs
 from gpushare_kernel.client import api
 
 ON_GPU = os.environ["GPUSHARE_DEVICE"] != "host"
@@ -120,13 +121,33 @@ def _add() -> None:
 
 def _put(name: str, value: object) -> None:
     """Allocate, which may wait for memory, then write, which whoever locks us waits for."""
-    scripted._blocks[name] = scripted.cupy.empty(32 * scripted.MiB)
+    block = scripted.cupy.empty(32 * scripted.MiB)
 
     def write() -> None:
-        scripted._data().write_text(json.dumps(scripted._values() | {name: value}))
-        scripted._hold()
+        with Path(scripted.PLACE, "allocates").open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # a restore holds it, too
+            size = block.data.mem.size + (0 if scripted._blocks else scripted.CONTEXT)
+            if size > _free():
+                msg = "out of memory: the GPU in files has no room, and nobody was asked for it"
+                raise scripted.cupy.OutOfMemoryError(msg)
+            scripted._blocks[name] = block
+            scripted._data().write_text(json.dumps(scripted._values() | {name: value}))
+            scripted._hold()
 
     _on_gpu(write)
+
+
+def _free() -> int:
+    """Return what the GPU has left, by what everybody who lives says they hold."""
+    free = int((scripted.PLACE / "total").read_text())
+    for held in scripted.PLACE.glob("held.*[0-9]"):
+        pid = int(held.suffix[1:])
+        with contextlib.suppress(FileNotFoundError):
+            state = scripted.PLACE / f"state.{pid}"
+            away = state.exists() and state.read_text() in {"checkpointed", "failed"}
+            if procfs.state(pid) not in {None, *procfs.ENDED} and not away:
+                free -= int(held.read_text() or 0)
+    return free
 
 
 def _on_gpu(work: Callable[[], Any]) -> Any:
