@@ -25,6 +25,7 @@ READ_BY = {
     "gpushare_kernel/broker/spending.py": "budgets are of calendar weeks",
     "gpushare_kernel/broker/upkeep.py": "since when a maintenance is, for people",
     "gpushare_kernel/client/shown.py": "the same, in a notebook",
+    "gpushare_kernel/devices/sampler.py": "NVML's stamps are of it",
     "gpushare_kernel/hub/activity.py": "a hub is told when somebody was active",
     "gpushare_kernel/nwv/checkpoint.py": "checkpoints that nobody took up for days",
     "gpushare_kernel/realtime/measurement.py": "when a profile was taken, for people",

@@ -198,6 +198,10 @@ class Doorway:
             # Who shares a uid is told by their hub, when the session is opened: nobody vouches for them here.
             if body.again is not None and peer.pid and not self._broker.persons.share(peer.uid):
                 await self._broker.groups.meet(Person(peer.uid))
+                for engine in self._broker.engines.values():
+                    await (
+                        engine.moves.quiet()
+                    )  # it may be on its way back, as that of somebody whom nobody knows
                 again = self._broker.known_again(peer.uid, body.token, body.again, peer.pid)
             if again is None:
                 raise

@@ -249,6 +249,11 @@ class Moves:
                 return MoveOutcome(MoveStatus.NOT_NOW, why=why)
         return replace(outcome, took=self._engine.now - began)
 
+    async def quiet(self) -> None:
+        """Wait until no restore is under way."""
+        async with self._restores:
+            pass
+
     async def bring_back(self) -> None:
         """Restore whom a former broker parked and no session is of; never beside another restore: both would see the same room."""
         async with self._restores:

@@ -57,10 +57,18 @@ class Processes(JobAnswers):
         self._place(kernel, choose([*self.engines.values()], device, needs))
         self._await_process(kernel)
 
-    def _place(self, kernel: Kernel, engine: Engine, *, orphan: SessionRow | None = None) -> None:
+    def _place(
+        self,
+        kernel: Kernel,
+        engine: Engine,
+        *,
+        orphan: SessionRow | None = None,
+        process: ProcessKey | None = None,
+    ) -> None:
+        """Open its session on a device; a `process` that it has already may be parked there."""
         self._placed[kernel.id] = engine
         self.groups.tell(kernel.user)
-        process = None if orphan is None else orphan.process
+        process = process if orphan is None else orphan.process
         parked = 0 if process is None else engine.device.parked(Target(process))
         account = Account() if orphan is None else orphan.account
         kernel.mark_away(away=parked > 0)
@@ -142,11 +150,9 @@ class Processes(JobAnswers):
         except OSError:
             return None
         kernel, key = None, procfs.process_key(pid)
-        # Whose memory is away is brought back first, as that of somebody whom nobody knows.
-        away = key is None or any(one.device.parked(Target(key)) for one in self.engines.values())
         taken = any(one.key == key and one.lines for one in self.registry)
         try:
-            if procfs.owner(pid) == uid and not away and not taken:
+            if key is not None and procfs.owner(pid) == uid and not taken:
                 self.groups.check_kernels(Person(uid).user)
                 kernel = self.registry.open_again(Person(uid), token, again.session, again.name)
         finally:
@@ -158,8 +164,9 @@ class Processes(JobAnswers):
             stranger = other.uid == uid and other.opener is None and not other.lines
             if stranger and other.key is not None and other.key.pid == pid:
                 self.close(other)
-        engine = self.engines.get(DeviceId(again.device), self.engine)
-        self._place(kernel, engine)
+        away = [e for e in self.engines.values() if key and e.device.parked(Target(key))]
+        engine = away[0] if away else self.engines.get(DeviceId(again.device), self.engine)
+        self._place(kernel, engine, process=key)
         try:
             self.bind(kernel, pidfd, pid)
         except BadToken:  # it has ended in this moment

@@ -109,13 +109,13 @@ class Scheduler(Room):
         if event.used is not None:  # its first sample charges what it used without a broker
             session.used, session.sampled_at = event.used, event.used_at
             session.wanted = inf  # what it wanted, nobody knows
+        if event.parked:
+            context = min(self.book.reserve, event.parked)
+            session.parked = Stowed(event.persistent, event.parked - context, context)
+        elif event.persistent:
+            self.book.charge(session, declared=event.persistent)
         if event.orphaned:
             session.become(Presence.ORPHANED)
-            if event.parked:
-                context = min(self.book.reserve, event.parked)
-                session.parked = Stowed(event.persistent, event.parked - context, context)
-            else:
-                self.book.charge(session, declared=event.persistent)
             until = event.at + self.config.orphan_grace
             if until > self.turns.free_until:
                 self.turns.free_until = until

@@ -279,6 +279,8 @@ class Sampler:
         before = self.activity
         stamps = {} if before is None else dict(before.stamps)
         blurred = False
+        if self._told > (time() + 1) * 1e6:
+            self._told = 0  # the clock was set back, and NVML's stamps with it
         self._moves = [move for move in self._moves if move[1] > (time() - _MOVES_KEPT) * 1e6]
         for pid, at, part in self._nvml.process_utilization(self._told):
             self._told = max(self._told, at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gpushare_kernel.broker.persons import Person
 from gpushare_kernel.core.errors import BadToken, UserError
 from gpushare_kernel.core.values import GiB, JobId, JobState, MiB, Presence, Usage
 from gpushare_kernel.devices.base import Stranger, Target
+from gpushare_kernel.transport.words import AWAY
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.snapshot import Snapshot
 from tests.broker.house import House
@@ -253,15 +255,33 @@ def test_an_id_that_we_did_not_make_is_none(tmp_path: Path, changes: dict[str, o
         assert seen(house).sessions == ()
 
 
-def test_whose_memory_is_away_is_brought_back_first(tmp_path: Path) -> None:
-    """In a session nobody would look for it: it had to be said that it is parked, and nobody knows how."""
+def test_whose_memory_is_away_is_parked_again(tmp_path: Path) -> None:
+    """What is parked of its process is in the broker's table, which is another file; its next cell asks for it."""
     opened = lost(tmp_path)
-    with House(tmp_path) as house:
+    with House(tmp_path, can_park=True, divisible=False) as house:
         house.device.away[os.getpid()] = GiB
-        with pytest.raises(BadToken):
-            house.attach(opened, again=again(opened))
-        house.device.away.clear()
         assert isinstance(house.attach(opened, again=again(opened)).body, msg.Attached)
+        (session,) = seen(house).sessions
+        assert (session.id, session.state, session.parked) == (opened.session, "parked", GiB)
+        kernel = next(iter(house.broker.registry))
+        assert kernel.page.get(0) & AWAY
+
+
+def test_who_is_just_brought_back_is_a_session_after_that(tmp_path: Path) -> None:
+    """As somebody whom nobody knows; only then is it known whether anything of it is away."""
+    opened = lost(tmp_path)
+    with House(tmp_path, can_park=True, divisible=False) as house:
+        house.device.away[os.getpid()] = GiB
+        restores = house.broker.engine.moves._restores
+        house.wait(restores.acquire())
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(house.attach, opened, again=again(opened))
+            house.saw(lambda: restores._waiters)
+            house.device.away.clear()
+            house.do(restores.release)
+            assert isinstance(reply.result().body, msg.Attached)
+        (session,) = seen(house).sessions
+        assert session.parked is None
 
 
 def test_who_was_taken_for_a_stranger_meanwhile_is_one_session(tmp_path: Path) -> None:

@@ -153,6 +153,20 @@ def test_what_a_move_does_is_nobody_s_work(sampler: Sampler, nvml: FakeNvml) -> 
     assert (seen.blurred, seen.stamps) == (False, {me: int(after * second)})
 
 
+def test_a_clock_that_is_set_back_hides_nobody_s_work(
+    sampler: Sampler, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVML's stamps are of the wall clock: those after the step are before the last that was told of."""
+    me, now = os.getpid(), 10**6
+    nvml.held = {me: MiB}
+    sampler.look()
+    for at in (1000, 500):
+        monkeypatch.setattr(sampler_module, "time", lambda at=at: float(at))
+        nvml.seen = [(me, at * now)]
+        sampler._active(0.0)
+        assert sampler._told == at * now
+
+
 def test_a_process_is_read_with_its_line_of_parents(sampler: Sampler, nvml: FakeNvml) -> None:
     """Whose it is can be told without a walk; one that has ended is left out."""
     with Program("p = subprocess.Popen(['sleep', '1000']); say(p.pid); wait()") as program:

@@ -187,20 +187,31 @@ def test_a_broker_that_comes_back_restores_nothing_without_room(
     assert "42" in list(calling)
 
 
-def test_a_ledger_lost_while_somebody_is_parked(house: House, one: Notebook, two: Notebook) -> None:
-    """The next broker knows nobody, and brings back what stands in its table: no cell of it waits for ever."""
-    house.parked(one, 2)  # there is to be room for it twice
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_ledger_lost_while_somebody_is_parked(house: House, one: Notebook, two: Notebook, *, waits: bool) -> None:  # fmt: skip
+    """Its own process says which session it is, and it is that again, parked; a call that waits in the driver has its memory."""
+    house.parked(
+        one, 5
+    )  # no room for it twice: nobody brings it back who does not know whose it is
     house.host.forgiven.append("the ledger .* cannot be used")
     broker = house.host.broker
     guardian = house.host.guardian_of(broker)
-    procfs.send(guardian, signal.SIGSTOP)
+    for each in (broker, guardian) if waits else (guardian,):
+        procfs.send(each, signal.SIGSTOP)
+    if waits:
+        outputs = one.outputs(one.start("scripted.get('x')"))
     kill(broker)
     house.host.places.ledger.write_bytes(b"nothing of a database " * 100)
     procfs.send(guardian, signal.SIGCONT)
-    eventually(lambda: house.runs(one), 20)
-    assert any("42" in line for line in one.run("scripted.get('x')"))
-    for notebook in (one, two):
-        started_again(house, notebook)
+    if waits:
+        assert "42" in list(outputs)
+    else:
+        seen = house.is_state(one, "parked")
+        assert (seen.parked, seen.p) == (5 * GiB + CONTEXT, 0)
+        assert house.run(one, "1 + 1")[-1] == "2"
+        assert "42" in house.run(one, "scripted.get('x')")
+    assert house.host.broker != broker
+    assert house.run(two, "scripted.get('y')")[-1] == "7"
 
 
 def test_a_guardian_killed_while_somebody_is_parked(house: House, one: Notebook) -> None:
