@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gpushare_kernel.client import api
+from gpushare_kernel.client import api, roots
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     numbers = count(1)
     place = Path(os.environ["SOAK_SOCKET"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    roots.claim()  # as our magics do: it is the kernel's own process, and can say which session it is
     api.get_session()
     with socket.socket(socket.AF_UNIX) as door:
         place.unlink(missing_ok=True)
