@@ -24,8 +24,8 @@ class Costs:
     checkpoint: float = 0.491
     thaw: float = 0.264
     #: Bytes a second of moving a notebook of 4 GiB, all included (gpu_parked_cell: park_rate, restore_rate).
-    park_rate: float = 2.06e9
-    restore_rate: float = 4.64e9
+    park_rate: float = 2.14e9
+    restore_rate: float = 3.85e9
     #: Bytes that a parked session keeps on the device.
     stays: int = 0
 
