@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import cycle
 from typing import NamedTuple, Protocol
 
@@ -175,11 +176,15 @@ class Ring:
     def _make(self) -> None:
         if self._pinned:
             return
-        self._pinned = self._driver.pin(self.size)
-        starts = iter(range(self._pinned, self._pinned + self.size, self._slot))
-        self._slots = [
-            [_Slot(self._driver, next(starts)) for _ in range(SLOTS)] for _ in range(self._threads)
-        ]
+        address, slots = self._driver.pin(self.size), []
+        with ExitStack() as undo:  # a ring of which a part is missing would copy a part, or nothing
+            undo.callback(self._driver.unpin, address)
+            for start in range(address, address + self.size, self._slot):
+                slots.append(_Slot(self._driver, start))
+                undo.callback(self._driver.end_event, slots[-1].event)
+            undo.pop_all()
+        self._pinned = address
+        self._slots = [slots[at : at + SLOTS] for at in range(0, len(slots), SLOTS)]
 
     def _out(self, slots: Sequence[_Slot], todo: deque[list[Part]], base: int) -> None:
         driver = self._driver

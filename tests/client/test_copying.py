@@ -87,6 +87,8 @@ class PlayedDriver:
         #: Whether memory that is not pinned will do: it does, slowly, where bytes are only read.
         #: The copy that fails (1 is the first), and how.
         self.fails = 0
+        #: The event that cannot be made, likewise.
+        self.lacks = 0
 
     def left(self) -> int:
         """What was not given back."""
@@ -116,6 +118,9 @@ class PlayedDriver:
     def event(self) -> int:
         with self._lock:
             self._here()
+            self.lacks -= 1
+            if self.lacks == 0:
+                raise DeviceError("the played device fails.")  # noqa: EM101
             self._next += 1
             self._events[self._next] = None
             return self._next
@@ -273,6 +278,23 @@ def test_a_driver_that_fails_leaves_nothing_behind(way: Way, fails: int, *, out:
         ctypes.memset(block, 0, SLOT)
     copier.back(pieces, place)
     assert [block.raw for block in blocks] == [memory(SLOT, seed).raw for seed in range(12)]
+    copier.close()
+    assert driver.left() == 0
+
+
+@pytest.mark.parametrize("lacks", [1, 2, 6])
+def test_a_ring_that_cannot_be_made_whole_is_not_made(lacks: int) -> None:
+    """A11: one of which a part is missing would copy a part of the bytes, and say that it has copied all."""
+    driver = PlayedDriver()
+    copier = CudaCopier(driver, Way.RING, ring(driver))
+    blocks, pieces, size = laid_out([SLOT] * 12)
+    place = Place(size)
+    driver.lacks = lacks
+    with pytest.raises(DeviceError, match="the played device fails"):
+        copier.out(pieces, place)
+    assert driver.left() == 0
+    copier.out(pieces, place)
+    assert [place.read(piece.offset, piece.size) for piece in pieces] == [b.raw for b in blocks]
     copier.close()
     assert driver.left() == 0
 
