@@ -25,6 +25,7 @@ from gpushare_kernel.broker.recorder import Recorder
 from gpushare_kernel.broker.settings import Settings
 from gpushare_kernel.broker.upkeep import Upkeep
 from gpushare_kernel.broker.views import brief_snapshot, named, snapshot
+from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.errors import GpushareError
 from gpushare_kernel.core.records import User
@@ -173,6 +174,9 @@ class Broker(Processes):
         if back:
             self.look(kernel)  # with its jobs confirmed: what their lanes hold is not what it keeps
             self._nobody_missing(self.engine_of(kernel.id))
+        if first and body.aside:
+            engine = self.engine_of(kernel.id)
+            engine.feed(ev.FoundAside(at=engine.now, session=kernel.id, size=body.aside))
         return desk
 
     def observe(self, connection: Connection, who: Person) -> Desk:

@@ -38,6 +38,7 @@ _HELD = frozenset({PauseStatus.PAUSED, PauseStatus.NOTHING, PauseStatus.BROKEN, 
 """What came of a pause of somebody who takes no memory for now; NOTHING has no context yet to take it with."""
 _BACK = frozenset({MoveStatus.DONE, MoveStatus.LOST, MoveStatus.GONE})
 """What comes of a restore after which nothing is set aside any more."""
+_BUSY = "its kernel has not said yet what it has set aside itself."
 _Action = Callable[[], Awaitable[None]]
 _logger = logging.getLogger(__name__)
 
@@ -210,6 +211,8 @@ class Moves:
             return MoveOutcome(MoveStatus.UNABLE, why=kernel.barred)
         began = self._engine.now
         aside = await self._set_aside(kernel)
+        if aside is None:
+            return MoveOutcome(MoveStatus.NOT_NOW, why=_BUSY)
         self._mark_away(kernel, target, away=True)
         if aside and aside >= least > 0:
             paused = await self._engine.device.pause(target, limit=DRAIN)
@@ -219,16 +222,21 @@ class Moves:
         outcome = await self._engine.device.park(target, limit=DRAIN)
         if outcome.status is MoveStatus.DONE:
             return replace(outcome, freed=outcome.freed + aside, took=self._engine.now - began)
-        if aside:
+        if kernel.aside:
             self._mark_away(kernel, target, away=False)
-            await self._put_back(kernel, target)
+            if await self._put_back(
+                kernel, target
+            ):  # others have its room by now: it waits for some
+                await self._engine.device.pause(target, limit=DRAIN)
+                await self._engine.device.look()
+                return MoveOutcome(MoveStatus.DONE, kernel.aside, self._engine.now - began)
         return outcome
 
-    async def _set_aside(self, kernel: Kernel) -> int:
+    async def _set_aside(self, kernel: Kernel) -> int | None:
         session = self._engine.scheduler.sessions.get(kernel.id)
         if not self._engine.scheduler.config.warm or session is None or session.jobs:
             return 0
-        return await self.warm.set_aside(kernel, limit(session.charged))
+        return await self.warm.set_aside(kernel, session.charged)
 
     async def _put_back(self, kernel: Kernel, target: Target) -> str:
         """Let it run, so that its client can copy it back; return why it has not."""
@@ -287,7 +295,7 @@ class Moves:
         return sum(not one.display and one.size > 0 for one in strangers)
 
     def _hold_others(self, kernel: Kernel, still: Standstill) -> None:
-        """Have each other session stand still that could take memory; real-time jobs never are held (I7)."""
+        """Have each other session stand still that could take memory; real-time jobs never are held (I7). A parked one's later children cannot be."""
         for session in self._engine.scheduler.sessions.values():
             other = self._registry.get(session.id)
             if other is None or other is kernel or other.target is None or session.realtime:
@@ -295,6 +303,10 @@ class Moves:
             if self._engine.device.parked(other.target) == 0:
                 still.asked(other.id)
                 self._engine.then(other, self._holding(other, still))
+            elif self._engine.device.loose(other.target):
+                still.said(
+                    other.id, stands=False
+                )  # its own restore may be before a hold in its order
 
     def _holding(self, kernel: Kernel, still: Standstill) -> _Action:
         """Return what holds one of the others; it runs again afterwards unless the scheduler has it stopped by then."""

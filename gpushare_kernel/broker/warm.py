@@ -1,7 +1,8 @@
 """The warm tier as the broker sees it: a notebook's client is asked to set its tensors aside, and to put them back. docs/warm.md has its side.
 
-It is asked while its process runs, and answers in its own time. An answer that comes too late is undone: what was set aside
-after all is put back at once.
+It is asked while its process runs, and answers in its own time. Where that is not soon enough it is asked to put back whatever
+it has begun, and until it has said so the driver parks nothing of it: its main thread would stand in a call to the driver with
+nobody to ask for its memory. What is set aside later after all is put back at once.
 """
 
 from __future__ import annotations
@@ -32,14 +33,29 @@ class Warm:
     def __init__(self) -> None:
         self._tickets = count(1)
         self._asked: dict[tuple[SessionId, int], asyncio.Future[WentAside | CameBack]] = {}
+        #: Bytes of those who are asked now: the host takes memory for all of them, one lease after the other.
+        self._sizes: dict[SessionId, int] = {}
 
-    async def set_aside(self, kernel: Kernel, seconds: float) -> int:
-        """Return how many bytes its client has given back; 0 where it did not, or did not answer in time."""
-        answer = await self._ask(kernel, SetAside(next(self._tickets)), seconds)
+    async def set_aside(self, kernel: Kernel, size: int) -> int | None:
+        """Return how many of its `size` bytes its client has given back now; None where it may still be at it."""
+        if not kernel.lines:
+            return 0
+        before = kernel.aside
+        self._sizes[kernel.id] = size
+        try:
+            seconds = limit(sum(self._sizes.values()))
+            answer = await self._ask(kernel, SetAside(next(self._tickets)), seconds)
+            if answer is None:
+                answer = await self._ask(kernel, PutBack(next(self._tickets)), seconds)
+        finally:
+            del self._sizes[kernel.id]
         if isinstance(answer, WentAside):
             kernel.aside = answer.size
             _note("set aside", kernel, answer.size, answer)
-            return answer.size
+            return max(0, answer.size - before)
+        if answer is None or answer.why:
+            return None
+        kernel.aside = 0
         return 0
 
     async def put_back(self, kernel: Kernel, seconds: float) -> str:

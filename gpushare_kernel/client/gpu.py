@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -174,6 +176,17 @@ class Gpu:
             self.give_back()
             held = self.memory.now()
         return replace(submit, held=held)
+
+    @contextmanager
+    def uncapped(self) -> Iterator[None]:
+        """No cap of ours while what was set aside comes back: the broker has made room for it, and says only then what may be held."""
+        for adapter in self.memory.in_use() if self._capped else ():
+            adapter.cap(None)
+        self._capped = False
+        try:
+            yield
+        finally:
+            self.apply()
 
     def apply_due(self) -> None:
         """Apply a budget that nobody has applied yet."""

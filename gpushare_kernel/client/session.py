@@ -87,7 +87,7 @@ class Session(Questions):
         self._listeners: list[Listener] = []
         self._memory: Memory | None = None
         self.gpu: Gpu | None = None
-        self.when_idle: Callable[[Callable[[], None]], None] | None = None
+        self.when_idle: Callable[[Callable[[], None]], bool] | None = None
         self.mover: Callable[[], tuple[Warm, Copier] | None] | None = None
         self._quiet = False
         self.cooperates = True
@@ -351,7 +351,7 @@ class Session(Questions):
         with self._changed:
             held = tuple(job.held() for job in self._jobs.values())
             self._confirming = tuple(self._jobs)
-        aside = 0 if self.gpu is None else self.gpu.moving.aside
+        aside = 0 if self.gpu is None else self.gpu.moving.attaching()
         again = roots.again(self.attached.device) if self.inside and self.attached else None
         return Attach(self.token, held, self.memory.known() if held else 0, aside, again)
 
@@ -393,14 +393,20 @@ class Session(Questions):
                 here.returned()
         for cell in list(self._cells):
             self.note(CellStarted(cell))
+        if self.gpu is not None:
+            self.gpu.moving.went_up()
 
     def went_down(self) -> None:
         """Wake everybody who waits for an answer; jobs run on."""
         self._set_up(up=False)
         queued = self._calls.lose_all()
         if self._jobs or not queued:
-            aside = self.gpu and self.gpu.away
-            self._tell(Announce(texts.BROKER_AWAY_ASIDE if aside else texts.BROKER_AWAY))
+            self._tell(Announce(self._broker_away()))
+
+    def _broker_away(self) -> str:
+        if self.gpu is not None and self.gpu.moving.aside:
+            return texts.BROKER_AWAY_HELD
+        return texts.BROKER_AWAY_ASIDE if self.gpu and self.gpu.away else texts.BROKER_AWAY
 
     def word(self) -> int:
         """Return the session's own word (`transport.words`)."""

@@ -335,6 +335,14 @@ class Parked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundAside(Event):
+    """A session says that `size` bytes of it are set aside, which an earlier broker had it do: it is parked."""
+
+    session: SessionId
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restored(Event):
     """What came of a `Restore`: DONE after `took` seconds, and what the session held is on the device again. Else it is parked still, or LOST.
 

@@ -323,6 +323,23 @@ class Parking(Returning):
         if event.at < session.exempt_until:
             self._hurry(session, event.at)
 
+    def _found_aside(self, event: ev.FoundAside) -> None:
+        session = self.sessions.get(event.session)
+        if session is None or session.parked is not None or session.moving is not None:
+            return
+        if (
+            session.jobs
+        ):  # what they hold is on the device: it is put back beside it, as soon as it can be
+            return
+        left = max(0, session.charged - event.size)
+        session.parked = Stowed(session.declared, max(session.measured, event.size), 0)
+        self.book.changes += 1
+        self.turns.noted(session, event.at)
+        self.book.charge(session, declared=0, measured=left)
+        if session.cell_open:
+            self._ask_back(session, event.at)
+        self._admit(event.at)
+
     def _set_aside(self, job: Job, session: Session, beyond: int, at: float) -> None:
         """`job` goes on when its memory is back; `beyond` bytes of its E were parked with the rest."""
         if not job.waits:

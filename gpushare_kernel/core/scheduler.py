@@ -53,6 +53,7 @@ class Scheduler(Room):
             ev.Suspended: self._suspended,
             ev.SuspensionEnded: self._suspension_ended,
             ev.Parked: self._parked,
+            ev.FoundAside: self._found_aside,
             ev.Restored: self._restored,
             ev.ParkWanted: self._park_wanted,
             ev.RestoreWanted: self._restore_wanted,

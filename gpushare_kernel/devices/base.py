@@ -226,6 +226,9 @@ class Device(Protocol):
     def parked(self, target: Target) -> int:
         """Return how many bytes of the session `park` took from the device; 0 where it is not parked."""
 
+    def loose(self, target: Target) -> int:
+        """Return how many processes of a parked session have a context and run: they were not there when it was parked."""
+
     async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:
         """Restore and resume who was parked by a broker before us and is in none of these sessions; return who runs again.
 

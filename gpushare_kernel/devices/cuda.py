@@ -305,6 +305,14 @@ class CudaDevice:
         """Return the bytes that are parked of the session; those that a broker before us wrote down, too."""
         return self._adopted(target).parked()
 
+    def loose(self, target: Target) -> int:
+        """Return how many processes of a parked session NVML last named that run: children of later than the park."""
+        session, sample = self._adopted(target), self._sampler.sample
+        users = () if sample is None else self._mine(target, session, sample)
+        return sum(
+            session.runs(user.key) and not user.display and procfs.alive(user.key) for user in users
+        )
+
     def survivors(self, target: Target) -> Sequence[ProcessKey]:
         """Return the processes with a context that outlived their root; forget the rest."""
         session = self._sessions.get(target.root)

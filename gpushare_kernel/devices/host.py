@@ -267,6 +267,10 @@ class HostDevice:
         """Return 0."""
         return 0
 
+    def loose(self, target: Target) -> int:  # noqa: ARG002
+        """Return 0: nothing is ever parked."""
+        return 0
+
     async def bring_back(self, targets: Collection[Target], *, margin: int) -> Sequence[ProcessKey]:  # noqa: ARG002
         """Nobody was parked."""
         return ()

@@ -237,6 +237,10 @@ class ModelDevice(ModelGpu):
         process = self.process(target)
         return process.held - process.resident
 
+    def loose(self, target: Target) -> int:  # noqa: ARG002
+        """Return 0: only root processes are followed here."""
+        return 0
+
     def kill(self, target: Target) -> None:
         """SIGKILL: at once, also while locked; the memory is freed."""
         super().kill(target)

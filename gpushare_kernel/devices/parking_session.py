@@ -37,6 +37,11 @@ class ParkingSession(GpuSession[Mover]):
         """Return the bytes that are parked of it, those in question included."""
         return sum(m.parked or 0 for m in self.lockers.values() if procfs.alive(m.key))
 
+    def runs(self, key: ProcessKey) -> bool:
+        """Tell whether this process is neither parked nor locked."""
+        mover = self.lockers.get(key)
+        return mover is None or (mover.parked is None and not mover.locked)
+
     def gave_back(self, key: ProcessKey) -> bool:
         """Tell whether this process has nothing on the device, context included."""
         mover = self.lockers.get(key)
@@ -68,12 +73,23 @@ class ParkingSession(GpuSession[Mover]):
         """Put back all that is parked, where there is room for all of it (K1); all of the session stands still then."""
         async with self._turn:
             began = monotonic()
-            move = await self._restore(room)
+            beside = [m for m in self._of([*members]) if self.runs(m.key)]
+            try:
+                await side_by_side(
+                    mover.lock(AGAIN) for mover in beside
+                )  # they could take the room
+                move = await self._restore(room)
+            except BaseException:
+                for mover in beside:
+                    mover.let_go()
+                raise
             if move.status is MoveStatus.DONE:
                 loose = [m for m in self._of([self.root, *members]) if not m.locked]
                 await side_by_side(mover.lock(AGAIN) for mover in loose)
                 if not procfs.alive(self.root):
                     move = Move(MoveStatus.GONE, _WHY[PauseStatus.GONE])
+            else:
+                await self._undo(beside)
             return MoveOutcome(move.status, took=monotonic() - began, why=move.why)
 
     async def _park(self, movers: Sequence[Mover], limit: float, weigh: Weigh, room: Room) -> Move:

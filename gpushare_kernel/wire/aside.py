@@ -6,7 +6,10 @@ from gpushare_kernel.wire.handshake import Message
 
 
 class SetAside(Message, frozen=True):
-    """Copy out what you can, where you are quiet, and hold user code until it is back. Answer: `WentAside` of the same ticket."""
+    """Copy out what you can, where you are quiet, and hold user code until it is back. Answer: `WentAside` of the same ticket.
+
+    Asks are done one after the other: who has answered a `PutBack` has nothing aside, and begins nothing of before.
+    """
 
     ticket: int
 
@@ -18,7 +21,7 @@ class PutBack(Message, frozen=True):
 
 
 class WentAside(Message, frozen=True):
-    """`size` bytes of device memory were given back and are kept; 0: none, and `why`. Copying took `copied` seconds of that."""
+    """`size` bytes of device memory are given back and kept, now; 0: none, and `why`. Copying took `copied` seconds of that."""
 
     ticket: int
     size: int

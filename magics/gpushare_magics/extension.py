@@ -291,11 +291,12 @@ class Extension:
         elif self.cells.running:
             self._slowed.put(texts.slowed_text(notice))
 
-    def when_idle(self, call: Callable[[], None]) -> None:
-        """Have `call` run on the kernel's main thread once no cell is in its way (any thread)."""
+    def when_idle(self, call: Callable[[], None]) -> bool:
+        """Have `call` run on the kernel's main thread once no cell is in its way (any thread); False where there is no such loop."""
         loop = getattr(getattr(self.shell, "kernel", None), "io_loop", None)
         if loop is not None:
             loop.add_callback(call)
+        return loop is not None
 
     def mover(self) -> tuple[Warm, Copier] | None:
         """Return what sets this kernel's tensors aside, and what copies them; None where nothing can."""

@@ -70,6 +70,8 @@ class PlayedDevice:
         #: What is parked of a process, and what its restore was to leave free.
         self.away: dict[int, int] = {}
         self.margins: list[int] = []
+        #: Processes of parked ones that run, by the root's pid.
+        self.later: dict[int, int] = {}
         #: While it is not set, moves do not come back.
         self.move_gate = asyncio.Event()
         self.move_gate.set()
@@ -143,6 +145,9 @@ class PlayedDevice:
 
     def parked(self, target: Target) -> int:
         return self.away.get(target.root.pid, 0)
+
+    def loose(self, target: Target) -> int:
+        return self.later.get(target.root.pid, 0)
 
     async def _call(self, what: str, target: Target, usual: PauseStatus) -> PauseOutcome:
         self.calls.append((what, target.root.pid))

@@ -307,6 +307,21 @@ def test_strangers_are_never_held_and_count(house: House, processes: list[Progra
     assert house.device.margins == [moves.MARGIN, GiB + 2 * moves.MARGIN]
 
 
+def test_children_that_a_parked_one_has_started_since_count(
+    house: House, processes: list[Program]
+) -> None:
+    """K2: it is parked, and its user runs another program on the device meanwhile; it can wait for its own restore, so nobody waits for it."""
+    one, other = (notebook(house, program) for program in processes[:2])
+    for program in processes[:2]:
+        parked(house, program)
+    house.device.later[processes[1].pid] = 1
+    carry_out(house, restore(one))
+    for client in (one, other):
+        settled(house, client)
+    assert calls_of(house, processes[1]) == []
+    assert house.device.margins == [GiB + 2 * moves.MARGIN]
+
+
 def test_real_time_is_not_held(house: House, processes: list[Program]) -> None:
     """I7: its bound holds; and its memory is what it declared."""
     one, other = (notebook(house, program) for program in processes[:2])

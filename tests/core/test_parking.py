@@ -558,6 +558,27 @@ def test_what_is_found_to_be_back_is_charged() -> None:
     assert record.stopped is None
 
 
+def test_what_an_earlier_broker_had_a_notebook_set_aside_waits_for_room_as_any_other() -> None:
+    """Its P is on the ledger, and not on the device: others have the room, and its cell asks for it."""
+    world = gpu(orphan_grace=0.0)
+    name = SessionId("old")
+    world.send(ev.SessionOpened(at=0.0, session=name, user=UserId("ann"), orphaned=True, persistent=6 * GiB))  # fmt: skip
+    world.send(ev.SessionReady(at=0.0, session=name, bare=False))
+    record = world.core.sessions[name]
+    world.send(ev.CellStarted(at=0.0, session=name))  # before it could be said
+    world.send(ev.FoundAside(at=0.0, session=name, size=5 * GiB))
+    assert activity(world, "old") is Activity.RESTORING, "there is room"
+    world.run(1)
+    assert record.charged == 6 * GiB
+    world.send(ev.CellEnded(at=world.now, session=name, persistent=6 * GiB))
+    world.send(ev.FoundAside(at=world.now, session=name, size=5 * GiB))
+    assert activity(world, "old") is Activity.PARKED
+    assert record.charged == GiB
+    waits(world, "b", 8 * GiB)
+    world.run(0.1)
+    assert world.running("b/1")
+
+
 def test_who_wants_it_back_on_its_way_out_has_it_back() -> None:
     """And who wanted it parked at the end of the cell, and then not, keeps it."""
     world = gpu()

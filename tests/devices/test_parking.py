@@ -115,6 +115,30 @@ def test_all_of_a_session_are_parked_and_restored_together(gpu: Gpu, family: Fam
     assert gpu.resume(family.target) is PauseStatus.NOTHING
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_a_child_of_later_stands_still_before_its_root_is_put_back(gpu: Gpu, family: Family, *, room: bool) -> None:  # fmt: skip
+    """K2: a parked notebook runs code on the CPU, so it can start a program on the device, which could take the room."""
+    later = family.children[0]
+    gpu.holds(family.key, family.children[1], size=300 * MiB)
+    assert gpu.park(family.target).status is MoveStatus.DONE
+    assert gpu.device.loose(family.target) == 0
+    gpu.holds(later, size=300 * MiB)
+    gpu.nvml.free = 2000 * MiB
+    assert gpu.device.loose(family.target) == 1
+    before = len(gpu.moves())
+    outcome = gpu.restore(family.target, margin=0 if room else 100_000 * MiB)
+    if room:
+        assert outcome.status is MoveStatus.DONE
+        assert gpu.moves()[before:] == ["lock", "restore", "restore"]
+        assert gpu.state(later) == "locked"
+        assert gpu.resume(family.target) is PauseStatus.NOTHING
+    else:
+        assert outcome.status is MoveStatus.NOT_NOW
+        assert gpu.moves()[before:] == ["lock", "unlock"]
+        assert gpu.device.parked(family.target) == 600 * MiB
+    assert gpu.state(later) == "running"
+
+
 def test_a_killed_one_is_off_the_record(gpu: Gpu, program: Program) -> None:
     """SIGKILL of a parked process works at once, as of any."""
     target = Target(program.key)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from gpushare_kernel.core.values import GiB
-from gpushare_kernel.wire import parking_texts
+from gpushare_kernel.wire import parking_texts, texts
 from gpushare_kernel.wire.messages import (
     CameBack,
     CellEnded,
@@ -125,6 +125,47 @@ def test_it_is_told_to_a_broker_that_comes_back(broker: ScriptedBroker, notebook
     eventually(lambda: len(broker._peers) > before)
     assert broker._peers[-1].attach.aside == went.size
     assert answer(broker, PutBack(1000)) == CameBack(1000, copied=0.5)
+    assert notebook.run("float(x.sum())")[-1] == "499500.0"
+
+
+def test_a_broker_that_comes_back_hears_who_waits_at_the_gate(broker: ScriptedBroker, notebook: Kernel) -> None:  # fmt: skip
+    """The one before was told, and this one would never bring it back."""
+    set_aside(broker)
+    message = notebook.start("print(float(x.sum()))")
+    eventually(lambda: any(one.cell < 0 for one in told(broker, CellStarted)))
+    (asked,) = [one for one in told(broker, CellStarted) if one.cell < 0]
+    before = len(broker._peers)
+    broker._peers[-1].close()
+    eventually(lambda: len(broker._peers) > before)
+    eventually(lambda: told(broker, CellStarted).count(asked) == 2)
+    answer(broker, PutBack(1000))
+    shown = [line for out in notebook.outputs(message) for line in text_of(out)]
+    assert shown[-1] == "499500.0"
+    assert any(texts.BROKER_AWAY_HELD in line for line in shown)
+
+
+def test_who_is_interrupted_at_the_gate_asks_for_nothing_any_more(broker: ScriptedBroker, notebook: Kernel) -> None:  # fmt: skip
+    """Others would be parked for it. It has not run, and the next cell asks anew."""
+    set_aside(broker)
+    message = notebook.start("print(float(x.sum()))")
+    eventually(lambda: any(one.cell < 0 for one in told(broker, CellStarted)))
+    notebook.manager.interrupt_kernel()
+    assert [*notebook.outputs(message)]
+    (asked,) = [one.cell for one in told(broker, CellStarted) if one.cell < 0]
+    eventually(lambda: any(one.cell == asked for one in told(broker, CellEnded)))
+    message = notebook.start("print(float(x.sum()))")
+    eventually(lambda: len({one.cell for one in told(broker, CellStarted) if one.cell < 0}) == 2)
+    answer(broker, PutBack(1000))
+    assert [line for out in notebook.outputs(message) for line in text_of(out)][-1] == "499500.0"
+
+
+def test_a_second_ask_says_what_is_aside_all_the_same(broker: ScriptedBroker, notebook: Kernel) -> None:  # fmt: skip
+    """Not nothing: whoever asks would forget what has to come back."""
+    went = set_aside(broker)
+    again = answer(broker, SetAside(500))
+    assert isinstance(again, WentAside)
+    assert again.size == went.size
+    answer(broker, PutBack(1000))
     assert notebook.run("float(x.sum())")[-1] == "499500.0"
 
 

@@ -39,7 +39,8 @@ class Remote:
             verify=True,
         )
         self.warm.gate(
-            lambda: "Your GPU memory is set aside (4.2 GiB, nothing lost). Waiting, 2 ahead."
+            lambda: "Your GPU memory is set aside (4.2 GiB, nothing lost). Waiting, 2 ahead.",
+            lambda: None,
         )
         self._copies = Copies("cpu")
         self._socket = socket.socket(socket.AF_UNIX)

@@ -67,6 +67,7 @@ class Gate:
     def __init__(self, kernel: Any, line: Callable[[], Line], rescue: Callable[[str | None], str]) -> None:  # fmt: skip
         self._kernel, self._line, self._rescue = kernel, line, rescue
         self.waits: Callable[[], str] = lambda: parking_texts.HELD
+        self.given_up: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._before: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._holds: list[_Hold] = []
@@ -160,6 +161,8 @@ class Gate:
             restore()
             with self._lock:
                 self._holds.remove(hold)
+                if hold.ended() and not self._holds:
+                    self.given_up()
         line.show("" if hold.ended() else parking_texts.MEMORY_BACK)
         return not hold.ended()
 

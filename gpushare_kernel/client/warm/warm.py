@@ -99,9 +99,9 @@ class Warm:
         """How many messages wait for the memory."""
         return self._gate.held
 
-    def gate(self, waits: Callable[[], str]) -> None:
-        """Have `waits` asked what to tell whoever waits, when it begins to wait and once a second (any thread)."""
-        self._gate.waits = waits
+    def gate(self, waits: Callable[[], str], given_up: Callable[[], None]) -> None:
+        """Have `waits` asked what to tell whoever waits, when it begins to wait and once a second, and `given_up` called when the last of them was interrupted (any thread)."""
+        self._gate.waits, self._gate.given_up = waits, given_up
 
     def why_not(self) -> str:
         """Return why nothing may be set aside now, in plain words; nothing where it may."""
