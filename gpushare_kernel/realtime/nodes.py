@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import os
 import pickle
-import selectors
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.realtime import node, orders, payload
 from gpushare_kernel.realtime.chain import BadModel, Chain, on_example
 from gpushare_kernel.realtime.discipline import Discipline
+from gpushare_kernel.realtime.listening import listen
 from gpushare_kernel.realtime.load_page import LoadPage
 from gpushare_kernel.realtime.model import Kind, NodeType, Task
 from gpushare_kernel.realtime.node import Node, NodeDied
@@ -31,6 +31,8 @@ from gpushare_kernel.realtime.tenant import Flight, Tenant, cancel, fail
 
 _START = 120.0
 """Seconds in which a node must be up and a model loaded: importing torch from a cold disk takes its time."""
+CLEARED = 60.0
+"""Seconds in which jobs must end before nodes change: releases wait meanwhile, and a layer that hangs would hold them for ever."""
 REHEARSALS = 3
 """Runs of a new pipeline's layers on each node before it is open: the first ones take longer and count for nothing."""
 
@@ -260,13 +262,31 @@ class Nodes:
             for one in others:
                 one.promised(placement.bounds.get(one.task.name))
             return
+        try:
+            self._clear_out(others)
+            self._start_anew(placement, others)
+        finally:
+            with self._lock:
+                self._held = False
+                for one in others:
+                    self._launch_waiting(one)
+
+    def _clear_out(self, others: list[Tenant]) -> None:
+        """Hold releases back, and wait until no job is on the nodes. Nothing is changed where that is given up."""
         with self._lock:
             self._held = True
             self._tell_nodes(*self._discipline.clear())  # else nobody would wait for the same
+            end = time.monotonic() + CLEARED
             while self._broken is None and any(one.flights for one in others):
-                self._changed.wait()
+                if not self._changed.wait(end - time.monotonic()) and time.monotonic() >= end:
+                    at_work = ", ".join(sorted(one.task.name for one in others if one.flights))
+                    msg = f"the nodes must change for it, and jobs of {at_work} have not ended in {CLEARED:g} s. Wait for them, or close that pipeline, and open this one again."
+                    raise UserError(msg)
             if self._broken is not None and others:
                 raise self._broken
+
+    def _start_anew(self, placement: Placement, others: list[Tenant]) -> None:
+        """Have other nodes, with the tasks that were there; where that fails there are none, and everybody is told."""
         try:
             self._stop_row()
             self._discipline.clear()
@@ -276,11 +296,6 @@ class Nodes:
         except BaseException as problem:
             self._break(NodeDied(f"the nodes could not be set up anew: {problem}"))
             raise
-        finally:
-            with self._lock:
-                self._held = False
-                for one in others:
-                    self._launch_waiting(one)
 
     def _settle(self, tenant: Tenant, placement: Placement) -> None:
         """Load a task where it belongs, and run it in."""
@@ -346,7 +361,7 @@ class Nodes:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self.row = node.start(types, cores, self._page, self.mode)
         self._threads = [
-            threading.Thread(target=self._read, args=(self.row, self._wake), name="gpushare-nodes", daemon=True),
+            threading.Thread(target=listen, args=(self.row, self._wake, self._hear, self._break), name="gpushare-nodes", daemon=True),
             threading.Thread(target=self._keep_time, args=(self.row,), name="gpushare-clock", daemon=True),
         ]  # fmt: skip
         for thread in self._threads:
@@ -395,24 +410,6 @@ class Nodes:
             fail(flight.future, problem)
 
     # --- what nodes say ---------------------------------------------------------------------------------
-
-    def _read(self, row: list[Node], wake: int) -> None:
-        """Read until told to stop, or until a node is dead: then all of them are ended, and whoever waits hears of it."""
-        with selectors.DefaultSelector() as selector:
-            for one in row:
-                selector.register(one.control, selectors.EVENT_READ, one)
-                selector.register(one.pidfd, selectors.EVENT_READ, one)
-            selector.register(wake, selectors.EVENT_READ, None)
-            while True:
-                for key, _ in selector.select():
-                    if key.data is None:
-                        return
-                    ended = key.fd == key.data.pidfd
-                    said = None if ended else orders.from_node(key.data.control)
-                    if said is None:
-                        self._break(NodeDied(key.data.obituary()))
-                        return
-                    self._hear(key.data, said)
 
     def _hear(self, one: Node, said: orders.FromNode) -> None:
         finish: Callable[[], None] | None = None

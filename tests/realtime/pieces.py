@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 
 from gpushare_kernel.realtime import payload
 from gpushare_kernel.realtime.chain import Chain, chain
 from gpushare_kernel.realtime.model import NodeType, Stage
+from gpushare_kernel.realtime.nodes import REHEARSALS, Nodes
+from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.profile import Costs, Profile
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node need not find the tests
 
 ONE = NodeType(1)
+X = np.arange(4.0)
+LONG = 600.0
 
 
 class Gate:
@@ -108,3 +113,18 @@ def stages(*ends: int) -> tuple[Stage, ...]:
 
 
 Layers = list[Callable[[Any], Any]]
+
+
+def opened(nodes: Nodes, name: str, layers: Layers, gates: Sequence[Gate] = (), **more: Any) -> Pipeline:  # fmt: skip
+    """Open a pipeline of layers that give what they get; its gates let the rehearsal through."""
+    kind = more.pop("class_", "RT")
+    # Best effort is rehearsed on every node, a deadline on its own stages.
+    rounds = REHEARSALS * (len(nodes.admission.nodes) if kind == "BE" else 1)  # type: ignore[attr-defined]
+    threads = [gate.pass_all(rounds) for gate in gates]
+    pipe = Pipeline(
+        layers, X, name=name, class_=kind, period=LONG, deadline=LONG, nodes=nodes,
+        profile=profile_of(layers, X, [X] * len(layers)), **more,
+    )  # fmt: skip
+    for thread in threads:
+        thread.join()
+    return pipe

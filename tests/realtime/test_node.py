@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -28,25 +27,7 @@ from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
 from gpushare_kernel.realtime.queues import Mode
 from tests.procs import Program, eventually, key_of
-from tests.realtime.pieces import ONE, Gate, Layers, Note, notes, profile_of, stages
-
-X = np.arange(4.0)
-LONG = 600.0
-
-
-def opened(nodes: Nodes, name: str, layers: Layers, gates: Sequence[Gate] = (), **more: Any) -> Pipeline:  # fmt: skip
-    """Open a pipeline of layers that give what they get; its gates let the rehearsal through."""
-    kind = more.pop("class_", "RT")
-    # Best effort is rehearsed on every node, a deadline on its own stages.
-    rounds = REHEARSALS * (len(nodes.admission.nodes) if kind == "BE" else 1)  # type: ignore[attr-defined]
-    threads = [gate.pass_all(rounds) for gate in gates]
-    pipe = Pipeline(
-        layers, X, name=name, class_=kind, period=LONG, deadline=LONG, nodes=nodes,
-        profile=profile_of(layers, X, [X] * len(layers)), **more,
-    )  # fmt: skip
-    for thread in threads:
-        thread.join()
-    return pipe
+from tests.realtime.pieces import ONE, Gate, Layers, Note, X, notes, opened, profile_of, stages
 
 
 def test_answers_are_the_models(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,16 +15,14 @@ import pytest
 from torch import nn
 
 from gpushare_kernel.client import display
-from gpushare_kernel.core.errors import BadDeclaration, Refused
+from gpushare_kernel.core.errors import BadDeclaration, Refused, UserError
 from gpushare_kernel.realtime.admissions import Own
 from gpushare_kernel.realtime.grid import Grid
 from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Task
 from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
-from tests.realtime.pieces import ONE, profile_of
-
-X = np.arange(4.0)
+from tests.realtime.pieces import ONE, Gate, X, opened, profile_of, stages
 
 
 @pytest.fixture
@@ -183,3 +182,49 @@ def test_a_report_says_what_is_promised_now() -> None:
         Elsewhere.now = {"net": 0.5}
     report = pipe.report()
     assert (report.bound, report.lapsed) == (0.5, False)
+
+
+def _moves(nodes: Nodes, name: str) -> None:
+    """The next pipeline moves `name` to the second node: its jobs must end first."""
+    assert isinstance(nodes.admission, Fixed)
+    nodes.admission.stages[name] = stages(-1, 0)
+
+
+def test_an_interrupt_while_jobs_are_waited_for_leaves_the_others_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes have not changed yet: the jobs of pipelines that were there go on, and so do new ones."""
+
+    def interrupted(_timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    gate, nodes = Gate(tmp_path, "gate"), Nodes(Fixed((ONE, ONE), {"a": stages(0)}))
+    with opened(nodes, "a", [gate], [gate], class_="BE") as there:
+        first = there.submit(X)
+        gate.entered()
+        _moves(nodes, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(nodes._changed, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                opened(nodes, "b", [abs])
+        gate.open()
+        first.result(60)
+        gate.pass_all(1)
+        there.submit(X).result(60)
+
+
+def test_a_layer_that_hangs_does_not_hold_the_others_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs are waited for, and not longer: the newcomer is told whose, and everybody goes on."""
+    monkeypatch.setattr("gpushare_kernel.realtime.nodes.CLEARED", 0.05)
+    gate, nodes = Gate(tmp_path, "gate"), Nodes(Fixed((ONE, ONE), {"a": stages(0)}))
+    with opened(nodes, "a", [gate], [gate], class_="BE") as there, opened(nodes, "c", [abs]) as other:  # fmt: skip
+        first = there.submit(X)
+        gate.entered()
+        _moves(nodes, "a")
+        with pytest.raises(UserError, match=r"jobs of a have not ended in 0\.05 s\. Wait for them, or close that pipeline"):  # fmt: skip
+            opened(nodes, "b", [abs])
+        other.submit(X).result(60)
+        gate.open()
+        first.result(60)
