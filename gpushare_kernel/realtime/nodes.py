@@ -5,10 +5,8 @@ One lock holds everything here. One thread reads what the nodes say; it never wa
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from gpushare_kernel.realtime.node import Node, NodeDied
 from gpushare_kernel.realtime.placement import Admission, Placement, cores_of
 from gpushare_kernel.realtime.queues import Mode
 from gpushare_kernel.realtime.steps import loading_text, proving_text
-from gpushare_kernel.realtime.tenant import Flight, Tenant, cancel, fail
+from gpushare_kernel.realtime.tenant import Flight, Tenant, cancel, fail, without_frames
 
 _START = 120.0
 """Seconds in which a node must be up and a model loaded: importing torch from a cold disk takes its time."""
@@ -61,6 +59,8 @@ class Nodes:
         self._next = 0
         self._tells: dict[int, Callable[[str], None]] = {}
         self._discipline = Discipline()
+        #: Jobs that could not be sent to a node, whose futures are not told yet.
+        self._fallen: list[tuple[Future[Any], Exception]] = []
 
     @property
     def admission(self) -> Admission:
@@ -179,7 +179,9 @@ class Nodes:
         """
         payload.check(value, tenant.forms[0], f"the input of {tenant.task.name}")
         with self._lock:
-            return self._release(tenant, value, at, on_grid=on_grid).future
+            future = self._release(tenant, value, at, on_grid=on_grid).future
+        self._tell_fallen()
+        return future
 
     def _release(self, tenant: Tenant, value: Any, at: float, *, on_grid: bool) -> Flight:
         if self._broken is not None:
@@ -211,21 +213,30 @@ class Nodes:
         if tenant.task.kind is Kind.RT and not flight.rehearsal:
             tenant.launched(time.monotonic())
             self.admission.released(tenant.task)
-        form = payload.write(flight.value, tenant.slot(slot))
+        try:
+            form = payload.write(flight.value, tenant.slot(slot))
+        except Exception as problem:  # noqa: BLE001  it may be pickled by its own code
+            self._falls(tenant, flight, problem)
+            return True
         flight.value = None
-        job = orders.Job(
-            task=tenant.number,
-            number=flight.number,
-            slot=slot,
-            layer=0,
-            kind=Kind.BE if flight.rehearsal else tenant.conduct.runs_as,
-            form=form,
-            rehearsal=flight.rehearsal,
-        )
         goes = tenant.stages[0].node if first is None else first
         with contextlib.suppress(NodeDied):  # the reader sees it too, and tells everybody
-            self.row[goes].tell(job)
+            self.row[goes].tell(tenant.job(flight, form))
         return True
+
+    def _falls(self, tenant: Tenant, flight: Flight, problem: Exception) -> None:
+        """A job cannot be sent: it is over. Who waits for it is told without the lock, for what it does then is its own."""
+        if tenant.falls(flight):
+            self.admission.done(tenant.task)
+        self._fallen.append((flight.future, without_frames(problem)))
+        self._changed.notify_all()
+
+    def _tell_fallen(self) -> None:
+        """Fail the futures of jobs that could not be sent."""
+        with self._lock:
+            fallen, self._fallen = self._fallen, []
+        for future, problem in fallen:
+            fail(future, problem)
 
     def _launch_waiting(self, tenant: Tenant) -> None:
         while not self._held and (now := time.monotonic()) >= tenant.due:
@@ -237,8 +248,10 @@ class Nodes:
 
     def _keep_time(self, row: list[Node]) -> None:
         """Launch at their time the jobs that were released for later."""
-        with self._lock:
-            while self.row is row:
+        while True:
+            with self._lock:
+                if self.row is not row:
+                    return
                 for tenant in self.tenants.values():
                     self._launch_waiting(tenant)
                 self._tell_nodes(*self._discipline.over(time.monotonic()))
@@ -250,7 +263,9 @@ class Nodes:
                     default=inf,
                 )
                 ahead = max(0.0, due - time.monotonic())
-                self._clock.wait(None if due == inf or self._held else ahead)
+                if not self._fallen:
+                    self._clock.wait(None if due == inf or self._held else ahead)
+            self._tell_fallen()
 
     # --- coming and going -------------------------------------------------------------------------------
 
@@ -270,6 +285,7 @@ class Nodes:
                 self._held = False
                 for one in others:
                     self._launch_waiting(one)
+            self._tell_fallen()
 
     def _clear_out(self, others: list[Tenant]) -> None:
         """Hold releases back, and wait until no job is on the nodes. Nothing is changed where that is given up."""
@@ -326,6 +342,7 @@ class Nodes:
                 flight = Flight(tenant.released, tenant.example, time.monotonic(), Future(), rehearsal=True)  # fmt: skip
                 tenant.released += 1
                 self._launch(tenant, flight, start)
+            self._tell_fallen()
             problem = flight.future.exception()
             if problem is not None:
                 raise problem if isinstance(problem, NodeDied) else on_example(tenant.task.name, problem)  # fmt: skip
@@ -426,18 +443,14 @@ class Nodes:
             self._changed.notify_all()
         if finish is not None:
             finish()
+        self._tell_fallen()
 
     def _ended(self, said: orders.Done | orders.Failed) -> Callable[[], None] | None:
         tenant = self.tenants.get(said.task)
         flight = None if tenant is None else tenant.flights.pop(said.number, None)
         if tenant is None or flight is None:
             return None  # it was cancelled meanwhile
-        value = error = None
-        if isinstance(said, orders.Done):
-            value = payload.read(tenant.slot(flight.slot), said.form)
-            flight.path = said.path
-        else:
-            error = pickle.loads(said.error)  # noqa: S301  our own node wrote it
+        value, error = tenant.outcome(flight, said)
         tenant.give_slot(flight.slot)
         told, again = (None, False) if flight.rehearsal else tenant.account(flight, said)
         if again:
@@ -482,16 +495,3 @@ class Nodes:
             for one in self.row:
                 with contextlib.suppress(NodeDied):
                     one.tell(order)
-
-
-_shared: list[Nodes] = []
-_shared_lock = threading.Lock()
-
-
-def shared() -> Nodes:
-    """Return this kernel's nodes."""
-    with _shared_lock:
-        if not _shared:
-            _shared.append(Nodes())
-            atexit.register(_shared[0].shut)
-        return _shared[0]

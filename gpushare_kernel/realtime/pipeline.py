@@ -30,9 +30,10 @@ from gpushare_kernel.realtime.chain import PLAIN, BadModel, Chain, chain
 from gpushare_kernel.realtime.grid import Grid
 from gpushare_kernel.realtime.measurement import measure
 from gpushare_kernel.realtime.model import SHORTEST, BadTaskset, Kind, Layer, NodeType, Task
-from gpushare_kernel.realtime.nodes import Nodes, shared
+from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.profile import Profile
 from gpushare_kernel.realtime.report import PipelineReport, report_of
+from gpushare_kernel.realtime.shared_nodes import shared
 
 _numbers = itertools.count(1)
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from gpushare_kernel.realtime import orders
+from gpushare_kernel.realtime import orders, payload
 from gpushare_kernel.realtime.chain import BadModel, Chain
 from gpushare_kernel.realtime.conduct import Conduct, Event, Telling
 from gpushare_kernel.realtime.grid import Skipped
@@ -137,6 +138,40 @@ class Tenant:
         self.lapsed = bound is None and (self.lapsed or self.bound is not None)
         self.bound = bound
 
+    def job(self, flight: Flight, form: Form) -> orders.Job:
+        """Return the order to run a job whose input lies in its slot in that form."""
+        return orders.Job(
+            task=self.number,
+            number=flight.number,
+            slot=flight.slot,
+            layer=0,
+            kind=Kind.BE if flight.rehearsal else self.conduct.runs_as,
+            form=form,
+            rehearsal=flight.rehearsal,
+        )
+
+    def falls(self, flight: Flight) -> bool:
+        """A job could not be sent: it is over. Tell whether it was released and none of a deadline is out now."""
+        del self.flights[flight.number]
+        self.give_slot(flight.slot)
+        if flight.rehearsal:
+            return False
+        self.record.failed += 1
+        return self.task.kind is Kind.RT and not self.flights
+
+    def outcome(
+        self, flight: Flight, said: orders.Done | orders.Failed
+    ) -> tuple[Any, BaseException | None]:
+        """Return what a job that is over gave, or its error; what cannot be read here is an error, too."""
+        try:
+            if isinstance(said, orders.Failed):
+                return None, pickle.loads(said.error)  # noqa: S301  our own node wrote it
+            flight.path = said.path
+            return payload.read(self.slot(flight.slot), said.form), None
+        except Exception as problem:  # noqa: BLE001  unpickling runs the user's code
+            problem.add_note(f"when a result of {self.task.name} was read in the notebook")
+            return None, without_frames(problem)
+
     def account(self, flight: Flight, said: orders.Done | orders.Failed) -> tuple[str | None, bool]:
         """Count a job that is over; return what its user is told, and whether it has its class again."""
         record, now = self.record, time.monotonic()
@@ -244,6 +279,13 @@ def _in_memory(blobs: Sequence[bytes]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def without_frames(problem: Exception) -> Exception:
+    """Return an error that a future may keep: its frames would keep the slot's memory. They are said in a note."""
+    problem.add_note("".join(traceback.format_exception(problem)))
+    problem.__context__ = problem.__cause__ = None
+    return problem.with_traceback(None)
 
 
 def fail(future: Future[Any], problem: Exception) -> None:

@@ -14,7 +14,7 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from gpushare_kernel.client import display
 from gpushare_kernel.client.shown import Report
 from gpushare_kernel.core.errors import BadDeclaration, BadTime
-from gpushare_kernel.realtime import nodes
+from gpushare_kernel.realtime import shared_nodes
 
 Run = Callable[[str], ExecutionResult]
 Capture = pytest.CaptureFixture[str]
@@ -29,7 +29,7 @@ def run(shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shell.extension_manager.load_extension("gpushare_magics")
     shell.user_ns.update(net=[np.negative, np.abs], frame=np.arange(3.0), seen=[])
     yield lambda cell: shell.run_cell(cell, store_history=False)
-    assert nodes.shared().types == ()
+    assert shared_nodes.shared().types == ()
 
 
 def test_a_line_is_read() -> None:

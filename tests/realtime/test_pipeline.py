@@ -15,8 +15,7 @@ import pytest
 
 import gpushare_kernel as gpushare
 from gpushare_kernel.core.errors import BadDeclaration, BadTime, UserError
-from gpushare_kernel.realtime import nodes as nodes_module
-from gpushare_kernel.realtime import payload
+from gpushare_kernel.realtime import payload, shared_nodes
 from gpushare_kernel.realtime.chain import BadModel, chain
 from gpushare_kernel.realtime.conduct import AMENDS
 from gpushare_kernel.realtime.grid import MOST_UNREAD, Grid
@@ -26,11 +25,9 @@ from gpushare_kernel.realtime.payload import ShapeChanged
 from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
 from gpushare_kernel.realtime.record import Responses
-from gpushare_kernel.realtime.tenant import LATE, Flight, Tenant
-from tests.procs import Program
-from tests.realtime.pieces import ONE, Gate, profile_of, stages
-
-X = np.arange(4.0)
+from gpushare_kernel.realtime.tenant import LATE, SLOTS, Flight, Tenant
+from tests.procs import Program, eventually
+from tests.realtime.pieces import ONE, Gate, X, opened, profile_of, stages
 
 
 def plain(layers: Any, **more: Any) -> Pipeline:
@@ -47,10 +44,10 @@ def test_by_its_public_name() -> None:
     """Measured, admitted, run, reported: with nothing but a model and an example; the nodes go with the last one."""
     with gpushare.realtime.Pipeline([np.negative, np.abs], X, period="1s", deadline="900ms") as pipe:  # fmt: skip
         np.testing.assert_array_equal(pipe(X - 9), np.abs(X - 9))
-        running = nodes_module.shared().types
+        running = shared_nodes.shared().types
         assert 1 <= sum(kind.cpus for kind in running) <= len(os.sched_getaffinity(0))
         assert pipe.task.name.startswith("list-")
-    assert nodes_module.shared().types == ()
+    assert shared_nodes.shared().types == ()
     report = pipe.report()
     assert (report.releases, report.done, report.misses, report.delayed) == (1, 1, 0, 0)
     assert report.bound is not None
@@ -469,3 +466,64 @@ def test_a_callback_may_close_the_last_one() -> None:
 
     pipe.submit(X).add_done_callback(close)
     assert closed.wait(60)
+
+
+def test_a_job_that_cannot_be_sent_fails_and_the_next_one_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P7: whatever happens where its input is written, its future says so; its slot is free again, and closing waits for nothing."""
+    write, failures = payload.write, [MemoryError("no room")]
+
+    def failing(value: Any, memory: memoryview) -> payload.Form:
+        if failures:
+            raise failures.pop()
+        return write(value, memory)
+
+    with opened(Nodes(Fixed((ONE,))), "net", [abs]) as pipe:
+        monkeypatch.setattr(payload, "write", failing)
+        with pytest.raises(MemoryError, match="no room"):
+            pipe.submit(X).result(60)
+        assert len(pipe._tenant._free) == SLOTS
+        assert not pipe._tenant.flights
+    report = pipe.report()
+    assert (report.releases, report.failed) == (1, 1)
+
+
+def test_a_value_that_is_too_large_is_its_own_job_only() -> None:
+    """P7, P11: also where it is sent later, by the thread that keeps the time; who is told then may ask for more."""
+    nodes, again = Nodes(Fixed((ONE,))), []
+    profile = profile_of([str.lower], "A", ["a"], worst=0.01)
+    with Pipeline([str.lower], "A", period=0.05, deadline=0.05, nodes=nodes, profile=profile) as pipe:  # fmt: skip
+        first = pipe.submit("B")
+        large = pipe.submit("C" * 100_000)
+        large.add_done_callback(lambda _: again.append(pipe.submit("D")))
+        assert first.result(60) == "b"
+        with pytest.raises(ShapeChanged, match="must fit"):
+            large.result(60)
+        eventually(lambda: bool(again))
+        assert again[0].result(60) == "d"
+
+
+class Sour:
+    """What some layers give: it cannot be read again where it was made of 1."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return (_spoilt if self.value == 1 else Sour, (self.value,))
+
+
+def _spoilt(_: float) -> None:
+    msg = "it is sour"
+    raise ValueError(msg)
+
+
+def test_a_result_that_cannot_be_read_here_is_an_error_of_its_job() -> None:
+    """P7: the thread that hears what nodes say goes on."""
+    model = [lambda x: Sour(float(x[0]))]
+    profile = profile_of(model, X, [Sour(0.0)])
+    with Pipeline(model, X, class_="BE", nodes=Nodes(Fixed((ONE,))), profile=profile) as pipe:
+        with pytest.raises(ValueError, match="it is sour"):
+            pipe.submit(X + 1).result(60)
+        assert pipe.submit(X + 2).result(60).value == 2
