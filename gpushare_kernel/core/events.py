@@ -143,9 +143,10 @@ class RealtimeReleased(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealtimeDone(Event):
-    """A real-time job has done the work of its release."""
+    """A real-time job has done the work of a release; `left` releases are still to be done."""
 
     job: JobId
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

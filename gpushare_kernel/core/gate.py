@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from math import inf
 
 from gpushare_kernel.core import drains
 from gpushare_kernel.core.config import Config
@@ -56,6 +55,8 @@ class Gate:
         using = [*using]
         users = [session for session in using if not session.realtime]
         self.windows.drain = max((drains.bound(s) or 0.0 for s in users), default=0.0)
+        if any(name in self._tickets for name in self.held):
+            self.windows.draining(at)
         for one in self.windows.tick(at, self._lead(users)):
             self._emit(Overran(one.job, one.session))
         self.shut = self.windows.open and not free
@@ -87,9 +88,11 @@ class Gate:
         """Whether a pause with this ticket was ours."""
         return self._tickets.get(session.id) == ticket
 
-    def paused(self, session: Session, status: PauseStatus, drain: float) -> None:
+    def paused(self, session: Session, status: PauseStatus, drain: float, at: float) -> None:
         """A pause of ours was carried out, or could not be."""
         del self._tickets[session.id]
+        if session.id in self.held:
+            self.windows.draining(at)
         if status is PauseStatus.PAUSED:
             # Held at its very first use it had hardly begun: that drain says nothing of later ones.
             if not self._is_barred(session) or session.drains:
@@ -190,9 +193,7 @@ class Gate:
         if not known:
             return 0.0
         longest = max(_UNKNOWN_LEAD if drain is None else drain for drain in known)
-        standing = self.windows.standing.values()
-        left = min((o.promise.period - max(o.latest, default=0.0) for o in standing), default=inf)
-        return min(longest + self._config.timer_slack, max(0.0, left) / 2)
+        return min(longest + self._config.timer_slack, max(0.0, self.windows.left) / 2)
 
     def _ring(self, at: float | None, now: float) -> None:
         if self._alarm is not None and now >= self._alarm:

@@ -78,7 +78,7 @@ class Realtime(Suspensions):
         self.turns.gate.windows.released(event.job, event.at)
 
     def _is_done(self, event: ev.RealtimeDone) -> None:
-        used = self.turns.gate.windows.done(event.job, event.at)
+        used = self.turns.gate.windows.done(event.job, event.at, event.left)
         job = self.jobs.get(event.job)
         if job is not None and not self.config.divisible:
             session = self.sessions[job.session]

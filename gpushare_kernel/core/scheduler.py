@@ -187,7 +187,7 @@ class Scheduler(Room):
         if session is None:
             return
         if self.turns.gate.owns(session, event.ticket):
-            self.turns.gate.paused(session, event.status, event.drain)
+            self.turns.gate.paused(session, event.status, event.drain, event.at)
         elif session.suspended_until is not None:
             self._stood(session, event)
         else:

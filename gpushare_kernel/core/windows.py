@@ -3,7 +3,8 @@
 A job's releases are known where it works on a grid (`every_period`); then the window opens as much earlier as those who
 run beside it take to drain, so that the device is free when it starts. A sporadic release opens it at once, and the
 drain is part of the proven bound (blocking). A window ends with the job's word that it is done, and when it was
-proven to be at the latest: who overruns has no windows until it has been in time again for a while.
+proven to be at the latest, reckoned from when the others stand still: who overruns has no windows until it has been
+within its bound again for a while.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _MOST_UNDONE, _LATEST = 64, 32
 _TICK = 0.01
 """By what part of a period a release may come before its tick."""
 BEHAVES = 3
-"""Jobs in a row that must be in time before one that overran has its windows again."""
+"""Jobs in a row that must be within their bound before one that overran has its windows again."""
+FIRST_TRIAL, LONGEST_TRIAL = 1.0, 600.0
+"""Seconds after which it has windows for a trial: beside others' work it may be late by that alone. At first, and at most; twice as long each time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +48,22 @@ class Standing:
     latest: deque[float] = field(default_factory=lambda: deque(maxlen=_LATEST))
     #: Whether a job was released in the window that is open: a notebook may pass a tick over.
     started: bool = False
-    #: It overran: no windows until so many jobs were in time.
+    #: It overran: no windows until so many jobs were within their bound, or until it is tried again, and how often it was.
     owes: int = 0
+    again: float = 0.0
+    tries: int = 0
+    #: When somebody who is to stand still in this window was last seen not to do so yet.
+    busy: float = -inf
+
+    @property
+    def own(self) -> float:
+        """What it is proven to take once others' work has stopped (seconds): its own, and real-time work before it."""
+        return max(0.0, self.promise.bound - self.promise.drain)
+
+    def bound(self, drain: float) -> float:
+        """Return how long after its release it is done, where others' work drains within `drain` seconds."""
+        promise = self.promise
+        return min(promise.deadline, promise.bound + max(0.0, drain - promise.drain))
 
     def misses(self, at: float) -> int:
         """Return how many deadlines were missed by now."""
@@ -76,6 +93,32 @@ class Windows:
         """Whether a job of `session` is released and not done."""
         mine = (one for one in self.standing.values() if one.session == session)
         return any(one.opened is not None and one.release <= at for one in mine)
+
+    @property
+    def left(self) -> float:
+        """The least that jobs leave of their periods (seconds), by their latest responses; who overran counts for nothing."""
+        return min(
+            (
+                one.promise.period - min(max(one.latest, default=0.0), one.promise.bound)
+                for one in self.standing.values()
+                if not one.owes
+            ),
+            default=inf,
+        )
+
+    def stands(self, session: SessionId, at: float) -> bool:
+        """Whether a real-time session stands still for another one.
+
+        At work it does for whose released job comes first. With no window of its own nothing of it has a deadline now, and it
+        stands in those of no less weight: a job that it released then would wait for them all the same. Who overran has none.
+        """
+        others = [o for o in self.standing.values() if o.opened is not None and o.session != session]  # fmt: skip
+        mine = [o for o in self.standing.values() if o.session == session]
+        if any(one.opened is not None for one in mine):
+            owner = self.owner(at)
+            return owner is not None and owner.session != session and self.at_work(session, at)
+        weight = max((one.promise.weight for one in mine if not one.owes), default=-inf)
+        return any(one.promise.weight >= weight for one in others)
 
     @property
     def absorbs(self) -> float:
@@ -117,23 +160,43 @@ class Windows:
         one.undone.append(at)
         one.started = True
 
-    def done(self, job: JobId, at: float) -> float:
-        """`job` has done its release; return for how long the device was its own since then (seconds)."""
+    def done(self, job: JobId, at: float, left: int = 0) -> float:
+        """`job` has done a release, the oldest, and `left` are still to be done; return for how long the device was its own (seconds)."""
         one = self.standing.get(job)
         if one is None:
             return 0.0
-        if one.owes:
-            one.owes -= 1
-        one.missed = one.misses(at)
-        while one.undone and one.undone[0] <= at:  # one whose window is open ahead is still to come
-            response = at - one.undone.popleft()
-            one.latest.append(response)
-            one.longest = response if one.longest is None else max(one.longest, response)
-        if one.opened is None:
+        within = [self._finish(one, at) for _ in range(len(one.undone) - max(0, left))]
+        if one.owes and within:
+            one.owes = one.owes - 1 if all(within) else BEHAVES
+            one.tries = one.tries if one.owes else 0
+        ahead = not one.started and at < one.release and bool(within)
+        if one.opened is None or ahead:  # a window that is open ahead is another job's
+            return 0.0
+        half = one.promise.period / 2
+        if any(abs(release - one.release) < half for release in one.undone):
             return 0.0
         used = max(0.0, at - max(one.opened, one.release))
         self._close(one)
+        if one.undone and one.next is None:  # released in the window of the one before
+            self._release(one, one.undone[-1], at)
         return used
+
+    def _finish(self, one: Standing, at: float) -> bool:
+        """The oldest release is done; return whether within its bound."""
+        release = one.undone.popleft()
+        response = max(0.0, at - release)
+        one.missed += at > release + one.promise.deadline
+        one.latest.append(response)
+        one.longest = response if one.longest is None else max(one.longest, response)
+        return response <= one.bound(self.drain)
+
+    def draining(self, at: float) -> None:
+        """Somebody who is to stand still did not do so until now: windows are as much longer, up to the deadline."""
+        for one in self.standing.values():
+            if one.opened is not None:
+                one.busy = at
+                latest = max(at, one.release) + one.own
+                one.until = min(max(one.until, latest), one.release + one.promise.deadline)
 
     def tick(self, at: float, lead: float) -> list[Standing]:
         """Open the windows that are due, `lead` seconds before their release; close and return those that are over."""
@@ -141,8 +204,9 @@ class Windows:
         for one in self.standing.values():
             if one.opened is not None and at >= one.until:
                 self._close(one)
-                if one.started:
-                    one.late, one.owes = one.late + 1, BEHAVES
+                one.late += one.started
+                if one.started and not self._excused(one):
+                    self._overran(one, at)
                     over.append(one)
             if one.next is None or one.opened is not None:
                 continue
@@ -173,15 +237,24 @@ class Windows:
             elif one.next is not None:
                 yield one.next - lead
 
+    @staticmethod
+    def _excused(one: Standing) -> bool:
+        """Whether others' work left it less time in its window than it was proven to take."""
+        return max(one.busy, one.release) + one.own > one.until and one.busy > -inf
+
+    @staticmethod
+    def _overran(one: Standing, at: float) -> None:
+        one.owes = BEHAVES
+        one.again = at + min(LONGEST_TRIAL, FIRST_TRIAL * 2.0**one.tries)
+        one.tries += 1
+
     def _release(self, one: Standing, release: float, at: float) -> None:
         one.releases += 1
         period, last = one.promise.period, one.undone[-1] if one.undone else -inf
         one.release, one.started = release, abs(last - release) < period / 2
-        if one.owes:
+        if one.owes and at < one.again:
             return
-        promise = one.promise
-        bound = min(promise.deadline, promise.bound + max(0.0, self.drain - promise.drain))
-        one.opened, one.until = at, release + bound
+        one.opened, one.until, one.busy = at, release + one.bound(self.drain), -inf
         self._open += 1
 
     def _close(self, one: Standing) -> None:

@@ -6,12 +6,12 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from tests_gpu_world import GpuKernel, GpuWorld  # type: ignore[import-not-found]
+from tests_gpu_world import KINDS, GpuKernel, GpuWorld  # type: ignore[import-not-found]
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.values import GiB, JobId, PauseReason, Promise, SessionId, UserId
-from gpushare_kernel.core.windows import Windows
+from gpushare_kernel.core.windows import BEHAVES, FIRST_TRIAL, Windows
 
 
 @dataclass
@@ -47,9 +47,12 @@ class RealtimeWorld(GpuWorld):
         work: float = 0.002,
         known: bool = True,
         weight: float = 1.0,
+        bound: float | None = None,
+        drain: float | None = None,
     ) -> Camera:
         session, job = SessionId(name), JobId(f"{name}/job")
-        promise = Promise(period, deadline, deadline, absorbs, absorbs, weight)
+        bound, drain = bound or deadline, drain or absorbs
+        promise = Promise(period, deadline, bound, drain, absorbs, weight)
         self.send(ev.SessionOpened(at=self.now, session=session, user=UserId(name)))
         self.kernels[name] = GpuKernel("idle", seen=False)
         self.send(ev.SessionReady(at=self.now, session=session, bare=False, context=0))
@@ -319,6 +322,132 @@ def test_a_tick_that_a_notebook_passes_over_is_no_miss_and_a_long_response_is_fo
         windows.released(job, at)
         windows.done(job, at + 0.01)
     assert max(one.latest) == pytest.approx(0.01)
+
+
+def test_a_drain_above_its_record_is_no_overrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W3, W5: It is within what is absorbed: the window is as much longer, and the next one is there."""
+    monkeypatch.setitem(KINDS, "ten", (100.0, 0.9, 0.01))
+    monkeypatch.setitem(KINDS, "twenty", (100.0, 0.9, 0.02))
+    world = hogs("ten")
+    camera = world.camera(
+        "cam", period=0.1, deadline=0.09, absorbs=0.04, bound=0.018, drain=0.013, known=False, work=0.012
+    )  # fmt: skip
+    world.run(1.05)
+    world.kernels["ten0"].kind = "twenty"
+    camera.responses.clear()
+    world.run(0.1)
+    assert camera.responses == [pytest.approx(0.022, abs=3 * world.step)]
+    while not world.core.turns.gate.shut:
+        world.run(world.step)
+    assert not [i for i in world.log if isinstance(i, do.Overran)]
+    assert world.core.turns.gate.windows.standing[camera.job].owes == 0
+
+
+def test_a_drain_beyond_what_is_absorbed_is_not_the_jobs_overrun() -> None:
+    """W5: The window ends at the deadline; who caused the miss has others to answer to, and the job has its next window."""
+    windows, job = Windows(), JobId("cam")
+    windows.begin(job, SessionId("a"), Promise(0.1, 0.08, 0.02, 0.01, 0.05, 1.0))
+    one = windows.standing[job]
+    windows.released(job, 1.0)
+    for at in (1.02, 1.05, 1.075):
+        windows.draining(at)
+        assert not windows.tick(at, 0.0)
+    assert one.until == pytest.approx(1.08)
+    assert not windows.tick(1.08, 0.0)
+    assert (one.late, one.owes, windows.open) == (1, 0, False)
+    windows.done(job, 1.09)
+    windows.released(job, 1.1)
+    assert windows.open
+    windows.draining(1.12)  # they stand still, and it is not done when it could have been
+    assert windows.tick(1.14, 0.0) == [one]
+    assert one.owes == BEHAVES
+
+
+def test_who_overran_has_windows_again_when_three_were_in_time_or_for_a_trial() -> None:
+    """W3: However late they are is no amends; and as others' work alone may make it late, it is tried now and then."""
+    windows, job = Windows(), JobId("cam")
+    windows.begin(job, SessionId("a"), Promise(0.1, 0.08, 0.02, 0.0, 0.05, 1.0))
+    one = windows.standing[job]
+
+    def released(at: float, response: float) -> bool:
+        windows.released(job, at)
+        had = windows.open
+        windows.tick(at + min(0.03, response), 0.0)
+        windows.done(job, at + response)
+        return had
+
+    assert released(1.0, 0.16)
+    assert one.owes == BEHAVES
+    assert not any(released(1.2 + n / 5, 0.16) for n in range(3))
+    assert one.owes == BEHAVES
+    assert not any(released(1.8 + n / 10, 0.015) for n in range(2))
+    again = 1.03 + FIRST_TRIAL
+    assert released(again, 0.16)
+    assert not released(again + 1.5 * FIRST_TRIAL, 0.16)
+    trial = again + 0.1 + 2 * FIRST_TRIAL
+    assert all(released(trial + n / 10, 0.01) for n in range(BEHAVES))
+    assert (one.owes, one.tries) == (0, 0)
+
+
+def test_each_word_that_a_job_is_done_is_of_one_release() -> None:
+    """W3: Two are out, the first is done late, the second later: both are missed."""
+    windows, job = Windows(), JobId("cam")
+    windows.begin(job, SessionId("a"), Promise(1.0, 1.0, 0.5, 0.0, 0.5, 1.0))
+    one = windows.standing[job]
+    windows.released(job, 0.0)
+    windows.tick(0.5, 0.0)
+    windows.released(job, 1.0)
+    windows.done(job, 1.1, left=1)
+    assert [*one.undone] == [1.0]
+    assert one.misses(1.1) == 1
+    windows.done(job, 2.5)
+    assert (one.misses(2.5), [*one.latest]) == (2, [pytest.approx(1.1), pytest.approx(1.5)])
+
+
+def test_a_job_that_is_done_late_leaves_the_next_ones_window_open() -> None:
+    """W1: The window that is open ahead is for the job that comes."""
+    windows, job = Windows(), JobId("cam")
+    windows.begin(job, SessionId("a"), Promise(0.1, 0.1, 0.1, 0.0, 0.05, 1.0))
+    windows.grid(job, 1.0)
+    one = windows.standing[job]
+    windows.tick(1.0, 0.01)
+    windows.released(job, 1.0)
+    windows.draining(1.085)
+    windows.draining(1.09)
+    windows.tick(1.1, 0.01)  # its deadline, and the next tick
+    windows._close(one)
+    one.next = 1.1
+    windows.tick(1.095, 0.01)
+    assert one.opened == 1.095
+    windows.done(job, 1.097)
+    assert windows.open
+    windows.released(job, 1.1)
+    windows.done(job, 1.11)
+    assert not windows.open
+
+
+def test_one_long_response_does_not_end_pausing_ahead() -> None:
+    """W9: Of the other one: who overran counts for nothing, and a response for its bound at most."""
+    world = hogs("heavy")
+    good = world.camera("a", period=0.1, deadline=0.09, absorbs=0.05)
+    world.run(0.04)
+    bad = world.camera("b", period=0.1, deadline=0.05, absorbs=0.03)
+    world.run(1)
+    bad.next = None  # from here on by hand
+    world.run(0.1 - world.now % 0.1)
+    world.send(ev.RealtimeReleased(at=world.now, job=bad.job))
+    world.run(0.11)
+    world.send(ev.RealtimeDone(at=world.now, job=bad.job))
+    standing = world.core.turns.gate.windows.standing
+    assert max(standing[bad.job].latest) > 0.1
+    one = standing[good.job]
+    for _ in range(3):
+        release = one.next
+        while one.opened is None:
+            world.run(world.step)
+        assert release is not None
+        assert one.opened < release
+        world.run(0.05)
 
 
 def test_nobody_is_held_on_a_lost_device_or_by_who_is_gone() -> None:
