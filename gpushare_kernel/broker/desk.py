@@ -402,7 +402,7 @@ class Desk:
 
     def _realtime_done(self, _number: int, body: msg.RealtimeDone) -> None:
         engine = self._engine()
-        engine.feed(ev.RealtimeDone(at=engine.now, job=self._mine(body.job)))
+        engine.feed(ev.RealtimeDone(at=engine.now, job=self._mine(body.job), left=body.left))
 
     def _bundle_filled(self, _number: int, _body: msg.BundleFilled) -> None:
         problem = "a bundle is said to be filled on the connection that offered it, and this is another one."

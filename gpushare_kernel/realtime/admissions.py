@@ -165,11 +165,11 @@ class AtBroker:
         if job is not None:
             self._session.note(RealtimeReleased(job.id))
 
-    def done(self, task: Task) -> None:
-        """That job is done."""
+    def done(self, task: Task, left: int) -> None:
+        """One is done, and `left` that were released are not."""
         job = self._jobs.get(task.name)
         if job is not None:
-            self._session.note(RealtimeDone(job.id))
+            self._session.note(RealtimeDone(job.id, left))
 
     def _ask_beside(self, task: Task, chains: tuple[RealtimeChain, ...]) -> None:
         """Have the deadlines proven with one more best-effort pipeline."""

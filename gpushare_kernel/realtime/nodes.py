@@ -227,7 +227,7 @@ class Nodes:
     def _falls(self, tenant: Tenant, flight: Flight, problem: Exception) -> None:
         """A job cannot be sent: it is over. Who waits for it is told without the lock, for what it does then is its own."""
         if tenant.falls(flight):
-            self.admission.done(tenant.task)
+            self.admission.done(tenant.task, len(tenant.flights))
         self._fallen.append((flight.future, without_frames(problem)))
         self._changed.notify_all()
 
@@ -458,11 +458,10 @@ class Nodes:
         self._launch_waiting(tenant)
         future, tell = flight.future, self._tells.get(tenant.number)
 
-        tells = tenant.task.kind is Kind.RT and not flight.rehearsal and not tenant.flights
+        if tenant.task.kind is Kind.RT and not flight.rehearsal:
+            self.admission.done(tenant.task, len(tenant.flights))
 
         def finish() -> None:
-            if tells:
-                self.admission.done(tenant.task)
             if error is None:
                 future.set_result(value)
             else:

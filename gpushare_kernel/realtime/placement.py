@@ -52,8 +52,8 @@ class Admission(Protocol):
     def released(self, task: Task) -> None:
         """Take in that a job of `task` is released now."""
 
-    def done(self, task: Task) -> None:
-        """Take in that it is done."""
+    def done(self, task: Task, left: int) -> None:
+        """Take in that one is done, and `left` that were released are not."""
 
 
 class Alone:
@@ -72,7 +72,7 @@ class Alone:
     def released(self, task: Task) -> None:
         """Nobody stands aside."""
 
-    def done(self, task: Task) -> None:
+    def done(self, task: Task, left: int) -> None:
         """Nobody stands aside."""
 
 

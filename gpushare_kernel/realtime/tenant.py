@@ -151,13 +151,13 @@ class Tenant:
         )
 
     def falls(self, flight: Flight) -> bool:
-        """A job could not be sent: it is over. Tell whether it was released and none of a deadline is out now."""
+        """A job could not be sent: it is over. Tell whether it was released, and has a deadline."""
         del self.flights[flight.number]
         self.give_slot(flight.slot)
         if flight.rehearsal:
             return False
         self.record.failed += 1
-        return self.task.kind is Kind.RT and not self.flights
+        return self.task.kind is Kind.RT
 
     def outcome(
         self, flight: Flight, said: orders.Done | orders.Failed

@@ -95,9 +95,13 @@ class RealtimeReleased(Message, frozen=True):
 
 
 class RealtimeDone(Message, frozen=True):
-    """A real-time job of mine has done the work of its release."""
+    """A real-time job of mine has done the work of a release; `left` releases are still to be done.
+
+    A client that says nothing of that says so when none is left.
+    """
 
     job: JobId
+    left: int = 0
 
 
 class RealtimePlaced(Message, frozen=True):

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -527,3 +528,26 @@ def test_a_result_that_cannot_be_read_here_is_an_error_of_its_job() -> None:
         with pytest.raises(ValueError, match="it is sour"):
             pipe.submit(X + 1).result(60)
         assert pipe.submit(X + 2).result(60).value == 2
+
+
+def test_each_release_that_is_done_is_said(tmp_path: Path) -> None:
+    """W3: with how many are still out, and not before the next one was released: else others would run between them."""
+    said: list[tuple[str, int]] = []
+
+    class Hears(Fixed):
+        def released(self, task: Task) -> None:
+            said.append(("released", 0))
+
+        def done(self, task: Task, left: int) -> None:
+            said.append(("done", left))
+
+    gate = Gate(tmp_path, "gate")
+    with opened(Nodes(Hears((ONE,))), "net", [gate], [gate]) as pipe:
+        pipe._tenant.task = replace(pipe.task, period=0.01)
+        pipe.task = pipe._tenant.task
+        first, second = pipe.submit(X), pipe.submit(X)
+        eventually(lambda: len(said) == 2)
+        for future in (first, second):
+            gate.pass_one()
+            future.result(60)
+    assert said == [("released", 0), ("released", 0), ("done", 1), ("done", 0)]
