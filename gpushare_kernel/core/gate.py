@@ -14,7 +14,7 @@ from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.instructions import Alarm, Barred, Instruction, Overran, Pause, Resume
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import PauseReason, PauseStatus, SessionId
-from gpushare_kernel.core.windows import Standing, Windows
+from gpushare_kernel.core.windows import Windows
 
 _UNKNOWN_LEAD = 0.002
 """Seconds before a release at which those are paused of whom no drain was seen yet."""
@@ -57,7 +57,8 @@ class Gate:
         self.windows.drain = max((drains.bound(s) or 0.0 for s in users), default=0.0)
         if any(name in self._tickets for name in self.held):
             self.windows.draining(at)
-        for one in self.windows.tick(at, self._lead(users)):
+        aside = users if self.windows.alone else using
+        for one in self.windows.tick(at, self._lead(aside)):
             self._emit(Overran(one.job, one.session))
         self.shut = self.windows.open and not free
         if self.shut or free or not self.promises:
@@ -65,19 +66,18 @@ class Gate:
         for session in users:
             if self._is_barred(session):
                 self._bar(session, at)
-        owner = self.windows.owner(at)
         for session in using:
-            if not free and self._stands(session, owner, at):
+            if not free and self._stands(session, at):
                 self._hold(session, at)
         for session in [*self.held.values()]:
-            if free or not (session.id in self._early or self._stands(session, owner, at)):
+            if free or not (session.id in self._early or self._stands(session, at)):
                 self._let_go(session, at)
         if not self.promises:
             self._barred.clear()
             self._tries.clear()
         # What is due already is due at once; a trial that does not fit now waits for the next event.
         due = [one for one in self._barred.values() if one > at]
-        window = self.windows.next_alarm(self._lead(users), at)
+        window = self.windows.next_alarm(self._lead(aside), at)
         self._ring(min(due if window is None else [window, *due], default=None), at)
 
     def bars(self, session: Session) -> bool:
@@ -118,6 +118,8 @@ class Gate:
 
     def comes(self, session: Session, at: float) -> None:
         """`session` comes to its turn: where it would not stop in time for the next release it begins after that."""
+        if session.realtime:
+            return
         release = self.windows.next_release()
         if release is not None and at >= release - self._lead([session]):
             self._early.add(session.id)
@@ -139,11 +141,10 @@ class Gate:
 
     # --- one session ---------------------------------------------------------------------------------
 
-    def _stands(self, session: Session, owner: Standing | None, at: float) -> bool:
-        """Whether `session` is to stand still now: all but real-time ones in a window, and of those all that are at work but the owner."""
+    def _stands(self, session: Session, at: float) -> bool:
+        """Whether `session` is to stand still now: all but real-time ones in a window, and of those all that do not come first."""
         if session.realtime:
-            other = owner is not None and owner.session != session.id
-            return other and self.windows.at_work(session.id, at)
+            return self.windows.stands(session.id, at)
         return self.shut or self._is_barred(session)
 
     def _is_barred(self, session: Session) -> bool:

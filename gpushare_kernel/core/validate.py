@@ -9,7 +9,8 @@ from gpushare_kernel.core.records import Moving
 from gpushare_kernel.core.resting import belongs
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.states import Phase
-from gpushare_kernel.core.values import JobState
+from gpushare_kernel.core.values import JobState, SessionId
+from gpushare_kernel.core.windows import Windows
 
 _CLOSE = 1e-6
 
@@ -151,13 +152,13 @@ def _promises(scheduler: Scheduler) -> Iterator[str]:
         yield f"I7: the device is {'shut' if gate.shut else 'open'} and a window is {gate.windows.open}"
     for session in scheduler.turns.using.values():
         stands = session.id in gate.held or session.stopped is not None
-        if gate.shut and session.pausable and not session.realtime and not stands:
+        guest = not session.realtime or _owes(gate.windows, session.id)
+        if gate.shut and session.pausable and guest and not stands:
             yield f"I7: session {session.id} runs in a window"
     for name, session in gate.held.items():
         if name not in scheduler.sessions:
             yield f"I3: session {name} is held and gone"
-        owner = gate.windows.owner(scheduler.at)
-        if session.realtime and (owner is None or owner.session == name):
+        if session.realtime and _comes_first(gate.windows, name, scheduler.at):
             yield f"I7: session {name} is real-time, comes first and is held"
         if not gate.promises:
             yield f"I3: session {name} is held for nobody"
@@ -166,3 +167,22 @@ def _promises(scheduler: Scheduler) -> Iterator[str]:
             yield f"I7: job {one.job} has a bound of {one.promise.bound}, a deadline of {one.promise.deadline} and a period of {one.promise.period}"
         if one.opened is not None and scheduler.at > one.until + scheduler.config.timer_slack:
             yield f"I3: the window of job {one.job} is open {scheduler.at - one.until} s too long"
+
+
+def _comes_first(windows: Windows, session: SessionId, at: float) -> bool:
+    """Whether a real-time session may not be held: no other has a window, or it has one and nobody else comes first; or it weighs more."""
+    mine = [one for one in windows.standing.values() if one.session == session]
+    others = [o for o in windows.standing.values() if o.session != session and o.opened is not None]
+    if not others:
+        return True
+    if any(one.opened is not None for one in mine):
+        owner = windows.owner(at)
+        return owner is None or owner.session == session
+    weights = [one.promise.weight for one in mine if not one.owes]
+    return any(weight > max(one.promise.weight for one in others) for weight in weights)
+
+
+def _owes(windows: Windows, session: SessionId) -> bool:
+    """Whether all deadlines of a real-time session are lost for now, and it has no window."""
+    mine = [one for one in windows.standing.values() if one.session == session]
+    return all(one.owes and one.opened is None for one in mine)

@@ -84,6 +84,11 @@ class Windows:
         """Whether the device belongs to a real-time job now."""
         return self._open > 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether all real-time jobs are of one session: else these stand aside for each other, too."""
+        return len({one.session for one in self.standing.values()}) <= 1
+
     def owner(self, at: float) -> Standing | None:
         """Return who has the device of those that are released: the largest weight, of equals the first."""
         released = (o for o in self.standing.values() if o.opened is not None and o.release <= at)

@@ -518,6 +518,45 @@ def test_of_two_real_time_sessions_the_larger_weight_has_the_device() -> None:
     assert max(low.responses) <= 0.01 + 2 * world.step
 
 
+def test_who_overran_stands_still_in_the_windows_of_others() -> None:
+    """W1, W9: Its deadline is not promised now: what it runs is best effort, whatever it weighs, until it behaves."""
+    world = RealtimeWorld()
+    bad = world.camera("bad", period=0.1, deadline=0.03, absorbs=0.01, known=False, weight=5)
+    good = world.camera("good", period=0.1, deadline=0.05, absorbs=0.01, known=False)
+    bad.next = good.next = None  # by hand
+    world.send(ev.RealtimeReleased(at=world.now, job=bad.job))
+    world.run(0.04)
+    assert [i.job for i in world.log if isinstance(i, do.Overran)] == [bad.job]
+    world.log.clear()
+    world.send(ev.RealtimeReleased(at=world.now, job=good.job))
+    assert [i.session for i in world.log if isinstance(i, do.Pause)] == ["bad"]
+    world.run(0.01)
+    world.send(ev.RealtimeDone(at=world.now, job=good.job))
+    assert [i.session for i in world.log if isinstance(i, do.Resume)] == ["bad"]
+    assert not [i for i in world.log if isinstance(i, do.Pause) and i.session == "good"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "held", "then"), [(0.5, True, set()), (1.0, True, {"good"}), (2.0, False, set())]
+)
+def test_with_nothing_released_a_session_stands_in_windows_of_no_less_weight(
+    weight: float, held: bool, then: set[str]
+) -> None:
+    """W9: A promise is no way past others' windows; of a larger weight a job may come at any time, and goes first."""
+    world = RealtimeWorld()
+    idle = world.camera("idle", period=0.1, deadline=0.05, absorbs=0.01, known=False, weight=weight)
+    good = world.camera("good", period=0.1, deadline=0.05, absorbs=0.01, known=False)
+    idle.next = good.next = None
+    world.send(ev.RealtimeReleased(at=world.now, job=good.job))
+    world.run(0.005)
+    gate = world.core.turns.gate
+    assert gate.held.keys() == ({"idle"} if held else set())
+    world.send(ev.RealtimeReleased(at=world.now, job=idle.job))  # as far as it can still say so
+    assert gate.held.keys() == ({"idle"} if held else {"good"})
+    world.send(ev.RealtimeDone(at=world.now, job=good.job if held else idle.job))
+    assert gate.held.keys() == then
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whoever_comes_and_goes_windows_hold_and_nobody_is_left_behind(seed: int) -> None:
     """I3, I7: Any best effort beside two real-time jobs; at the end of all promises everybody runs."""
