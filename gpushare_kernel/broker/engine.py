@@ -21,7 +21,7 @@ from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import JobId, PauseStatus, SessionId, Usage
 from gpushare_kernel.devices.base import Device, Target
 from gpushare_kernel.transport.words import LANE, TURN
-from gpushare_kernel.wire import texts
+from gpushare_kernel.wire import limit_texts, texts
 from gpushare_kernel.wire.messages import Announce, Slowed, Soon
 
 RESUME_AGAIN = 0.01
@@ -107,6 +107,7 @@ class Engine:
             do.Wake: self._set_wake,
             do.Alarm: lambda i: self._alarm.set(i.at),
             do.Overran: lambda i: self._say(i.session, texts.OVERRAN),
+            do.Beside: lambda i: self._say(i.session, limit_texts.beside_text(i.status)),
             do.Barred: lambda i: self._say(i.session, texts.barred_text(i.drain, i.absorbs)),
         }
 

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable
 
 from gpushare_kernel.core import drains
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.instructions import Alarm, Barred, Instruction, Overran, Pause, Resume
+from gpushare_kernel.core.instructions import (
+    Alarm,
+    Barred,
+    Beside,
+    Instruction,
+    Overran,
+    Pause,
+    Resume,
+)
 from gpushare_kernel.core.records import Session
 from gpushare_kernel.core.values import PauseReason, PauseStatus, SessionId
 from gpushare_kernel.core.windows import Windows
@@ -38,6 +46,9 @@ class Gate:
         #: Whose work takes too long to stop: when it may be tried anew, and how often it was.
         self._barred: dict[SessionId, float] = {}
         self._tries: Counter[SessionId] = Counter()
+        #: Who runs in windows all the same, for nobody can pause it: what was seen of that, and of whom it was told.
+        self._seen: dict[SessionId, PauseStatus] = {}
+        self._told: set[SessionId] = set()
         self._alarm: float | None = None
         self._config, self._emit = config, emit
 
@@ -67,6 +78,7 @@ class Gate:
             if self._is_barred(session):
                 self._bar(session, at)
         for session in using:
+            self._tell(session)
             if not free and self._stands(session, at):
                 self._hold(session, at)
         for session in [*self.held.values()]:
@@ -75,6 +87,7 @@ class Gate:
         if not self.promises:
             self._barred.clear()
             self._tries.clear()
+            self._told.clear()
         # What is due already is due at once; a trial that does not fit now waits for the next event.
         due = [one for one in self._barred.values() if one > at]
         window = self.windows.next_alarm(self._lead(aside), at)
@@ -108,6 +121,7 @@ class Gate:
         elif status not in {PauseStatus.STOPPED, PauseStatus.NOTHING, PauseStatus.GONE}:
             self.held.pop(session.id, None)  # nobody can pause it: it runs beside them
             session.pausable = False
+            self._seen[session.id] = status
 
     def keeps(self, session: Session) -> bool:
         """Whether `session`, whom the turns let run, is to stand still all the same; it is held from now on."""
@@ -134,6 +148,8 @@ class Gate:
         self._tickets.pop(session.id, None)
         self._barred.pop(session.id, None)
         self._tries.pop(session.id, None)
+        self._seen.pop(session.id, None)
+        self._told.discard(session.id)
         self._early.discard(session.id)
         session.drains.clear()
         if self.held.pop(session.id, None) is not None:
@@ -153,6 +169,19 @@ class Gate:
             return False
         drain = drains.bound(session)
         return (self._config.trial_drain if drain is None else drain) > self.windows.absorbs
+
+    def _tell(self, session: Session) -> None:
+        """Where nobody can pause `session`, those whose deadlines are promised beside it are told: once for as long as that lasts."""
+        if session.pausable:
+            self._told.discard(session.id)
+            self._seen.pop(session.id, None)
+        elif self._seen.get(session.id) is PauseStatus.BROKEN:
+            return  # its context is lost: nothing of it runs
+        elif self.promises and session.id not in self._told:
+            self._told.add(session.id)
+            for other in {one.session: None for one in self.windows.standing.values()}:
+                if other != session.id:
+                    self._emit(Beside(other, self._seen.get(session.id)))
 
     def _hold(self, session: Session, at: float) -> None:
         if session.id in self.held or session.stopped is not None or not session.pausable:

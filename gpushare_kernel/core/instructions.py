@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpushare_kernel.core.values import JobId, LaneId, Need, PauseReason, SessionId
+from gpushare_kernel.core.values import JobId, LaneId, Need, PauseReason, PauseStatus, SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +143,11 @@ class Barred(Instruction):
     session: SessionId
     drain: float | None
     absorbs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Beside(Instruction):
+    """Tell the session's user that somebody's work beside its real-time job cannot be paused, and what was seen of that (None: nothing here)."""
+
+    session: SessionId
+    status: PauseStatus | None

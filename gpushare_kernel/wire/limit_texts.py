@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpushare_kernel.core.values import PauseStatus
+
 _NAMED = 8
 """Names in one sentence at most."""
+_NOT_PAUSED = {
+    PauseStatus.UNSUPPORTED: "a profiler is at work there, or MPS",
+    PauseStatus.FORBIDDEN: "it is of an account that this broker may not pause",
+}
 
 
 def connections_text(most: int, seen: int) -> str:
@@ -101,3 +107,10 @@ def budget_text(period: str, limit: float, renews: float) -> str:
 def not_promised_again_text(name: str, why: str) -> str:
     """Return what a notebook reads whose deadline a new broker cannot promise where its pipeline runs."""
     return f"Pipeline {name} takes turns like everybody else since the broker has restarted: {why.rstrip('.')}. Close it, and open it again."
+
+
+def beside_text(status: PauseStatus | None) -> str:
+    """Return what a notebook with a deadline reads when somebody comes to work beside it whom nobody can pause (W4)."""
+    why = _NOT_PAUSED.get(status) if status is not None else None
+    seen = f" ({why})" if why else ""
+    return f"Somebody's work beside this real-time job cannot be paused{seen}: its deadline is not certain until that has ended. `pipe.report()` says what was late."

@@ -10,7 +10,15 @@ from tests_gpu_world import KINDS, GpuKernel, GpuWorld  # type: ignore[import-no
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
-from gpushare_kernel.core.values import GiB, JobId, PauseReason, Promise, SessionId, UserId
+from gpushare_kernel.core.values import (
+    GiB,
+    JobId,
+    PauseReason,
+    PauseStatus,
+    Promise,
+    SessionId,
+    UserId,
+)
 from gpushare_kernel.core.windows import BEHAVES, FIRST_TRIAL, Windows
 
 
@@ -244,6 +252,28 @@ def test_where_the_slack_absorbs_no_trial_newcomers_are_held_at_their_first_use(
     assert max(camera.responses[10:]) <= camera.work + 2 * world.step
     world.leave("cam")
     assert rates(world, 1)["heavy"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_who_has_a_deadline_is_told_of_work_that_nobody_can_pause() -> None:
+    """W4: Seen after admission, the promise stands, and is not certain: what was seen is told, once for as long as it lasts."""
+    world = RealtimeWorld()
+    world.camera("cam")
+    world.start("profiled", "light", seen=False)
+    while not world.drains:
+        world.run(world.step)
+    ((_, session, ticket, _),) = world.drains
+    world.drains.clear()
+    status = PauseStatus.UNSUPPORTED
+    world.send(ev.Paused(at=world.now, session=session, ticket=ticket, status=status, drain=0.0))
+    world.run(0.5)
+    told = [i for i in world.log if isinstance(i, do.Beside)]
+    assert told == [do.Beside(SessionId("cam"), status)]
+    world.end("profiled/job")
+    world.run(0.5)
+    world.start("deaf", "light", seen=False)
+    world.core.sessions[SessionId("deaf")].pausable = False
+    world.run(0.5)
+    assert [i for i in world.log if isinstance(i, do.Beside)][1:] == [do.Beside(SessionId("cam"), None)]  # fmt: skip
 
 
 def test_turns_that_stand_still_ask_for_nothing() -> None:

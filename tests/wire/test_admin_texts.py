@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpushare_kernel.core.values import GiB, MiB, Wait, WaitReason
+from gpushare_kernel.core.values import GiB, MiB, PauseStatus, Wait, WaitReason
 from gpushare_kernel.wire import admin_texts, cell_texts, limit_texts, parking_texts, texts
 from gpushare_kernel.wire.admin import EvictedNow, Left
 from gpushare_kernel.wire.snapshot import BudgetView, MaintenanceView, UserView
@@ -102,4 +102,16 @@ def test_what_an_administrator_asks_a_command_for_is_a_sentence() -> None:
     asked = admin_texts.asked_by_admin_text(50 * MiB)
     assert texts.for_command(asked) == (
         "Your administrator asks for the 50 MiB that this command holds of the device. End it when you can."
+    )
+
+
+def test_work_that_cannot_be_paused_beside_a_deadline() -> None:
+    """W4: what was seen of it, and what that means; nobody's name (I9)."""
+    after = (
+        ": its deadline is not certain until that has ended. `pipe.report()` says what was late."
+    )
+    before = "Somebody's work beside this real-time job cannot be paused"
+    assert limit_texts.beside_text(None) == before + after
+    assert limit_texts.beside_text(PauseStatus.UNSUPPORTED) == (
+        f"{before} (a profiler is at work there, or MPS){after}"
     )
