@@ -132,15 +132,19 @@ class Conduct:
         self.losses += 1
         return True
 
-    def ended(self, number: int) -> bool:
-        """Job `number` is over; tell whether the task has its class again."""
+    def ended(self, number: int, left: int = 0) -> bool:
+        """Job `number` is over, and `left` are under way; tell whether the task has its class again.
+
+        Not before the last of those that lost it is over: a piece of it could be in others' way beside jobs that have it, and
+        bounds count a task once.
+        """
         if number in self._bad:
             self._bad.discard(number)
             return False
         if not self.demoted:
             return False
         self.good += 1
-        if self.good < AMENDS:
+        if self.good < AMENDS or left:
             return False
         self.demoted, self.good = False, 0
         return True

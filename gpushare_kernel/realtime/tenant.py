@@ -181,7 +181,7 @@ class Tenant:
             record.waited(said.waited)
         else:
             record.failed += 1
-        if not self.conduct.ended(flight.number):
+        if not self.conduct.ended(flight.number, len(self.flights)):
             return (self.telling.overdue(now) if self.conduct.demoted else None), False
         text = self.note(f"pipeline {self.task.name} has behaved for a while: its deadline counts again.")  # fmt: skip
         return self.telling.kept(text, now), True

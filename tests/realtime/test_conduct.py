@@ -100,3 +100,16 @@ def test_losses_are_counted() -> None:
         for number in range(first, first + AMENDS + 1):
             conduct.ended(number)
     assert (conduct.losses, conduct.runs_as) == (2, Kind.RT)
+
+
+def test_a_class_is_had_again_when_no_job_without_it_is_left() -> None:
+    """P6: a piece of one that is left would hold others up beside jobs that have the class: no bound counts both."""
+    conduct = Conduct(Kind.RT)
+    conduct.overran(0)
+    conduct.ended(0, left=AMENDS + 2)
+    assert not any(
+        conduct.ended(number, left=AMENDS + 2 - number) for number in range(1, AMENDS + 2)
+    )
+    assert conduct.runs_as is Kind.BE
+    assert conduct.ended(AMENDS + 2, left=0)
+    assert conduct.runs_as is Kind.RT
