@@ -123,16 +123,18 @@ class Nodes:
             return tenant
 
     def close(self, tenant: Tenant, *, wait: bool = True) -> None:
-        """Let a task go; with `wait` when its jobs are done, else they are cancelled. The last one ends the nodes."""
+        """Let a task go; with `wait` when its jobs are done, else, or where that is interrupted, they are cancelled. The last one ends the nodes."""
         wait = wait and threading.current_thread() not in self._threads  # a callback of a result
-        with self._lock:
-            tenant.closed = True
-            while wait and self._broken is None and (tenant.flights or tenant.waiting):
-                if tenant.number in self._discipline.until:
-                    break  # it waits for deadlines: nobody knows how long
-                self._changed.wait()
-        with self._opening:
-            self._forget(tenant)
+        try:
+            with self._lock:
+                tenant.closed = True
+                while wait and self._broken is None and (tenant.flights or tenant.waiting):
+                    if tenant.number in self._discipline.until:
+                        break  # it waits for deadlines: nobody knows how long
+                    self._changed.wait()
+        finally:
+            with self._opening:
+                self._forget(tenant)
 
     def shut(self) -> None:
         """End everything at once. A forked child's is not ours to end."""

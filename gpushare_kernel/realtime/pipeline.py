@@ -237,12 +237,14 @@ class Pipeline:
         return self.nodes.looked_at(lambda: report_of(self._tenant, self.nodes.types))
 
     def close(self, *, wait: bool = True) -> None:
-        """Let it go: with `wait` when its jobs are done, else they are cancelled. The last one ends the node processes."""
+        """Let it go: with `wait` when its jobs are done, else, or where that is interrupted, they are cancelled. The last one ends the node processes."""
         if self._last_report is None:
             types = self.nodes.types
             self.nodes.up_to_date()
-            self.nodes.close(self._tenant, wait=wait)
-            self._last_report = self.nodes.looked_at(lambda: report_of(self._tenant, types))
+            try:
+                self.nodes.close(self._tenant, wait=wait)
+            finally:
+                self._last_report = self.nodes.looked_at(lambda: report_of(self._tenant, types))
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -228,3 +228,24 @@ def test_a_layer_that_hangs_does_not_hold_the_others_for_ever(
         other.submit(X).result(60)
         gate.open()
         first.result(60)
+
+
+def test_who_does_not_want_to_wait_for_its_last_jobs_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P9: closing is given up with its jobs, not with the promise and the nodes: these would stay for good."""
+
+    def interrupted(_timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    gate, nodes = Gate(tmp_path, "gate"), Nodes(Fixed((ONE,)))
+    pipe = opened(nodes, "net", [gate], [gate])
+    future = pipe.submit(X)
+    gate.entered()
+    monkeypatch.setattr(nodes._changed, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.close()
+    with pytest.raises(CancelledError):
+        future.result(60)
+    assert nodes.types == ()
+    assert pipe.report().releases == 1
