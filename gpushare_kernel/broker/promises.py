@@ -137,7 +137,12 @@ class Promises:
                 self._proofs.pop(name, None)
             then(proven)
 
+        def over(task: asyncio.Task[None]) -> None:
+            if self._proofs.get(name) is task:  # given up before it began: nothing of it has run
+                del self._proofs[name]
+
         self._proofs[name] = asyncio.get_running_loop().create_task(proof())
+        self._proofs[name].add_done_callback(over)
 
     async def prove(
         self, job: JobId, task: RealtimeTask, drain: float, keeps: RealtimePlacement | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -376,3 +377,18 @@ def test_nobody_moves_the_windows_of_another(house: House) -> None:
     with pytest.raises(Exception, match=r"closed|gone|ended|reset"):
         stranger.ask(msg.GetSnapshot())
     assert standing(house, job_of(client, "cam")).next is None
+
+
+def test_a_proof_that_is_given_up_before_it_began_is_none_that_is_being_made() -> None:
+    """W10: Nothing of it has run, so nothing of it could say that it is over; its name is free again."""
+
+    async def given_up() -> bool:
+        kept, job = promises.Promises(0), JobId("s/cam")
+        kept.begin(job, camera(), 0.003, lambda _: None)
+        assert kept.proves(job)
+        kept.forget(job)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return kept.proves(job)
+
+    assert not asyncio.run(given_up())
