@@ -187,9 +187,13 @@ class Runner:
         if not self.queues.be:
             return
         work = self.queues.give_away(lambda one: self._idle_for(one) is not None)
-        if work is not None:
-            held = self.held[work.task]
+        if work is None:
+            return
+        held = self.held[work.task]
+        try:
             self._send_on(held, work, self._idle_for(work))
+        except Exception as problem:  # noqa: BLE001  its value's own code: not the fault of the job that runs
+            self._fail(held, work, problem)
 
     def _idle_for(self, work: Work) -> int | None:
         return self._freer(self.held[work.task], work, 1)

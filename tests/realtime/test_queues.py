@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from gpushare_kernel.realtime.model import Kind
 from gpushare_kernel.realtime.queues import Mode, Queues, Work
+from gpushare_kernel.realtime.runner import Runner
 
 
 def work(task: int, kind: Kind = Kind.RT, weight: float = 1.0) -> Work:
@@ -107,3 +111,24 @@ def test_who_lost_its_class_goes_before_other_best_effort() -> None:
     queues.add(work(3))
     queues.demote(2)
     assert order(queues) == [3, 2, 0, 1]
+
+
+def test_who_cannot_be_handed_on_fails_and_not_the_job_that_runs() -> None:
+    """P7: Its value is its own: too large for its slot, or an object that cannot be pickled."""
+    waits, problem = work(1, Kind.BE), ValueError("too large")
+    failed: list[Any] = []
+
+    def refuse(*_: object) -> None:
+        raise problem
+
+    runner = SimpleNamespace(
+        queues=Queues(),
+        held={1: "its holding"},
+        _idle_for=lambda _: 1,
+        _send_on=refuse,
+        _fail=lambda *what: failed.append(what),
+    )
+    runner.queues.add(waits)
+    Runner._spread(runner)  # type: ignore[arg-type]
+    assert failed == [("its holding", waits, problem)]
+    assert not runner.queues
