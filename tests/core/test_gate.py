@@ -617,3 +617,42 @@ def test_whoever_comes_and_goes_windows_hold_and_nobody_is_left_behind(seed: int
     world.run(0.05)
     assert not world.core.turns.gate.held
     assert sum(rates(world, 4)[name] for name in names) >= 0.9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_overruns_rules_hold_and_it_has_its_windows_again(seed: int) -> None:
+    """W3, W9: Of three notebooks with deadlines each overruns now and then; each rule after each event, and in the end all is well."""
+    draw = random.Random(100 + seed)
+    world = RealtimeWorld(enforce=draw.random() < 0.5)
+    for n in range(draw.randint(0, 2)):
+        world.start(f"k{n}", draw.choice(["heavy", "light"]), seen=draw.random() < 0.5)
+    world.run(1)
+    cameras = []
+    for n, period in enumerate((0.05, 0.08, 0.11)):
+        known, weight = draw.random() < 0.6, draw.choice([1, 1, 2])
+        cameras.append(
+            world.camera(
+                f"c{n}", period=period, deadline=0.9 * period, absorbs=0.02, bound=0.03, drain=0.005,
+                known=known, weight=weight,
+            )
+        )  # fmt: skip
+        world.run(draw.random() / 10)
+    for _ in range(30):
+        for camera in cameras:
+            camera.work = draw.choice([0.002, 0.003, 0.04, 0.2])
+        world.run(draw.random() / 5)
+    for camera in cameras:
+        camera.work = 0.002
+    standing = world.core.turns.gate.windows.standing
+    world.run(1)
+    again = max((one.again for one in standing.values() if one.owes), default=world.now)
+    world.run(min(max(0.0, again - world.now), 40) + 1)
+    assert {name: one.owes for name, one in standing.items()} == dict.fromkeys(standing, 0)
+    for camera in cameras:
+        camera.responses.clear()
+    world.run(2)
+    assert all(max(camera.responses) <= 0.03 for camera in cameras)
+    for n in range(3):
+        world.leave(f"c{n}")
+    world.run(0.05)
+    assert not world.core.turns.gate.held
