@@ -182,7 +182,7 @@ class Nodes:
         payload.check(value, tenant.forms[0], f"the input of {tenant.task.name}")
         with self._lock:
             future = self._release(tenant, value, at, on_grid=on_grid).future
-        self._tell_fallen()
+        self._tell_fallen(future)
         return future
 
     def _release(self, tenant: Tenant, value: Any, at: float, *, on_grid: bool) -> Flight:
@@ -233,10 +233,11 @@ class Nodes:
         self._fallen.append((flight.future, without_frames(problem)))
         self._changed.notify_all()
 
-    def _tell_fallen(self) -> None:
-        """Fail the futures of jobs that could not be sent."""
+    def _tell_fallen(self, only: Future[Any] | None = None) -> None:
+        """Fail the futures of jobs that could not be sent; `only` this one where the caller has locks of its own."""
         with self._lock:
-            fallen, self._fallen = self._fallen, []
+            fallen = [one for one in self._fallen if only is None or one[0] is only]
+            self._fallen = [one for one in self._fallen if one not in fallen]
         for future, problem in fallen:
             fail(future, problem)
 

@@ -505,6 +505,20 @@ def test_a_value_that_is_too_large_is_its_own_job_only() -> None:
         assert again[0].result(60) == "d"
 
 
+def test_who_submits_runs_no_callback_of_another_job() -> None:
+    """It may submit to the same pipeline, which is being submitted to: that is the reader's to run."""
+    nodes, again = Nodes(Fixed((ONE,))), []
+    fell: Future[Any] = Future()
+    with opened(nodes, "net", [abs], class_="BE") as pipe:
+        fell.add_done_callback(lambda _: again.append((threading.current_thread().name, pipe.submit(X))))  # fmt: skip
+        nodes._fallen.append((fell, ValueError("it fell meanwhile")))
+        pipe.submit(X).result(60)
+        eventually(lambda: bool(again))
+        ((thread, future),) = again
+        future.result(60)
+    assert thread.startswith("gpushare-")
+
+
 class Sour:
     """What some layers give: it cannot be read again where it was made of 1."""
 
