@@ -83,11 +83,19 @@ def test_a_cell_opens_its_own(run: Run, shell: InteractiveShell, capsys: Capture
     assert "Pipeline list-" in capsys.readouterr().out
 
 
+def test_best_effort_beside_it_is_no_second_one(run: Run, shell: InteractiveShell) -> None:
+    """It has no deadline, so the cell opens one that has."""
+    cell = "import gpushare_kernel as gpushare\nother = gpushare.realtime.Pipeline(net, frame, class_='BE')\nmine = gpushare.realtime.Pipeline(net, frame)\nseen += [mine(frame), other(frame)]\nother.close()"  # fmt: skip
+    assert run(f"{LINE}\n{cell}").success
+    assert len(shell.user_ns["seen"]) == 2
+
+
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
         (f"{LINE}\nseen.append(1)", "must open exactly one gpushare.realtime.Pipeline, and opens 0"),
         (f"{LINE}\nseen.append(1)\nPipeline(a, b)\ngpushare.realtime.Pipeline(c, d)", "and opens 2"),
+        (f"{LINE}\nseen.append(1)\ngpushare.realtime.Pipeline(net, frame, class_='BE')", "and opens 0"),
         (f"{LINE} --model gone --input frame\nseen.append(1)", "--model gone: there is no variable of that name"),
         (f"{LINE} --model net --input gone\nseen.append(1)", "--input gone: there is no variable"),
         ("%%gpulane --class RT --period 1s --deadline 2s --model net --input frame\nseen.append(1)", "later than its period"),
