@@ -55,7 +55,7 @@ LEFT_FIRST_USE = "Left the queue. The cell ended at its first use of the GPU."
 RESTART_DEFAULT = "From its next restart on this notebook starts like any other."
 FRAMES_KEPT = "Errors keep their frames for %debug, and the memory that these hold. %gpushare debug off undoes it."
 FRAMES_CLEARED = "The frames of a cell that runs out of GPU memory are cleared after it, so that its memory comes back."
-OVERRAN = "Was not done when it was proven to be: until three in a row are in time again, nobody stands aside for this real-time job."
+OVERRAN = "Was not done when it was proven to be: until three in a row are in time again, nobody stands aside for this real-time job, but for a trial now and then."
 _PAUSED_FOR: dict[str, str] = {
     "": "others had their turn",
     PauseReason.TURN_ENDED: "others had their turn",

@@ -14,6 +14,7 @@ from gpushare_kernel.broker import promises
 from gpushare_kernel.core.values import GiB, JobId, PauseStatus, SessionId
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.realtime import proof
+from gpushare_kernel.wire import limit_texts
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.realtime import (
     RealtimeChain,
@@ -362,6 +363,21 @@ def test_who_takes_too_long_to_stop_is_shown_as_paused_for_it(house: House) -> N
     said = [one.text for one in other.notices if isinstance(one, msg.Announce)]
     assert said == [barred_text(1.25 * 0.3 + 0.0005, one_absorbs(said[0]))]
     house.saw(lambda: not gate.held)
+
+
+def test_work_that_nobody_can_pause_is_told_to_who_has_a_deadline(house: House) -> None:
+    """W4: It was admitted before that was seen; what the device says of the pause is what its user reads."""
+    other, client = house.notebook("hog.ipynb"), house.notebook("cam.ipynb")
+    assert isinstance(realtime(client), msg.Granted)
+    assert isinstance(other.ask(submit("train", size=GiB)), msg.Granted)
+    house.device.answers["pause"].append(PauseOutcome(PauseStatus.UNSUPPORTED, 0.0))
+    client.tell(msg.RealtimeReleased(JobId("cam")))
+    house.saw(lambda: not house.broker.scheduler.sessions[session_of(other)].pausable)
+    said = limit_texts.beside_text(PauseStatus.UNSUPPORTED)
+    for who, told in ((client, 1), (other, 0)):
+        who.ask(msg.GetSnapshot())
+        texts = [one.text for one in who.notices if isinstance(one, msg.Announce)]
+        assert texts.count(said) == told
 
 
 def one_absorbs(text: str) -> float:
