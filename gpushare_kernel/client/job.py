@@ -163,8 +163,10 @@ class Job:
     def leave(self, *, failed: bool = False) -> None:
         """End the job and wait for no report: nobody reads it."""
         self._over()
-        self._session.memory.peak()
-        self._session.post(self._end(failed=failed))
+        try:
+            self._session.memory.peak()
+        finally:  # interrupted: nobody else would ever end it
+            self._session.post(self._end(failed=failed))
 
     def _end(self, *, failed: bool) -> End:
         memory = self._session.memory

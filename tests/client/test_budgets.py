@@ -107,6 +107,27 @@ def test_a_cap_that_fails_is_one_line(
     assert notebook.shown.count(framework_texts.uncapped_text("RuntimeError: pluggable")) == 1
 
 
+def test_a_cap_that_is_interrupted_is_due_still(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Else a cap that was to be lifted would stay until the broker says something else."""
+    cuda.use(GiB)
+    notebook.budget(2 * GiB)
+    infer(1)
+    notebook.budget(None)
+    with monkeypatch.context() as once:
+
+        def interrupted(_fraction: float, _device: object) -> None:
+            once.undo()
+            raise KeyboardInterrupt
+
+        once.setattr(torch.cuda, "set_per_process_memory_fraction", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            notebook.session.boundary()
+    assert cuda.cap == 2.0
+    notebook.session.cell_started(1)
+    notebook.session.cell_ended(1)
+    assert cuda.cap == 80.0
+
+
 def test_mem_get_info(notebook: Notebook, cuda: FakeCuda) -> None:
     """Libraries that size themselves see what this notebook may take: real numbers until it is capped."""
     assert torch.cuda.mem_get_info() == (70 * GiB, 80 * GiB)
