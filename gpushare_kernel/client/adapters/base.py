@@ -16,11 +16,14 @@ class Adapter(Protocol):
         Whether it meets boundaries by itself (a training loop needs no line of ours).
     fixed
         Whether its limit is read at the start of the kernel and cannot change.
+    settles
+        Whether `settle` waits for the device, and so raises what the device ran into.
     """
 
     name: str
     meets: bool
     fixed: bool
+    settles: bool
 
     def up(self) -> bool:
         """Say whether the framework uses the device."""

@@ -22,6 +22,7 @@ class CuPy:
     name = "cupy"
     meets = False
     fixed = False
+    settles = True
 
     def __init__(self, cupy: Any, gpu: Gpu) -> None:
         self._cupy = cupy

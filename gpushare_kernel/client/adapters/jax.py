@@ -38,6 +38,7 @@ class Jax:
     name = "jax"
     meets = False
     fixed = True
+    settles = False
 
     def __init__(self, jax: Any, gpu: Gpu) -> None:
         self._jax = jax

@@ -43,6 +43,7 @@ class Torch:
     name = "torch"
     meets = True
     fixed = False
+    settles = True
 
     def __init__(self, torch: Any, gpu: Gpu) -> None:
         self._torch = torch
