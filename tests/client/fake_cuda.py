@@ -40,6 +40,7 @@ class FakeCuda:
         for name in (
             "is_initialized", "device_count", "memory_reserved", "max_memory_reserved", "max_memory_allocated", "synchronize",
             "memory_allocated", "reset_peak_memory_stats", "empty_cache", "get_device_properties", "set_per_process_memory_fraction",
+            "get_per_process_memory_fraction",
         ):  # fmt: skip
             monkeypatch.setattr(cuda, name, getattr(self, f"_{name}"))
 
@@ -106,6 +107,11 @@ class FakeCuda:
     def _set_per_process_memory_fraction(self, fraction: float, _device: Any = None) -> None:
         self._need("cap")
         self.fraction = fraction
+
+    def _get_per_process_memory_fraction(self, _device: Any = None) -> float:
+        assert self.up
+        whole = 80 * GiB
+        return 1.0 if self.fraction is None else int(self.fraction * whole) / whole
 
     def _mem_get_info(self, _device: Any = None) -> tuple[int, int]:
         torch.cuda._lazy_init()

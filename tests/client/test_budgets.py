@@ -40,6 +40,38 @@ def test_budget_is_applied_at_a_boundary(notebook: Notebook, cuda: FakeCuda) -> 
     assert cuda.cap == 80.0
 
 
+def test_a_limit_of_the_users_own_is_kept_to(notebook: Notebook, cuda: FakeCuda) -> None:
+    """The smaller of the two holds, whichever came first, and what the user set last is there when ours is lifted."""
+
+    def capped(limit: int | None) -> float | None:
+        notebook.budget(limit)
+        infer(1)
+        return cuda.cap
+
+    cuda.use(GiB)
+    torch.cuda.set_per_process_memory_fraction(0.25)
+    assert capped(40 * GiB) == 20.0
+    assert capped(10 * GiB + 1) == 10.0
+    assert capped(None) == 20.0
+    assert capped(30 * GiB) == 20.0
+    torch.cuda.set_per_process_memory_fraction(0.75)
+    assert capped(31 * GiB) == 31.0
+    assert capped(70 * GiB) == 60.0
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    assert capped(70 * GiB) == 70.0
+    assert capped(None) == 80.0
+
+
+def test_a_torch_that_does_not_tell_its_limit_is_capped(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Older ones cannot be asked what the user set: ours is set and lifted."""
+    monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")
+    cuda.use(GiB)
+    for limit, cap in ((40 * GiB, 40.0), (None, 80.0)):
+        notebook.budget(limit)
+        infer(1)
+        assert cuda.cap == cap
+
+
 def test_nothing_is_capped_below_what_it_holds(notebook: Notebook, cuda: FakeCuda) -> None:
     """What is in use stays: the cap follows it down, at the latest at the next cell."""
     cuda.use(5 * GiB)

@@ -53,7 +53,7 @@ class Adapter(Protocol):
         """Give back what its pool keeps unused."""
 
     def cap(self, limit: int | None) -> None:
-        """Let it hold `limit` bytes at most; None lets it hold what there is."""
+        """Let it hold `limit` bytes at most, or less where the user has limited it to less; None lifts ours, and leaves theirs."""
 
     def limit(self) -> int | None:
         """Return the limit it was started with, where that is fixed."""

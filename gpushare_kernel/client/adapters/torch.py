@@ -8,6 +8,7 @@ A process that compiles a model has no such hook from then on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -49,6 +50,8 @@ class Torch:
         self._torch = torch
         self._gpu = gpu
         self._undo: list[Callable[[], object]] = []
+        self._ours: dict[int, float] = {}
+        self._theirs: dict[int, float] = {}
         self.exports = Exports(torch)
 
     # --- Hooks -------------------------------------------------------------------------------------------
@@ -212,12 +215,24 @@ class Torch:
         self._torch.cuda.empty_cache()
 
     def cap(self, limit: int | None) -> None:
-        """Set the fraction its allocator may reserve."""
+        """Set the fraction its allocator may reserve. One that the user has set is kept to, too, and stays when ours goes."""
         cuda = self._torch.cuda
         for n in self._devices():
             whole = cuda.get_device_properties(n).total_memory
-            fraction = 1.0 if limit is None else min(1.0, limit / whole)
+            found = self._fraction(n)
+            if found != self._ours.get(n):
+                self._theirs[n] = found
+            theirs = self._theirs[n]
+            fraction = theirs if limit is None else min(theirs, limit / whole)
             cuda.set_per_process_memory_fraction(fraction, n)
+            self._ours[n] = self._fraction(n)  # as torch says it: it keeps whole bytes
+
+    def _fraction(self, device: int) -> float:
+        """Return the fraction that is set; all of it where this version, or an allocator, does not say."""
+        ask = getattr(self._torch.cuda, "get_per_process_memory_fraction", None)
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            return 1.0 if ask is None else float(ask(device))
+        return 1.0
 
     def limit(self) -> int | None:
         """None: it can be changed."""
