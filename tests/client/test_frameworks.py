@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -282,6 +283,13 @@ def test_jax_first_use_is_held(notebook: Notebook) -> None:
     admitted.result(20)
     assert notebook.session.memory.now() == 8
     jax.local_devices()
+
+
+def test_what_is_wrapped_is_pickled_by_name(notebook: Notebook) -> None:
+    """A function of a notebook that uses it goes to workers as without us."""
+    bridge: Any = import_module("jax")._src.xla_bridge
+    assert notebook.gpu.adapters.active[0]._wrapped is bridge.backends  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(bridge.backends)) is bridge.backends
 
 
 def test_jax_peaks(notebook: Notebook) -> None:

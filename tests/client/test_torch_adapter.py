@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+from typing import Any
 
+import cloudpickle
 import pytest
 from msgspec import structs
 
@@ -246,6 +249,20 @@ def test_real_mem_get_info(cuda: FakeCuda, new_session: New, broker: ScriptedBro
     notebook = Notebook(new_session(), broker)
     notebook.budget(GiB)
     assert torch.cuda.mem_get_info() == (70 * GiB, 80 * GiB)
+
+
+def test_what_is_wrapped_is_pickled_by_name(new_session: New, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A function of a notebook that uses it goes to workers as without us."""
+    monkeypatch.delenv("GPUSHARE_ADAPTERS", raising=False)
+    real = torch.cuda.mem_get_info, torch.cuda._lazy_init
+    Notebook(new_session(), broker)
+    ours = torch.cuda.mem_get_info, torch.cuda._lazy_init
+    assert not set(real) & set(ours)
+    assert pickle.loads(pickle.dumps(ours)) == ours
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("from torch.cuda import mem_get_info\ndef free():\n    return mem_get_info()[0]", names)
+    sent = cloudpickle.loads(cloudpickle.dumps(names["free"]))
+    assert sent.__globals__["mem_get_info"] is ours[0]
 
 
 def test_what_is_held_and_what_of_it_is_used(notebook: Notebook, cuda: FakeCuda) -> None:

@@ -6,6 +6,7 @@ lacks it, the first use is not held, and the broker sees the context in the driv
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -61,6 +62,7 @@ class Jax:
         original = self._original = self._bridge.backends
         used = [self.up()]
 
+        @functools.wraps(original)
         def backends() -> Any:
             if used[0]:
                 return original()

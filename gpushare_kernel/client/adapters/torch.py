@@ -124,6 +124,7 @@ class Torch:
         original, gpu = cuda._lazy_init, self._gpu
         used = [bool(cuda.is_initialized())]
 
+        @functools.wraps(original)
         def lazy_init() -> None:
             __tracebackhide__ = True  # an error of CUDA's start is not about us
             if used[0]:
@@ -147,6 +148,7 @@ class Torch:
         cuda = self._torch.cuda
         original, gpu = cuda.mem_get_info, self._gpu
 
+        @functools.wraps(original)  # it is pickled by its name
         def mem_get_info(device: Any = None) -> tuple[int, int]:
             free, total = original(device)
             limit = gpu.limit
@@ -156,7 +158,6 @@ class Torch:
             room = max(0, limit - gpu.memory.now())
             return min(free, room), min(total, limit + gpu.reserve)
 
-        mem_get_info.__doc__ = original.__doc__
         for place in (cuda, getattr(cuda, "memory", None)):
             if place is not None and getattr(place, "mem_get_info", None) is original:
                 self._replace(place, "mem_get_info", mem_get_info)
