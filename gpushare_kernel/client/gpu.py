@@ -124,7 +124,7 @@ class Gpu:
         self._session.count()
         if self._due:
             self.apply()
-        if self._trim_due and self._session.is_program:
+        if self._trim_due and self._session.is_program and not self.memory.capturing():
             self.give_back()
         if self._look_due:
             self._look_due = False
@@ -205,8 +205,8 @@ class Gpu:
 
     def apply(self) -> None:
         """Give back what is unused above the limit, then cap the frameworks there. Never raises but for an interrupt."""
-        if self.away or not self._applying.acquire(blocking=False):
-            return  # while it is set aside that stays due
+        if self.away or self.memory.capturing() or not self._applying.acquire(blocking=False):
+            return  # while it is set aside, or a graph is captured, that stays due
         try:
             self._due = False
             self._apply(self.limit)

@@ -212,6 +212,22 @@ def test_a_program_trims_at_its_boundary(notebook: Notebook, cuda: FakeCuda) -> 
     assert (cuda.in_use, cuda.cached) == (GiB, 0)
 
 
+def test_a_capture_is_not_disturbed(notebook: Notebook, cuda: FakeCuda) -> None:
+    """What is due waits until the CUDA graph is captured: to trim in it would spoil it."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    cuda.calls.clear()
+    notebook.budget(2 * GiB)
+    notebook.hear(Trim())
+    cuda.capturing = True
+    infer(1)
+    assert cuda.calls == []
+    cuda.capturing = False
+    infer(1)
+    assert cuda.calls.count("empty_cache") == 2
+    assert (cuda.cap, cuda.cached) == (2.0, 0)
+
+
 def test_a_notebook_with_a_front_end_trims_at_no_boundary(notebook: Notebook, cuda: FakeCuda) -> None:  # fmt: skip
     """A declared cell is no plain one, and is not emptied in its middle either: the front end says when."""
     cuda.use(3 * GiB)

@@ -187,6 +187,25 @@ def test_a_turn_is_passed_when_the_device_is_done(notebook: Notebook, cuda: Fake
     notebook.leave(lane)
 
 
+@pytest.mark.parametrize("word", [TURN, LANE])
+def test_a_capture_is_not_disturbed(notebook: Notebook, cuda: FakeCuda, word: int) -> None:
+    """To wait for the device would spoil a CUDA graph that is being captured: the boundary after it is the one that yields."""
+    lane = notebook.lane()
+    cuda.use(GiB)
+    cuda.calls.clear()
+    notebook.peer.page.set(1, word)
+    answering = in_thread(lambda: yielded(notebook))
+    cuda.capturing = True
+    train(1)
+    assert (lane.boundaries, cuda.calls) == (1, [])
+    assert not [one for one in notebook.peer.seen if isinstance(one, Yield)]
+    cuda.capturing = False
+    train(1)
+    assert answering.result(20).boundaries == 2
+    assert "synchronize" in cuda.calls
+    notebook.leave(lane)
+
+
 def test_a_pass_with_gradients_is_no_place_to_yield(notebook: Notebook) -> None:
     """Between a forward and its backward pass memory is in use: it counts, but nothing is met there."""
     lane = notebook.lane()

@@ -49,6 +49,9 @@ class Adapter(Protocol):
     def settle(self) -> None:
         """Wait for the work that was launched."""
 
+    def capturing(self) -> bool:
+        """Say whether this thread's work goes into a graph that is being captured: to wait, or to free, would spoil it."""
+
     def trim(self) -> None:
         """Give back what its pool keeps unused."""
 

@@ -84,6 +84,10 @@ class CuPy:
         """Wait for the work that was launched."""
         self._cupy.cuda.runtime.deviceSynchronize()
 
+    def capturing(self) -> bool:
+        """Never: its boundaries are where the user says, and nobody says so inside of one."""
+        return False
+
     def trim(self) -> None:
         """Give back the pool's free blocks."""
         self.held()

@@ -115,6 +115,10 @@ class Jax:
     def settle(self) -> None:
         """Nothing: JAX has no call that waits for all its work, and the lock drains what is under way."""
 
+    def capturing(self) -> bool:
+        """Never: it shows none."""
+        return False
+
     def trim(self) -> None:
         """Nothing: what its pool took it keeps until the kernel ends."""
 

@@ -211,6 +211,10 @@ class Torch:
         for n in self._devices():
             self._torch.cuda.synchronize(n)
 
+    def capturing(self) -> bool:
+        """Say whether the current stream is being captured."""
+        return bool(self._torch.cuda.is_current_stream_capturing())
+
     def trim(self) -> None:
         """Give back whole segments that nobody uses."""
         self._torch.cuda.empty_cache()
