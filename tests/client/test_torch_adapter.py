@@ -41,6 +41,41 @@ def test_training_counts_optimizer_steps(notebook: Notebook) -> None:
     assert notebook.counted == 11
 
 
+class Checkpointed(torch.nn.Module):
+    """Blocks that keep nothing for the backward pass, which runs them again."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Block() for _ in range(32))
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        x = x.requires_grad_()
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_backward_pass_runs_again_is_no_iteration(notebook: Notebook, *, reentrant: bool) -> None:  # fmt: skip
+    """However many checkpointed blocks there are; nor are they a place to yield: the pass is in the middle."""
+    train(5, Checkpointed(reentrant=reentrant))
+    assert notebook.counted == 6
+    train(5)
+    assert notebook.counted == 11
+
+
+def test_a_torch_that_does_not_tell_a_backward_pass(new_session: New, broker: ScriptedBroker, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Where a version lacks the private name everything else is seen as ever."""
+    monkeypatch.delattr(torch._C, "_current_graph_task_id")
+    notebook = Notebook(new_session(), broker)
+    train(3)
+    assert notebook.counted == 4
+    assert notebook.shown == []
+
+
 def test_inference_counts_root_modules(notebook: Notebook) -> None:
     """A forward pass counts once, however deep the model and whatever helper calls its parts."""
     infer(4)

@@ -28,6 +28,8 @@ QUIET = 8
 micro-batches), and an evaluation is longer."""
 _HOOK_TO_CALLER = 4
 """Frames from our hook to whoever called the module: inner, _call_impl, _wrapped_call_impl, the caller."""
+_NO_BACKWARD = -1
+"""What torch says of a thread that is in no backward pass."""
 _REAL_NUMBERS = ("GPUSHARE_MEM_INFO", "real")
 
 
@@ -82,6 +84,8 @@ class Torch:
         # torch.compile traces our hooks too: to it this reads True, and the rest of a hook is not there.
         compiling = torch.compiler.is_dynamo_compiling
         met, quiet = self._gpu.met, [0]
+        # Private: where a version lacks it, a block that is run again in a backward pass counts as a forward pass.
+        backward = getattr(torch._C, "_current_graph_task_id", lambda: _NO_BACKWARD)
 
         def stepped(_optimizer: object, _args: object, _kwargs: object) -> None:
             if compiling():
@@ -90,6 +94,8 @@ class Torch:
             met()
 
         def root_ran() -> None:
+            if backward() != _NO_BACKWARD:
+                return  # a checkpointed block, run again: a part of its iteration
             if quiet[0]:
                 quiet[0] -= 1
             elif torch.is_grad_enabled():
