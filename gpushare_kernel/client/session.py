@@ -292,17 +292,17 @@ class Session(Questions):
 
     def cell_here(self) -> int | None:
         """Return the plain cell that runs in this thread."""
-        here = threading.get_ident()
-        return next((cell for cell, thread in self._cells.items() if thread == here), None)
+        return next((cell for cell, at in self._cells.items() if at == threading.get_ident()), None)
 
     def cell_ended(self, cell: int) -> None:
         """Say that it is over."""
         self._cells.pop(cell, None)
-        if self.gpu is not None:
-            self.gpu.plain.cell_ended(cell)
-            self.gpu.cell_event()
-        if self.up:
-            self.note(CellEnded(cell, self.memory.recent()))
+        try:
+            if self.gpu is not None:
+                self.gpu.cell_ended(cell)
+        finally:  # interrupted: nobody else would ever say so
+            if self.up:
+                self.note(CellEnded(cell, self.memory.known()))
 
     def give_back(self) -> int | None:
         """Give back what the frameworks of a GPU keep unused, on the caller's thread; returns how many bytes."""
