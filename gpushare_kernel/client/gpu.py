@@ -24,7 +24,7 @@ from gpushare_kernel.client.moving import Moving
 from gpushare_kernel.client.plain import PlainUse
 from gpushare_kernel.client.ptracer import let_workers_in
 from gpushare_kernel.transport.words import AWAY
-from gpushare_kernel.wire import framework_texts
+from gpushare_kernel.wire import framework_texts, parking_texts, texts
 from gpushare_kernel.wire.aside import PutBack, SetAside
 from gpushare_kernel.wire.messages import Budget, Trim
 
@@ -240,6 +240,12 @@ class Gpu:
     def say(self, text: str) -> None:
         """Show a line to the user."""
         self._session.say(text)
+
+    def without_broker(self) -> str:
+        """Return what a broker's absence means here."""
+        if self.moving.aside:
+            return parking_texts.BROKER_AWAY_HELD
+        return texts.BROKER_AWAY_ASIDE if self.away else texts.BROKER_AWAY
 
     def say_once(self, text: str) -> None:
         """Show a line, once in this process."""

@@ -89,8 +89,7 @@ class Session(Questions):
         self.gpu: Gpu | None = None
         self.when_idle: Callable[[Callable[[], None]], bool] | None = None
         self.mover: Callable[[], tuple[Warm, Copier] | None] | None = None
-        self._quiet = False
-        self.cooperates = True
+        self._quiet, self.cooperates = False, True
         self._reset()
         _sessions.add(self)
 
@@ -401,12 +400,7 @@ class Session(Questions):
         self._set_up(up=False)
         queued = self._calls.lose_all()
         if self._jobs or not queued:
-            self._tell(Announce(self._broker_away()))
-
-    def _broker_away(self) -> str:
-        if self.gpu is not None and self.gpu.moving.aside:
-            return texts.BROKER_AWAY_HELD
-        return texts.BROKER_AWAY_ASIDE if self.gpu and self.gpu.away else texts.BROKER_AWAY
+            self._tell(Announce(self.gpu.without_broker() if self.gpu else texts.BROKER_AWAY))
 
     def word(self) -> int:
         """Return the session's own word (`transport.words`)."""
