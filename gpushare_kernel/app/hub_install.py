@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpushare_kernel import __version__
-from gpushare_kernel.app import unit
+from gpushare_kernel.app import placing, unit
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.hub import snippet
 from gpushare_kernel.hub.settings import TLJH
@@ -47,16 +46,6 @@ class Plan:
     def at(self, path: Path) -> Path:
         """Return where `path` is now."""
         return self.root / path.relative_to("/")
-
-    def file_of(self, path: Path) -> Path:
-        """Return where the file is that `path` leads to: a link to a hub's configuration stays one."""
-        at = self.at(path)
-        for _ in range(_LINKS):
-            if not at.is_symlink():
-                break
-            to = at.readlink()
-            at = self.at(to) if to.is_absolute() else at.parent / to
-        return at
 
 
 def plan(
@@ -108,21 +97,21 @@ def write(planned: Plan) -> list[str]:
     Raises
     ------
     BadDeclaration
-        Where a hub's configuration cannot be read.
+        Where a hub's configuration cannot be read, or is not one that root should write to.
     """
     before = _note(planned.at(NOTE))
-    blocks = {path: _read(planned.file_of(path)) for path in planned.blocks}
+    blocks = {path: _read(planned.root, path) for path in planned.blocks}
     kept = {str(one.path) for one in planned.files}
     old = {path: known for path, known in before["files"].items() if path not in kept}
     done = [line for path, known in old.items() if (line := _take(planned, Path(path), known))]
     done += _without_blocks(planned, {*map(Path, before["blocks"])} - blocks.keys())
     for one in planned.files:
-        _put(planned.at(one.path), one.text)
+        placing.put(planned.at(one.path), one.text)
         done.append(f"{one.path}: {one.why}")
-    for path, text in blocks.items():
-        _put(planned.file_of(path), snippet.with_block(text), keep_mode=True)
+    for path, (file, text) in blocks.items():
+        file.write(snippet.with_block(text))
         done.append(f"{path}: loads {snippet.PLACE}, by three lines at its end")
-    _put(planned.at(NOTE), note_of(planned))
+    placing.put(planned.at(NOTE), note_of(planned))
     return done
 
 
@@ -164,11 +153,16 @@ def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
 def _without_blocks(planned: Plan, paths: Iterable[Path]) -> list[str]:
     done = []
     for path in dict.fromkeys(paths):
-        at = planned.file_of(path)
-        text = at.read_text(encoding="utf-8") if at.is_file() else ""
-        if (without := snippet.without_block(text)) != text:
-            _put(at, without, keep_mode=True)
-            done.append(f"{path}: as it was before")
+        try:
+            file = placing.find(planned.root, path)
+            text = file.read()
+            if (without := snippet.without_block(text)) != text:
+                file.write(without)
+                done.append(f"{path}: as it was before")
+        except placing.NotOurs as problem:
+            done.append(str(problem))
+        except (OSError, UnicodeDecodeError):
+            continue
     return done
 
 
@@ -184,23 +178,13 @@ def _take(planned: Plan, path: Path, digest: str) -> str | None:
     return f"{path}: removed"
 
 
-def _put(path: Path, text: str, *, keep_mode: bool = False) -> None:
-    """Write a file so that whoever reads it meanwhile sees the old one or the new one."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True)
-        path.parent.chmod(0o755)  # whatever the umask: everybody is to see the mark
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    found = path.stat() if keep_mode else None
-    fresh.chmod(0o644 if found is None else found.st_mode & 0o7777)
-    if found is not None:
-        os.chown(fresh, found.st_uid, found.st_gid)
-    fresh.replace(path)
-
-
-def _read(path: Path) -> str:
+def _read(root: Path, path: Path) -> tuple[placing.Found, str]:
     try:
-        return path.read_text(encoding="utf-8")
+        file = placing.find(root, path)
+        return file, file.read()
+    except placing.NotOurs as problem:
+        msg = f"the hub's configuration {problem} Nothing was written."
+        raise BadDeclaration(msg) from problem
     except (OSError, UnicodeDecodeError) as problem:
         msg = f"the hub's configuration {path} cannot be read: {problem}. Nothing was written. Name it: --hub-config FILE."
         raise BadDeclaration(msg) from problem

@@ -42,17 +42,28 @@ def servers() -> list[Server]:
 
 
 def hub_configs() -> list[Path]:
-    """Return the configuration files that hubs which run here were started with."""
+    """Return the configuration files that hubs which run here were started with.
+
+    Anybody can have a process that is called like a hub: it is one for files of its own only, unless it is root's. And what is
+    called so is not yet Python: a `sudo jupyterhub -f FILE` that waits for its password is root's, too. A container's root is root
+    to us, and its paths are not ours.
+    """
     found = []
     for folder, words in _commands():
-        if not any(Path(word).name == "jupyterhub" for word in words[:_WORDS]):
+        if _program(words) != "jupyterhub":
             continue
         try:
-            here = (folder / "cwd").readlink()
+            if not (folder / "root").samefile("/"):
+                continue
+            path = (folder / "cwd").readlink() / _config_of(words)
+            runs = (folder / "exe").readlink().name.startswith("python")
+            # The saved and effective ones, too: a program that root lets anybody run is not root's.
+            uids = procfs.uids(int(folder.name))
+            if runs and path.is_file() and uids in ({0}, {path.stat().st_uid}):
+                found.append(path)
         except OSError:
             continue
-        found.append(here / _config_of(words))
-    return [path for path in dict.fromkeys(found) if path.is_file()]
+    return list(dict.fromkeys(found))
 
 
 def without_text(running: list[Server]) -> str:
@@ -78,6 +89,17 @@ def _serves(words: list[str]) -> bool:
     first = words[:_WORDS]
     named = any(Path(word).name in _PROGRAMS for word in first)
     return named or any(option == "-m" and module in _MODULES for option, module in pairwise(first))
+
+
+def _program(words: list[str]) -> str:
+    """Return the name of the script, or the module, that an interpreter was given; empty where it was given none."""
+    rest = iter(words[1:])
+    for word in rest:
+        if word in {"-X", "-W"}:
+            next(rest, None)
+        elif not word.startswith("-") or word == "-":
+            return Path(word).name
+    return ""
 
 
 def _server(pid: int) -> Server:

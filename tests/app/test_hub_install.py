@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -364,6 +366,15 @@ def test_what_others_set_is_found(machine: Path, place: str, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# {line}\n{line.replace('gpushare', 'other')}\n{line}\n")
     assert list(snippet.left_over(machine, [machine / "home"], [])) == [f"{path} line 3"]
+
+
+def test_a_users_file_that_is_none_holds_nobody_up(machine: Path) -> None:
+    """Root looks through everybody's: a pipe that nobody writes into would be waited for, for ever."""
+    home = machine / "home"
+    home.mkdir()
+    os.mkfifo(home / ".bashrc")
+    (home / ".profile").symlink_to("/dev/zero")
+    assert list(snippet.left_over(machine, [home], [])) == []
 
 
 def test_uninstall_names_this_shells_own(gpushare: Gpushare) -> None:
