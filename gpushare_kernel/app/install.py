@@ -88,10 +88,8 @@ class InstallApp(_Placed, BrokerCommand):
             "Print what would be written, and write nothing.",
         ),
     }
-    aliases = {  # noqa: RUF012
-        **BrokerCommand.aliases,
-        **_Placed.aliases,
-    }
+    # The broker's last: `--config` is its file of groups here.
+    aliases = {**_Placed.aliases, **BrokerCommand.aliases}  # noqa: RUF012
 
     def start(self) -> None:
         """Write it, and say what to do next."""
@@ -100,12 +98,22 @@ class InstallApp(_Placed, BrokerCommand):
             raise BadDeclaration(msg)
         arguments = self.broker_arguments()
         if self.hub:
+            self._check_settings()
             self._install_hub(arguments)
             return
         if arguments or self.hub_config or self.root != "/":
             msg = "options of the broker, --hub-api, --hub-config and --root go with --hub: a broker of your own is started as you say to jupyter gpushare start."
             raise BadDeclaration(msg)
         self._install_kernelspecs(self.chosen()[0])
+
+    def _check_settings(self) -> None:
+        """Refuse a file that is not there: the service would not start."""
+        if self.settings is None:
+            return
+        path = Path(self.settings).absolute()
+        if not (Path(self.root) / path.relative_to("/")).is_file():
+            msg = f"--config: there is no file {path}. {self.not_done}"
+            raise BadDeclaration(msg)
 
     def _install_kernelspecs(self, kernels: Path) -> None:
         if self.dry_run:

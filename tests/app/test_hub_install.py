@@ -16,7 +16,9 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from gpushare_kernel.app import hub_install, unit
+from gpushare_kernel.app.base import BrokerCommand, Command
 from gpushare_kernel.app.checks import fitting
+from gpushare_kernel.app.install import InstallApp
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub import snippet
@@ -116,6 +118,28 @@ def test_a_wrong_option_of_the_broker_says_that_nothing_was_written(gpushare: Gp
     assert done.returncode == 1
     assert done.stderr.endswith("Nothing was written.\n")
     assert files(machine) == before
+
+
+def test_a_file_of_groups_is_the_services(gpushare: Gpushare, machine: Path) -> None:
+    """As `start --config` has it; one that is not there is said before anything is written."""
+    before = files(machine)
+    refused = gpushare("install", "--hub", "--root", str(machine), "--config", "/etc/groups.toml")
+    assert refused.returncode == 1
+    assert refused.stderr == "gpushare: --config: there is no file /etc/groups.toml. Nothing was written.\n"  # fmt: skip
+    assert files(machine) == before
+    (machine / "etc/groups.toml").touch()
+    said = install(gpushare, machine, "--config", "/etc/groups.toml", "--dry-run")
+    (start,) = [line for line in said.splitlines() if line.startswith("ExecStart=")]
+    assert start.endswith("--service --config /etc/groups.toml")
+
+
+def test_no_option_of_start_means_something_else_in_install() -> None:
+    """A name that several classes have is the broker's."""
+    of_brokers = set(BrokerCommand.aliases) - set(Command.aliases) | {"config"}
+    assert {name: InstallApp.aliases[name] for name in of_brokers} == {
+        name: BrokerCommand.aliases[name] for name in of_brokers
+    }
+    assert BrokerCommand.flags.items() <= InstallApp.flags.items()
 
 
 def test_tljh_gets_a_file_of_its_own_and_says_what_its_culler_does(gpushare: Gpushare, tljh: Path) -> None:  # fmt: skip
