@@ -342,7 +342,7 @@ def test_the_unit_has_nothing_that_breaks_what_the_broker_does() -> None:
     after = next(line for line in lines if line.startswith("After="))
     assert "nss-user-lookup.target" in after, "the groups file names users that only LDAP knows"
     assert "Wants=nss-user-lookup.target" in lines
-    for line in ("KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=restart", "Restart=on-failure", "Type=notify"):  # fmt: skip
+    for line in ("KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=yes", "Restart=on-failure", "Type=notify"):  # fmt: skip
         assert line in lines
     assert any(line.startswith("ExecStopPost=") and "broker.service" in line for line in lines)
     hides = ("Private", "Protect", "Memory", "Restrict", "SystemCall", "Device", "NoNew", "Capability", "User=", "Dynamic")  # fmt: skip
