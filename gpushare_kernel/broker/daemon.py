@@ -217,6 +217,7 @@ def _broker(
             policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
             turn=given.turn,
             parking=Parking(given.parking or Parking.OFF),
+            options=_command(given)[_PROGRAM:],
         )
         for device in devices
     ]

@@ -196,6 +196,36 @@ def test_again_with_other_options_keeps_the_hubs_that_are_known(gpushare: Gpusha
     assert "elsewhere" not in (root / "etc/gpushare/installed.json").read_text()
 
 
+def test_again_with_other_options_the_broker_keeps_its_own(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """What doctor, status and the metrics' page say is one option more, never all the others less; and it is said."""
+
+    def start() -> str:
+        text = (machine / "etc/systemd/system/gpushare.service").read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+        return line.partition(" --service")[2].strip()
+
+    hub = "--hub-api http://127.0.0.1:8081/hub/api --hub-uids 1000"
+    said = install(gpushare, machine, *hub.split(), "--device", "0,1", "--policy", "srtf", "--record", "/var/log/50%$.jsonl")  # fmt: skip
+    assert "keeps" not in said
+    said = install(gpushare, machine, "--metrics", "127.0.0.1:9469", "--policy", "fair")
+    assert f"The broker keeps --device 0,1 --record '/var/log/50%$.jsonl' {hub} (--anew: it does not).\n" in said  # fmt: skip
+    before = start()
+    assert before == f"--policy fair --device 0,1 --record '/var/log/50%%$$.jsonl' {hub} --metrics 127.0.0.1:9469"  # fmt: skip
+    install(gpushare, machine)
+    assert start() == before
+    said = install(gpushare, machine, "--anew", "--parking", "cold", "--dry-run")
+    assert "Without what the broker had before: --policy fair --device 0,1 " in said
+    assert start() == before
+    install(gpushare, machine, "--anew", "--parking", "cold")
+    assert start() == "--parking cold"
+    refused = gpushare("install", "--hub", "--root", str(machine), "--device", "host")
+    assert "--parking: the CPU has nothing to park. Nothing was written." in refused.stderr
+    written = machine / "etc/systemd/system/gpushare.service"
+    written.write_text(written.read_text().replace("--parking cold", "--parking cold --by-hand 1"))
+    refused = gpushare("install", "--hub", "--root", str(machine))
+    assert "--by-hand: the broker has no such option. Nothing was written." in refused.stderr
+
+
 def test_what_somebody_changed_is_kept_aside_and_not_in_use(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
     """An administrator's edit of the unit is not lost, and no unit stays."""
     install(gpushare, machine)
@@ -357,6 +387,11 @@ def test_beside_a_service_not_even_root_starts_a_broker(tmp_path: Path, monkeypa
     monkeypatch.setattr(places_module, "SYSTEM_MARK", tmp_path)
     here = Places(tmp_path / "run", system=True)
     assert how_to_start(here) == "jupyter gpushare start"
+    here.runtime.mkdir()
+    here.again.write_text(json.dumps(["--again", "--idle-exit", "0.0", "--device", "auto", "--turn", "0.1", "--policy", "srtf", "--parking", "warm", "--record", "/a b.jsonl"]))  # fmt: skip
+    asked = "jupyter gpushare stop; jupyter gpushare start --idle-exit 0.0 --policy srtf --parking cold --record '/a b.jsonl'"
+    assert how_to_restart(here, "--parking cold") == asked
+    assert how_to_restart(here, "--parking cold", []) == "jupyter gpushare stop; jupyter gpushare start --parking cold"  # fmt: skip
     (tmp_path / "service").write_text("gpushare.service\n")
     assert not may_start(here)
     assert how_to_start(here) == "systemctl start gpushare.service"
