@@ -18,11 +18,18 @@ from gpushare_kernel.app import placing, unit
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.hub import snippet
 from gpushare_kernel.hub.settings import TLJH
-from gpushare_kernel.transport.places import SERVICE, SYSTEM_MARK
+from gpushare_kernel.transport.places import (
+    SERVICE,
+    SYSTEM_LOGS,
+    SYSTEM_MARK,
+    SYSTEM_RUNTIME,
+    SYSTEM_STATE,
+)
 
 NOTE = SYSTEM_MARK / "installed.json"
+_KEPT = (SYSTEM_STATE, SYSTEM_LOGS, SYSTEM_RUNTIME)
+"""Folders that systemd made for the broker: accounts and what was learned, the log and the audit, and what is empty of sockets by then."""
 _CHANGED = ".changed-since-gpushare"
-_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +154,11 @@ def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
         else:
             mark.rmdir()
             done.append(f"{SYSTEM_MARK}: removed")
+    kept = [str(path) for path in _KEPT if planned.at(path).is_dir()]
+    if kept:
+        done.append(
+            f"What the broker remembers and logged stays: {', '.join(kept)}. To remove that, once the service is stopped: rm -r {' '.join(kept)}"
+        )
     return done
 
 

@@ -244,6 +244,16 @@ def test_a_mark_with_more_in_it_stays_and_says_what_that_means(gpushare: Gpushar
     assert "/etc/gpushare stays, for what else is in it (groups.toml)" in said
 
 
+def test_what_the_broker_kept_is_named_with_what_removes_it(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """systemd made those folders, and nobody removes them unasked."""
+    for place in ("var/lib/gpushare", "var/log/gpushare"):
+        (machine / place).mkdir(parents=True)
+    install(gpushare, machine)
+    said = gpushare("uninstall", "--hub", "--root", str(machine)).stdout
+    assert "stays: /var/lib/gpushare, /var/log/gpushare. To remove that, once the service is stopped: rm -r /var/lib/gpushare /var/log/gpushare\n" in said  # fmt: skip
+    assert (machine / "var/lib/gpushare").is_dir()
+
+
 def test_a_hub_that_cannot_be_read_stops_it_before_anything_is_written(gpushare: Gpushare, tmp_path: Path) -> None:  # fmt: skip
     """The file, why, and the option."""
     root = tmp_path / "empty"
@@ -367,7 +377,7 @@ def test_systemd_takes_the_unit(tmp_path: Path, arguments: list[str]) -> None:
 
 
 def test_the_unit_has_nothing_that_breaks_what_the_broker_does() -> None:
-    """Its guardian outlives it, its table of who is paused outlives a restart, and no sandbox hides devices, processes or signals."""
+    """Its guardian outlives it, its folder outlives a stop (containers mount it), and no sandbox hides devices, processes or signals."""
     lines = unit.unit("/opt/python", []).splitlines()
     after = next(line for line in lines if line.startswith("After="))
     assert "nss-user-lookup.target" in after, "the groups file names users that only LDAP knows"
