@@ -96,6 +96,7 @@ def _trouble(broker: Broker) -> str | None:
     troubles = (
         broker.ledger.trouble,
         broker.groups.trouble,
+        broker.groups.silence,
         broker.no_metrics,
     )
     return " ".join(filter(None, troubles)) or None
