@@ -59,7 +59,12 @@ def hub_configs() -> list[Path]:
             runs = (folder / "exe").readlink().name.startswith("python")
             # The saved and effective ones, too: a program that root lets anybody run is not root's.
             uids = procfs.uids(int(folder.name))
-            if runs and path.is_file() and uids in ({0}, {path.stat().st_uid}):
+            if (
+                runs
+                and str(path).isprintable()
+                and path.is_file()
+                and uids in ({0}, {path.stat().st_uid})
+            ):
                 found.append(path)
         except OSError:
             continue
@@ -104,7 +109,9 @@ def _program(words: list[str]) -> str:
 
 def _server(pid: int) -> Server:
     chosen = procfs.environ(pid, VARIABLE)
-    name = procfs.environ(pid, "JUPYTERHUB_USER") or procfs.environ(pid, "USER") or f"pid {pid}"
+    told = (procfs.environ(pid, "JUPYTERHUB_USER"), procfs.environ(pid, "USER"))
+    # Anybody writes what they like there, and root's terminal shows it.
+    name = next((one for one in told if one and one.isprintable()), f"pid {pid}")
     readable = procfs.environ(pid, "PATH") is not None
     return Server(pid, name, chosen == OURS if readable else None)
 

@@ -77,6 +77,12 @@ def test_servers_are_told_by_program_and_environment(start: Start) -> None:
     assert servers.without_text(found[1:2]) == ""
 
 
+def test_a_name_that_no_terminal_should_show_is_none(start: Start) -> None:
+    """Root's terminal would do what a user wrote into their environment."""
+    pid = start("jupyter-lab", JUPYTERHUB_USER="\x1b]0;ann\x07", USER="ann\nbob")
+    assert [one.name for one in those(pid)] == [f"pid {pid}"]
+
+
 def test_one_whose_environment_is_not_ours_to_read_is_not_accused() -> None:
     """Another user's, seen by somebody who is not root."""
     assert servers.without_text([Server(1, "ann", shares=None)]) == ""
