@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,8 @@ class Plan:
     files: list[Text] = field(default_factory=list)
     #: Configuration files of hubs that get a block at their end.
     blocks: list[Path] = field(default_factory=list)
+    #: Those of them that nobody named and that are a user's: a hub's own account, or anybody who has a process called like one.
+    users: set[Path] = field(default_factory=set)
 
     def at(self, path: Path) -> Path:
         """Return where `path` is now."""
@@ -61,6 +64,8 @@ def plan(
     startup: Path,
     arguments: Sequence[str],
     hubs: Sequence[Path],
+    *,
+    named: bool = True,
 ) -> Plan:
     """Plan an installation below `root`.
 
@@ -76,6 +81,8 @@ def plan(
         The broker's.
     hubs
         Configuration files of hubs, as they are called on that machine. Those of an earlier plan stay while they are there.
+    named
+        Whether an administrator named them: else one of a user's that cannot be written to stops nobody's installation.
     """
     made = Plan(root)
     made.files += [
@@ -95,6 +102,7 @@ def plan(
         made.files.append(Text(snippet.PLACE, text, "what a hub loads: its servers' kernels share"))
         noted = map(Path, _note(made.at(NOTE))["blocks"])
         made.blocks += dict.fromkeys([*hubs, *(one for one in noted if _is_there(made.at(one)))])
+        made.users = set() if named else {one for one in hubs if _is_a_users(made.at(one))}
     return made
 
 
@@ -107,7 +115,7 @@ def write(planned: Plan) -> list[str]:
         Where a hub's configuration cannot be read, or is not one that root should write to.
     """
     before = _note(planned.at(NOTE))
-    blocks = {path: _read(planned.root, path) for path in planned.blocks}
+    blocks, left = _texts(planned)
     kept = {str(one.path) for one in planned.files}
     old = {path: known for path, known in before["files"].items() if path not in kept}
     done = [line for path, known in old.items() if (line := _take(planned, Path(path), known))]
@@ -119,7 +127,7 @@ def write(planned: Plan) -> list[str]:
         file.write(snippet.with_block(text))
         done.append(f"{path}: loads {snippet.PLACE}, by three lines at its end")
     placing.put(planned.at(NOTE), note_of(planned))
-    return done
+    return [*done, *left]
 
 
 def note_of(planned: Plan) -> str:
@@ -188,6 +196,27 @@ def _take(planned: Plan, path: Path, digest: str) -> str | None:
         return f"{path}: somebody changed it, so it is kept as {aside.name}"
     at.unlink()
     return f"{path}: removed"
+
+
+def _texts(planned: Plan) -> tuple[dict[Path, tuple[placing.Found, str]], list[str]]:
+    """Return the hubs' files with what is in them, and what is said of those that are left as they are, which leave the plan."""
+    found, left = {}, []
+    for path in list(planned.blocks):
+        try:
+            found[path] = _read(planned.root, path)
+        except BadDeclaration as problem:
+            if path not in planned.users:
+                raise
+            planned.blocks.remove(path)
+            left.append(f"{path}: left as it is, servers of its hub do not share: {problem.__cause__}")  # fmt: skip
+    return found, left
+
+
+def _is_a_users(path: Path) -> bool:
+    try:
+        return path.stat().st_uid not in {0, os.geteuid()}
+    except OSError:
+        return False
 
 
 def _read(root: Path, path: Path) -> tuple[placing.Found, str]:

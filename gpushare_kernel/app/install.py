@@ -158,7 +158,9 @@ class InstallApp(_Placed, BrokerCommand):
         arguments = self._with_those_before(asked)
         hubs = self.hubs()
         startup = Path(sys.prefix) / STARTUP_FILE
-        planned = hub_install.plan(Path(self.root), sys.executable, startup, arguments, hubs)
+        planned = hub_install.plan(
+            Path(self.root), sys.executable, startup, arguments, hubs, named=bool(self.hub_config)
+        )
         if self.dry_run:
             for one in planned.files:
                 say(f"--- {one.path}: {one.why}\n{one.text}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +26,8 @@ _PROGRAMS = frozenset(
 _MODULES = frozenset({"jupyterhub.singleuser", "jupyterlab", "notebook", "jupyter_server"})
 _WORDS = 4
 """A server's program is among the first words: an interpreter, its options, the script or -m and the module."""
+_LARGEST = 2**20
+"""Bytes that a hub's configuration never has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +54,23 @@ def hub_configs() -> list[Path]:
     """
     found = []
     for folder, words in _commands():
-        if _program(words) != "jupyterhub":
-            continue
-        try:
-            if not (folder / "root").samefile("/"):
-                continue
-            path = (folder / "cwd").readlink() / _config_of(words)
-            runs = (folder / "exe").readlink().name.startswith("python")
-            # The saved and effective ones, too: a program that root lets anybody run is not root's.
-            uids = procfs.uids(int(folder.name))
-            if (
-                runs
-                and str(path).isprintable()
-                and path.is_file()
-                and uids in ({0}, {path.stat().st_uid})
-            ):
-                found.append(path)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to see
+            path = _configuration(folder, words) if _program(words) == "jupyterhub" else None
+            found += [] if path is None else [path]
     return list(dict.fromkeys(found))
+
+
+def _configuration(folder: Path, words: list[str]) -> Path | None:
+    """Return the file that a process called like a hub names; None where it is to be believed nothing."""
+    python = (folder / "exe").readlink().name.startswith("python")
+    if not python or not (folder / "root").samefile("/"):
+        return None
+    path = (folder / "cwd").readlink() / _config_of(words)
+    found = path.stat()
+    # The saved and effective ones, too: a program that root lets anybody run is not root's.
+    owned = procfs.uids(int(folder.name)) in ({0}, {found.st_uid})
+    whole = stat.S_ISREG(found.st_mode) and found.st_size < _LARGEST
+    return path if owned and whole and str(path).isprintable() else None
 
 
 def without_text(running: list[Server]) -> str:

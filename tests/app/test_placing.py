@@ -125,3 +125,20 @@ def test_a_link_that_leads_to_itself_is_no_file(machine: Path) -> None:
     config.symlink_to(config.name)
     with pytest.raises(BadDeclaration, match="leads to itself"):
         hub_install.write(planned(machine))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+def test_a_users_file_that_nobody_named_stops_no_installation(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """Anybody may have what is called a hub, with a file that root does not write to: it is said, the rest is installed, and no note has it."""
+    config = machine / "etc/jupyterhub/jupyterhub_config.py"
+    config.chmod(0o666)
+    os.chown(config, NOBODY, NOBODY)
+    done = gpushare("install", "--hub", "--root", str(machine))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{CONFIG}: left as it is, servers of its hub do not share: {CONFIG} is not written to: everybody may write to {config}." in done.stdout  # fmt: skip
+    assert config.read_text() == TEXT
+    assert str(CONFIG) not in (machine / "etc/gpushare/installed.json").read_text()
+    named = gpushare("install", "--hub", "--root", str(machine), "--hub-config", str(CONFIG))
+    assert named.returncode == 1
+    assert "Nothing was written" in named.stderr

@@ -97,6 +97,16 @@ def test_a_running_hub_says_where_its_configuration_is(start: Start, tmp_path: P
     assert path in servers.hub_configs()
 
 
+def test_what_is_no_configuration_is_not_read(start: Start, tmp_path: Path) -> None:
+    """A file that would fill root's memory, and one whose name its terminal would act on."""
+    with (tmp_path / "large.py").open("w") as large:
+        large.truncate(2**40)
+    (tmp_path / "a\x1b[2J.py").touch()
+    for name in ("large.py", "a\x1b[2J.py"):
+        start("jupyterhub", "-f", name)
+    assert not [path for path in servers.hub_configs() if path.parent == tmp_path]
+
+
 def test_what_is_only_called_like_a_hub_is_none(start: Start, tmp_path: Path) -> None:
     """No interpreter's: a sudo that waits for its password is root's process, and its words are whoever's. No script's name: an argument."""
     path = tmp_path / "hub.py"
