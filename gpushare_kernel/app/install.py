@@ -200,7 +200,7 @@ class InstallApp(_Placed, BrokerCommand):
         waits = servers.without_text(servers.servers()) if here and not found.replaced else ""
         if waits:
             say(waits)
-        restart = "tljh-config reload hub" if tljh else "systemctl restart jupyterhub (or however yours is started)"  # fmt: skip
+        restart = "tljh-config reload hub" if tljh else "systemctl restart jupyterhub (or however yours is started; by its defaults that ends everybody's notebooks: docs/admin/jupyterhub.md)"  # fmt: skip
         say("Next, as root:")
         say(f"  systemctl daemon-reload && systemctl enable --now {unit.NAME}")
         say(f"  {restart}")

@@ -81,6 +81,7 @@ def test_a_plain_hub_is_installed_and_back(gpushare: Gpushare, machine: Path) ->
     for path in ("/etc/systemd/system/gpushare.service", "/etc/gpushare/service", "/etc/gpushare/jupyterhub.py", "/etc/jupyterhub/jupyterhub_config.py"):  # fmt: skip
         assert path in said
     assert "systemctl enable --now gpushare.service" in said
+    assert "by its defaults that ends everybody's notebooks" in said
     assert "--service --parking cold\n" in written["etc/systemd/system/gpushare.service"]
     assert install(gpushare, machine, "--parking", "cold") == said
     assert files(machine) == written
