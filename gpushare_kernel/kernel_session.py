@@ -110,6 +110,8 @@ class KernelSession:
     page_of: ProcessKey | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     needs: int = 0
+    #: What its user should know of it; empty: nothing.
+    remark: str = ""
     undoing: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
 
     def environment(self) -> dict[str, str]:
@@ -363,6 +365,7 @@ def _opened(places: Places, body: Open | Restart) -> KernelSession:
         broker,
         opened.environment,
         opened.needs,
+        opened.remark,
     )
 
 

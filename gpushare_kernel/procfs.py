@@ -87,6 +87,14 @@ def owner(pid: int) -> int | None:
     return None
 
 
+def uids(pid: int) -> set[int]:
+    """Return all uids of a process (real, effective, saved, of its files); empty where it is gone."""
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith(b"Uid:"):
+            return {int(word) for word in line.split()[1:]}
+    return set()
+
+
 def name(pid: int) -> str:
     """Return what a process is called (15 characters of it); "" where it is gone."""
     return _read(f"/proc/{pid}/comm").decode(errors="replace").strip()

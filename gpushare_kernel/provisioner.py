@@ -166,6 +166,10 @@ class GpuShareProvisioner(LocalProvisioner):
                 raise
             self._warn_once(f"this kernel shares nothing: {problem}")
             self._drop()
+        if (
+            self._session is not None and self._session.remark
+        ):  # a bare kernel's user has no other way to read it
+            self.log.warning("gpushare: %s", self._session.remark)
         return self._session
 
     def _open_blocking(self, env: dict[str, str] | None) -> KernelSession:

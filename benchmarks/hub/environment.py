@@ -96,5 +96,5 @@ def people(*names: str) -> Iterator[None]:
                 pwd.getpwnam(name)
             except KeyError:
                 subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)  # fmt: skip
-            ends.callback(subprocess.run, ["userdel", "--remove", name], check=False, capture_output=True)  # fmt: skip
+            ends.callback(subprocess.run, ["userdel", "--force", "--remove", name], check=False, capture_output=True)  # fmt: skip
         yield

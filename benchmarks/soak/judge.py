@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -70,6 +71,25 @@ class PauseWatch:
         return max(self.pauses[gone], default=0.0)
 
 
+class Served:
+    """Seconds for which there was a broker, as the watch sees them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._looked: float | None = None
+
+    def look(self, at: float, *, here: bool) -> None:
+        """There is one now, or not."""
+        if here and self._looked is not None:
+            self.seconds += at - self._looked
+        self._looked = at if here else None
+
+    def wait(self, seconds: float, most: float = 600.0) -> Callable[[], bool]:
+        """Return what tells whether there has been one for so many seconds since; or none for nearly all of `most`, which no fault of ours lasts."""
+        until, end = self.seconds + seconds, time.monotonic() + most
+        return lambda: self.seconds >= until or time.monotonic() > end
+
+
 @dataclass
 class Tally:
     """Everything that a run counts. Persons, adversary and watch write into it, each under its own names."""
@@ -86,6 +106,9 @@ class Tally:
     errors: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     pauses: PauseWatch = field(default_factory=PauseWatch)
+    served: Served = field(default_factory=Served)
+    #: The longest that a cell took, from its start to its end (seconds).
+    longest_cell: float = 0.0
 
     def figures(self) -> Sequence[Figure]:
         """Return the figures, with what they must be."""
@@ -113,6 +136,8 @@ class Tally:
             none("stuck_cells", self.stuck),
             Figure("faults", "", [sum(self.done.values())]),
             Figure("cells", "", [self.cells]),
+            Figure("longest_cell", "s", [self.longest_cell]),
+            Figure("served", "s", [self.served.seconds]),
         )
 
     def details(self) -> dict[str, object]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -30,7 +31,7 @@ TESTS = HERE.parents[1] / "tests"
 PATH = (HERE.parents[1], TESTS / "faults" / "kernel_side", TESTS / "client" / "frameworks", HERE)
 START = 60.0
 STUCK = 90.0
-"""Seconds after which a cell that should take a moment is stuck: longer than any wait for memory or a broker."""
+"""Seconds with a broker after which a cell that should take a moment is stuck: longer than any wait for memory or turns."""
 THINKS = (0.5, 4.0)
 """Seconds between two cells of a person."""
 CYCLE = {True: 6.0, False: 3.0}
@@ -48,8 +49,8 @@ class Died(Exception):
 class Kernel(Protocol):
     """How a notebook's cells reach its kernel."""
 
-    def run(self, code: str, value: str, patience: float) -> Any:
-        """Run a cell; `CellFailed`, `Died` or `TimeoutError` where it does not end well."""
+    def run(self, code: str, value: str, late: Callable[[], bool]) -> Any:
+        """Run a cell; `CellFailed`, `Died` or, once it is `late`, `TimeoutError` where it does not end well."""
 
     def close(self) -> None:
         """Hang up."""
@@ -72,12 +73,12 @@ class Light:
                 pace.wait(0.02)  # it tells nobody when it listens
         self._lines = self._sock.makefile("rw", encoding="utf-8")
 
-    def run(self, code: str, value: str, patience: float) -> Any:
+    def run(self, code: str, value: str, late: Callable[[], bool]) -> Any:
         """Run a cell."""
-        self._sock.settimeout(patience)
         try:
             self._lines.write(json.dumps([code, value]) + "\n")
             self._lines.flush()
+            self._wait(late)
             line = self._lines.readline()
         except TimeoutError:
             raise
@@ -89,6 +90,11 @@ class Light:
         if not done:
             raise CellFailed(": ".join(answer))
         return answer[0]
+
+    def _wait(self, late: Callable[[], bool]) -> None:
+        while not select.select([self._sock], [], [], 1.0)[0]:
+            if late():
+                raise TimeoutError
 
     def close(self) -> None:
         """Hang up."""
@@ -111,12 +117,11 @@ class Real:
             self.close()
             raise Died from None
 
-    def run(self, code: str, value: str, patience: float) -> Any:
+    def run(self, code: str, value: str, late: Callable[[], bool]) -> Any:
         """Run a cell."""
         # In the cell, not in the expression: what an expression asks of a GPU that is set aside nobody brings back.
         cell = f"{code}\n_said = __import__('json').dumps({value})"
         asked = self._client.execute(cell, store_history=False, user_expressions={"v": "_said"})
-        deadline = time.monotonic() + patience
         while True:
             with contextlib.suppress(Empty):
                 reply = self._client.get_shell_msg(timeout=1)
@@ -124,7 +129,7 @@ class Real:
                     return _value(reply["content"])
             if not self._manager.is_alive():
                 raise Died
-            if time.monotonic() > deadline:
+            if late():
                 raise TimeoutError
 
     def close(self) -> None:
@@ -199,7 +204,9 @@ class Person:
         except CellFailed as problem:
             self._failed(str(problem))
         except TimeoutError:
-            self.tally.stuck.append(f"{self}: a cell has not ended within {STUCK:g} s{self._how()}")
+            self.tally.stuck.append(
+                f"{self}: a cell has not ended within {STUCK:g} s of a broker{self._how()}"
+            )
             self._again(patience=0)
 
     def _chosen(self) -> str:
@@ -238,10 +245,14 @@ class Person:
 
     # --- Its kernel ------------------------------------------------------------------------------------
 
-    def _run(self, code: str, value: str, patience: float = STUCK) -> Any:
+    def _run(self, code: str, value: str) -> Any:
         if self._kernel is None:
             raise Died
-        return self._kernel.run(code, value, patience)
+        began = time.monotonic()
+        try:
+            return self._kernel.run(code, value, self.tally.served.wait(STUCK))
+        finally:
+            self.tally.longest_cell = max(self.tally.longest_cell, time.monotonic() - began)
 
     def _again(self, patience: float = 2.0) -> None:
         """The kernel is dead, or is to be restarted."""

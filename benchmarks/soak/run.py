@@ -88,7 +88,7 @@ def _run(folder: Folder, stage: Stage, disk: Disk, tally: Tally, plan: Plan) -> 
         Person(n, plan.sessions, plan.seed, stage, tally, real=n % 10 < 2)
         for n in range(plan.sessions)
     ]
-    watch = Watch(where, stage.gpu, people, tally.pauses)
+    watch = Watch(where, stage.gpu, people, tally.pauses, tally.served)
     with _polled(people):
         try:
             watch.start()

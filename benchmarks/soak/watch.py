@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from benchmarks.soak.judge import Gone, PauseWatch
+from benchmarks.soak.judge import Gone, PauseWatch, Served
 from benchmarks.soak.people import Person
 from gpushare_kernel import procfs
 from gpushare_kernel.core.values import ProcessKey
@@ -20,6 +20,7 @@ from gpushare_kernel.transport.peers import peer_of
 from gpushare_kernel.transport.places import Places
 
 LOOK = 0.01
+TIDY = 0.5
 _GUARDIAN = b"gpushare_kernel.broker.guardian"
 
 
@@ -49,12 +50,19 @@ class Watch:
     """Looks every 10 ms while a broker is gone, and waits for its end otherwise."""
 
     def __init__(
-        self, places: Places, gpu: Path, people: Sequence[Person], seen: PauseWatch
+        self,
+        places: Places,
+        gpu: Path,
+        people: Sequence[Person],
+        seen: PauseWatch,
+        served: Served,
     ) -> None:
-        self._places, self._gpu, self._people, self._seen = places, gpu, people, seen
+        self._places, self._gpu, self._people = places, gpu, people
+        self._seen, self._served = seen, served
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self.brokers = 0
+        self._tidied = 0.0
 
     def start(self) -> None:
         """Begin."""
@@ -70,12 +78,14 @@ class Watch:
         broker: ProcessKey | None = None
         guardian: ProcessKey | None = None
         while not self._ending.is_set():
+            self._tidy()
             if broker is None or not procfs.alive(broker):
                 fresh = broker_at(self._places)
                 if fresh is not None and procfs.alive(fresh):
                     broker, guardian = fresh, None
                     self.brokers += 1
             here = broker is not None and procfs.alive(broker)
+            self._served.look(time.monotonic(), here=here)
             if here and not self._seen.open:
                 guardian = _guardian_now(broker, guardian)
                 _wait_for(broker, 0.1)
@@ -85,6 +95,17 @@ class Watch:
             gone = Gone.NOBODY if here else Gone.BROKER if _able(guardian) else Gone.BOTH
             self._seen.look(time.monotonic(), gone, self.paused())
             self._ending.wait(LOOK)
+
+    def _tidy(self) -> None:
+        """Take away what ended processes hold in the GPU in files: pids come again within the hour, and whoever has one then would hold it."""
+        now = time.monotonic()
+        if now < self._tidied + TIDY:
+            return
+        self._tidied = now
+        for file in self._gpu.glob("held.*[0-9]"):
+            if procfs.state(int(file.suffix[1:])) in {None, *procfs.ENDED}:
+                for name in ("held", "state"):
+                    file.with_name(f"{name}{file.suffix}").unlink(missing_ok=True)
 
     def paused(self) -> set[ProcessKey]:
         """Who stands still on our account now."""

@@ -249,23 +249,33 @@ class BrokerCommand(Command):
                 asked += [f"--{name.replace('_', '-')}", str(value)]
         if self.settings is not None:
             asked += ["--config", str(Path(self.settings).absolute())]
-        self._check(asked)
-        return asked
-
-    def _check(self, asked: list[str]) -> None:
-        from gpushare_kernel.broker.options import parser  # noqa: PLC0415 - the broker's own rules, for two commands
-
         if self.capacity is not None:
             parse_size(self.capacity)
+        self.check_arguments(asked)
+        return asked
+
+    def check_arguments(self, asked: Sequence[str]) -> None:
+        """Refuse what a broker would refuse.
+
+        Raises
+        ------
+        BadDeclaration
+            With the option, why, and what is meant.
+        """
+        from gpushare_kernel.broker.options import parser  # noqa: PLC0415 - the broker's own rules, for two commands
+
         rules = parser()
         rules.exit_on_error = False
         try:
-            found = rules.parse_args(asked)
+            found, unknown = rules.parse_known_args(asked)
         except argparse.ArgumentError as problem:
             name = problem.argument_name or ""
             hint = _meant(rules, name, asked)
             msg = f"{name}: {problem.message.rstrip('.')}. {hint}{self.not_done}"
             raise BadDeclaration(msg) from None
+        if unknown:
+            msg = f"{unknown[0]}: the broker has no such option. {self.not_done}"
+            raise BadDeclaration(msg)
         if found.device == "host" and found.parking in {"cold", "warm"}:
             msg = f"--parking: the CPU has nothing to park. {self.not_done}"
             raise BadDeclaration(msg)

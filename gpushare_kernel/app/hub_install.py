@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from gpushare_kernel import __version__
-from gpushare_kernel.app import unit
+from gpushare_kernel.app import placing, unit
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.hub import snippet
 from gpushare_kernel.hub.settings import TLJH
-from gpushare_kernel.transport.places import SERVICE, SYSTEM_MARK
+from gpushare_kernel.transport.places import (
+    SERVICE,
+    SYSTEM_LOGS,
+    SYSTEM_MARK,
+    SYSTEM_RUNTIME,
+    SYSTEM_STATE,
+)
 
 NOTE = SYSTEM_MARK / "installed.json"
+_KEPT = (SYSTEM_STATE, SYSTEM_LOGS, SYSTEM_RUNTIME)
+"""Folders that systemd made for the broker: accounts and what was learned, the log and the audit, and what is empty of sockets by then."""
 _CHANGED = ".changed-since-gpushare"
-_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +50,12 @@ class Plan:
     files: list[Text] = field(default_factory=list)
     #: Configuration files of hubs that get a block at their end.
     blocks: list[Path] = field(default_factory=list)
+    #: Those of them that nobody named and that are a user's: a hub's own account, or anybody who has a process called like one.
+    users: set[Path] = field(default_factory=set)
 
     def at(self, path: Path) -> Path:
         """Return where `path` is now."""
         return self.root / path.relative_to("/")
-
-    def file_of(self, path: Path) -> Path:
-        """Return where the file is that `path` leads to: a link to a hub's configuration stays one."""
-        at = self.at(path)
-        for _ in range(_LINKS):
-            if not at.is_symlink():
-                break
-            to = at.readlink()
-            at = self.at(to) if to.is_absolute() else at.parent / to
-        return at
 
 
 def plan(
@@ -65,6 +64,8 @@ def plan(
     startup: Path,
     arguments: Sequence[str],
     hubs: Sequence[Path],
+    *,
+    named: bool = True,
 ) -> Plan:
     """Plan an installation below `root`.
 
@@ -80,6 +81,8 @@ def plan(
         The broker's.
     hubs
         Configuration files of hubs, as they are called on that machine. Those of an earlier plan stay while they are there.
+    named
+        Whether an administrator named them: else one of a user's that cannot be written to stops nobody's installation.
     """
     made = Plan(root)
     made.files += [
@@ -99,6 +102,7 @@ def plan(
         made.files.append(Text(snippet.PLACE, text, "what a hub loads: its servers' kernels share"))
         noted = map(Path, _note(made.at(NOTE))["blocks"])
         made.blocks += dict.fromkeys([*hubs, *(one for one in noted if _is_there(made.at(one)))])
+        made.users = set() if named else {one for one in hubs if _is_a_users(made.at(one))}
     return made
 
 
@@ -108,22 +112,22 @@ def write(planned: Plan) -> list[str]:
     Raises
     ------
     BadDeclaration
-        Where a hub's configuration cannot be read.
+        Where a hub's configuration cannot be read, or is not one that root should write to.
     """
     before = _note(planned.at(NOTE))
-    blocks = {path: _read(planned.file_of(path)) for path in planned.blocks}
+    blocks, left = _texts(planned)
     kept = {str(one.path) for one in planned.files}
     old = {path: known for path, known in before["files"].items() if path not in kept}
     done = [line for path, known in old.items() if (line := _take(planned, Path(path), known))]
     done += _without_blocks(planned, {*map(Path, before["blocks"])} - blocks.keys())
     for one in planned.files:
-        _put(planned.at(one.path), one.text)
+        placing.put(planned.at(one.path), one.text)
         done.append(f"{one.path}: {one.why}")
-    for path, text in blocks.items():
-        _put(planned.file_of(path), snippet.with_block(text), keep_mode=True)
+    for path, (file, text) in blocks.items():
+        file.write(snippet.with_block(text))
         done.append(f"{path}: loads {snippet.PLACE}, by three lines at its end")
-    _put(planned.at(NOTE), note_of(planned))
-    return done
+    placing.put(planned.at(NOTE), note_of(planned))
+    return [*done, *left]
 
 
 def note_of(planned: Plan) -> str:
@@ -158,17 +162,27 @@ def take_back(root: Path, hubs: Sequence[Path]) -> list[str]:
         else:
             mark.rmdir()
             done.append(f"{SYSTEM_MARK}: removed")
+    kept = [str(path) for path in _KEPT if planned.at(path).is_dir()]
+    if kept:
+        done.append(
+            f"What the broker remembers and logged stays: {', '.join(kept)}. To remove that, once the service is stopped: rm -r {' '.join(kept)}"
+        )
     return done
 
 
 def _without_blocks(planned: Plan, paths: Iterable[Path]) -> list[str]:
     done = []
     for path in dict.fromkeys(paths):
-        at = planned.file_of(path)
-        text = at.read_text(encoding="utf-8") if at.is_file() else ""
-        if (without := snippet.without_block(text)) != text:
-            _put(at, without, keep_mode=True)
-            done.append(f"{path}: as it was before")
+        try:
+            file = placing.find(planned.root, path)
+            text = file.read()
+            if (without := snippet.without_block(text)) != text:
+                file.write(without)
+                done.append(f"{path}: as it was before")
+        except placing.NotOurs as problem:
+            done.append(str(problem))
+        except (OSError, UnicodeDecodeError):
+            continue
     return done
 
 
@@ -184,23 +198,34 @@ def _take(planned: Plan, path: Path, digest: str) -> str | None:
     return f"{path}: removed"
 
 
-def _put(path: Path, text: str, *, keep_mode: bool = False) -> None:
-    """Write a file so that whoever reads it meanwhile sees the old one or the new one."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True)
-        path.parent.chmod(0o755)  # whatever the umask: everybody is to see the mark
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    found = path.stat() if keep_mode else None
-    fresh.chmod(0o644 if found is None else found.st_mode & 0o7777)
-    if found is not None:
-        os.chown(fresh, found.st_uid, found.st_gid)
-    fresh.replace(path)
+def _texts(planned: Plan) -> tuple[dict[Path, tuple[placing.Found, str]], list[str]]:
+    """Return the hubs' files with what is in them, and what is said of those that are left as they are, which leave the plan."""
+    found, left = {}, []
+    for path in list(planned.blocks):
+        try:
+            found[path] = _read(planned.root, path)
+        except BadDeclaration as problem:
+            if path not in planned.users:
+                raise
+            planned.blocks.remove(path)
+            left.append(f"{path}: left as it is, servers of its hub do not share: {problem.__cause__}")  # fmt: skip
+    return found, left
 
 
-def _read(path: Path) -> str:
+def _is_a_users(path: Path) -> bool:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.stat().st_uid not in {0, os.geteuid()}
+    except OSError:
+        return False
+
+
+def _read(root: Path, path: Path) -> tuple[placing.Found, str]:
+    try:
+        file = placing.find(root, path)
+        return file, file.read()
+    except placing.NotOurs as problem:
+        msg = f"the hub's configuration {problem} Nothing was written."
+        raise BadDeclaration(msg) from problem
     except (OSError, UnicodeDecodeError) as problem:
         msg = f"the hub's configuration {path} cannot be read: {problem}. Nothing was written. Name it: --hub-config FILE."
         raise BadDeclaration(msg) from problem

@@ -19,6 +19,7 @@ from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.hub import culling, servers, snippet
 from gpushare_kernel.hub.settings import TLJH
 from gpushare_kernel.interpreters import STARTUP_FILE
+from gpushare_kernel.transport.options import merged, options_of, words_of
 from gpushare_kernel.transport.places import SYSTEM_RUNTIME
 
 _ROOT_NEEDED = "install and uninstall --hub write into /etc: run them as root (sudo {command})."
@@ -77,21 +78,24 @@ class InstallApp(_Placed, BrokerCommand):
     description = """Make Jupyter start kernels as shared ones: --user, --sys-prefix for this environment, or --hub for everybody on this host.
 
     --hub writes a service for the system broker (with the options of `start`) and has JupyterHub's servers share. It prints what
-    it writes, and with --dry-run it only prints. --hub-api says where the hub tells who somebody is: only where all its servers
+    it writes, and with --dry-run it only prints. Run again, the broker keeps the options that are not given anew (--anew: it does not). --hub-api says where the hub tells who somebody is: only where all its servers
     run as one account."""
     not_done = "Nothing was written."
     dry_run = Bool(False, config=True, help="Print what would be written, and write nothing.")  # noqa: FBT003
+    anew = Bool(False, config=True, help="With --hub: the broker has the options given now, and none that it had.")  # noqa: FBT003  # fmt: skip
     flags = {  # noqa: RUF012
         **_Placed.flags,
         "dry-run": (
             {"InstallApp": {"dry_run": True}},
             "Print what would be written, and write nothing.",
         ),
+        "anew": (
+            {"InstallApp": {"anew": True}},
+            "With --hub: the broker has the options given now, and none that it had.",
+        ),
     }
-    aliases = {  # noqa: RUF012
-        **BrokerCommand.aliases,
-        **_Placed.aliases,
-    }
+    # The broker's last: `--config` is its file of groups here.
+    aliases = {**_Placed.aliases, **BrokerCommand.aliases}  # noqa: RUF012
 
     def start(self) -> None:
         """Write it, and say what to do next."""
@@ -100,12 +104,22 @@ class InstallApp(_Placed, BrokerCommand):
             raise BadDeclaration(msg)
         arguments = self.broker_arguments()
         if self.hub:
+            self._check_settings()
             self._install_hub(arguments)
             return
-        if arguments or self.hub_config or self.root != "/":
-            msg = "options of the broker, --hub-api, --hub-config and --root go with --hub: a broker of your own is started as you say to jupyter gpushare start."
+        if arguments or self.hub_config or self.anew or self.root != "/":
+            msg = "options of the broker, --anew, --hub-api, --hub-config and --root go with --hub: a broker of your own is started as you say to jupyter gpushare start."
             raise BadDeclaration(msg)
         self._install_kernelspecs(self.chosen()[0])
+
+    def _check_settings(self) -> None:
+        """Refuse a file that is not there: the service would not start."""
+        if self.settings is None:
+            return
+        path = Path(self.settings).absolute()
+        if not (Path(self.root) / path.relative_to("/")).is_file():
+            msg = f"--config: there is no file {path}. {self.not_done}"
+            raise BadDeclaration(msg)
 
     def _install_kernelspecs(self, kernels: Path) -> None:
         if self.dry_run:
@@ -122,10 +136,31 @@ class InstallApp(_Placed, BrokerCommand):
             say(f"Jupyter here prefers {used}, which shares too.")
         say("Running servers keep their kernels; new kernels share.")
 
-    def _install_hub(self, arguments: Sequence[str]) -> None:
+    def _with_those_before(self, asked: Sequence[str]) -> list[str]:
+        """Return the options of the installation that is there, but for those asked for otherwise, and say which stay: none is lost in silence."""
+        try:
+            text = (Path(self.root) / unit.PLACE.relative_to("/")).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return list(asked)
+        before, anew = options_of(unit.arguments_of(text)), options_of(asked)
+        kept = words_of({name: value for name, value in before.items() if name not in anew})
+        if not kept:
+            return list(asked)
+        if self.anew:
+            say(f"Without what the broker had before: {shlex.join(kept)}")
+            return list(asked)
+        say(f"The broker keeps {shlex.join(kept)} (--anew: it does not).")
+        arguments = merged(words_of(before), asked)
+        self.check_arguments(arguments)
+        return arguments
+
+    def _install_hub(self, asked: Sequence[str]) -> None:
+        arguments = self._with_those_before(asked)
         hubs = self.hubs()
         startup = Path(sys.prefix) / STARTUP_FILE
-        planned = hub_install.plan(Path(self.root), sys.executable, startup, arguments, hubs)
+        planned = hub_install.plan(
+            Path(self.root), sys.executable, startup, arguments, hubs, named=bool(self.hub_config)
+        )
         if self.dry_run:
             for one in planned.files:
                 say(f"--- {one.path}: {one.why}\n{one.text}")
@@ -165,7 +200,7 @@ class InstallApp(_Placed, BrokerCommand):
         waits = servers.without_text(servers.servers()) if here and not found.replaced else ""
         if waits:
             say(waits)
-        restart = "tljh-config reload hub" if tljh else "systemctl restart jupyterhub (or however yours is started)"  # fmt: skip
+        restart = "tljh-config reload hub" if tljh else "systemctl restart jupyterhub (or however yours is started; by its defaults that ends everybody's notebooks: docs/admin/jupyterhub.md)"  # fmt: skip
         say("Next, as root:")
         say(f"  systemctl daemon-reload && systemctl enable --now {unit.NAME}")
         say(f"  {restart}")

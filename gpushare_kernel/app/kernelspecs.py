@@ -15,6 +15,7 @@ from typing import Any
 
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 
+from gpushare_kernel.app import placing
 from gpushare_kernel.core.errors import BadDeclaration
 
 NATIVE, LAUNCHED = "python3", "gpushare"
@@ -140,6 +141,4 @@ def _write(folder: Path, spec: dict[str, Any]) -> None:
     for resource in Path(RESOURCES).iterdir():
         if resource.is_file() and not (folder / resource.name).exists():
             shutil.copyfile(resource, folder / resource.name)
-    fresh = folder / "kernel.json.new"
-    fresh.write_text(_text(spec), encoding="utf-8")
-    fresh.replace(folder / "kernel.json")
+    placing.put(folder / "kernel.json", _text(spec))

@@ -58,6 +58,8 @@ def launched_environment(env: Mapping[str, str]) -> dict[str, str]:
             f"gpushare: this kernel shares nothing: {' '.join(str(problem).split())}\n"
         )
         return bare
+    if session.remark:
+        sys.stderr.write(f"gpushare: {session.remark}\n")
     return session.joined(bare)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAME = "gpushare.service"
 PLACE = Path("/etc/systemd/system") / NAME
+_SERVICE = "--service"
 
 _UNIT = """\
 # Written by: jupyter gpushare install --hub. Taken back by: jupyter gpushare uninstall.
@@ -35,7 +36,7 @@ OOMPolicy=continue
 OOMScoreAdjust=-500
 RuntimeDirectory=gpushare
 RuntimeDirectoryMode=0755
-RuntimeDirectoryPreserve=restart
+RuntimeDirectoryPreserve=yes
 StateDirectory=gpushare
 StateDirectoryMode=0750
 LogsDirectory=gpushare
@@ -50,9 +51,22 @@ WantedBy=multi-user.target
 
 def unit(python: str, arguments: Sequence[str]) -> str:
     """Return the unit of a broker with these arguments, run by this interpreter."""
-    start = [python, "-P", "-m", "gpushare_kernel.broker", "--service", *arguments]
+    start = [python, "-P", "-m", "gpushare_kernel.broker", _SERVICE, *arguments]
     undo = [python, "-P", "-m", "gpushare_kernel.broker.service"]
     return _UNIT.format(start=_line(start), undo=_line(undo))
+
+
+def arguments_of(text: str) -> list[str]:
+    """Return the arguments of the broker that a unit starts; none where it is no such unit."""
+    for line in text.splitlines():
+        name, _, command = line.partition("=")
+        if name == "ExecStart":
+            try:
+                words = shlex.split(command.replace("$$", "$").replace("%%", "%"))
+            except ValueError:
+                return []
+            return words[words.index(_SERVICE) + 1 :] if _SERVICE in words else []
+    return []
 
 
 def _line(words: Sequence[str]) -> str:

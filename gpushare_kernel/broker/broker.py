@@ -74,6 +74,8 @@ class Broker(Processes):
         self.groups = Groups(self, settings or Settings())
         self.upkeep = Upkeep(self)
         self.audit = audit or Audit(None)
+        #: Why metrics are not offered that are to be; empty where they are.
+        self.no_metrics = ""
 
     # --- what others ask ------------------------------------------------------------------------------------
 

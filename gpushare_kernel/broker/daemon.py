@@ -118,7 +118,9 @@ def _say_why(given: argparse.Namespace, error: GpushareError) -> None:
 
 async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     loop = asyncio.get_running_loop()
-    offer = None if given.metrics is None or given.again else await Offer.made(given)
+    # Whoever starts one by hand is told what is wrong with it; where nobody looks, metrics are no reason to be without a broker.
+    unattended = given.again or given.service
+    offer = None if given.metrics is None or unattended else await Offer.made(given)
     table = IntentTable(where.intents)
     ledger = Ledger(where.ledger)
     known = ledger.load()
@@ -149,7 +151,7 @@ async def _run(given: argparse.Namespace, where: Places, held: int) -> int:
     )
     _note_start(where, _command(given))
     gc.freeze()
-    if not given.again:
+    if not unattended:
         await exporting
     _say_ready(given.ready_fd)
     await broker.stopping.wait()
@@ -178,9 +180,9 @@ async def _export(
     where: Places,
     listener: Listener,
 ) -> Exporter | None:
-    """Offer metrics. A broker that is started again waits for its address while notebooks find it already."""
-    if given.again and given.metrics is not None:
-        offer = await Offer.made(given)
+    """Offer metrics. A broker that is started unattended waits for its address while notebooks find it already."""
+    if offer is None and given.metrics is not None:
+        offer = await Offer.in_the_end(given, broker)
     return None if offer is None else Exporter.started(offer, broker, where.log, listener)
 
 
@@ -215,6 +217,7 @@ def _broker(
             policy=policy_named(chosen.get(device.inventory.id, given.policy)).name,
             turn=given.turn,
             parking=Parking(given.parking or Parking.OFF),
+            options=_command(given)[_PROGRAM:],
         )
         for device in devices
     ]

@@ -132,7 +132,9 @@ class Doorway:
     def _opened(self, kernel: Kernel, token: str) -> _Answer:
         device = self._broker.engine_of(kernel.id).device
         environment = dict(device.environment(kernel.needs))
-        answer = msg.Opened(kernel.id, token, device.inventory.id, environment, kernel.needs)
+        answer = msg.Opened(
+            kernel.id, token, device.inventory.id, environment, kernel.needs, kernel.remark
+        )
         return answer, (kernel.page.fd,), None
 
     async def _restart(self, body: msg.Restart, peer: Peer) -> _Answer:

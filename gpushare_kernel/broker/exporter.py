@@ -40,6 +40,8 @@ NAMED, MOST_NAMED = 20, 200
 _SLOWEST, _GROWN_UP = 10.0, 60.0
 """Seconds: between two starts at most, and after which one did not die of its start."""
 _ENDS_WITHIN, _ASKED_AGAIN = 5.0, 0.1
+TRIED_AGAIN = 5.0
+"""Seconds after which a broker that had to go on without metrics tries to offer them again."""
 _logger = logging.getLogger(__name__)
 
 
@@ -53,8 +55,8 @@ class Offer:
     again: bool
 
     @classmethod
-    async def made(cls, given: argparse.Namespace) -> Offer | None:
-        """Return what a broker's options want; None where a broker that is started again cannot have the address any more: it goes on without.
+    async def made(cls, given: argparse.Namespace) -> Self:
+        """Return what a broker's options want.
 
         Raises
         ------
@@ -62,18 +64,30 @@ class Offer:
             Where the address cannot be had, or prometheus_client is not installed.
         """
         address, again = parse_address(given.metrics), bool(given.again)
-        try:
-            _check_installed()
-            sock = await _offered_again(address) if again else offered_at(address)
-        except BrokerUnavailable as problem:
-            if not again:
-                raise
-            _logger.error("no metrics are offered any more: %s", problem)  # noqa: TRY400  no traceback: it says all
-            return None
+        _check_installed()
+        sock = await _offered_again(address) if again else offered_at(address)
         named = given.metrics_names
         names = address.path is not None if named is None else named == "names"
         users = NAMED if given.metrics_users is None else given.metrics_users
         return cls(sock, users, names, again)
+
+    @classmethod
+    async def in_the_end(cls, given: argparse.Namespace, broker: Broker) -> Self:
+        """As `made`, of a broker that goes on without as long as that cannot be; its log and its status say so."""
+        while True:
+            try:
+                made = await cls.made(given)
+            except BrokerUnavailable as problem:
+                text = (
+                    f"No metrics are offered: {problem} It is tried again every {TRIED_AGAIN:g} s."
+                )
+                if text != broker.no_metrics:
+                    _logger.error("no metrics are offered: %s", problem)  # noqa: TRY400  no traceback: it says all
+                broker.no_metrics = text
+            else:
+                broker.no_metrics = ""
+                return made
+            await asyncio.sleep(TRIED_AGAIN)
 
 
 def _check_installed() -> None:

@@ -60,6 +60,8 @@ class Groups:
         self.spending = Spending(broker.ledger)
         #: Why the file that is there now is not the one that holds; empty: it is.
         self.trouble = ""
+        #: That the host's directory did not answer when it was last asked who somebody is; empty: it did.
+        self.silence = ""
         #: Where a copy of what holds lies, for a broker that is started again after a crash.
         self.good: Path | None = None
         #: Where a file may come to be that was not there at the start.
@@ -214,7 +216,9 @@ class Groups:
             self._take(await self._lookups.ask(look))
         except OSError:
             _logger.warning(_SILENT, LIMIT)
+            self.silence = f"T{_SILENT[1:] % LIMIT}. Ask it by hand: getent passwd, getent group."
             return False
+        self.silence = ""
         return True
 
     def _take(self, found: Mapping[UserId, frozenset[str] | None]) -> None:
@@ -304,6 +308,7 @@ class Groups:
             raise self._not_taken(why) from None
         except BadSettings as problem:
             raise self._not_taken(str(problem)) from None
+        self.silence = ""
         self.follow(found, unix)
         _logger.info("the configuration was read again", extra={"groups": len(found.groups)})
         return found

@@ -83,12 +83,17 @@ class Parking(StrEnum):
 
 
 def config_of(
-    device: Device, *, policy: str, turn: float, parking: Parking = Parking.OFF
+    device: Device,
+    *,
+    policy: str,
+    turn: float,
+    parking: Parking = Parking.OFF,
+    options: Sequence[str] = (),
 ) -> Config:
-    """Return how the core is to treat `device`."""
+    """Return how the core is to treat `device`; `options` are the broker's own, for who wants another."""
     inventory, divisible = device.inventory, device.inventory.divisible
     can_park = not divisible and device.capabilities.can_park
-    off = f"parking is switched off here: {how_to_restart(places(), '--parking cold')}"
+    off = f"parking is switched off here: {how_to_restart(places(), '--parking cold', options)}"
     config = Config(
         capacity=inventory.capacity,
         compute=inventory.compute,

@@ -93,7 +93,13 @@ def _account(
 
 
 def _trouble(broker: Broker) -> str | None:
-    return " ".join(filter(None, (broker.ledger.trouble, broker.groups.trouble))) or None
+    troubles = (
+        broker.ledger.trouble,
+        broker.groups.trouble,
+        broker.groups.silence,
+        broker.no_metrics,
+    )
+    return " ".join(filter(None, troubles)) or None
 
 
 def brief_snapshot(broker: Broker, who: Person) -> view.Snapshot:

@@ -19,6 +19,7 @@ from gpushare_kernel.wire import texts
 from gpushare_kernel.wire.messages import GetSnapshot, SnapshotReply
 
 if TYPE_CHECKING:
+    from gpushare_kernel.client.adapters.base import Adapter
     from gpushare_kernel.client.gpu import Gpu
     from gpushare_kernel.client.session import Session
 
@@ -119,13 +120,33 @@ def recover(session: Session, error: BaseException, *, keep_frames: bool = False
     if gpu is None or meaning is None:
         return None
     if isinstance(meaning, Broken):
-        gpu.broken = True
-        return texts.BROKEN_SESSION
+        gpu.broken = gpu.broken or _lost(gpu)
+        return texts.BROKEN_SESSION if gpu.broken else None
     peak = gpu.memory.peak()
     if not (keep_frames or os.environ.get(KEEP_FRAMES) == "1"):
         clear_frames(error)
     returned = gpu.give_back()
     return _line(session, gpu, meaning, (meaning.held or peak) + meaning.asked, returned)
+
+
+def _lost(gpu: Gpu) -> bool:
+    """Say whether this process's own context is lost: then every call says so. A worker's error is raised again here, too, and is about the worker's.
+
+    Where no framework can be asked (all are switched off, or JAX alone is used) the error is believed.
+    """
+    if not gpu.adapters.active:
+        return True
+    here = gpu.memory.in_use()
+    able = [adapter for adapter in here if adapter.settles]
+    return any(map(_says_so, able)) if able else bool(here)
+
+
+def _says_so(adapter: Adapter) -> bool:
+    try:
+        adapter.settle()
+    except Exception as problem:  # noqa: BLE001 - frameworks raise what they like
+        return isinstance(recognise(problem), Broken)
+    return False
 
 
 def clear_frames(error: BaseException) -> None:

@@ -78,6 +78,10 @@ class DeviceMemory:
         for adapter in self.in_use():
             _ask(adapter.settle, None)
 
+    def capturing(self) -> bool:
+        """Say whether a framework captures a graph in this thread."""
+        return any(_ask(adapter.capturing, False) for adapter in self.in_use())  # noqa: FBT003
+
     def trim(self) -> None:
         """Give back what the frameworks' pools keep unused, once the work that was launched is done."""
         for adapter in self.in_use():

@@ -24,7 +24,7 @@ from gpushare_kernel.client.moving import Moving
 from gpushare_kernel.client.plain import PlainUse
 from gpushare_kernel.client.ptracer import let_workers_in
 from gpushare_kernel.transport.words import AWAY
-from gpushare_kernel.wire import framework_texts
+from gpushare_kernel.wire import framework_texts, parking_texts, texts
 from gpushare_kernel.wire.aside import PutBack, SetAside
 from gpushare_kernel.wire.messages import Budget, Trim
 
@@ -124,7 +124,7 @@ class Gpu:
         self._session.count()
         if self._due:
             self.apply()
-        if self._trim_due and self._session.is_program:
+        if self._trim_due and self._session.is_program and not self.memory.capturing():
             self.give_back()
         if self._look_due:
             self._look_due = False
@@ -154,6 +154,12 @@ class Gpu:
         if self._due or self.limit is not None:
             self.apply()
 
+    def cell_ended(self, cell: int) -> None:
+        """A plain cell is over, and its job with it; what it left is measured."""
+        self.plain.cell_ended(cell)
+        self.cell_event()
+        self.memory.now()
+
     def trim_due(self) -> None:
         """Give back what is unused, where somebody asked for it and it has not been done yet."""
         if self._trim_due and not self.away:
@@ -161,10 +167,14 @@ class Gpu:
 
     def give_back(self) -> int:
         """Give back what the frameworks keep unused; returns how many bytes."""
-        self._trim_due = False
         before = self.memory.now()
-        gc.collect()  # models live in circles
-        self.memory.trim()
+        due, self._trim_due = self._trim_due, False
+        try:
+            gc.collect()  # models live in circles
+            self.memory.trim()
+        except BaseException:  # interrupted: somebody wants it still
+            self._trim_due = self._trim_due or due
+            raise
         return max(0, before - self.memory.now())
 
     def fit(self, submit: Submit) -> Submit:
@@ -195,13 +205,16 @@ class Gpu:
 
     def apply(self) -> None:
         """Give back what is unused above the limit, then cap the frameworks there. Never raises but for an interrupt."""
-        if self.away or not self._applying.acquire(blocking=False):
-            return  # while it is set aside that stays due
+        if self.away or self.memory.capturing() or not self._applying.acquire(blocking=False):
+            return  # while it is set aside, or a graph is captured, that stays due
         try:
             self._due = False
             self._apply(self.limit)
         except Exception as problem:  # noqa: BLE001 - a cap that cannot be set must not end a cell
             self.say_once(framework_texts.uncapped_text(f"{type(problem).__name__}: {problem}"))
+        except BaseException:  # interrupted: it is due still
+            self._due = True
+            raise
         finally:
             self._applying.release()
 
@@ -227,6 +240,12 @@ class Gpu:
     def say(self, text: str) -> None:
         """Show a line to the user."""
         self._session.say(text)
+
+    def without_broker(self) -> str:
+        """Return what a broker's absence means here."""
+        if self.moving.aside:
+            return parking_texts.BROKER_AWAY_HELD
+        return texts.BROKER_AWAY_ASIDE if self.away else texts.BROKER_AWAY
 
     def say_once(self, text: str) -> None:
         """Show a line, once in this process."""

@@ -89,6 +89,10 @@ class HostMemory:
     def settle(self) -> None:
         """Nothing to wait for: a host has done what was asked of it."""
 
+    def capturing(self) -> bool:
+        """Never: a host does what it is asked at once."""
+        return False
+
     def trim(self) -> None:
         """Give back what is free: unreachable objects, then the allocator's empty pages."""
         gc.collect()

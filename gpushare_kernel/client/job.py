@@ -163,8 +163,10 @@ class Job:
     def leave(self, *, failed: bool = False) -> None:
         """End the job and wait for no report: nobody reads it."""
         self._over()
-        self._session.memory.peak()
-        self._session.post(self._end(failed=failed))
+        try:
+            self._session.memory.peak()
+        finally:  # interrupted: nobody else would ever end it
+            self._session.post(self._end(failed=failed))
 
     def _end(self, *, failed: bool) -> End:
         memory = self._session.memory
@@ -183,12 +185,13 @@ class Job:
     def meet(self, mask: int) -> None:
         """Do what the word asks for, and go on when the broker says so. A broker that is away is not waited for.
 
+        While a CUDA graph is captured nothing is done: what waits for the device would spoil it. The next boundary does it.
         With `INNER` only the turn may pass: a block inside the job cannot empty the memory around it.
         """
         session = self._session
         if self._pending is None:
             asked = self.read(self.slot) & mask
-            if not asked or not session.up:
+            if not asked or not session.up or session.memory.capturing():
                 return
             self._average()
             if not self._ask(self._yield(trimmed=bool(asked & LANE))):

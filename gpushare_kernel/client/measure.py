@@ -44,5 +44,8 @@ class Memory(Protocol):
     def settle(self) -> None:
         """Wait until what was handed to the device is done: the turn is not over before that."""
 
+    def capturing(self) -> bool:
+        """Say whether this thread's work is being recorded for later: nothing may be waited for, or given back, meanwhile."""
+
     def trim(self) -> None:
         """Give back what is held and not used, once what was handed to the device is done."""

@@ -89,8 +89,7 @@ class Session(Questions):
         self.gpu: Gpu | None = None
         self.when_idle: Callable[[Callable[[], None]], bool] | None = None
         self.mover: Callable[[], tuple[Warm, Copier] | None] | None = None
-        self._quiet = False
-        self.cooperates = True
+        self._quiet, self.cooperates = False, True
         self._reset()
         _sessions.add(self)
 
@@ -292,17 +291,17 @@ class Session(Questions):
 
     def cell_here(self) -> int | None:
         """Return the plain cell that runs in this thread."""
-        here = threading.get_ident()
-        return next((cell for cell, thread in self._cells.items() if thread == here), None)
+        return next((cell for cell, at in self._cells.items() if at == threading.get_ident()), None)
 
     def cell_ended(self, cell: int) -> None:
         """Say that it is over."""
         self._cells.pop(cell, None)
-        if self.gpu is not None:
-            self.gpu.plain.cell_ended(cell)
-            self.gpu.cell_event()
-        if self.up:
-            self.note(CellEnded(cell, self.memory.recent()))
+        try:
+            if self.gpu is not None:
+                self.gpu.cell_ended(cell)
+        finally:  # interrupted: nobody else would ever say so
+            if self.up:
+                self.note(CellEnded(cell, self.memory.known()))
 
     def give_back(self) -> int | None:
         """Give back what the frameworks of a GPU keep unused, on the caller's thread; returns how many bytes."""
@@ -401,12 +400,7 @@ class Session(Questions):
         self._set_up(up=False)
         queued = self._calls.lose_all()
         if self._jobs or not queued:
-            self._tell(Announce(self._broker_away()))
-
-    def _broker_away(self) -> str:
-        if self.gpu is not None and self.gpu.moving.aside:
-            return texts.BROKER_AWAY_HELD
-        return texts.BROKER_AWAY_ASIDE if self.gpu and self.gpu.away else texts.BROKER_AWAY
+            self._tell(Announce(self.gpu.without_broker() if self.gpu else texts.BROKER_AWAY))
 
     def word(self) -> int:
         """Return the session's own word (`transport.words`)."""

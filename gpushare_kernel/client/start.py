@@ -14,6 +14,7 @@ from gpushare_kernel.core.errors import BrokerUnavailable, NoBroker
 from gpushare_kernel.transport.channel import connect
 from gpushare_kernel.transport.launch import SaysWhy, launch
 from gpushare_kernel.transport.locks import free, locked
+from gpushare_kernel.transport.options import noted
 from gpushare_kernel.transport.peers import check_broker
 from gpushare_kernel.transport.places import Places, how_to_start, may_start, prepare
 
@@ -73,17 +74,7 @@ def ensure_broker(
 
 def start_again(places: Places, timeout: float = 10.0) -> None:
     """As `ensure_broker`, where broker and guardian were killed: the new one gets the arguments of the one before (I4)."""
-    ensure_broker(places, timeout, _arguments_before(places.again))
-
-
-def _arguments_before(path: Path) -> list[str]:
-    """Return them; none where nobody knows: then a broker is started as for a first notebook."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    known = isinstance(found, list) and all(isinstance(one, str) for one in found)
-    return found if known else []
+    ensure_broker(places, timeout, noted(places.again))
 
 
 def _answers_or_is_gone(places: Places, deadline: float) -> bool:

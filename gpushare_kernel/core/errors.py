@@ -9,7 +9,7 @@ GpushareError
 │   ├── Refused             can never fit this device
 │   ├── WaitEnded           --wait SECONDS is over; the cell has not run
 │   ├── NotYours            a request about somebody else's session
-│   └── NotVouched          a hub's token that its hub does not know
+│   └── NotVouched          a hub's token that its hub does not know, or that is no server's
 ├── BrokerUnavailable       nobody answers
 │   ├── NoBroker            none runs and none may be started
 │   ├── VersionMismatch     it speaks none of our protocol versions
@@ -74,7 +74,7 @@ class NotYours(UserError):
 
 
 class NotVouched(UserError):
-    """A hub's token that its hub does not know: forged, or expired."""
+    """A hub's token that its hub does not know (forged, or expired), or that is not a user's server's own."""
 
 
 class BrokerUnavailable(GpushareError):

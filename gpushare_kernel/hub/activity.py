@@ -10,6 +10,7 @@ it is told there. It can only be told that somebody is active: to have idle GPUs
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -35,8 +36,10 @@ _WORKS = frozenset({"busy", "paused"})
 _PARKED = frozenset({"parked", "restoring"})
 _ACCOUNTS = "jupyter-"
 """What TLJH puts before a hub's name to make an account of it."""
+_LONG = 26
+"""Characters of an account that TLJH leaves as it is are fewer."""
 _HUB = " (hub)"
-_SERVER_NAME = "JUPYTERHUB_SERVER_NAME"
+_USER_NAME, _SERVER_NAME = "JUPYTERHUB_USER", "JUPYTERHUB_SERVER_NAME"
 _TIMEOUT = 10.0
 _NOT_FOUND = 404
 
@@ -55,16 +58,33 @@ class Watch:
         self._since: dict[str, float] = {}
 
     def active(self, snapshot: Snapshot, now: float) -> set[tuple[str, str]]:
-        """Return who is to count as active: accounts, each with the name of a server (empty: the default one). `now` is a clock that never goes back."""
+        """Return who is to count as active: names at the hub or accounts, each with the name of a server (empty: the default one). `now` is a clock that never goes back."""
         parked = {one.id for one in snapshot.sessions if one.state in _PARKED}
         self._since = {one: self._since.get(one, now) for one in parked}
-        return {(one.user, _server(one)) for one in snapshot.sessions if self._counts(one, now)}
+        return {(_user(one), _server(one)) for one in snapshot.sessions if self._counts(one, now)}
 
     def _counts(self, one: SessionView, now: float) -> bool:
         if one.state in _WORKS:
             return True
         since = self._since.get(one.id)
         return since is not None and now - since < self._keep
+
+
+def _user(one: SessionView) -> str:
+    """Return who its user is at the hub, where TLJH shortened that to make an account of it; else the account.
+
+    The process was told, but by its environment, where anybody writes what they like: it is believed where it makes that account.
+    """
+    told = (one.pid and environ(one.pid, _USER_NAME)) or ""
+    return told if told and one.user == _tljhs_account(told) else one.user
+
+
+def _tljhs_account(name: str) -> str:
+    """Return the account that TLJH makes of a hub's name (its `generate_system_username`)."""
+    account = f"{_ACCOUNTS}{name}"
+    if len(account) < _LONG:
+        return account
+    return f"{account[:_LONG]}-{hashlib.sha256(account.encode()).hexdigest()[:5]}"
 
 
 def _server(one: SessionView) -> str:

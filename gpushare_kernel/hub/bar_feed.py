@@ -115,7 +115,7 @@ class Asker:
         except (GpushareError, OSError) as problem:
             self.hang_up()
             return _encoded({"device": bar_texts.away(str(problem))}), AWAY
-        except Exception:
+        except Exception:  # the server serves all the same, and asks again
             _logger.exception("what status bars say could not be asked")
             self.hang_up()
             return _encoded({"device": bar_texts.away(_FAILED)}), AWAY

@@ -19,7 +19,11 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from gpushare_kernel.core.errors import BadDeclaration, HubAway, NotVouched
-from gpushare_kernel.wire.limit_texts import not_a_person_text, not_vouched_text
+from gpushare_kernel.wire.limit_texts import (
+    not_a_person_text,
+    not_of_a_server_text,
+    not_vouched_text,
+)
 
 LIMIT = 3.0
 """Seconds for one question, waiting for others included: a kernel's start waits ten for the broker."""
@@ -82,7 +86,7 @@ class HubTokens:
         Raises
         ------
         NotVouched
-            Where the hub knows no such token, or it is a service's.
+            Where the hub knows no such token, it is a service's, or a visitor's of some server.
         HubAway
             Where the hub does not answer, and has not told before.
         """
@@ -164,6 +168,12 @@ class HubTokens:
             self._give_up(f"answered something that is no user. {_NO_API}")
         if kind != "user":
             raise NotVouched(not_a_person_text(str(name)))
+        # The hub answers for every token. Each server gets one of whoever opens it in a browser, and could say that it is them: such
+        # a token comes of a browser's session (SelfAPIHandler), a server's own does not.
+        if "session_id" not in user:
+            self._give_up("does not say whose tokens are of browsers: JupyterHub 2.0 and newer do")
+        if user["session_id"] is not None:
+            raise NotVouched(not_of_a_server_text())
         if not isinstance(name, str) or not name or not name.isprintable():
             self._give_up("answered a name that is none")
         return name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +26,8 @@ _PROGRAMS = frozenset(
 _MODULES = frozenset({"jupyterhub.singleuser", "jupyterlab", "notebook", "jupyter_server"})
 _WORDS = 4
 """A server's program is among the first words: an interpreter, its options, the script or -m and the module."""
+_LARGEST = 2**20
+"""Bytes that a hub's configuration never has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +46,31 @@ def servers() -> list[Server]:
 
 
 def hub_configs() -> list[Path]:
-    """Return the configuration files that hubs which run here were started with."""
+    """Return the configuration files that hubs which run here were started with.
+
+    Anybody can have a process that is called like a hub: it is one for files of its own only, unless it is root's. And what is
+    called so is not yet Python: a `sudo jupyterhub -f FILE` that waits for its password is root's, too. A container's root is root
+    to us, and its paths are not ours.
+    """
     found = []
     for folder, words in _commands():
-        if not any(Path(word).name == "jupyterhub" for word in words[:_WORDS]):
-            continue
-        try:
-            here = (folder / "cwd").readlink()
-        except OSError:
-            continue
-        found.append(here / _config_of(words))
-    return [path for path in dict.fromkeys(found) if path.is_file()]
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to see
+            path = _configuration(folder, words) if _program(words) == "jupyterhub" else None
+            found += [] if path is None else [path]
+    return list(dict.fromkeys(found))
+
+
+def _configuration(folder: Path, words: list[str]) -> Path | None:
+    """Return the file that a process called like a hub names; None where it is to be believed nothing."""
+    python = (folder / "exe").readlink().name.startswith("python")
+    if not python or not (folder / "root").samefile("/"):
+        return None
+    path = (folder / "cwd").readlink() / _config_of(words)
+    found = path.stat()
+    # The saved and effective ones, too: a program that root lets anybody run is not root's.
+    owned = procfs.uids(int(folder.name)) in ({0}, {found.st_uid})
+    whole = stat.S_ISREG(found.st_mode) and found.st_size < _LARGEST
+    return path if owned and whole and str(path).isprintable() else None
 
 
 def without_text(running: list[Server]) -> str:
@@ -80,9 +98,22 @@ def _serves(words: list[str]) -> bool:
     return named or any(option == "-m" and module in _MODULES for option, module in pairwise(first))
 
 
+def _program(words: list[str]) -> str:
+    """Return the name of the script, or the module, that an interpreter was given; empty where it was given none."""
+    rest = iter(words[1:])
+    for word in rest:
+        if word in {"-X", "-W"}:
+            next(rest, None)
+        elif not word.startswith("-") or word == "-":
+            return Path(word).name
+    return ""
+
+
 def _server(pid: int) -> Server:
     chosen = procfs.environ(pid, VARIABLE)
-    name = procfs.environ(pid, "JUPYTERHUB_USER") or procfs.environ(pid, "USER") or f"pid {pid}"
+    told = (procfs.environ(pid, "JUPYTERHUB_USER"), procfs.environ(pid, "USER"))
+    # Anybody writes what they like there, and root's terminal shows it.
+    name = next((one for one in told if one and one.isprintable()), f"pid {pid}")
     readable = procfs.environ(pid, "PATH") is not None
     return Server(pid, name, chosen == OURS if readable else None)
 

@@ -70,7 +70,8 @@ def left_over(root: Path, homes: Sequence[Path], hubs: Sequence[Path]) -> Iterat
     files += [home / ".jupyter" / name for home in homes for name in ("jupyter_server_config.py", "jupyter_server_config.json", "jupyter_config.json")]  # fmt: skip
     for path in dict.fromkeys([*files, *hubs]):
         try:
-            text = path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size < _LARGEST else ""  # fmt: skip
+            readable = path.is_file() and path.stat().st_size < _LARGEST
+            text = path.read_text(encoding="utf-8", errors="replace") if readable else ""
         except OSError:
             continue
         for number, line in enumerate(text.splitlines(), 1):

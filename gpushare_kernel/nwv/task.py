@@ -182,9 +182,11 @@ def check_metric(name: str, task: Task, found: tuple[float, float]) -> None:
 def _fresh(model: nn.Module) -> list[nn.Module]:
     """Return copies with fresh weights; none where a part with weights knows no fresh ones. Leaves random numbers as they were."""
     copies = []
-    with torch.random.fork_rng(devices=[]):
+    tensors = chain(model.parameters(), model.buffers())
+    gpus = sorted({one.device.index for one in tensors if one.device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus):
         for seed in range(_UNTRAINED):
-            torch.manual_seed(seed)
+            _seed(seed, gpus)
             one = copy.deepcopy(model)
             for part in one.modules():
                 reset = getattr(part, "reset_parameters", None)
@@ -194,6 +196,14 @@ def _fresh(model: nn.Module) -> list[nn.Module]:
                     return []
             copies.append(one)
     return copies
+
+
+def _seed(seed: int, gpus: Iterable[int]) -> None:
+    """Seed the CPU's random numbers and these GPUs': `torch.manual_seed` would seed every GPU's."""
+    torch.default_generator.manual_seed(seed)
+    for gpu in gpus:
+        with torch.cuda.device(gpu):
+            torch.cuda.manual_seed(seed)
 
 
 def tasks_of(given: Mapping[str, Task | nn.Module]) -> dict[str, Task]:

@@ -137,7 +137,7 @@ class Connection(asyncio.BufferedProtocol):
             self._handler = self._factory(self)
         except GpushareError as error:
             self.refuse(error)
-        except Exception:
+        except Exception:  # it costs this peer its connection, and nobody else anything
             _logger.exception("a connection could not be taken over")
             self.close()
 
@@ -204,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
         except GpushareError as error:
             self._frames = None
             self.refuse(error)
-        except Exception:
+        except Exception:  # likewise
             self._frames = None
             _logger.exception(
                 "a frame's handler failed: its connection ends", extra={"pid": self.peer.pid}

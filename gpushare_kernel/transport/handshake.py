@@ -51,7 +51,7 @@ async def greet(
         _logger.info(
             "a peer left in the handshake: %r", problem, extra={"pid": peer.pid, "uid": peer.uid}
         )
-    except Exception:
+    except Exception:  # it costs this peer its answer, and the broker nothing
         _logger.exception("a hello failed")
         message = "the broker failed on this hello; its log has the traceback. Please report it."
         await _refuse(sock, InternalError(message), release)

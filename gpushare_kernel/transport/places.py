@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpushare_kernel.core.errors import BrokerUnavailable
+from gpushare_kernel.transport.options import merged, noted, told
 
 SYSTEM_RUNTIME = Path("/run/gpushare")
 SYSTEM_MARK = Path("/etc/gpushare")
@@ -132,14 +135,20 @@ def how_to_start(places: Places) -> str:
     return f"systemctl start {service}" if service else "jupyter gpushare start"
 
 
-def how_to_restart(places: Places, options: str = "") -> str:
-    """Return the commands by which an administrator has another broker there, with `options`: a service has them in its unit."""
+def how_to_restart(places: Places, options: str = "", running: Sequence[str] | None = None) -> str:
+    """Return the commands by which an administrator has another broker there, with `options` beside those that it has.
+
+    A service has them in its unit, where installing anew leaves them. Otherwise they are `running`; None: what the broker that
+    lives there has noted.
+    """
     service = service_of(places)
-    if not service:
-        return f"jupyter gpushare stop; jupyter gpushare start {options}".rstrip()
     again = f"systemctl restart {service}"
-    written = f"jupyter gpushare install --hub {options}; systemctl daemon-reload; "
-    return f"{written}{again}" if options else again
+    if service:
+        written = f"jupyter gpushare install --hub {options}; systemctl daemon-reload; "
+        return f"{written}{again}" if options else again
+    before = noted(places.again) if running is None else running
+    words = shlex.join(merged(told(before), shlex.split(options)))
+    return f"jupyter gpushare stop; jupyter gpushare start {words}".rstrip()
 
 
 def may_revive(places: Places) -> bool:

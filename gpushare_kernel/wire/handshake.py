@@ -162,6 +162,7 @@ class Opened(Message, frozen=True):
     """A session exists on `device`. `token` and `environment` go to the kernel's environment.
 
     `needs` is what it is known to need (bytes): its starter gives it back where a broker has forgotten the session.
+    `remark` is what its user should know of it (empty: nothing); our client hears it too, a bare kernel has none.
     """
 
     session: SessionId
@@ -169,6 +170,7 @@ class Opened(Message, frozen=True):
     device: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     needs: int = 0
+    remark: str = ""
 
 
 class Attached(Message, frozen=True):

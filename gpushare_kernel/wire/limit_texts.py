@@ -79,6 +79,11 @@ def not_a_person_text(name: str) -> str:
     return f"the token in JUPYTERHUB_API_TOKEN belongs to {name}, which is a service of the hub and nobody who has notebooks. Use that of a user's server."
 
 
+def not_of_a_server_text() -> str:
+    """A token that a server got of somebody who opened it in a browser."""
+    return "the token in JUPYTERHUB_API_TOKEN is that of somebody's browser, and not of their server. Restart your server: the hub gives it the right one."
+
+
 def kernels_text(group: str, most: int, names: Sequence[str]) -> str:
     """Too many kernels of a member of a group are open."""
     more = len(names) - _NAMED

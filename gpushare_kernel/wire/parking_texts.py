@@ -66,6 +66,10 @@ def lost_text(why: str) -> str:
 HELD = "Your GPU memory is set aside, nothing is lost. This waits until it is back."
 _RESCUE = "%gpushare rescue saves your tensors to a file without the GPU."
 HELD_INTERRUPTED = "interrupted: the cell has not run. Your GPU memory is still set aside, nothing is lost. %gpushare rescue saves your tensors to a file without the GPU."
+BROKER_AWAY_HELD = (
+    "The gpushare broker is away: this notebook's GPU memory is set aside, nothing is lost, and its cells wait until a broker "
+    "is back. Where none comes by itself: jupyter gpushare start. %gpushare rescue saves your tensors to a file without the GPU."
+)
 NOTHING_ASIDE = "no GPU memory of this notebook is set aside: there is nothing to rescue. Save your tensors as usual, torch.save(model.state_dict(), 'model.pt')."
 
 

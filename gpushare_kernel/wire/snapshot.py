@@ -13,7 +13,7 @@ SCHEMA = 1
 
 
 class BrokerView(Struct, frozen=True):
-    """The broker's process. `trouble` is what keeps it from remembering, and what to do (None: nothing does).
+    """The broker's process. `trouble` is what keeps it from remembering, from its settings or from offering metrics, and what to do (None: nothing does).
 
     `hub`: what is wrong with the JupyterHub that tells who people are (None: nothing, or there is none).
     """

@@ -38,10 +38,6 @@ BROKER_AWAY_ASIDE = (
     "The gpushare broker is away: this notebook's GPU memory is set aside, nothing is lost, and calls to the GPU wait until a broker "
     "is back. Where none comes by itself: jupyter gpushare start"
 )
-BROKER_AWAY_HELD = (
-    "The gpushare broker is away: this notebook's GPU memory is set aside, nothing is lost, and its cells wait until a broker "
-    "is back. Where none comes by itself: jupyter gpushare start. %gpushare rescue saves your tensors to a file without the GPU."
-)
 BROKER_STOPPED = "the gpushare broker was stopped. Start it again: jupyter gpushare start."
 PLACE_LOST = "The gpushare broker restarted and your place in the queue is lost: waiting again."
 RUNS_UNSHARED = "The code runs as it is, and nothing is shared."

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,14 @@ class Cells:
             session.gpu.cell_event()
 
     def post_run_cell(self, result: Any) -> None:
-        """A cell is over: well, with an error, interrupted, or cancelled (then there is no result)."""
+        """A cell is over: well, with an error, interrupted, or cancelled (then there is no result).
+
+        An interrupt while what it held is given back finds no line of the user's to stop any more.
+        """
+        with suppress(KeyboardInterrupt):
+            self._over(result)
+
+    def _over(self, result: Any) -> None:
         thread = threading.get_ident()
         stack = self._stacks.get(thread)
         if not stack:
@@ -124,7 +131,8 @@ class Cells:
         """A silent execution may be over."""
         thread = threading.get_ident()
         if thread not in self._stacks:
-            _leave_all(self._stray.pop(thread, []))
+            with suppress(KeyboardInterrupt):
+                _leave_all(self._stray.pop(thread, []))
 
     def _end(self, cell: _Cell) -> None:
         try:

@@ -100,7 +100,11 @@ class _Entry:
         with self._telling:
             self._over = True
         if self._told:
-            self._session.note(CellEnded(self._number, self._session.memory.recent()))
+            memory = self._session.memory
+            try:
+                memory.recent()
+            finally:  # interrupted: nobody else would ever say so
+                self._session.note(CellEnded(self._number, memory.known()))
 
     def _tell(self) -> None:
         with self._telling:

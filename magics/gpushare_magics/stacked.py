@@ -5,17 +5,21 @@ Code run this way has no top-level await and shows no last expression, as under 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+_BLANK = re.compile(r"\A(?:[ \t]*\r?\n)+")
+
 
 def run(shell: InteractiveShell, cell: str) -> object:
     """Run the body; its errors come out as they are."""
     __tracebackhide__ = True
-    if cell.startswith("%%"):
-        first, _, rest = cell.partition("\n")
+    below = _BLANK.sub("", cell)
+    if below.startswith("%%"):
+        first, _, rest = below.partition("\n")
         name, _, line = first.removeprefix("%%").partition(" ")
         return shell.run_cell_magic(name, line.strip(), rest)  # type: ignore[no-untyped-call]
     code = shell.transform_cell(cell)  # type: ignore[no-untyped-call]

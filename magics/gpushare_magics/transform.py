@@ -15,14 +15,15 @@ _DRY_RUN = re.compile(r"(?:^|\s)--dry-run(?:\s|$)")
 def rewrite(lines: list[str]) -> list[str]:
     """Return the cell's lines with a leading `%%gpulane` replaced by the call that enters the lane.
 
-    A magic below it (`%%time`) cannot be read as Python: then all is left to IPython, which runs
+    A magic below it (`%%time`), blank lines between them or not, cannot be read as Python: then all is left to IPython, which runs
     `%%gpulane` as an ordinary cell magic around it.
     """
     found = _find(lines)
     if found is None:
         return lines
     index, arguments = found
-    if index + 1 < len(lines) and lines[index + 1].startswith("%%"):
+    below = next((line for line in lines[index + 1 :] if not line.isspace()), "")
+    if below.startswith("%%"):
         return lines[index:]
     if _DRY_RUN.search(arguments):
         return [f"{_call('dry_run', arguments)}\n"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,9 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from gpushare_kernel.app import hub_install, unit
+from gpushare_kernel.app.base import BrokerCommand, Command
 from gpushare_kernel.app.checks import fitting
+from gpushare_kernel.app.install import InstallApp
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.core.values import GiB
 from gpushare_kernel.hub import snippet
@@ -77,6 +81,7 @@ def test_a_plain_hub_is_installed_and_back(gpushare: Gpushare, machine: Path) ->
     for path in ("/etc/systemd/system/gpushare.service", "/etc/gpushare/service", "/etc/gpushare/jupyterhub.py", "/etc/jupyterhub/jupyterhub_config.py"):  # fmt: skip
         assert path in said
     assert "systemctl enable --now gpushare.service" in said
+    assert "by its defaults that ends everybody's notebooks" in said
     assert "--service --parking cold\n" in written["etc/systemd/system/gpushare.service"]
     assert install(gpushare, machine, "--parking", "cold") == said
     assert files(machine) == written
@@ -114,6 +119,28 @@ def test_a_wrong_option_of_the_broker_says_that_nothing_was_written(gpushare: Gp
     assert done.returncode == 1
     assert done.stderr.endswith("Nothing was written.\n")
     assert files(machine) == before
+
+
+def test_a_file_of_groups_is_the_services(gpushare: Gpushare, machine: Path) -> None:
+    """As `start --config` has it; one that is not there is said before anything is written."""
+    before = files(machine)
+    refused = gpushare("install", "--hub", "--root", str(machine), "--config", "/etc/groups.toml")
+    assert refused.returncode == 1
+    assert refused.stderr == "gpushare: --config: there is no file /etc/groups.toml. Nothing was written.\n"  # fmt: skip
+    assert files(machine) == before
+    (machine / "etc/groups.toml").touch()
+    said = install(gpushare, machine, "--config", "/etc/groups.toml", "--dry-run")
+    (start,) = [line for line in said.splitlines() if line.startswith("ExecStart=")]
+    assert start.endswith("--service --config /etc/groups.toml")
+
+
+def test_no_option_of_start_means_something_else_in_install() -> None:
+    """A name that several classes have is the broker's."""
+    of_brokers = set(BrokerCommand.aliases) - set(Command.aliases) | {"config"}
+    assert {name: InstallApp.aliases[name] for name in of_brokers} == {
+        name: BrokerCommand.aliases[name] for name in of_brokers
+    }
+    assert BrokerCommand.flags.items() <= InstallApp.flags.items()
 
 
 def test_tljh_gets_a_file_of_its_own_and_says_what_its_culler_does(gpushare: Gpushare, tljh: Path) -> None:  # fmt: skip
@@ -170,6 +197,36 @@ def test_again_with_other_options_keeps_the_hubs_that_are_known(gpushare: Gpusha
     assert "elsewhere" not in (root / "etc/gpushare/installed.json").read_text()
 
 
+def test_again_with_other_options_the_broker_keeps_its_own(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """What doctor, status and the metrics' page say is one option more, never all the others less; and it is said."""
+
+    def start() -> str:
+        text = (machine / "etc/systemd/system/gpushare.service").read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+        return line.partition(" --service")[2].strip()
+
+    hub = "--hub-api http://127.0.0.1:8081/hub/api --hub-uids 1000"
+    said = install(gpushare, machine, *hub.split(), "--device", "0,1", "--policy", "srtf", "--record", "/var/log/50%$.jsonl")  # fmt: skip
+    assert "keeps" not in said
+    said = install(gpushare, machine, "--metrics", "127.0.0.1:9469", "--policy", "fair")
+    assert f"The broker keeps --device 0,1 --record '/var/log/50%$.jsonl' {hub} (--anew: it does not).\n" in said  # fmt: skip
+    before = start()
+    assert before == f"--policy fair --device 0,1 --record '/var/log/50%%$$.jsonl' {hub} --metrics 127.0.0.1:9469"  # fmt: skip
+    install(gpushare, machine)
+    assert start() == before
+    said = install(gpushare, machine, "--anew", "--parking", "cold", "--dry-run")
+    assert "Without what the broker had before: --policy fair --device 0,1 " in said
+    assert start() == before
+    install(gpushare, machine, "--anew", "--parking", "cold")
+    assert start() == "--parking cold"
+    refused = gpushare("install", "--hub", "--root", str(machine), "--device", "host")
+    assert "--parking: the CPU has nothing to park. Nothing was written." in refused.stderr
+    written = machine / "etc/systemd/system/gpushare.service"
+    written.write_text(written.read_text().replace("--parking cold", "--parking cold --by-hand 1"))
+    refused = gpushare("install", "--hub", "--root", str(machine))
+    assert "--by-hand: the broker has no such option. Nothing was written." in refused.stderr
+
+
 def test_what_somebody_changed_is_kept_aside_and_not_in_use(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
     """An administrator's edit of the unit is not lost, and no unit stays."""
     install(gpushare, machine)
@@ -186,6 +243,16 @@ def test_a_mark_with_more_in_it_stays_and_says_what_that_means(gpushare: Gpushar
     (machine / "etc/gpushare/groups.toml").write_text("mine")
     said = gpushare("uninstall", "--hub", "--root", str(machine)).stdout
     assert "/etc/gpushare stays, for what else is in it (groups.toml)" in said
+
+
+def test_what_the_broker_kept_is_named_with_what_removes_it(gpushare: Gpushare, machine: Path) -> None:  # fmt: skip
+    """systemd made those folders, and nobody removes them unasked."""
+    for place in ("var/lib/gpushare", "var/log/gpushare"):
+        (machine / place).mkdir(parents=True)
+    install(gpushare, machine)
+    said = gpushare("uninstall", "--hub", "--root", str(machine)).stdout
+    assert "stays: /var/lib/gpushare, /var/log/gpushare. To remove that, once the service is stopped: rm -r /var/lib/gpushare /var/log/gpushare\n" in said  # fmt: skip
+    assert (machine / "var/lib/gpushare").is_dir()
 
 
 def test_a_hub_that_cannot_be_read_stops_it_before_anything_is_written(gpushare: Gpushare, tmp_path: Path) -> None:  # fmt: skip
@@ -311,12 +378,12 @@ def test_systemd_takes_the_unit(tmp_path: Path, arguments: list[str]) -> None:
 
 
 def test_the_unit_has_nothing_that_breaks_what_the_broker_does() -> None:
-    """Its guardian outlives it, its table of who is paused outlives a restart, and no sandbox hides devices, processes or signals."""
+    """Its guardian outlives it, its folder outlives a stop (containers mount it), and no sandbox hides devices, processes or signals."""
     lines = unit.unit("/opt/python", []).splitlines()
     after = next(line for line in lines if line.startswith("After="))
     assert "nss-user-lookup.target" in after, "the groups file names users that only LDAP knows"
     assert "Wants=nss-user-lookup.target" in lines
-    for line in ("KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=restart", "Restart=on-failure", "Type=notify"):  # fmt: skip
+    for line in ("KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=yes", "Restart=on-failure", "Type=notify"):  # fmt: skip
         assert line in lines
     assert any(line.startswith("ExecStopPost=") and "broker.service" in line for line in lines)
     hides = ("Private", "Protect", "Memory", "Restrict", "SystemCall", "Device", "NoNew", "Capability", "User=", "Dynamic")  # fmt: skip
@@ -331,6 +398,11 @@ def test_beside_a_service_not_even_root_starts_a_broker(tmp_path: Path, monkeypa
     monkeypatch.setattr(places_module, "SYSTEM_MARK", tmp_path)
     here = Places(tmp_path / "run", system=True)
     assert how_to_start(here) == "jupyter gpushare start"
+    here.runtime.mkdir()
+    here.again.write_text(json.dumps(["--again", "--idle-exit", "0.0", "--device", "auto", "--turn", "0.1", "--policy", "srtf", "--parking", "warm", "--record", "/a b.jsonl"]))  # fmt: skip
+    asked = "jupyter gpushare stop; jupyter gpushare start --idle-exit 0.0 --policy srtf --parking cold --record '/a b.jsonl'"
+    assert how_to_restart(here, "--parking cold") == asked
+    assert how_to_restart(here, "--parking cold", []) == "jupyter gpushare stop; jupyter gpushare start --parking cold"  # fmt: skip
     (tmp_path / "service").write_text("gpushare.service\n")
     assert not may_start(here)
     assert how_to_start(here) == "systemctl start gpushare.service"
@@ -364,6 +436,15 @@ def test_what_others_set_is_found(machine: Path, place: str, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# {line}\n{line.replace('gpushare', 'other')}\n{line}\n")
     assert list(snippet.left_over(machine, [machine / "home"], [])) == [f"{path} line 3"]
+
+
+def test_a_users_file_that_is_none_holds_nobody_up(machine: Path) -> None:
+    """Root looks through everybody's: a pipe that nobody writes into would be waited for, for ever."""
+    home = machine / "home"
+    home.mkdir()
+    os.mkfifo(home / ".bashrc")
+    (home / ".profile").symlink_to("/dev/zero")
+    assert list(snippet.left_over(machine, [home], [])) == []
 
 
 def test_uninstall_names_this_shells_own(gpushare: Gpushare) -> None:

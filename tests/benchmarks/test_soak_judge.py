@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.soak.judge import Gone, PauseWatch, Tally, left_over, wrong
+from benchmarks.soak.judge import Gone, PauseWatch, Served, Tally, left_over, wrong
 
 
 def test_a_pause_without_a_broker_ends_when_the_kernel_runs():
@@ -86,3 +86,18 @@ def test_files_that_may_stay():
     """What a broker leaves on purpose, and nothing else."""
     kept = ["broker.lock", "start.lock", "intents", "ledger.sqlite", "ledger.sqlite.corrupt-1-wal", "broker.log.3", "stopped"]  # fmt: skip
     assert left_over([*kept, "intents.new", "broker.sock", "ballast"]) == ["ballast", "broker.sock", "intents.new"]  # fmt: skip
+
+
+def test_only_time_with_a_broker_makes_a_cell_late():
+    """A cell waits for memory that only a broker brings back; without one for ever it is late all the same."""
+    served = Served()
+    served.look(0.0, here=True)
+    late = served.wait(90.0)
+    served.look(60.0, here=True)
+    served.look(61.0, here=False)
+    served.look(500.0, here=True)
+    assert served.seconds == 60.0
+    assert not late()
+    served.look(530.0, here=True)
+    assert late()
+    assert served.wait(90.0, most=-1.0)()

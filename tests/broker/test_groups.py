@@ -488,15 +488,20 @@ def test_a_slow_directory_holds_up_only_who_comes_in(house: House, slow: Slow) -
 def test_a_directory_that_hangs_keeps_nobody_out(
     house: House, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are in no unix group meanwhile; once it answers they are, by the clock."""
+    """They are in no unix group meanwhile, and an administrator reads why; once it answers they are, by the clock."""
     by_unix_group(house, weight=3.0)
     monkeypatch.setattr(people_module, "LIMIT", 0.05)
     monkeypatch.setattr(persons_module, "BELIEVED", 0.0)
     house.notebook()
     user = house.broker.scheduler.users[ME]
     assert user.weight == 1.0
+    assert snapshot(house).broker.trouble == (
+        "This host's directory of users and groups did not answer within 5 s: who comes in is in no unix group until it does. "
+        "Ask it by hand: getent passwd, getent group."
+    )
     slow.answers.set()
     house.saw(lambda: (house.broker.groups.look(), user.weight == 3.0)[1])
+    assert snapshot(house).broker.trouble is None
 
 
 def test_a_host_without_a_thread_left_keeps_nobody_out(

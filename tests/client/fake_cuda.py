@@ -29,6 +29,7 @@ class FakeCuda:
         self.most_in_use = 0
         self.free = 70 * GiB
         self.fraction: float | None = None
+        self.capturing = False
         self.calls: list[str] = []
         self.threads: list[int] = []
         cuda = torch.cuda
@@ -40,6 +41,7 @@ class FakeCuda:
         for name in (
             "is_initialized", "device_count", "memory_reserved", "max_memory_reserved", "max_memory_allocated", "synchronize",
             "memory_allocated", "reset_peak_memory_stats", "empty_cache", "get_device_properties", "set_per_process_memory_fraction",
+            "get_per_process_memory_fraction", "is_current_stream_capturing",
         ):  # fmt: skip
             monkeypatch.setattr(cuda, name, getattr(self, f"_{name}"))
 
@@ -95,6 +97,10 @@ class FakeCuda:
     def _synchronize(self, _device: Any = None) -> None:
         self._need("synchronize")
 
+    def _is_current_stream_capturing(self) -> bool:
+        assert self.up
+        return self.capturing
+
     def _empty_cache(self) -> None:
         self._need("empty_cache")
         self.cached = 0
@@ -106,6 +112,11 @@ class FakeCuda:
     def _set_per_process_memory_fraction(self, fraction: float, _device: Any = None) -> None:
         self._need("cap")
         self.fraction = fraction
+
+    def _get_per_process_memory_fraction(self, _device: Any = None) -> float:
+        assert self.up
+        whole = 80 * GiB
+        return 1.0 if self.fraction is None else int(self.fraction * whole) / whole
 
     def _mem_get_info(self, _device: Any = None) -> tuple[int, int]:
         torch.cuda._lazy_init()

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gpushare_kernel.core.values import GiB, MiB
+from gpushare_kernel.transport.words import LANE, TURN
 from gpushare_kernel.wire import texts
-from gpushare_kernel.wire.messages import Budget, End, Submit
+from gpushare_kernel.wire.messages import Budget, End, Submit, Yield
 from tests.client.scripted_broker import ScriptedBroker
 from tests.procs import Program, eventually
 
@@ -150,6 +151,51 @@ def test_torch_boundaries(start: Start, broker: ScriptedBroker) -> None:
     program.tell()
     assert program.said() == ["inferred"]
     assert peer.tally.read() == 41
+
+
+TORCH_CAPTURE = """
+import torch
+from gpushare_kernel.client.lanes import Lane, new_job_id
+from gpushare_kernel.wire.messages import Submit
+lane = Lane(session, Submit(job=new_job_id(), name="loop", size=2 * GiB, cooperative=True)).__enter__()
+model = torch.nn.Linear(64, 64).cuda()
+x = torch.randn(8, 64, device="cuda")
+aside = torch.cuda.Stream()
+aside.wait_stream(torch.cuda.current_stream())
+with torch.cuda.stream(aside), torch.no_grad():
+    for _ in range(3): model(x)
+torch.cuda.current_stream().wait_stream(aside)
+graph = torch.cuda.CUDAGraph()
+say("ready"); wait()
+with torch.cuda.graph(graph), torch.no_grad():
+    y = model(x)
+say("captured"); wait()
+graph.replay(); torch.cuda.synchronize()
+with torch.no_grad():
+    say(torch.allclose(y, model(x)))
+wait()
+lane.close()
+"""
+
+
+@needs("torch")
+@pytest.mark.parametrize("word", [TURN, LANE])
+def test_a_capture_is_not_disturbed(start: Start, broker: ScriptedBroker, word: int) -> None:
+    """A boundary inside a CUDA graph's capture asks nothing of the device, whatever the broker wants; the next one yields."""
+    program = start(TORCH_CAPTURE)
+    assert program.said() == ["ready"]
+    (peer,) = broker._peers
+    peer.page.set(1, word)
+    program.tell()
+    assert program.said() == ["captured"]
+    assert not [body for body in broker.seen if isinstance(body, Yield)]
+    program.tell()
+    assert program.said() == ["True"]
+    (asked,) = [body for body in broker.seen if isinstance(body, Yield)]
+    assert asked.trimmed is (word == LANE)
+    peer.page.set(1, 0)
+    program.tell()
+    eventually(lambda: [body for body in broker.seen if isinstance(body, End)])
 
 
 TORCH_ASSERT = """

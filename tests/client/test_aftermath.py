@@ -246,15 +246,53 @@ def test_a_full_device_names_the_others(cuda: FakeCuda, new_session: New, broker
     )
 
 
-def test_a_broken_session_is_left_alone(notebook: Notebook, cuda: FakeCuda) -> None:
-    """A lost context is said, and no call is made into it any more."""
+ASSERT = "CUDA error: device-side assert triggered"
+
+
+def test_a_broken_session_is_left_alone(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A lost context says so again when it is asked; that is said, and no call is made into it any more, whatever fails later."""
     cuda.use(GiB)
     cuda.calls.clear()
-    problem = RuntimeError("CUDA error: device-side assert triggered")
-    assert recover(notebook.session, problem) == texts.BROKEN_SESSION
+    asked: list[object] = []
+
+    def lost(device: object = None) -> None:
+        asked.append(device)
+        raise RuntimeError(ASSERT)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    for _ in range(2):
+        assert recover(notebook.session, RuntimeError(ASSERT)) == texts.BROKEN_SESSION
+        assert notebook.gpu.broken
     notebook.budget(MiB)
     notebook.session.cell_ended(1)
-    assert cuda.calls == []
+    assert (cuda.calls, asked) == ([], [0])
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_workers_error_is_not_our_own(notebook: Notebook, cuda: FakeCuda, *, up: bool) -> None:
+    """What a DataLoader's worker ran into is raised again here; our context answers, or there is none: nothing is said, nothing is given up."""
+    if up:
+        cuda.use(GiB)
+        cuda.calls.clear()
+    problem = RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{ASSERT}")
+    assert recover(notebook.session, problem) is None
+    assert not notebook.gpu.broken
+    assert cuda.calls == (["synchronize"] if up else [])
+    cuda.use(GiB)
+    assert notebook.gpu.memory.now() == (2 if up else 1) * GiB
+
+
+def test_another_failure_of_the_question_says_nothing(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Waiting for the device may fail for other reasons (a graph is being captured): the context is not lost for that."""
+    cuda.use(GiB)
+
+    def capturing(_device: object = None) -> None:
+        msg = "CUDA error: operation not permitted when stream is capturing"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", capturing)
+    assert recover(notebook.session, RuntimeError(ASSERT)) is None
+    assert not notebook.gpu.broken
 
 
 @pytest.fixture
@@ -276,6 +314,18 @@ def test_jax_is_told_to_restart(notebook: Notebook, jax: Any) -> None:
         "GPU memory: this notebook may use 6.0 GiB and needed about 16.9. JAX takes its limit when the kernel starts. "
         "Run this, then restart the kernel: %gpushare memory 20GiB"
     )
+
+
+def test_jax_alone_is_believed(notebook: Notebook, jax: Any) -> None:
+    """It has no call that waits for its device: its error is all there is to go by."""
+    assert notebook.gpu.memory.in_use()
+    problem = error(
+        "JaxRuntimeError",
+        "jax.errors",
+        "INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered",
+    )
+    assert recover(notebook.session, problem) == texts.BROKEN_SESSION
+    assert notebook.gpu.broken
 
 
 def test_workers_are_let_in_where_yama_asks(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,38 @@ def test_budget_is_applied_at_a_boundary(notebook: Notebook, cuda: FakeCuda) -> 
     assert cuda.cap == 80.0
 
 
+def test_a_limit_of_the_users_own_is_kept_to(notebook: Notebook, cuda: FakeCuda) -> None:
+    """The smaller of the two holds, whichever came first, and what the user set last is there when ours is lifted."""
+
+    def capped(limit: int | None) -> float | None:
+        notebook.budget(limit)
+        infer(1)
+        return cuda.cap
+
+    cuda.use(GiB)
+    torch.cuda.set_per_process_memory_fraction(0.25)
+    assert capped(40 * GiB) == 20.0
+    assert capped(10 * GiB + 1) == 10.0
+    assert capped(None) == 20.0
+    assert capped(30 * GiB) == 20.0
+    torch.cuda.set_per_process_memory_fraction(0.75)
+    assert capped(31 * GiB) == 31.0
+    assert capped(70 * GiB) == 60.0
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    assert capped(70 * GiB) == 70.0
+    assert capped(None) == 80.0
+
+
+def test_a_torch_that_does_not_tell_its_limit_is_capped(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Older ones cannot be asked what the user set: ours is set and lifted."""
+    monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")
+    cuda.use(GiB)
+    for limit, cap in ((40 * GiB, 40.0), (None, 80.0)):
+        notebook.budget(limit)
+        infer(1)
+        assert cuda.cap == cap
+
+
 def test_nothing_is_capped_below_what_it_holds(notebook: Notebook, cuda: FakeCuda) -> None:
     """What is in use stays: the cap follows it down, at the latest at the next cell."""
     cuda.use(5 * GiB)
@@ -107,6 +139,27 @@ def test_a_cap_that_fails_is_one_line(
     assert notebook.shown.count(framework_texts.uncapped_text("RuntimeError: pluggable")) == 1
 
 
+def test_a_cap_that_is_interrupted_is_due_still(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Else a cap that was to be lifted would stay until the broker says something else."""
+    cuda.use(GiB)
+    notebook.budget(2 * GiB)
+    infer(1)
+    notebook.budget(None)
+    with monkeypatch.context() as once:
+
+        def interrupted(_fraction: float, _device: object) -> None:
+            once.undo()
+            raise KeyboardInterrupt
+
+        once.setattr(torch.cuda, "set_per_process_memory_fraction", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            notebook.session.boundary()
+    assert cuda.cap == 2.0
+    notebook.session.cell_started(1)
+    notebook.session.cell_ended(1)
+    assert cuda.cap == 80.0
+
+
 def test_mem_get_info(notebook: Notebook, cuda: FakeCuda) -> None:
     """Libraries that size themselves see what this notebook may take: real numbers until it is capped."""
     assert torch.cuda.mem_get_info() == (70 * GiB, 80 * GiB)
@@ -157,6 +210,22 @@ def test_a_program_trims_at_its_boundary(notebook: Notebook, cuda: FakeCuda) -> 
     infer(2)
     assert cuda.calls.count("empty_cache") == 1
     assert (cuda.in_use, cuda.cached) == (GiB, 0)
+
+
+def test_a_capture_is_not_disturbed(notebook: Notebook, cuda: FakeCuda) -> None:
+    """What is due waits until the CUDA graph is captured: to trim in it would spoil it."""
+    cuda.use(3 * GiB)
+    cuda.free_some(2 * GiB)
+    cuda.calls.clear()
+    notebook.budget(2 * GiB)
+    notebook.hear(Trim())
+    cuda.capturing = True
+    infer(1)
+    assert cuda.calls == []
+    cuda.capturing = False
+    infer(1)
+    assert cuda.calls.count("empty_cache") == 2
+    assert (cuda.cap, cuda.cached) == (2.0, 0)
 
 
 def test_a_notebook_with_a_front_end_trims_at_no_boundary(notebook: Notebook, cuda: FakeCuda) -> None:  # fmt: skip

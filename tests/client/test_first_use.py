@@ -18,6 +18,7 @@ from gpushare_kernel.wire.messages import (
     End,
     Failure,
     Submit,
+    Trim,
     Waiting,
 )
 from tests.client.fake_cuda import FakeCuda, torch
@@ -84,6 +85,33 @@ def test_first_use_in_a_plain_cell_waits(
     end = peer.expect(End)[1]
     assert (end.persistent, end.peak) == (3 * GiB, 3 * GiB)
     assert peer.expect(CellEnded)[1].persistent == 3 * GiB
+
+
+@pytest.mark.parametrize("during", ["peak", "now", "trim"])
+def test_an_interrupt_at_the_end_leaves_nothing_running(notebook: Notebook, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, during: str) -> None:  # fmt: skip
+    """Whatever of it is interrupted, the broker hears that the job and the cell are over; what somebody wants comes back next time."""
+    peer, memory = notebook.peer, notebook.gpu.memory
+    admitted = in_thread(lambda: (peer.expect(CellStarted), peer.grant(*peer.expect(Submit))))
+    notebook.session.cell_started(1)
+    cuda.use(3 * GiB)
+    admitted.result(20)
+    cuda.free_some(2 * GiB)
+    notebook.hear(Trim())
+    with monkeypatch.context() as once:
+
+        def interrupted() -> int:
+            once.undo()
+            raise KeyboardInterrupt
+
+        once.setattr(memory, during, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            notebook.session.cell_ended(1)
+    peer.expect(End)
+    assert peer.expect(CellEnded)[1].cell == 1
+    assert cuda.cached == 2 * GiB
+    notebook.session.cell_started(2)
+    notebook.session.cell_ended(2)
+    assert cuda.cached == 0
 
 
 def test_a_plain_job_is_confirmed_as_one(

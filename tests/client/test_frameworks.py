@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -221,6 +222,30 @@ def test_cupy_is_capped_and_trimmed(notebook: Notebook) -> None:
     assert pool.calls[-1] == "set_limit 0"
 
 
+def test_a_limit_of_the_users_own_is_kept_to(notebook: Notebook) -> None:
+    """CuPy's, as CUPY_GPU_MEMORY_LIMIT or the user set it: the smaller of the two holds, and theirs is there when ours is lifted."""
+    cupy: Any = import_module("cupy")
+    pool = cupy.get_default_memory_pool()
+
+    def capped(limit: int | None) -> int:
+        notebook.budget(limit)
+        notebook.session.boundary()
+        return int(pool.limit)
+
+    pool.set_limit(size=20 * MiB)
+    kept = cupy.empty(MiB)
+    assert capped(40 * MiB) == 20 * MiB
+    assert capped(10 * MiB) == 10 * MiB
+    assert capped(None) == 20 * MiB
+    pool.set_limit(size=50 * MiB)
+    assert capped(40 * MiB) == 40 * MiB
+    assert capped(None) == 50 * MiB
+    pool.set_limit(size=0)
+    assert capped(40 * MiB) == 40 * MiB
+    assert capped(None) == 0
+    del kept
+
+
 def test_what_is_held_and_what_of_it_is_used(notebook: Notebook) -> None:
     """By each framework's own count, once it is there."""
     memory = notebook.gpu.memory
@@ -258,6 +283,13 @@ def test_jax_first_use_is_held(notebook: Notebook) -> None:
     admitted.result(20)
     assert notebook.session.memory.now() == 8
     jax.local_devices()
+
+
+def test_what_is_wrapped_is_pickled_by_name(notebook: Notebook) -> None:
+    """A function of a notebook that uses it goes to workers as without us."""
+    bridge: Any = import_module("jax")._src.xla_bridge
+    assert notebook.gpu.adapters.active[0]._wrapped is bridge.backends  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(bridge.backends)) is bridge.backends
 
 
 def test_jax_peaks(notebook: Notebook) -> None:

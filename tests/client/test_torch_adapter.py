@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+from typing import Any
 
+import cloudpickle
 import pytest
 from msgspec import structs
 
@@ -36,6 +39,41 @@ def test_training_counts_optimizer_steps(notebook: Notebook) -> None:
     assert notebook.counted == 6
     train(5)
     assert notebook.counted == 11
+
+
+class Checkpointed(torch.nn.Module):
+    """Blocks that keep nothing for the backward pass, which runs them again."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Block() for _ in range(32))
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        x = x.requires_grad_()
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_backward_pass_runs_again_is_no_iteration(notebook: Notebook, *, reentrant: bool) -> None:  # fmt: skip
+    """However many checkpointed blocks there are; nor are they a place to yield: the pass is in the middle."""
+    train(5, Checkpointed(reentrant=reentrant))
+    assert notebook.counted == 6
+    train(5)
+    assert notebook.counted == 11
+
+
+def test_a_torch_that_does_not_tell_a_backward_pass(new_session: New, broker: ScriptedBroker, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Where a version lacks the private name everything else is seen as ever."""
+    monkeypatch.delattr(torch._C, "_current_graph_task_id")
+    notebook = Notebook(new_session(), broker)
+    train(3)
+    assert notebook.counted == 4
+    assert notebook.shown == []
 
 
 def test_inference_counts_root_modules(notebook: Notebook) -> None:
@@ -184,6 +222,25 @@ def test_a_turn_is_passed_when_the_device_is_done(notebook: Notebook, cuda: Fake
     notebook.leave(lane)
 
 
+@pytest.mark.parametrize("word", [TURN, LANE])
+def test_a_capture_is_not_disturbed(notebook: Notebook, cuda: FakeCuda, word: int) -> None:
+    """To wait for the device would spoil a CUDA graph that is being captured: the boundary after it is the one that yields."""
+    lane = notebook.lane()
+    cuda.use(GiB)
+    cuda.calls.clear()
+    notebook.peer.page.set(1, word)
+    answering = in_thread(lambda: yielded(notebook))
+    cuda.capturing = True
+    train(1)
+    assert (lane.boundaries, cuda.calls) == (1, [])
+    assert not [one for one in notebook.peer.seen if isinstance(one, Yield)]
+    cuda.capturing = False
+    train(1)
+    assert answering.result(20).boundaries == 2
+    assert "synchronize" in cuda.calls
+    notebook.leave(lane)
+
+
 def test_a_pass_with_gradients_is_no_place_to_yield(notebook: Notebook) -> None:
     """Between a forward and its backward pass memory is in use: it counts, but nothing is met there."""
     lane = notebook.lane()
@@ -246,6 +303,20 @@ def test_real_mem_get_info(cuda: FakeCuda, new_session: New, broker: ScriptedBro
     notebook = Notebook(new_session(), broker)
     notebook.budget(GiB)
     assert torch.cuda.mem_get_info() == (70 * GiB, 80 * GiB)
+
+
+def test_what_is_wrapped_is_pickled_by_name(new_session: New, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A function of a notebook that uses it goes to workers as without us."""
+    monkeypatch.delenv("GPUSHARE_ADAPTERS", raising=False)
+    real = torch.cuda.mem_get_info, torch.cuda._lazy_init
+    Notebook(new_session(), broker)
+    ours = torch.cuda.mem_get_info, torch.cuda._lazy_init
+    assert not set(real) & set(ours)
+    assert pickle.loads(pickle.dumps(ours)) == ours
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("from torch.cuda import mem_get_info\ndef free():\n    return mem_get_info()[0]", names)
+    sent = cloudpickle.loads(cloudpickle.dumps(names["free"]))
+    assert sent.__globals__["mem_get_info"] is ours[0]
 
 
 def test_what_is_held_and_what_of_it_is_used(notebook: Notebook, cuda: FakeCuda) -> None:

@@ -44,9 +44,9 @@ class PlayedHub:
         self.api = f"http://127.0.0.1:{self._server.server_port}/hub/api"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    def knows(self, token: str, name: str, kind: str = "user") -> None:
-        """From now on this token is this name's."""
-        self.users[token] = {"kind": kind, "name": name, "admin": False}
+    def knows(self, token: str, name: str, kind: str = "user", session: str | None = None) -> None:
+        """From now on this token is this name's; of a browser's `session`, where it is one of a visitor's."""
+        self.users[token] = {"kind": kind, "name": name, "admin": False, "session_id": session}
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -26,6 +27,8 @@ def work():
     while not stop.is_set():
         sum(range(10**5))
 """
+
+_LONG = "aelie9sohjeequ9iemeipuimuoshahz4aitugiuteeg4ohioh5yuiha6aei7te5z"
 
 
 def snapshot(**states: str) -> Snapshot:
@@ -97,18 +100,44 @@ def test_accounts_are_told_by_their_names_at_the_hub(posts) -> None:
     assert failed == ["a/b: the hub answered 403 Forbidden"]
 
 
+@contextlib.contextmanager
+def kernel_with(**env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that was told this."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    ) as kernel:  # fmt: skip
+        kernel.stdout.readline()
+        yield kernel
+        kernel.communicate()
+
+
+@pytest.mark.parametrize(
+    ("account", "told", "name"),
+    [
+        # The two pairs that TLJH's own tests have (test_normalize.py): 26 characters are shortened already.
+        ("jupyter-aelie9sohjeequ9iem-4b726", _LONG, _LONG),
+        ("jupyter-abcdefghijklmnopqr-e375e", "abcdefghijklmnopqr", "abcdefghijklmnopqr"),
+        ("jupyter-ann", "ann", "ann"),
+        # Anybody may write another's name into a process of theirs.
+        ("jupyter-bob", _LONG, "jupyter-bob"),
+        ("bob", "ann", "bob"),
+        ("ann", "", "ann"),
+    ],
+)  # fmt: skip
+def test_a_name_that_tljh_shortened_is_told_whole(account: str, told: str, name: str) -> None:
+    """An account of 32 characters is nobody's name at the hub; what the process was told is, where it makes that account."""
+    with kernel_with(JUPYTERHUB_USER=told) as kernel:
+        busy = SessionView(SessionId("s"), account, None, kernel.pid, "busy", None, None, 0.0)
+        assert Watch().active(Snapshot(SCHEMA, None, sessions=(busy,)), 0.0) == {(name, "")}
+
+
 def test_named_servers_are_told_by_their_names(posts) -> None:
     """As the notebook's process was told by the hub; one that has ended is in no other's way."""
     api, statuses, kept = posts
-    kernel = subprocess.Popen(
-        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"JUPYTERHUB_SERVER_NAME": "big gpu"}
-    )  # fmt: skip
-    with kernel:
-        kernel.stdout.readline()
+    with kernel_with(JUPYTERHUB_SERVER_NAME="big gpu") as kernel:
         named = SessionView("s", "ann", None, kernel.pid, "busy", None, None, 0.0)
         gone = SessionView("t", "ann", None, None, "busy", None, None, 0.0)
         active = Watch().active(Snapshot(SCHEMA, None, sessions=(named, gone)), 0.0)
-        kernel.communicate()
     assert active == {("ann", "big gpu"), ("ann", "")}
     statuses["/hub/api/users/ann/activity"] = 400
     assert tell(api, "secret", active) == []

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from traitlets.config import Config
 
 from gpushare_kernel import procfs
 from gpushare_kernel.app.ending import stop_broker
+from gpushare_kernel.transport.places import SYSTEM_MARK, SYSTEM_RUNTIME
 from tests.faults.conftest import host
 from tests.procs import eventually
 
 __all__ = ["host"]
+ROOT = Path(__file__).parents[2]
 
 INSIDE = """
 import json, os, sys, time
@@ -183,3 +189,49 @@ def test_the_folder_may_be_read_only_where_kernels_are(host):
     )
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
     assert done.stdout == "shared\n", done.stderr
+
+
+def test_the_recipe_for_containers_has_the_socket_and_the_mark() -> None:
+    """As a hub reads it: two folders, read-only."""
+    text = (ROOT / "docs/admin/jupyterhub.md").read_text(encoding="utf-8")
+    [block] = [one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "DockerSpawner" in one]  # fmt: skip
+    config = Config()
+    exec(block, {"c": config})
+    assert config.DockerSpawner.read_only_volumes == {str(one): str(one) for one in (SYSTEM_RUNTIME, SYSTEM_MARK)}  # fmt: skip
+    assert "volumes" not in config.DockerSpawner
+
+
+NOBODY = 65534
+_LAUNCH = "import os; print('shared' if 'GPUSHARE_SESSION' in os.environ else 'alone')"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_while_the_socket_is_away_the_mark_keeps_kernels_from_a_broker_of_their_own(*, marked: bool) -> None:  # fmt: skip
+    """The two folders as a container's user has them, read-only, and no broker on the host. Without the mark it has one for itself alone: that is what the mark is for."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        shutil.copytree("/etc", folder / "etc", symlinks=True, ignore=shutil.ignore_patterns("gpushare"))  # fmt: skip
+        own = folder / "own"
+        own.mkdir(mode=0o700)
+        os.chown(own, NOBODY, NOBODY)
+        if marked:
+            (folder / "etc/gpushare").mkdir()
+            (folder / "etc/gpushare/service").write_text("gpushare.service\n")
+        script = (
+            f"mount --bind {folder}/etc /etc && mount -o remount,ro,bind /etc && mount -t tmpfs none /run && mkdir /run/gpushare && "
+            # It may read this checkout and its interpreter, wherever they are; root it is not.
+            f"exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search "
+            f'{sys.executable} -m gpushare_kernel.app.launcher -- {sys.executable} -c "{_LAUNCH}"'
+        )
+        done = subprocess.run(
+            [*_UNSHARE, "--mount", "sh", "-c", script],
+            env={"PATH": os.environ["PATH"], "HOME": str(own), "XDG_RUNTIME_DIR": str(own)},
+            cwd="/", capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        started = (own / "gpushare").exists()
+    assert (done.stdout, started) == (("alone\n", False) if marked else ("shared\n", True)), (
+        done.stderr
+    )
+    if marked:
+        assert "no broker answers at /run/gpushare/broker.sock" in done.stderr

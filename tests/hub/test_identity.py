@@ -106,6 +106,28 @@ def test_a_service_is_nobody(hub: PlayedHub) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("session", ["5a2f", ""])
+def test_whoever_opened_a_server_is_not_who_it_says_it_is(hub: PlayedHub, session: str) -> None:
+    """The token of an administrator's visit is theirs to the hub, and everybody's whose server they looked at."""
+    hub.knows("t-visit", "admin", session=session)
+
+    async def work() -> None:
+        text = await refused(HubTokens(hub.api), "t-visit", NotVouched)
+        assert "somebody's browser, and not of their server" in text
+
+    run(work())
+
+
+def test_a_hub_that_cannot_tell_such_tokens_vouches_for_nobody(hub: PlayedHub) -> None:
+    """One before 2.0."""
+    hub.body = b'{"kind": "user", "name": "ann"}'
+
+    async def work() -> None:
+        assert "2.0 and newer do" in await refused(HubTokens(hub.api), "t-ann", HubAway)
+
+    run(work())
+
+
 def test_a_hub_that_is_gone_is_believed_on_and_tells_nothing_new(hub: PlayedHub) -> None:
     """Who was known stays known, however long it takes; who is new reads why."""
     clock = Clock()
@@ -132,7 +154,12 @@ def test_a_hub_that_answers_nonsense_is_away(hub: PlayedHub) -> None:
         hub.status = 502
         assert "502" in await refused(tokens, "t-ann", HubAway)
         hub.status = 200
-        for body in (b"<html>", b"[]", b'{"kind": "user"}', b'{"kind": "user", "name": "a\\nb"}'):
+        for body in (
+            b"<html>",
+            b"[]",
+            b'{"kind": "user"}',
+            b'{"kind": "user", "name": "a\\nb", "session_id": null}',
+        ):
             hub.body = body
             assert "answered" in await refused(tokens, "t-ann", HubAway)
         hub.body = b" " * (identity._LARGEST_ANSWER + 1)

@@ -50,6 +50,18 @@ def values() -> dict[str, Any]:
     return single
 
 
+def test_of_the_clone_only_a_wheel_gets_into_the_image() -> None:
+    """Its history and whatever else lies in it stay outside: the last stage copies from the first alone, and what is large is not even sent."""
+    lines = (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    last = lines[max(number for number, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert [line for line in last if line.startswith(("COPY", "ADD"))] == ["COPY --from=build /wheels /wheels"]  # fmt: skip
+    assert "FROM python:3.12-slim-bookworm AS build" in lines
+    left_out = (FOLDER.parents[1] / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {".git", ".venv"} <= {*left_out}
+    kept = {"pyproject.toml", "README.md", "LICENSE", "gpushare_kernel", "magics", "widgets", "etc", "labextension"}  # fmt: skip
+    assert not kept & {*left_out}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_manifests_are_valid(version):
     """No field is misspelled, none of the wrong type, by the API's own schema; one that is, is found."""

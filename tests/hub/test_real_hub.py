@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.cookiejar
 import json
 import os
 import pwd
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
@@ -106,6 +110,41 @@ def test_a_token_says_who_a_terminal_is(by_token: Hub) -> None:
     assert [one["name"] for one in nobody["sessions"]] == [None]
     assert "does not know the token" in said(by_token, "forged-0123456789", "status")["refused"]
     by_token.ask("DELETE", f"/user/ann/api/kernels/{kernel.id}")
+
+
+def test_a_visitors_token_is_not_a_servers(by_token: Hub) -> None:
+    """The real hub knows whose it is, and so does every server that was opened in a browser: the broker refuses it."""
+    visit = visitors_token(by_token, "ann")
+    assert by_token.ask("GET", "/hub/api/user", token=visit)["name"] == "ann"
+    assert "somebody's browser" in said(by_token, visit, "status")["refused"]
+
+
+def visitors_token(hub: Hub, name: str) -> str:
+    """The token that somebody's server gets of them when they open it, got as it does (OAuth)."""
+    jar = http.cookiejar.CookieJar()
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar), _NoRedirect())
+    here, form = f"http://127.0.0.1:{hub.port}", {"username": name, "password": hub.secret}
+    browser.open(f"{here}/hub/login", timeout=PATIENCE).close()
+    form["_xsrf"] = next(one.value or "" for one in jar if one.name == "_xsrf")
+    with pytest.raises(urllib.error.HTTPError) as done:
+        browser.open(f"{here}/hub/login", urlencode(form).encode(), timeout=PATIENCE)
+    done.value.close()
+    client = {"client_id": f"jupyterhub-user-{name}", "redirect_uri": f"/user/{name}/oauth_callback"}  # fmt: skip
+    ask = urlencode({**client, "response_type": "code"})
+    with pytest.raises(urllib.error.HTTPError) as sent:
+        browser.open(f"{here}/hub/api/oauth2/authorize?{ask}", timeout=PATIENCE)
+    sent.value.close()
+    (code,) = parse_qs(urlsplit(sent.value.headers["Location"]).query)["code"]
+    given = {**client, "client_secret": hub.token_of(name), "grant_type": "authorization_code", "code": code}  # fmt: skip
+    with urllib.request.urlopen(f"{here}/hub/api/oauth2/token", urlencode(given).encode(), timeout=PATIENCE) as answer:  # fmt: skip
+        return str(json.load(answer)["access_token"])
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Shows where a browser is sent, as an error."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Go nowhere."""
 
 
 def test_a_revoked_token_starts_nothing_and_says_why(by_token: Hub) -> None:

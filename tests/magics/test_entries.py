@@ -43,7 +43,7 @@ def set_aside(broker: ScriptedBroker, *, away: bool = True) -> None:
 
 def asked(broker: ScriptedBroker, kernel: Kernel) -> list[int]:
     """Return the numbers of what asked beside cells, each of which has ended."""
-    kernel.run("pass")
+    kernel.run("api._session.snapshot();")  # answered once the broker has read what was said before
     began = [one.cell for one in broker.seen if isinstance(one, CellStarted) and one.cell < 0]
     ended = [one.cell for one in broker.seen if isinstance(one, CellEnded) and one.cell < 0]
     assert began[: len(ended)] == ended
@@ -76,6 +76,21 @@ def test_a_callback_that_lasts_says_so_before_anything_is_set_aside(broker: Scri
     send(notebook, "comm_open", {"target_name": "test", "data": {}})
     send(notebook, "comm_msg", {"data": {"at": 1}})
     assert len(asked(broker, notebook)) == 1
+
+
+def test_an_interrupt_at_its_end_is_an_end(broker: ScriptedBroker, notebook: Kernel) -> None:
+    """A callback that was told of is over, though what it left could not be looked at."""
+    notebook.run(
+        "import time\nmemory = api._session.memory\nnow = memory.now\n"
+        "def interrupted():\n    memory.now = now\n    raise KeyboardInterrupt\n"
+        + COMM.replace("seen.append", "time.sleep(0.3) or setattr(memory, 'now', interrupted) or seen.append")
+    )  # fmt: skip
+    send(notebook, "comm_open", {"target_name": "test", "data": {}})
+    send(notebook, "comm_msg", {"data": {"at": 1}})
+    began = asked(broker, notebook)
+    assert len(began) == 1
+    assert [one.cell for one in broker.seen if isinstance(one, CellEnded) and one.cell < 0] == began
+    assert notebook.run("memory.now == now, seen") == ["(True, [1])"]
 
 
 def test_completion_asks_for_nothing(broker: ScriptedBroker, notebook: Kernel) -> None:

@@ -27,6 +27,7 @@ from gpushare_kernel.wire.messages import (
     SetNeeds,
     Submit,
     ToBroker,
+    Trim,
     Waiting,
 )
 from tests.client.scripted_broker import Peer, ScriptedBroker, attached, report
@@ -176,6 +177,39 @@ def test_first_use_in_a_cell(run: Run, gpu: ScriptedBroker, cupy: Any) -> None:
     (asked,) = [m for m in gpu.seen if isinstance(m, Submit)]
     assert asked.plain
     assert asked.name == "hw1.ipynb"
+
+
+@pytest.mark.parametrize("cell", ["somebody_wants()", "%%gpulane 1GiB\nsomebody_wants()"])
+def test_an_interrupt_as_memory_is_given_back(run: Run, gpu: ScriptedBroker, cupy: Any, capsys: Capture, cell: str) -> None:  # fmt: skip
+    """The cell is over: nothing of the user's is stopped, nothing is shown, and the broker does not take it for running."""
+    run("import cupy; kept = cupy.empty(1000)")
+    (peer,) = gpu._peers
+    runtime = cupy.cuda.runtime
+    original = runtime.deviceSynchronize
+    interrupts: list[int] = []
+
+    def interrupted() -> None:
+        runtime.deviceSynchronize = original
+        interrupts.append(1)
+        raise KeyboardInterrupt
+
+    def somebody_wants() -> None:
+        peer.notice(Trim())
+        settle()
+        runtime.deviceSynchronize = interrupted
+
+    InteractiveShell.instance().user_ns["somebody_wants"] = somebody_wants
+    before = len(said(gpu))
+    capsys.readouterr()
+    try:
+        assert run(cell).success
+    finally:
+        runtime.deviceSynchronize = original
+    over = ["Submit", "End"] if "lane" in cell else ["CellStarted", "CellEnded"]
+    assert (said(gpu)[before:], interrupts) == (over, [1])
+    out, err = capsys.readouterr()
+    assert "Error in callback" not in out + err
+    assert "Traceback" not in out + err
 
 
 # --- Declared cells -------------------------------------------------------------------------------------------------

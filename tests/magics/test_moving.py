@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from gpushare_kernel.core.values import GiB
-from gpushare_kernel.wire import parking_texts, texts
+from gpushare_kernel.wire import parking_texts
 from gpushare_kernel.wire.messages import (
     CameBack,
     CellEnded,
@@ -141,7 +141,7 @@ def test_a_broker_that_comes_back_hears_who_waits_at_the_gate(broker: ScriptedBr
     answer(broker, PutBack(1000))
     shown = [line for out in notebook.outputs(message) for line in text_of(out)]
     assert shown[-1] == "499500.0"
-    assert any(texts.BROKER_AWAY_HELD in line for line in shown)
+    assert any(parking_texts.BROKER_AWAY_HELD in line for line in shown)
 
 
 def test_who_is_interrupted_at_the_gate_asks_for_nothing_any_more(broker: ScriptedBroker, notebook: Kernel) -> None:  # fmt: skip

@@ -29,6 +29,9 @@ def rewritten(cell: str) -> str:
         ("%%gpulane --name \"it's\"\nx", "__import__(\"gpushare_magics\").enter('--name \"it\\'s\"')  # %%gpulane --name \"it's\"\nx"),
         ("%%gpulane 6GiB --dry-run\nboom()", "__import__(\"gpushare_magics\").dry_run('6GiB --dry-run')  # %%gpulane 6GiB --dry-run\n"),
         ("# note\n%%gpulane 6GiB\n%%time\nx", "%%gpulane 6GiB\n%%time\nx"),
+        ("# note\n%%gpulane 6GiB\n\n \t\r\n%%time\nx", "%%gpulane 6GiB\n\n \t\r\n%%time\nx"),
+        ("%%gpulane\n\nx\n", '__import__("gpushare_magics").enter(\'\')  # %%gpulane\n\nx\n'),
+        ("%%gpulane\n# why\n%%time\nx", '__import__("gpushare_magics").enter(\'\')  # %%gpulane\n# why\n%%time\nx'),
     ],
 )  # fmt: skip
 def test_rewritten(cell: str, result: str) -> None:
@@ -38,7 +41,7 @@ def test_rewritten(cell: str, result: str) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    ["", "x = 1\n%%gpulane 6GiB\n", "s = '''\n%%gpulane\n'''", "%%gpulane?", "%%gpulane??", "%%gpulanes 6GiB\nx", "%%time\n%%gpulane 6GiB\nx", "  %%gpulane 6GiB\nx", "%gpulane 6GiB", "x\n", "# only\n\n", "%%gpulane 6GiB\n%%time\nx"],
+    ["", "x = 1\n%%gpulane 6GiB\n", "s = '''\n%%gpulane\n'''", "%%gpulane?", "%%gpulane??", "%%gpulanes 6GiB\nx", "%%time\n%%gpulane 6GiB\nx", "  %%gpulane 6GiB\nx", "%gpulane 6GiB", "x\n", "# only\n\n", "%%gpulane 6GiB\n%%time\nx", "%%gpulane 6GiB\n\n%%time\nx"],
 )  # fmt: skip
 def test_left_alone(cell: str) -> None:
     """Whatever is not a leading %%gpulane is not ours; rewriting twice changes nothing."""

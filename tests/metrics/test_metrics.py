@@ -228,7 +228,7 @@ def test_a_broker_that_is_started_again_offers_them_at_the_same_address(host: Ho
 
 def test_a_broker_that_cannot_have_its_address_again_goes_on_without(host: Host) -> None:
     """Metrics are no reason to leave kernels without a broker; its log says so."""
-    host.forgiven.append("no metrics are offered any more")
+    host.forgiven.append("no metrics are offered")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -238,6 +238,25 @@ def test_a_broker_that_cannot_have_its_address_again_goes_on_without(host: Host)
         assert host.snapshot().broker is not None
         eventually(lambda: any("in use" in line["message"] for line in host.log("error")), LIMIT)
     assert host.snapshot().broker is not None
+
+
+def test_a_service_without_the_folder_for_them_goes_on_and_has_them_once_it_is_there(
+    host: Host, tmp_path: Path
+) -> None:
+    """A folder in /run is gone after a reboot: that costs nobody the broker. Its log and status say so, and for how long."""
+    host.forgiven.append("no metrics are offered")
+    folder = tmp_path / "metrics"
+    host.start(*ROOM, "--service", "--metrics", f"unix:{folder}/m.sock")
+    eventually(lambda: host.log("error"), LIMIT)
+    said = f"--metrics unix:{folder}/m.sock: No such file or directory."
+    assert said in host.log("error")[0]["message"]
+    seen = host.snapshot().broker
+    assert seen is not None
+    assert f"No metrics are offered: {said}" in (seen.trouble or "")
+    folder.mkdir()
+    host.until(lambda seen: seen.broker is not None and seen.broker.trouble is None)
+    until(str(folder / "m.sock"), lambda _: True)
+    assert len(host.log("error")) == 1
 
 
 def test_a_socket_is_for_its_owner_and_has_names(host: Host, tmp_path: Path) -> None:

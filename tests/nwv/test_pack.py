@@ -25,7 +25,7 @@ from gpushare_kernel.nwv import (
     work,
 )
 from gpushare_kernel.nwv.fisher import fisher
-from gpushare_kernel.nwv.task import alone, score
+from gpushare_kernel.nwv.task import _fresh, alone, score
 from gpushare_kernel.nwv.training import Plan
 from tests.nwv.small import QUICK, mlp, task, three, unpack
 
@@ -89,6 +89,21 @@ def test_modules_that_were_given_are_not_changed(tasks: dict[str, Task], before:
         assert one.model.training
         for key, tensor in one.model.state_dict().items():
             assert torch.equal(tensor, before[name][key]), (name, key)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_users_random_numbers_stay(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Fresh weights are the same each time; for them no random numbers of the user's change, and no GPU is seeded that the model is not on."""
+    model = nn.Linear(3, 2, device=device)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    states = [torch.get_rng_state, *([torch.cuda.get_rng_state] if device == "cuda" else [])]
+    before = [state() for state in states]
+    first, second = ([one.weight for one in _fresh(model)] for _ in range(2))
+    assert all(map(torch.equal, (state() for state in states), before))
+    assert seeded == []
+    assert all(map(torch.equal, first, second))
+    assert not torch.equal(first[0], first[1])
 
 
 def test_every_byte_is_in_the_ratio(tasks: dict[str, Task], packed: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,3 +107,30 @@ def test_a_kernel_without_us_is_a_bare_session(broker: Places, tmp_path: Path, m
         manager.shutdown_kernel(now=True)
     with Line(broker) as line:
         eventually(lambda: not line.snapshot().sessions)
+
+
+def test_a_bare_session_is_told_that_the_hub_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    """It has no client to say so in the notebook: the server's log does, and stderr where our launcher started it; again at a restart."""
+    for name in KERNEL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, folder in (("GPUSHARE_RUNTIME_DIR", "run"), ("JUPYTER_DATA_DIR", "data"), ("JUPYTER_RUNTIME_DIR", "rt"), ("IPYTHONDIR", "ip")):  # fmt: skip
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "gpushare")
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "t")
+    ensure_broker(places(), PATIENCE, ["--device", "host", "--capacity", "1GiB", "--hub-api", "http://127.0.0.1:1/hub/api"])  # fmt: skip
+    said = "Restart its kernel once the hub answers."
+    logger = logging.getLogger("gpushare-test")
+    try:
+        with caplog.at_level(logging.WARNING, logger="gpushare-test"):
+            manager = KernelManager(kernel_name=echo(tmp_path), transport="ipc", ip=str(tmp_path / "k"), log=logger)  # fmt: skip
+            manager.start_kernel(stderr=subprocess.DEVNULL)
+            assert [said in record.getMessage() for record in caplog.records] == [True]
+            manager.restart_kernel(now=True, stderr=subprocess.DEVNULL)
+            assert [said in record.getMessage() for record in caplog.records] == [True, True]
+            manager.shutdown_kernel(now=True)
+        launcher = [sys.executable, "-m", "gpushare_kernel.app.launcher", "--", sys.executable, "-c", "print('runs')"]  # fmt: skip
+        done = subprocess.run(launcher, capture_output=True, text=True, timeout=PATIENCE, check=True)  # fmt: skip
+        assert done.stdout == "runs\n"
+        assert done.stderr.count(said) == 1
+    finally:
+        stop_broker(places(), PATIENCE)

@@ -16,11 +16,14 @@ class Adapter(Protocol):
         Whether it meets boundaries by itself (a training loop needs no line of ours).
     fixed
         Whether its limit is read at the start of the kernel and cannot change.
+    settles
+        Whether `settle` waits for the device, and so raises what the device ran into.
     """
 
     name: str
     meets: bool
     fixed: bool
+    settles: bool
 
     def up(self) -> bool:
         """Say whether the framework uses the device."""
@@ -46,11 +49,14 @@ class Adapter(Protocol):
     def settle(self) -> None:
         """Wait for the work that was launched."""
 
+    def capturing(self) -> bool:
+        """Say whether this thread's work goes into a graph that is being captured: to wait, or to free, would spoil it."""
+
     def trim(self) -> None:
         """Give back what its pool keeps unused."""
 
     def cap(self, limit: int | None) -> None:
-        """Let it hold `limit` bytes at most; None lets it hold what there is."""
+        """Let it hold `limit` bytes at most, or less where the user has limited it to less; None lifts ours, and leaves theirs."""
 
     def limit(self) -> int | None:
         """Return the limit it was started with, where that is fixed."""

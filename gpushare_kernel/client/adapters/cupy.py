@@ -22,6 +22,7 @@ class CuPy:
     name = "cupy"
     meets = False
     fixed = False
+    settles = True
 
     def __init__(self, cupy: Any, gpu: Gpu) -> None:
         self._cupy = cupy
@@ -29,6 +30,8 @@ class CuPy:
         self._pool = cupy.get_default_memory_pool()
         self._used = False
         self._highest = 0
+        self._ours: int | None = None
+        self._theirs = 0
 
     def hook(self) -> None:
         """Be called at the first allocation from the default pool, and not again."""
@@ -81,14 +84,23 @@ class CuPy:
         """Wait for the work that was launched."""
         self._cupy.cuda.runtime.deviceSynchronize()
 
+    def capturing(self) -> bool:
+        """Never: its boundaries are where the user says, and nobody says so inside of one."""
+        return False
+
     def trim(self) -> None:
         """Give back the pool's free blocks."""
         self.held()
         self._pool.free_all_blocks()
 
     def cap(self, limit: int | None) -> None:
-        """Set the pool's limit; 0 means none to it."""
-        self._pool.set_limit(size=0 if limit is None else max(1, limit))
+        """Set the pool's limit; 0 means none to it. One that the user has set is kept to, too, and stays when ours goes."""
+        found = int(self._pool.get_limit())
+        if found != self._ours:
+            self._theirs = found
+        limits = [self._theirs, 0 if limit is None else max(1, limit)]
+        self._pool.set_limit(size=min(filter(None, limits), default=0))
+        self._ours = int(self._pool.get_limit())
 
     def limit(self) -> int | None:
         """None: it can be changed."""

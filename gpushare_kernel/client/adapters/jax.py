@@ -6,6 +6,7 @@ lacks it, the first use is not held, and the broker sees the context in the driv
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -38,6 +39,7 @@ class Jax:
     name = "jax"
     meets = False
     fixed = True
+    settles = False
 
     def __init__(self, jax: Any, gpu: Gpu) -> None:
         self._jax = jax
@@ -60,6 +62,7 @@ class Jax:
         original = self._original = self._bridge.backends
         used = [self.up()]
 
+        @functools.wraps(original)
         def backends() -> Any:
             if used[0]:
                 return original()
@@ -111,6 +114,10 @@ class Jax:
 
     def settle(self) -> None:
         """Nothing: JAX has no call that waits for all its work, and the lock drains what is under way."""
+
+    def capturing(self) -> bool:
+        """Never: it shows none."""
+        return False
 
     def trim(self) -> None:
         """Nothing: what its pool took it keeps until the kernel ends."""

@@ -8,6 +8,7 @@ A process that compiles a model has no such hook from then on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -27,6 +28,8 @@ QUIET = 8
 micro-batches), and an evaluation is longer."""
 _HOOK_TO_CALLER = 4
 """Frames from our hook to whoever called the module: inner, _call_impl, _wrapped_call_impl, the caller."""
+_NO_BACKWARD = -1
+"""What torch says of a thread that is in no backward pass."""
 _REAL_NUMBERS = ("GPUSHARE_MEM_INFO", "real")
 
 
@@ -43,11 +46,14 @@ class Torch:
     name = "torch"
     meets = True
     fixed = False
+    settles = True
 
     def __init__(self, torch: Any, gpu: Gpu) -> None:
         self._torch = torch
         self._gpu = gpu
         self._undo: list[Callable[[], object]] = []
+        self._ours: dict[int, float] = {}
+        self._theirs: dict[int, float] = {}
         self.exports = Exports(torch)
 
     # --- Hooks -------------------------------------------------------------------------------------------
@@ -78,6 +84,8 @@ class Torch:
         # torch.compile traces our hooks too: to it this reads True, and the rest of a hook is not there.
         compiling = torch.compiler.is_dynamo_compiling
         met, quiet = self._gpu.met, [0]
+        # Private: where a version lacks it, a block that is run again in a backward pass counts as a forward pass.
+        backward = getattr(torch._C, "_current_graph_task_id", lambda: _NO_BACKWARD)
 
         def stepped(_optimizer: object, _args: object, _kwargs: object) -> None:
             if compiling():
@@ -86,6 +94,8 @@ class Torch:
             met()
 
         def root_ran() -> None:
+            if backward() != _NO_BACKWARD:
+                return  # a checkpointed block, run again: a part of its iteration
             if quiet[0]:
                 quiet[0] -= 1
             elif torch.is_grad_enabled():
@@ -120,6 +130,7 @@ class Torch:
         original, gpu = cuda._lazy_init, self._gpu
         used = [bool(cuda.is_initialized())]
 
+        @functools.wraps(original)
         def lazy_init() -> None:
             __tracebackhide__ = True  # an error of CUDA's start is not about us
             if used[0]:
@@ -143,6 +154,7 @@ class Torch:
         cuda = self._torch.cuda
         original, gpu = cuda.mem_get_info, self._gpu
 
+        @functools.wraps(original)  # it is pickled by its name
         def mem_get_info(device: Any = None) -> tuple[int, int]:
             free, total = original(device)
             limit = gpu.limit
@@ -152,7 +164,6 @@ class Torch:
             room = max(0, limit - gpu.memory.now())
             return min(free, room), min(total, limit + gpu.reserve)
 
-        mem_get_info.__doc__ = original.__doc__
         for place in (cuda, getattr(cuda, "memory", None)):
             if place is not None and getattr(place, "mem_get_info", None) is original:
                 self._replace(place, "mem_get_info", mem_get_info)
@@ -206,17 +217,33 @@ class Torch:
         for n in self._devices():
             self._torch.cuda.synchronize(n)
 
+    def capturing(self) -> bool:
+        """Say whether the current stream is being captured."""
+        return bool(self._torch.cuda.is_current_stream_capturing())
+
     def trim(self) -> None:
         """Give back whole segments that nobody uses."""
         self._torch.cuda.empty_cache()
 
     def cap(self, limit: int | None) -> None:
-        """Set the fraction its allocator may reserve."""
+        """Set the fraction its allocator may reserve. One that the user has set is kept to, too, and stays when ours goes."""
         cuda = self._torch.cuda
         for n in self._devices():
             whole = cuda.get_device_properties(n).total_memory
-            fraction = 1.0 if limit is None else min(1.0, limit / whole)
+            found = self._fraction(n)
+            if found != self._ours.get(n):
+                self._theirs[n] = found
+            theirs = self._theirs[n]
+            fraction = theirs if limit is None else min(theirs, limit / whole)
             cuda.set_per_process_memory_fraction(fraction, n)
+            self._ours[n] = self._fraction(n)  # as torch says it: it keeps whole bytes
+
+    def _fraction(self, device: int) -> float:
+        """Return the fraction that is set; all of it where this version, or an allocator, does not say."""
+        ask = getattr(self._torch.cuda, "get_per_process_memory_fraction", None)
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            return 1.0 if ask is None else float(ask(device))
+        return 1.0
 
     def limit(self) -> int | None:
         """None: it can be changed."""

@@ -47,6 +47,9 @@ class MemoryPool:
         self.calls.append(f"set_limit {size}")
         self.limit = size or 0
 
+    def get_limit(self) -> int:
+        return self.limit
+
 
 class _Block:
     def __init__(self, pool: MemoryPool, size: int) -> None:

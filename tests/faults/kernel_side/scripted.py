@@ -63,8 +63,10 @@ def call() -> None:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, lambda *seen: heard.append(seen)) if main else None
     try:
+        pause = 0.005
         while (state := _state()) not in {"running", "failed"}:
-            time.sleep(0.005)  # the driver's own wait: there is no event of it
+            time.sleep(pause)  # the driver's own wait: there is no event of it
+            pause = min(0.1, 1.2 * pause)  # who waits long costs others little
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
