@@ -587,6 +587,16 @@ def test_with_nothing_released_a_session_stands_in_windows_of_no_less_weight(
     assert gate.held.keys() == then
 
 
+def test_who_has_a_deadline_begins_shortly_before_anothers_release() -> None:
+    """W9: It is not held until that has come, as best effort is that would not stop in time: it comes first."""
+    world = RealtimeWorld()
+    world.camera("cam", period=0.1, deadline=0.09, absorbs=0.02)
+    world.run(0.099)
+    world.camera("first", period=0.1, deadline=0.09, absorbs=0.02, known=False, weight=2)
+    world.run(0.005)
+    assert not [i for i in world.log if isinstance(i, do.Pause) and i.session == "first"]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whoever_comes_and_goes_windows_hold_and_nobody_is_left_behind(seed: int) -> None:
     """I3, I7: Any best effort beside two real-time jobs; at the end of all promises everybody runs."""
