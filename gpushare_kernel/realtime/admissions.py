@@ -92,6 +92,8 @@ class AtBroker:
         self._chains: dict[str, RealtimeChain] = {}
         self._lock = threading.Lock()
         self._placements: dict[str, RealtimePlacement] = {}
+        #: Where all run by the latest placement: who is promised nothing any more runs on there.
+        self._stages: Mapping[str, Sequence[Stage]] = {}
 
     def types(self, cores: int, gpus: int) -> Sequence[NodeType]:
         """Return the node types that may be used on such a machine; a GPU is the session's own only."""
@@ -118,7 +120,13 @@ class AtBroker:
             raise Refused(msg) from None
         with self._lock:
             self._chains = chains
-        return self._placed(tasks)
+        try:
+            placement = self._placed(tasks)
+        except BaseException:
+            self.leaves(task)  # else it would stay promised, with nobody to end that
+            raise
+        self._stages = placement.stages
+        return placement
 
     def leaves(self, task: Task) -> None:
         """Its deadline is promised no more; or it holds up nobody's any more."""
@@ -217,8 +225,17 @@ class AtBroker:
         stages = {name: _stages(one.stages) for name, one in known.items()}
         stages |= {name: _stages(one) for name, one in latest.beside.items()}
         bounds = {name: latest.bounds[job.id] for name, job in jobs.items() if job.id in latest.bounds}  # fmt: skip
-        there = {task.name: stages[task.name] for task in tasks}
+        there = {task.name: stages.get(task.name) or self._stays(task, nodes) for task in tasks}
         return Placement(nodes, there, bounds, latest.spare)
+
+    def _stays(self, task: Task, nodes: Sequence[NodeType]) -> tuple[Stage, ...]:
+        """Return where a task runs whose deadline a broker that came back could not promise again."""
+        known = tuple(self._stages.get(task.name, ()))
+        layers = [(one, task.layers[n]) for one in known for n in range(one.first, one.last + 1)]
+        if not known or any(one.node >= len(nodes) or nodes[one.node] not in layer.worst for one, layer in layers):  # fmt: skip
+            msg = f"pipeline {task.name} is promised no deadline since the broker has restarted, and has no place on the nodes of the others. Close it, and open it again."
+            raise Refused(msg)
+        return known
 
 
 def _taskset(tasks: Sequence[Task]) -> Taskset:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,12 +17,14 @@ from torch import nn
 
 from gpushare_kernel.client import display
 from gpushare_kernel.core.errors import BadDeclaration, Refused, UserError
-from gpushare_kernel.realtime.admissions import Own
+from gpushare_kernel.realtime.admissions import AtBroker, Own
 from gpushare_kernel.realtime.grid import Grid
-from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Task
+from gpushare_kernel.realtime.model import Kind, Layer, NodeType, Stage, Task
 from gpushare_kernel.realtime.nodes import Nodes
 from gpushare_kernel.realtime.pipeline import Pipeline
 from gpushare_kernel.realtime.placement import Fixed
+from gpushare_kernel.wire.messages import RealtimeBeside, RealtimePlaced, Submit
+from gpushare_kernel.wire.realtime import RealtimePlacement
 from tests.realtime.pieces import ONE, Gate, X, opened, profile_of, stages
 
 
@@ -249,3 +252,53 @@ def test_who_does_not_want_to_wait_for_its_last_jobs_interrupts(
         future.result(60)
     assert nodes.types == ()
     assert pipe.report().releases == 1
+
+
+class _Session:
+    """A broker's word for each pipeline, as it came back: those in `lapsed` it cannot promise again."""
+
+    def __init__(self) -> None:
+        self.lapsed: set[str] = set()
+        self.jobs: dict[str, SimpleNamespace] = {}
+
+    def submit(self, submit: Submit) -> SimpleNamespace:
+        job = SimpleNamespace(id=submit.job, placement=None, realtime=None)
+        job.leave = lambda **_: self.jobs.pop(submit.name)
+        self.jobs[submit.name] = job
+        job.placement = self.placement()
+        return job
+
+    def request(self, body: RealtimeBeside, *_: Any, **__: Any) -> RealtimePlaced:
+        there = {job.id: self.placement(*body.chains) for name, job in self.jobs.items() if name not in self.lapsed}  # fmt: skip
+        return RealtimePlaced(there)
+
+    def post(self, _: Any) -> None:
+        """Who left is of no interest here."""
+
+    def placement(self, *chains: Any) -> RealtimePlacement:
+        bounds = {job.id: 0.1 for job in self.jobs.values()}
+        beside = {chain.name: ((0, 0, 1),) for chain in chains}
+        return RealtimePlacement(("c1",), ((0, 0, 1),), 0.1, 0.01, beside, bounds)
+
+
+def test_who_lost_its_promise_stays_where_it_is_beside_newcomers() -> None:
+    """W11: A broker that came back promised one of two again: the next pipeline opens beside both."""
+    broker, layers = _Session(), (Layer({ONE: 0.01}),)
+    admission = AtBroker(broker)  # type: ignore[arg-type]
+    first, second = (Task(name, Kind.RT, layers, 1.0, 1.0) for name in ("first", "second"))
+    admission.admit(first, [])
+    admission.admit(second, [first])
+    broker.lapsed.add("first")
+    placement = admission.admit(Task("be", Kind.BE, layers), [first, second])
+    assert placement.stages == dict.fromkeys(("first", "second", "be"), (Stage(0, 0, 0),))
+    assert placement.bounds.keys() >= {"second"}
+
+
+def test_who_cannot_be_placed_is_promised_nothing() -> None:
+    """Where what was promised elsewhere has other nodes by now: it is one line, and no promise is left behind."""
+    broker, layers = _Session(), (Layer({ONE: 0.01}),)
+    admission = AtBroker(broker)  # type: ignore[arg-type]
+    unknown, new = (Task(name, Kind.RT, layers, 1.0, 1.0) for name in ("unknown", "new"))
+    with pytest.raises(Refused, match="pipeline unknown is promised no deadline since the broker has restarted"):  # fmt: skip
+        admission.admit(new, [unknown])
+    assert not broker.jobs
