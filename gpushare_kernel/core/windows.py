@@ -250,7 +250,7 @@ class Windows:
     @staticmethod
     def _overran(one: Standing, at: float) -> None:
         one.owes = BEHAVES
-        one.again = at + min(LONGEST_TRIAL, FIRST_TRIAL * 2.0**one.tries)
+        one.again = at + min(LONGEST_TRIAL, FIRST_TRIAL * 2.0 ** min(one.tries, 10))
         one.tries += 1
 
     def _release(self, one: Standing, release: float, at: float) -> None:
