@@ -184,7 +184,7 @@ class TestWarm:
 
     def test_rates_are_read_from_its_own_log(self):
         """Of whole moves of that size only; a size that nobody moved has none, and misses."""
-        kernel = SimpleNamespace(id="a", aside=0)
+        kernel = SimpleNamespace(id="a", aside=0, lines=[object()])
         tier = warm_tier.Warm()
         answers = [WentAside(1, 4 * GiB, "", 0.1), CameBack(2, "", 0.2), WentAside(3, 2 * GiB, "", 0.1), WentAside(4, 0, "busy")]  # fmt: skip
 
@@ -194,10 +194,10 @@ class TestWarm:
         tier._ask = told
 
         async def moves():
-            assert await tier.set_aside(kernel, 1.0) == 4 * GiB
+            assert await tier.set_aside(kernel, 12 * GiB) == 4 * GiB
             assert await tier.put_back(kernel, 1.0) == ""
-            assert await tier.set_aside(kernel, 1.0) == 2 * GiB
-            assert await tier.set_aside(kernel, 1.0) == 0
+            assert await tier.set_aside(kernel, 12 * GiB) == 2 * GiB
+            assert await tier.set_aside(kernel, 12 * GiB) == 0
 
         with log_of("warm") as stream:
             asyncio.run(moves())
