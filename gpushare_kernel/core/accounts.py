@@ -8,9 +8,10 @@ starts at most one turn ahead of those who compete. All operations are O(log n).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from gpushare_kernel.core.policies import Policy
-from gpushare_kernel.core.ranking import Ranking
+from gpushare_kernel.core.ranking import SCAN, Ranking
 from gpushare_kernel.core.records import Key, Session, User
 from gpushare_kernel.core.states import Phase
 
@@ -36,8 +37,9 @@ class Accounts:
         self.margin = 0.0
         #: Told whenever a user's virtual time has changed.
         self.charged: Callable[[User], None] = _nothing
-        #: Who comes first of those that wait for memory: they compete too.
+        #: Who comes first of those that wait for memory, and those who have a turn.
         self.queued: Callable[[], Session | None] = _nobody
+        self.running: Callable[[], Iterable[Session]] = tuple
         #: Whether somebody who waits may be one that yields: else nobody is looked for.
         self._yielding = False
         self._waiting: Ranking[Session] = Ranking(policy.rank)
@@ -60,6 +62,8 @@ class Accounts:
     def competes(self, session: Session) -> None:
         """`session` does from now on, for a turn or for memory: what it and its user are behind is bounded by their credit."""
         user = session.user
+        if self.contended and not self.users:  # no frame says how far those are who have turns
+            self._is_present(min(islice(self.running(), SCAN), key=_use_of, default=None))
         self.lift(user)
         least = user.floor - user.floor_turn - self.credit / session.weight
         session.vtime = max(session.vtime, least)
@@ -146,10 +150,15 @@ class Accounts:
         `squeezed` competes too: it is in the frame with less than it can use.
         """
         first = self._waiting.best()
-        best = squeezed
-        for session in (None if first is None else first[2], self.queued()):
-            if session is not None and (best is None or session.user.vtime < best.user.vtime):
-                best = session
+        both = [one for one in (squeezed, None if first is None else first[2]) if one is not None]
+        self._is_present(min(both, key=_use_of, default=None))
+
+    def _is_present(self, best: Session | None) -> None:
+        """`best` is behind all others who compete: its virtual time is the present.
+
+        Who waits for memory is none of them. Its time stands still, and whoever came later would be lifted to that only,
+        and have the device until it has used as much as the others did meanwhile.
+        """
         if best is None:
             return
         user = best.user
@@ -175,6 +184,10 @@ class Accounts:
         self._yielding |= session.yields
         session.rank = self.policy.session_key(session, self.at)
         self._waiting.add(session.user, session)
+
+
+def _use_of(session: Session) -> float:
+    return session.user.vtime
 
 
 def _nothing(user: User) -> None:

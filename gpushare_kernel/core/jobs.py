@@ -38,6 +38,7 @@ class Jobs:
         )
         self.turns.accounts.charged = self.book.queue.rerank
         self.turns.accounts.queued = self.book.queue.first
+        self.turns.accounts.running = self.turns.using.values
         self.probe = Probe(config) if config.divisible else Glance(config)
         self.lost = False
         self.why_lost = ""

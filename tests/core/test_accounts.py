@@ -316,7 +316,7 @@ def test_whoever_is_where_the_present_is_is_told_nothing() -> None:
 
 
 def test_who_waits_for_memory_competes() -> None:
-    """What others use meanwhile is charged, where the policy shares; nobody waits, and nobody pays."""
+    """What others use meanwhile is charged, where the policy shares; nobody waits, and nobody pays. Its time stands still, and is not the present."""
     accounts, ann, bob = fair(), User(UserId("ann")), User(UserId("bob"))
     assert not accounts.contended
     queued = session("q", bob, 1)
@@ -326,7 +326,7 @@ def test_who_waits_for_memory_competes() -> None:
     ann.vtime = 7.0
     accounts.join(session("a", ann, 2))
     accounts.advance()
-    assert accounts.now == 4.0
+    assert accounts.now == 7.0
     assert not Accounts(policy_named("fifo"), 1.0).contended
 
 
