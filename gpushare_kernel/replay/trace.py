@@ -123,7 +123,7 @@ def _job(row: Row) -> TraceJob:
         name=row.text("job_id", "Give the job an id"),
         submitted=_seconds(row, "submit_time", "0 or more", lambda value: value >= 0),
         duration=duration,
-        user=row.cell("user"),
+        user=row.word("user"),
         persistent=row.size("persistent"),
         ephemeral=row.size("ephemeral"),
         iteration=min(iteration, duration),

@@ -19,6 +19,7 @@ from gpushare_kernel.core.learned import Place, Run
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import GiB, JobId, MiB, SessionId, Usage, UserId
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.need_texts import need_sizes
 from gpushare_kernel.wire.snapshot import NeedView
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import job_of, refused, submit
@@ -225,6 +226,24 @@ def test_the_margin_is_cut_to_what_a_parked_notebook_leaves() -> None:
     core = a_gpu(context=GiB // 2, kept=40 * GiB, parked=True)
     body, refused_for = asks(core, [Run(0, 45 * GiB, 10.0)])
     assert (body.persistent, body.ephemeral, refused_for) == (None, None, "")
+
+
+def test_no_more_is_advised_than_each_of_a_group_may_hold(house: House) -> None:
+    """What is to be pasted is not refused."""
+    client = house.notebook()
+    run(client, "a", size=7 * GiB, peak=3 * GiB)
+    (free,) = known(client)
+    engine = house.broker.engine_of(SessionId(client.opened.session))  # type: ignore[attr-defined]
+    user = house.kernel(client.opened).user  # type: ignore[attr-defined]
+
+    def cap() -> None:
+        engine.feed(ev.UserLimits(at=engine.now, user=user, weight=1.0, group="students", memory=3 * GiB, memory_ever=3 * GiB, parked=None, over_budget=False))  # fmt: skip
+
+    house.do(cap)
+    (capped,) = known(client)
+    assert (free.most, capped.most) == (8 * GiB, 3 * GiB)
+    assert need_sizes(free) == ("4GiB",)
+    assert need_sizes(capped) == ("3072MiB",)
 
 
 _GIB = st.integers(0, 800).map(lambda tenths: tenths * GiB // 10)

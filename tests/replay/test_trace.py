@@ -76,6 +76,19 @@ def test_a_file_of_a_spreadsheet_with_a_byte_order_mark(tmp_path: Path) -> None:
         ("j,u,0", "row 2: every row has as many cells as the header, 9. Mend or remove the row."),
         ("j,u,0,1,,,,,,,,", "row 2: every row has as many cells as the header, 9."),
         ("", "there is no job in it. Write one row for each job."),
+        ("j,u,0,1_0,,,,,", "row 2: duration must be a number, and it is '1_0'. Write a number above 0."),
+        ("j,u,0,٣,,,,,", "row 2: duration must be a number, and it is '٣'."),
+        ("j,u,0,1,1_0,,,,", "row 2: persistent: '1_0' is not a size."),
+        ("j,u,0,1,1e308,,,,", "row 2: persistent must be under 1024 TiB, and it is '1e308'. Write bytes, or a size such as 6GiB."),
+        ("j,u,0,1,,inf,,,", "row 2: ephemeral must be under 1024 TiB, and it is 'inf'."),
+        (f"j,u,0,1,{'9' * 99},,,,", f"row 2: persistent must be under 1024 TiB, and it is '{'9' * 60}'.... Write bytes"),
+        ("a\0b,u,0,1,,,,,", "row 2: a row is text, and this one has a NUL character. Export it as CSV (UTF-8)."),
+        ("a\x1b[2Jb,u,0,1,,,,,", r"row 2: job_id must have no control characters, and it is 'a\x1b[2Jb'. Take them out."),
+        ("a,u\x07,0,1,,,,,", "row 2: user must have no control characters"),
+        (f"{'x' * 131073},u,0,1,,,,,", "row 2: a cell has at most 131072 characters, and one has more. Shorten it"),
+        ('"j"x,u,0,1,,,,,', 'row 2: a cell that begins with a quotation mark (") ends with one, in the same row, and one does not. Take the mark out.'),
+        ('j,u,0,"1,,,,,', "row 2: a cell that begins with a quotation mark"),
+        ('a,u,0,1,,,,,\n"b\nc",u,1,-1,,,,,', "row 3: a cell that begins with a quotation mark"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named(write, rows: str, said: str) -> None:
@@ -83,6 +96,32 @@ def test_a_bad_row_is_named(write, rows: str, said: str) -> None:
         read_trace(write(HEADER + rows + "\n"))
     assert said in str(refused.value)
     assert str(refused.value).startswith(str(write("").parent / "trace.csv"))
+
+
+@pytest.mark.parametrize("rest", ["", 'e,4,5,hw 2"\n', 'e,4,5,"hw 2"\n'])
+def test_a_stray_quotation_mark_swallows_no_rows(write, rest: str) -> None:
+    """Whatever comes after it, an ignored column's included."""
+    rows = 'a,0,1,"hw\nb,1,2,\nc,2,3,\nd,3,-5,\n' + rest
+    with pytest.raises(BadTrace, match=r"trace\.csv, row 2: a cell that begins with a quotation"):
+        read_trace(write("job_id,submit_time,duration,note\n" + rows))
+
+
+def test_what_quotation_marks_are_for(write) -> None:
+    """A comma or a quoted word in a cell; a mark within one is nothing special; empty lines count, as in a spreadsheet."""
+    rows = '"a,1",0,"1","the ""big"" one"\n\n b ,1, "2",5" disk\n'
+    first, second = read_trace(write("job_id,submit_time,duration,note\n" + rows))
+    assert (first.name, first.duration) == ("a,1", 1.0)
+    assert (second.name, second.duration, second.where[-5:]) == ("b", 2.0, "row 4")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_have_the_numbers_of_their_lines(tmp_path: Path, end: str) -> None:
+    """Whichever system wrote the file."""
+    path = tmp_path / "trace.csv"
+    lines = ["job_id,submit_time,duration", "", "a,0,1", "b,0,-1", ""]
+    path.write_bytes(end.join(lines).encode())
+    with pytest.raises(BadTrace, match="row 4: duration must be above 0"):
+        read_trace(path)
 
 
 def test_a_header_is_needed(write) -> None:
