@@ -103,7 +103,8 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = _split(path, file)
-            number, names = next(rows, (1, []))
+            number, header = next(rows, (1, []))
+            names = [name.strip() for name in header]
             _check_header(f"{path}, row {number}", names, required, optional)
             for number, cells in rows:
                 if len(cells) != len(names):
@@ -147,6 +148,10 @@ def _check_header(
     where: str, names: Sequence[str], required: Sequence[str], optional: Sequence[str]
 ) -> None:
     missing = [name for name in required if name not in names]
+    other = next((mark for mark in (";", "\t") if len(names) == 1 and mark in names[0]), "")
+    if missing and other:
+        msg = f"{where}: columns are separated by commas, and here by {'semicolons' if other == ';' else 'tabs'}. Export it with commas, and decimal points."
+        raise BadTrace(msg)
     if missing:
         msg = f"{where}: the header must name {', '.join(required)}, and {', '.join(missing)} is missing. Write the names in the first row."
         raise BadTrace(msg)

@@ -38,9 +38,7 @@ def test_what_may_be_missing_has_its_default(write) -> None:
 
 
 def test_other_columns_are_ignored_and_order_is_free(write) -> None:
-    (job,) = read_trace(
-        write("note,submit_time, job_id ,duration\nx, 2, a, 3\n".replace(" job_id ", "job_id"))
-    )
+    (job,) = read_trace(write("note,submit_time , job_id ,duration\nx, 2, a, 3\n"))
     assert (job.name, job.submitted, job.duration) == ("a", 2.0, 3.0)
 
 
@@ -130,6 +128,14 @@ def test_a_header_is_needed(write) -> None:
         match=r"row 1: the header must name job_id, submit_time, duration, and duration is missing",
     ):
         read_trace(write("job_id,submit_time\na,0\n"))
+
+
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs")])
+def test_columns_that_something_else_separates(write, mark: str, called: str) -> None:
+    """As a spreadsheet exports them where a comma is the decimal point."""
+    text = "job_id,submit_time,duration\na,0,1\n".replace(",", mark)
+    with pytest.raises(BadTrace, match=f"row 1: columns are separated by commas, and here by {called}"):  # fmt: skip
+        read_trace(write(text))
 
 
 def test_who_never_fits_is_named_with_its_row(write) -> None:
