@@ -148,6 +148,9 @@ class ReplayApp(Command):
             check_can_draw(plot)
         if self.jobs:
             check_can_write("--jobs", Path(self.jobs), reads=self._trace or Path())
+        if self.jobs and plot == Path(self.jobs):
+            msg = f"--jobs and --plot both write {plot}. Name two files."
+            raise BadDeclaration(msg)
         source = read_source(
             self._trace or Path(), seed=self.seed, declare=declared, device=self.device
         )

@@ -14,6 +14,8 @@ from gpushare_kernel.core.errors import BadSize, UserError
 from gpushare_kernel.core.sizes import parse_size
 from gpushare_kernel.core.values import LARGEST_SIZE
 
+LONGEST = 1e9
+"""Seconds of a job, and until it is submitted, at most: 30 years, beyond which times lose their fractions."""
 SHOWN = 60
 """Characters of a cell that an error shows, at most."""
 
@@ -66,6 +68,14 @@ class Row:
             self.refuse(name, text, f"must be finite, and {rule}", "Mend or remove the row")
         if not holds(value):
             self.refuse(name, text, f"must be {rule}", "Mend or remove the row")
+        return value
+
+    def seconds(self, name: str, rule: str, holds: Callable[[float], bool]) -> float:
+        """Return a time that keeps `rule`."""
+        value = self.number_of(name, rule, holds)
+        if value > LONGEST:
+            rule = f"must be at most {LONGEST:.0e} seconds (30 years)"
+            self.refuse(name, self.cell(name), rule, "Mend or remove the row")
         return value
 
     def size(self, name: str) -> int:

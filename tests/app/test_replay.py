@@ -108,6 +108,7 @@ def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) ->
             ("TRACE", "--capacity", str(2**50)),
             "--capacity: size '1125899906842624B' is over 1024 TiB",
         ),
+        (("TRACE", "--jobs", "a.svg", "--plot", "a.svg"), "--jobs and --plot both write a.svg. "),
         (("TRACE", "--placing", "blnd"), "--placing 'blnd' is not known. Did you mean blind?"),
         (
             ("TRACE", "--hosts", "10001"),

@@ -8,6 +8,7 @@ import pytest
 
 from gpushare_kernel.core.values import GiB, KiB
 from gpushare_kernel.replay.rows import BadTrace
+from gpushare_kernel.replay.sources import read_source
 from gpushare_kernel.replay.trace import TraceJob, check_fits, read_trace
 
 HEADER = "job_id,user,submit_time,duration,persistent,ephemeral,iteration_time,class,demand\n"
@@ -155,6 +156,11 @@ def test_a_column_that_is_there_twice(write) -> None:
     with pytest.raises(BadTrace, match=r"row 1: each column is named once, and duration is there twice\. Take one"):  # fmt: skip
         read_trace(write("job_id,submit_time,duration,duration\na,0,1,2\n"))
     assert len(read_trace(write("job_id,submit_time,duration,,\na,0,1,,\n"))) == 1
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(BadTrace, match=r"x\.csv cannot be read: File name too long\."):
+        read_source(tmp_path / f"{'x' * 300}.csv")
 
 
 def test_what_is_no_text(tmp_path: Path) -> None:
