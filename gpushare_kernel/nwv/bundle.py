@@ -181,7 +181,8 @@ class Bundle:
     def gather(self, name: str, layout: Layout) -> Gather:
         """Return what writes parameters of a model, as they are laid out."""
         member = self.members[name]
-        return gatherer(self.pages, self.tables[name], Norm(member.shift, member.scale), layout)
+        norm = Norm(member.shift or -0.0, member.scale)  # adding 0.0 would make 0.0 of -0.0
+        return gatherer(self.pages, self.tables[name], norm, layout)
 
     def _shell(self, name: str, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
         return shell_of(self.templates[name], {**self.own[name], **weights}, called=name)

@@ -145,6 +145,11 @@ class Packed:
                 raise BadBundle(msg)
         for name in self.members:
             self._check_table(name)
+        for part, one in (("pages", self.pages), ("scales", self.scales)):
+            bad = 0 if one is None or not one.is_floating_point() else int((~one.isfinite()).sum())
+            if bad:
+                msg = f"{bad} values of this bundle's {part} are NaN or infinite, and weights are numbers. Pack the models again, as float32."
+                raise BadBundle(msg)
         return self
 
     def _check_table(self, name: str) -> None:

@@ -154,7 +154,7 @@ class Models:
 
 
 def start(models: Models, fishers: Mapping[str, torch.Tensor], pages: int) -> State:
-    """Return where training begins: each page the mean of its occupants, weighted by what each of their weights matters."""
+    """Return where training begins: each page the mean of its occupants, by what each of their weights matters."""
     device = next(iter(models.tables.values())).device
     size = next(iter(models.cuts.values())).raw.shape[1]
     total, weight = torch.zeros(2, pages, size, device=device).unbind()
@@ -163,21 +163,17 @@ def start(models: Models, fishers: Mapping[str, torch.Tensor], pages: int) -> St
         total.index_add_(0, table, fisher * models.cuts[name].values)
         weight.index_add_(0, table, fisher)
     mean = torch.where(weight > 0, total / weight.clamp(min=1e-12), total)
-    for name, table in models.tables.items():  # who is alone keeps its weights bit by bit
-        single = _occupants(models.tables, pages, device)[table] == 1
-        mean[table[single]] = models.cuts[name].values[single]
+    last, same = torch.zeros_like(mean), torch.ones_like(mean, dtype=torch.bool)
+    for name, table in models.tables.items():
+        last[table] = models.cuts[name].values
+    for name, table in models.tables.items():
+        same[table] &= last[table] == models.cuts[name].values
+    mean = torch.where(same, last, mean)  # what all occupants agree on stays, bit by bit
     private = {
         name: {key: one.to(torch.float32) if key in cut.trained else one.clone() for key, one in cut.private.items()}
         for name, cut in models.cuts.items()
     }  # fmt: skip
     return State(mean, private, {name: cut.values for name, cut in models.cuts.items()})
-
-
-def _occupants(tables: Mapping[str, torch.Tensor], pages: int, device: torch.device) -> torch.Tensor:  # fmt: skip
-    counts = torch.zeros(pages, dtype=torch.int64, device=device)
-    for table in tables.values():
-        counts.index_add_(0, table, torch.ones_like(table))
-    return counts
 
 
 class Joint:
