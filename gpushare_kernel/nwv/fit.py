@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from gpushare_kernel.nwv.changing import set_by_calls
+from gpushare_kernel.nwv.kept import plain_of
 from gpushare_kernel.nwv.packed import FLOATS
 from gpushare_kernel.nwv.refusal import BadModel
 
@@ -92,10 +94,11 @@ def _check_state(name: str, model: nn.Module) -> None:
         if key.rpartition(".")[2] == "_extra_state":
             _refuse(f"model {name} keeps extra state ({key}), and a bundle has parameters and buffers only", "Keep it in a buffer, or in a plain setting")  # fmt: skip
     for path, module in model.named_modules():
-        for key, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+        results = set_by_calls(type(module))
+        for key, value in plain_of(module).items():
+            if key not in results and isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 full = f"{path}.{key}" if path else key
-                _refuse(f"model {name}: {full} is computed from other weights and kept (as the older torch.nn.utils.weight_norm and spectral_norm do), and a bundle would keep an old one", "Take torch.nn.utils.parametrizations, or remove_weight_norm")  # fmt: skip
+                _refuse(f"model {name}: {full} is computed from other weights and kept (as the older torch.nn.utils.weight_norm and spectral_norm do), and a bundle would keep an old one", "Take torch.nn.utils.parametrizations, or remove_weight_norm; where it is a result of an earlier call, delete it")  # fmt: skip
 
 
 def _stretch(one: torch.Tensor) -> tuple[int, int, int]:

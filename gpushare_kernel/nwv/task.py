@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.nwv.kept import copied
 
 Batches = Iterable[Any]
 """Anything that gives (x, y) each time it is iterated: a DataLoader, a list."""
@@ -187,7 +187,7 @@ def _fresh(model: nn.Module) -> list[nn.Module]:
     with torch.random.fork_rng(devices=gpus):
         for seed in range(_UNTRAINED):
             _seed(seed, gpus)
-            one = copy.deepcopy(model)
+            one = copied(model)
             for part in one.modules():
                 reset = getattr(part, "reset_parameters", None)
                 if callable(reset):
@@ -210,3 +210,12 @@ def tasks_of(given: Mapping[str, Task | nn.Module]) -> dict[str, Task]:
     """Return the tasks that can be trained; empty where any is a bare module: then nobody is."""
     tasks = {name: one for name, one in given.items() if isinstance(one, Task)}
     return tasks if len(tasks) == len(given) else {}
+
+
+def apart(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Return tasks with copies of their models: a forward may keep results, and the user's modules stay as they are."""
+    found = {}
+    for name, one in tasks.items():
+        with of_task(name):
+            found[name] = replace(one, model=copied(one.model))
+    return found

@@ -6,7 +6,6 @@ that occupant left it. One long turn each forgets the others (62 points where it
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.nwv.kept import copied
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.pages import Weights, weights_from
 from gpushare_kernel.nwv.quantised import stored
@@ -118,7 +118,7 @@ class Models:
     ) -> None:
         self.tasks, self.cuts, self.bits, self.dtype = tasks, cuts, bits, dtype
         self.tables = {name: one.to(device_of(tasks[name].model)) for name, one in tables.items()}
-        self.code = {name: copy.deepcopy(task.model) for name, task in tasks.items()}
+        self.code = {name: copied(task.model) for name, task in tasks.items()}
 
     def member(self, name: str) -> Member:
         """Return how a model's vector is laid out."""

@@ -106,7 +106,7 @@ class Work:
         self.bill = Bill.of(self.apart, different, self.bits)
         self.count = self.bill.pages(call.budget)
         self.cuts = as_they_are(self.apart) if self._unmerged else alike(self.apart, self.contents, self.dtype)  # fmt: skip
-        self.tasks = tasks_room.tasks_of(call.given)
+        self.tasks = tasks_room.apart(tasks_room.tasks_of(call.given))
         self.alone: dict[str, tuple[float, float]] = {}
         for name, one in self.tasks.items():
             with of_task(name):
