@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,6 +202,98 @@ def test_a_result_of_any_form_is_the_callers_own() -> None:
     kept = given.weight["w"][0].clone()
     bundle["b"](torch.ones(1, 4))
     assert torch.equal(given.weight["w"][0], kept)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    y: torch.Tensor
+    weights: dict[str, list[torch.Tensor]]
+
+
+@dataclass(slots=True)
+class _Outer:
+    inner: _Answer
+
+
+class _Loose:
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+
+class _Returns(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.line, self.how = nn.Linear(4, 4), how
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return getattr(self, f"_{self.how}")(x)
+
+    def _dataclass(self, x: torch.Tensor) -> Any:
+        return [_Outer(_Answer(self.line(x), {"w": [self.line.weight]}))]
+
+    def _object(self, _: torch.Tensor) -> Any:
+        return {"k": _Loose(self.line.weight)}
+
+    def _array(self, _: torch.Tensor) -> Any:
+        return self.line.weight.detach().numpy()
+
+    def _generator(self, x: torch.Tensor) -> Any:
+        return (self.line(x) for _ in range(2))
+
+    def _coroutine(self, x: torch.Tensor) -> Any:
+        return [self._later(x)]
+
+    def _function(self, x: torch.Tensor) -> Any:
+        return _Outer(_Answer(x, {"w": [self._later]}))  # type: ignore[list-item]
+
+    def _lock(self, _: torch.Tensor) -> Any:
+        return _Loose(threading.Lock())  # type: ignore[arg-type]
+
+    async def _later(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x)
+
+
+def _returning(how: str) -> nwv.Bundle:
+    torch.manual_seed(3)
+    models = {"a": _Returns(how), "b": _Returns(how)}
+    return nwv.Bundle(nwv.pack(models, ratio=1.2, page_size=4, progress=False).packed, models, device="cpu")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "weight"),
+    [
+        ("dataclass", lambda given: given[0].inner.weights["w"][0]),
+        ("object", lambda given: given["k"].weight),
+        ("array", torch.from_numpy),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_weight_in_any_object_is_the_callers_own(how: str, weight: Any) -> None:
+    """B2: it was the other model's as soon as that one ran."""
+    bundle = _returning(how)
+    given = bundle["a"](torch.ones(1, 4))
+    assert torch.equal(weight(given), bundle["a"].unpacked().line.weight)
+    bundle["b"](torch.ones(1, 4))
+    assert torch.equal(weight(given), bundle["a"].unpacked().line.weight)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("generator", "model a returns a generator, which computes when it is asked"),
+        ("coroutine", "model a returns a coroutine, which computes when it is asked"),
+        ("function", "model a returns a method, which computes when it is asked"),
+        ("lock", "model a returns a _Loose, and what is returned must be copied: it cannot be"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_results_that_compute_later_are_refused(how: str, said: str) -> None:
+    """B2: they gave the other model's outputs. The bundle goes on."""
+    bundle = _returning(how)
+    with pytest.raises(UserError, match=said):
+        bundle["a"](torch.ones(1, 4))
+    with pytest.raises(UserError, match="model b returns"):
+        bundle["b"](torch.ones(1, 4))
 
 
 def test_a_bundle_is_not_copied_and_takes_no_descriptor_with_it(tmp_path: Path) -> None:
