@@ -16,7 +16,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from gpushare_kernel.nwv.kept import Kept
-from gpushare_kernel.nwv.task import Task, device_of
+from gpushare_kernel.nwv.task import Exhausted, Task, device_of
 
 Labels = Literal["true", "predicted"]
 EXAMPLES = 256
@@ -77,7 +77,7 @@ def even(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-    left = examples
+    left, role = examples, "training"
     for x, y in task.train:
         if not len(x):
             continue
@@ -86,6 +86,8 @@ def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterato
         left -= len(x)
         if left <= 0:
             return
+    if left == examples:
+        raise Exhausted(role)
 
 
 def _summed(

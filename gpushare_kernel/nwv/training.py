@@ -16,16 +16,18 @@ from torch import nn
 from torch.func import functional_call
 
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.nwv.kept import copied
+from gpushare_kernel.nwv.kept import Kept, copied
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.pages import Weights, weights_from
 from gpushare_kernel.nwv.quantised import stored
-from gpushare_kernel.nwv.task import Task, device_of, of_task, score
+from gpushare_kernel.nwv.task import Exhausted, Task, device_of, of_task, score
 
 _SETTLED = 0.1
 """What is left of the learning rate in the last round: models agree in small steps."""
 
 
+Spans = Mapping[str, tuple[float, float]]
+"""By task, how much better its model is than a fresh one: in metric and in loss. What metrics of different kinds are compared by."""
 _WHOLE = {"rounds": 0, "steps": 1, "patience": 1}
 
 
@@ -119,6 +121,7 @@ class Models:
         self.tasks, self.cuts, self.bits, self.dtype = tasks, cuts, bits, dtype
         self.tables = {name: one.to(device_of(tasks[name].model)) for name, one in tables.items()}
         self.code = {name: copied(task.model) for name, task in tasks.items()}
+        self._kept = {name: Kept(one) for name, one in self.code.items()}
 
     def member(self, name: str) -> Member:
         """Return how a model's vector is laid out."""
@@ -142,6 +145,7 @@ class Models:
         """Return metric and loss by model, on validation data; on what is reported where that is asked for."""
         found = {}
         for name, task in self.tasks.items():
+            self._kept[name].put_back()  # a bundle has what the module that it is opened with keeps
             self.code[name].eval()
             run = self._runner(name, state)
             with of_task(name):
@@ -179,8 +183,8 @@ def start(models: Models, fishers: Mapping[str, torch.Tensor], pages: int) -> St
 class Joint:
     """Training of all models on their pages."""
 
-    def __init__(self, models: Models, fishers: Mapping[str, torch.Tensor], plan: Plan, seed: int = 0) -> None:  # fmt: skip
-        self.models, self.fishers, self.plan, self.seed = models, fishers, plan, seed
+    def __init__(self, models: Models, fishers: Mapping[str, torch.Tensor], plan: Plan, spans: Spans, seed: int = 0) -> None:  # fmt: skip
+        self.models, self.fishers, self.plan, self.spans, self.seed = models, fishers, plan, spans, seed  # fmt: skip
         self._batches = {name: _endless(task) for name, task in models.tasks.items()}
 
     def rounds(self, progress: Progress) -> Iterator[Progress]:
@@ -200,7 +204,7 @@ class Joint:
             progress.round += 1
             found = self.models.scores(progress.state)
             progress.scores.append({name: metric for name, (metric, _) in found.items()})
-            rank = _rank(found)
+            rank = _rank(found, self.spans)
             if rank > progress.best_score:
                 progress.best, progress.best_score, progress.best_round = progress.state.copy(), rank, progress.round  # fmt: skip
             elif progress.round - progress.best_round >= self.plan.patience:
@@ -210,11 +214,11 @@ class Joint:
     def begin(self, state: State) -> Progress:
         """Return the start: nothing trained, and the best so far."""
         found = self.models.scores(state)
-        return Progress(state, state.copy(), _rank(found))
+        return Progress(state, state.copy(), _rank(found, self.spans))
 
     def go_on(self, kept: Progress) -> Progress:
         """Return what an earlier call reached; its best is scored anew, by the metric and the data that are given now."""
-        kept.best_score = _rank(self.models.scores(kept.best))
+        kept.best_score = _rank(self.models.scores(kept.best), self.spans)
         return kept
 
     def _round(self, state: State, number: int) -> str:
@@ -280,13 +284,22 @@ class Joint:
         return lambda values: (quad * values * values - 2 * line * values).sum() + rest
 
 
-def _rank(found: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    """Return what states are compared by: the mean metric, then the smaller mean loss."""
+def _rank(found: Mapping[str, tuple[float, float]], spans: Spans) -> tuple[float, float]:
+    """Return what states are compared by: the mean metric, then the smaller mean loss; each over its task's span."""
     count = len(found)
-    rank = sum(metric for metric, _ in found.values()) / count, -sum(loss for _, loss in found.values()) / count  # fmt: skip
+    each = [(metric / spans[name][0], loss / spans[name][1]) for name, (metric, loss) in found.items()]  # fmt: skip
+    rank = sum(metric for metric, _ in each) / count, -sum(loss for _, loss in each) / count
     return rank if all(one == one for one in rank) else (float("-inf"), float("-inf"))  # noqa: PLR0124  NaN
 
 
 def _endless(task: Task) -> Iterator[Any]:
-    while True:  # `check_loaders` saw a first batch with rows
-        yield from (batch for batch in task.train if len(batch[0]))
+    """Give its batches again and again; `check_loaders` saw a first one with rows."""
+    while True:
+        some = False
+        for batch in task.train:
+            if len(batch[0]):
+                some = True
+                yield batch
+        if not some:
+            role = "training"
+            raise Exhausted(role)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from gpushare_kernel.nwv.quantised import LEVELS, encode
 from gpushare_kernel.nwv.refusal import PackingStopped
 from gpushare_kernel.nwv.report import PackReport
 from gpushare_kernel.nwv.task import Task, of_task
-from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, State, start
+from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, Spans, State, start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +109,11 @@ class Work:
         self.cuts = as_they_are(self.apart) if self._unmerged else alike(self.apart, self.contents, self.dtype)  # fmt: skip
         self.tasks = tasks_room.apart(tasks_room.tasks_of(call.given))
         self.alone: dict[str, tuple[float, float]] = {}
+        self.fresh: dict[str, tuple[float, float] | None] = {}
         for name, one in self.tasks.items():
             with of_task(name):
                 self.alone[name] = tasks_room.alone(one)
-                tasks_room.check_metric(name, one, self.alone[name])
+                self.fresh[name] = tasks_room.check_metric(name, one, self.alone[name])
 
     def done(self) -> tuple[Packed, PackReport]:
         """Return the bundle, and what it costs.
@@ -151,7 +153,7 @@ class Work:
         models = self._models(tables)
         stand = _Stand(fishers, spots, tables, models, start(models, fishers, self.count))
         if trains:
-            joint = Joint(models, fishers, call.plan, call.seed)
+            joint = Joint(models, fishers, call.plan, self._spans, call.seed)
             stand.reached = joint.go_on(kept[1]) if kept else joint.begin(stand.begun.copy())
             rounds = joint.rounds(stand.reached)
             for after in call.shown(rounds, stand.reached.round, call.title):
@@ -166,6 +168,10 @@ class Work:
     def _unmerged(self) -> bool:
         """Whether every page that differs has a place of its own."""
         return self.count >= self.bill.contents and self.bits not in LEVELS
+
+    @property
+    def _spans(self) -> Spans:
+        return {name: _span(found, self.fresh[name]) for name, found in self.alone.items()}
 
     def _fishers(self) -> dict[str, torch.Tensor]:
         found = {}
@@ -231,7 +237,7 @@ class Work:
             "packed": metrics(stand.models.scores(stand.best)),
         }
         report.scores = {
-            "alone": {name: tasks_room.alone(one, one.reported)[0] for name, one in tasks.items()},
+            "alone": {name: self._as_given(name, one) for name, one in tasks.items()},
             "random": metrics(at_random.scores(merged, reported=True)),
             "merged": metrics(stand.models.scores(stand.begun, reported=True)),
             "packed": metrics(stand.models.scores(stand.best, reported=True)),
@@ -243,6 +249,10 @@ class Work:
             if call.control and not refused:  # it takes as long as all the rest
                 report.scores["control"] = control_scores(tasks, self.apart, call.plan, call.seed, call.shown)  # fmt: skip
 
+    def _as_given(self, name: str, one: Task) -> float:
+        with of_task(name):
+            return tasks_room.alone(one, one.reported)[0]
+
     def _returns(self, packed: Packed) -> bool:
         """Tell whether every weight can be read out as it was given, bit by bit."""
         return all(returns(one, packed.pages[packed.tables[name].to(torch.int64)]) for name, one in self.cuts.items())  # fmt: skip
@@ -253,9 +263,19 @@ class Work:
             notes.append("Merged without training, with all weights mattering alike: some came without data. How good they are is not known. Give Task(model, train, validate).")  # fmt: skip
         if self._unmerged and self._returns(packed):
             notes.append("Lossless: every page that differs has a place of its own, and equal ones are stored once. Nothing was trained.")  # fmt: skip
+        unknown = [name for name, one in self.fresh.items() if one is None]
+        if unknown:
+            notes.append(f"Whether more is better by the metric of {', '.join(unknown)} was not looked at: fresh weights say nothing of it.")  # fmt: skip
         if reached is not None and reached.stopped:
             notes.append(f"Training stopped early: {reached.stopped}.")
         return notes
+
+
+def _span(trained: tuple[float, float], fresh: tuple[float, float] | None) -> tuple[float, float]:
+    """Return how much better a model is than a fresh one, in metric and loss; its own size where that is not known."""
+    better = (0.0, 0.0) if fresh is None else (trained[0] - fresh[0], fresh[1] - trained[1])
+    metric, loss = (one if 0 < one < inf else abs(own) or 1.0 for one, own in zip(better, trained, strict=True))  # fmt: skip
+    return metric, loss
 
 
 @contextmanager
