@@ -215,6 +215,17 @@ class _Outer:
     inner: _Answer
 
 
+@dataclass
+class _More:
+    y: torch.Tensor
+
+
+def _more(y: torch.Tensor, weight: torch.Tensor) -> _More:
+    made = _More(y)
+    made.weight = weight  # type: ignore[attr-defined]
+    return made
+
+
 class _Loose:
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
@@ -230,6 +241,9 @@ class _Returns(nn.Module):
 
     def _dataclass(self, x: torch.Tensor) -> Any:
         return [_Outer(_Answer(self.line(x), {"w": [self.line.weight]}))]
+
+    def _beside(self, x: torch.Tensor) -> Any:
+        return _more(self.line(x), self.line.weight)
 
     def _object(self, _: torch.Tensor) -> Any:
         return {"k": _Loose(self.line.weight)}
@@ -263,6 +277,7 @@ def _returning(how: str) -> nwv.Bundle:
     ("how", "weight"),
     [
         ("dataclass", lambda given: given[0].inner.weights["w"][0]),
+        ("beside", lambda given: given.weight),
         ("object", lambda given: given["k"].weight),
         ("array", torch.from_numpy),
     ],
