@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-OWN = frozenset(vars(nn.Module())) | frozenset(nn.Module.__annotations__)
-"""Attributes that every module has for itself."""
+OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+"""Attributes that every module has for itself; a `forward` that one was given is none of them."""
 _FILLED = (list, dict, set, deque, OrderedDict, defaultdict)
 _DEEPEST = 8
 

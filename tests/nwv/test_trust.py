@@ -107,6 +107,17 @@ def test_private_settings_and_what_functions_hold_are_code() -> None:
         nwv.Bundle(packed, {"m": made[1]}, device="cpu")
 
 
+def test_a_forward_that_a_module_was_given_is_code() -> None:
+    """B7: and it holds no module."""
+    one, other = _Private(1.0), _Private(1.0)
+    one.forward = _by(2.0)  # type: ignore[method-assign]
+    other.forward = _by(3.0)  # type: ignore[method-assign]
+    assert len({code_of(_Private(1.0)), code_of(one), code_of(other)}) == 3
+    one.forward = lambda x: other.line(x) + 1  # type: ignore[method-assign]
+    with pytest.raises(BadModel, match="model m: forward is a function that holds a _Private"):
+        nwv.pack({"m": one}, pages=10, page_size=4)
+
+
 def test_code_that_holds_itself_has_an_end() -> None:
     """A function that calls itself by name is in its own closure."""
 
