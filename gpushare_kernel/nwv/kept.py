@@ -6,15 +6,16 @@ A forward may change these (an activation, a counter, a running mean). Who runs 
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-OWN = frozenset(vars(nn.Module())) | frozenset(nn.Module.__annotations__)
-"""Attributes that every module has for itself."""
+OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+"""Attributes that every module has for itself; a `forward` that one was given is none of them."""
+_FILLED = (list, dict, set, deque, OrderedDict, defaultdict)
 _DEEPEST = 8
 
 
@@ -43,7 +44,7 @@ class Kept:
 def _containers(value: Any, depth: int = 0) -> Iterator[Any]:
     """Return the containers in a value that can be changed."""
     if depth < _DEEPEST and isinstance(value, list | tuple | dict | set | deque):
-        if not isinstance(value, tuple):
+        if type(value) in _FILLED:  # others may be frozen
             yield value
         for one in value.values() if isinstance(value, dict) else value:
             yield from _containers(one, depth + 1)

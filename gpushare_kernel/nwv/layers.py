@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
 
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv.gather import Gather
 from gpushare_kernel.nwv.layout import Layout, aligned, laid_out
 from gpushare_kernel.nwv.packed import Member
+from gpushare_kernel.nwv.results import without_weights
 from gpushare_kernel.nwv.scratch import Scratch
 from gpushare_kernel.nwv.shell import NotLoaded
 from gpushare_kernel.nwv.units import Unit, groups, held
@@ -191,12 +191,7 @@ class Layered:
 
     def apart(self, result: Any) -> Any:
         """Return what a unit returns, its own weights copied: the next one is gathered over them."""
-        memory = self._stage.scratch.memory.untyped_storage().data_ptr()
-
-        def own(one: torch.Tensor) -> torch.Tensor:
-            return one.clone() if one.untyped_storage().data_ptr() == memory else one
-
-        return own(result) if isinstance(result, torch.Tensor) else tree_map_only(torch.Tensor, own, result)  # fmt: skip
+        return without_weights(result, self._stage.scratch.memory)
 
     def _enter(self, unit: Unit) -> None:
         if self._last is not None and self._last is not unit:

@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,18 +33,38 @@ def apart(result: Any, memory: torch.Tensor | None, *, called: str) -> Any:
     NotAResult
         For generators and the like, and objects that cannot be copied.
     """
+    return _walked(result, memory, partial(_copied, called))
+
+
+def without_weights(result: Any, memory: torch.Tensor) -> Any:
+    """Return what a layer hands on, without tensors in `memory`; other objects as they are: nobody but its own model has them."""
+    return _walked(result, memory, lambda one: one)
+
+
+def _walked(result: Any, memory: torch.Tensor | None, other: Callable[[Any], Any]) -> Any:
     mine = None if memory is None else memory.untyped_storage().data_ptr()
 
     def own(one: Any) -> Any:
         if isinstance(one, torch.Tensor):
             return one.clone() if mine is None or one.untyped_storage().data_ptr() == mine else one
-        return one if isinstance(one, _PLAIN) else _object(one, own, called)
+        if isinstance(one, _PLAIN):
+            return one
+        return _rebuilt(one, own) if is_dataclass(one) and not isinstance(one, dict) else other(one)
 
     # Walking even one tensor takes longer than calling a small layer.
     return own(result) if type(result) is torch.Tensor else tree_map(own, result)
 
 
-def _object(one: Any, own: Callable[[Any], Any], called: str) -> Any:
+def _rebuilt(one: Any, own: Callable[[Any], Any]) -> Any:
+    """Return a dataclass with its values made one's own."""
+    before = {field.name: getattr(one, field.name) for field in fields(one)} | getattr(one, "__dict__", {})  # fmt: skip
+    made = copy.copy(one)
+    for name, value in before.items():
+        object.__setattr__(made, name, tree_map(own, value))
+    return made
+
+
+def _copied(called: str, one: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(one, numpy.ndarray):
         return one.copy()
@@ -51,14 +72,9 @@ def _object(one: Any, own: Callable[[Any], Any], called: str) -> Any:
         msg = f"model {called} returns a {type(one).__name__}, which computes when it is asked: the weights may be another model's then. Have its forward return what it computed (a list, a tensor), or use bundle[{called!r}].unpacked()."
         raise NotAResult(msg)
     try:
-        if not is_dataclass(one):
-            return copy.deepcopy(one)
-        made = copy.copy(one)
-        for field in fields(one):
-            object.__setattr__(made, field.name, tree_map(own, getattr(one, field.name)))
+        return copy.deepcopy(one)
     except UserError:
         raise
     except Exception as problem:  # noqa: BLE001  whatever its own copying raises
         msg = f"model {called} returns a {type(one).__name__}, and what is returned must be copied: it cannot be ({problem}). Have its forward return tensors, or a dataclass of them, or use bundle[{called!r}].unpacked()."
         raise NotAResult(msg) from None
-    return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gpushare_kernel.core.errors import BadDeclaration
-from gpushare_kernel.nwv.kept import Kept, copied
+from gpushare_kernel.nwv.kept import Kept
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.pages import Weights, weights_from
 from gpushare_kernel.nwv.quantised import stored
@@ -108,7 +109,10 @@ class Progress:
 
 
 class Models:
-    """Models that run from pages: their code, tables and how pages are stored. It has no weights of its own but a copy for its code."""
+    """Models that run from pages: their code, tables and how pages are stored. It has no weights of its own.
+
+    Tasks' models are run, with weights of these pages in the place of theirs: they are copies (`task.apart`), and keep nothing of it.
+    """
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class Models:
     ) -> None:
         self.tasks, self.cuts, self.bits, self.dtype = tasks, cuts, bits, dtype
         self.tables = {name: one.to(device_of(tasks[name].model)) for name, one in tables.items()}
-        self.code = {name: copied(task.model) for name, task in tasks.items()}
+        self.code = {name: task.model for name, task in tasks.items()}
         self._kept = {name: Kept(one) for name, one in self.code.items()}
 
     def member(self, name: str) -> Member:
@@ -145,12 +149,20 @@ class Models:
         """Return metric and loss by model, on validation data; on what is reported where that is asked for."""
         found = {}
         for name, task in self.tasks.items():
-            self._kept[name].put_back()  # a bundle has what the module that it is opened with keeps
             self.code[name].eval()
             run = self._runner(name, state)
-            with of_task(name):
+            with of_task(name), self.as_given(name):
                 found[name] = score(task, run, task.reported if reported else task.validate, device_of(task.model))  # fmt: skip
         return found
+
+    @contextmanager
+    def as_given(self, name: str) -> Iterator[None]:
+        """Have a model keep what it was given with, now and afterwards, as it does in a bundle."""
+        self._kept[name].put_back()
+        try:
+            yield
+        finally:
+            self._kept[name].put_back()
 
     def _runner(self, name: str, state: State) -> Callable[[torch.Tensor], torch.Tensor]:
         values = stored(state.pages.detach()[self.tables[name]], self.bits, self.dtype)
@@ -226,7 +238,7 @@ class Joint:
         names = list(self.models.tasks)
         source = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         for place in torch.randperm(len(names), generator=source).tolist():
-            with of_task(names[place]):
+            with of_task(names[place]), self.models.as_given(names[place]):
                 well = self._turn(names[place], state, number)
             if not well:
                 return f"model {names[place]}: loss or pages were no numbers"

@@ -7,6 +7,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -228,6 +229,13 @@ def test_a_layer_that_would_overwrite_another_one_is_an_error() -> None:
         assert torch.equal(Bundle(one.packed, one.modules, device="cpu")["a"](x), one.plain["a"](x))
 
 
+@dataclass
+class Where:
+    """A position."""
+
+    at: torch.Tensor
+
+
 class Position(torch.nn.Module):
     """Returns a part of its weights."""
 
@@ -235,8 +243,8 @@ class Position(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Parameter(torch.randn(6, 4))
 
-    def forward(self, n: int) -> torch.Tensor:
-        return self.table[:n]
+    def forward(self, n: int) -> list[Where]:
+        return [Where(self.table[:n])]
 
 
 class Placed(torch.nn.Module):
@@ -247,8 +255,8 @@ class Placed(torch.nn.Module):
         self.position, self.line = Position(), torch.nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        where = self.position(len(x))
-        answer: torch.Tensor = self.line(x) + where
+        where = self.position(len(x))[0]
+        answer: torch.Tensor = self.line(x) + where.at
         return answer
 
 

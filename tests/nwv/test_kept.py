@@ -59,6 +59,26 @@ class KeepsDetached(Net):
         self.seen["last"] = one.detach()
 
 
+class Frozen(dict[str, int]):
+    """A configuration that nobody may change."""
+
+    def __setitem__(self, key: str, value: int) -> None:
+        raise TypeError
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise TypeError
+
+    clear = update  # type: ignore[assignment]
+
+
+class Configured(Net):
+    """Has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Frozen(a=1)
+
+
 class Counts(Net):
     """Counts its calls, under a name that Python mangles too."""
 
@@ -110,6 +130,13 @@ def test_a_fisher_leaves_nothing_in_a_module(make: Callable[[], Net]) -> None:
     before = dict(vars(one.model))
     assert fisher(one).keys() == dict(one.model.named_parameters()).keys()
     assert all(vars(one.model)[key] is value for key, value in before.items())
+
+
+def test_what_cannot_be_changed_is_left_alone() -> None:
+    """Only plain containers are filled again."""
+    one = fitted(Configured())
+    assert fisher(one).keys() == dict(one.model.named_parameters()).keys()
+    assert one.model.config == {"a": 1}
 
 
 def test_what_is_computed_once_is_refused() -> None:

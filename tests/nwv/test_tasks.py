@@ -155,6 +155,11 @@ def test_what_is_reported_is_the_bundle() -> None:
     bundle = Bundle(found.packed, {"m": model, "o": other.model}, device="cpu")
     x, y = next(iter(one.validate))
     assert found.report.scores["packed"]["m"] == pytest.approx(one.metric(bundle["m"](x), y), abs=1e-5)  # fmt: skip
+    plain = Bundle(found.plain(8), {"m": model, "o": other.model}, device="cpu")
+    assert found.report.scores["int8"]["m"] == pytest.approx(one.metric(plain["m"](x), y), abs=1e-5)
+    with torch.no_grad():
+        alone = one.metric(model.eval()(x), y)
+    assert found.report.scores["alone"]["m"] == pytest.approx(alone, abs=1e-5)
     assert float(model.mean.abs().sum()) == 0.0
 
 

@@ -107,6 +107,17 @@ def test_private_settings_and_what_functions_hold_are_code() -> None:
         nwv.Bundle(packed, {"m": made[1]}, device="cpu")
 
 
+def test_a_forward_that_a_module_was_given_is_code() -> None:
+    """B7: and it holds no module."""
+    one, other = _Private(1.0), _Private(1.0)
+    one.forward = _by(2.0)  # type: ignore[method-assign]
+    other.forward = _by(3.0)  # type: ignore[method-assign]
+    assert len({code_of(_Private(1.0)), code_of(one), code_of(other)}) == 3
+    one.forward = lambda x: other.line(x) + 1  # type: ignore[method-assign]
+    with pytest.raises(BadModel, match="model m: forward is a function that holds a _Private"):
+        nwv.pack({"m": one}, pages=10, page_size=4)
+
+
 def test_code_that_holds_itself_has_an_end() -> None:
     """A function that calls itself by name is in its own closure."""
 
@@ -215,6 +226,17 @@ class _Outer:
     inner: _Answer
 
 
+@dataclass
+class _More:
+    y: torch.Tensor
+
+
+def _more(y: torch.Tensor, weight: torch.Tensor) -> _More:
+    made = _More(y)
+    made.weight = weight  # type: ignore[attr-defined]
+    return made
+
+
 class _Loose:
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
@@ -230,6 +252,9 @@ class _Returns(nn.Module):
 
     def _dataclass(self, x: torch.Tensor) -> Any:
         return [_Outer(_Answer(self.line(x), {"w": [self.line.weight]}))]
+
+    def _beside(self, x: torch.Tensor) -> Any:
+        return _more(self.line(x), self.line.weight)
 
     def _object(self, _: torch.Tensor) -> Any:
         return {"k": _Loose(self.line.weight)}
@@ -263,6 +288,7 @@ def _returning(how: str) -> nwv.Bundle:
     ("how", "weight"),
     [
         ("dataclass", lambda given: given[0].inner.weights["w"][0]),
+        ("beside", lambda given: given.weight),
         ("object", lambda given: given["k"].weight),
         ("array", torch.from_numpy),
     ],
