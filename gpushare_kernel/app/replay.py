@@ -43,6 +43,8 @@ _OPTIONS = (
 )
 SHORTEST = 0.001
 """Seconds of a turn; a shorter one is a typing error."""
+MOST_HOSTS = 10_000
+"""More are a typing error: each has a scheduler of its own."""
 _HOW = "Write: jupyter gpushare replay TRACE.csv [--policy fifo|srtf|pack|fair|all] [options]"
 
 
@@ -146,6 +148,9 @@ class ReplayApp(Command):
             check_can_draw(plot)
         if self.jobs:
             check_can_write("--jobs", Path(self.jobs), reads=self._trace or Path())
+        if self.jobs and plot == Path(self.jobs):
+            msg = f"--jobs and --plot both write {plot}. Name two files."
+            raise BadDeclaration(msg)
         source = read_source(
             self._trace or Path(), seed=self.seed, declare=declared, device=self.device
         )
@@ -194,13 +199,13 @@ class ReplayApp(Command):
 
     def _arms(self, policies: Sequence[str]) -> list[tuple[str, str, On]]:
         """Return what is compared: its name, its policy, and on how many hosts and how they are chosen."""
-        if self.hosts < 1:
-            msg = f"--hosts {self.hosts} is no number of hosts. Give 1 or more."
+        if not 1 <= self.hosts <= MOST_HOSTS:
+            msg = f"--hosts {self.hosts} is no number of hosts. Give from 1 to {MOST_HOSTS}."
             raise BadDeclaration(msg)
-        if self.hosts == 1:
-            return [(policy, policy, On(1, "", self.seed)) for policy in policies]
         known = [*PLACINGS, POOL]
         asked = [one_of("--placing", word, [*known, "all"]) for word in self.placing.split(",")]
+        if self.hosts == 1:
+            return [(policy, policy, On(1, "", self.seed)) for policy in policies]
         placings = known if "all" in asked else list(dict.fromkeys(asked))
         return [
             (
@@ -239,8 +244,9 @@ def replayed(jobs: Sequence[TraceJob], settings: Settings, on: On) -> Outcome:
 
 def _bytes(option: str, text: str) -> int:
     """Return a size; a number alone is bytes, as in a trace."""
-    if text.strip().isdecimal() and int(text):
-        return int(text)
+    digits = text.strip()
+    if digits.isdecimal() and digits.strip("0"):
+        text = f"{digits}B"
     try:
         return parse_size(text)
     except BadSize as problem:

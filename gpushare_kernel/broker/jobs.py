@@ -302,9 +302,11 @@ class JobAnswers:
 
     def most(self, kernel: Kernel) -> int:
         """Return the most bytes that a job of `kernel` can declare."""
-        engine = self.engine_of(kernel.id)
-        book = engine.scheduler.book
-        return max(0, book.whole - (engine.scheduler.sessions[kernel.id].context or book.reserve))
+        core = self.engine_of(kernel.id).scheduler
+        session, book = core.sessions[kernel.id], core.book
+        cap = session.user.cap_ever
+        most = book.whole if cap is None else min(book.whole, cap)
+        return max(0, most - (session.context or book.reserve))
 
     def _run(self, job: Job, end: msg.End) -> Run | None:
         """Return what `job` has shown; None where it never began, or others of its session ran beside it: nobody tells them apart."""

@@ -111,16 +111,18 @@ def _declared(body: Submit) -> Declared:
 
 
 def _that_fits(known: Learned, session: Session, book: MemoryBook) -> Need | None:
-    """Return what was learned, its margin cut to what the device can hold; None where it cannot hold what was seen either.
+    """Return what was learned, its margin cut to what the device can hold and its user may; None where what was seen is more than that, too.
 
-    A job that declares nothing is never refused for what another run took.
+    A job that declares nothing is never refused for what another run took: what counts here is what `book.never_fits` counts.
     """
     persistent, ephemeral = known.least
     if book.never_fits(session, Need(persistent, ephemeral)) is not None:
         return None
-    context = session.context or book.reserve
-    whole = max(known.persistent, session.measured) + known.ephemeral + context
-    over = max(0, whole - book.whole)
+    parked, cap = session.parked, session.user.cap_ever
+    context = session.context or (book.reserve if parked is None else parked.context)
+    kept = max(known.persistent, session.holds, 0 if parked is None else parked.persistent)
+    most = book.whole if cap is None else min(book.whole, cap)
+    over = max(0, kept + known.ephemeral + context - most)
     spare_e = min(over, known.ephemeral - ephemeral)
     spare_p = over - spare_e
     return Need(known.persistent - spare_p, known.ephemeral - spare_e)

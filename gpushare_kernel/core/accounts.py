@@ -104,7 +104,7 @@ class Accounts:
         session.vtime += seconds / session.weight
         session.user.vtime += seconds / session.user.weight
         if self._waiting.has(session.user):
-            key = self.policy.session_key(session, self.at)
+            key = self.policy.turn_key(session, self.at)
             if not self._waiting.move(session.user, session, key):
                 self._waiting.rerank(session.user)
         self.charged(session.user)
@@ -124,7 +124,7 @@ class Accounts:
     def _key_in_turn(self, session: Session) -> Key:
         """Return what ranks `session` while it has its turn: what it is served in it makes it no worse before it ends."""
         since = self.at if session.served_since is None else session.served_since
-        keys = (self.policy.session_key(session, at) for at in (since, self.at))
+        keys = (self.policy.turn_key(session, at) for at in (since, self.at))
         return self.policy.rank(session.user, min(keys), 0.0)
 
     def waited_long(self) -> Session | None:
@@ -182,7 +182,7 @@ class Accounts:
 
     def _add(self, session: Session) -> None:
         self._yielding |= session.yields
-        session.rank = self.policy.session_key(session, self.at)
+        session.rank = self.policy.turn_key(session, self.at)
         self._waiting.add(session.user, session)
 
 

@@ -195,7 +195,7 @@ class Gate:
         until = self._barred.get(session.id)
         if until is None:
             tries = self._tries[session.id]
-            self._barred[session.id] = at + min(LONGEST_BAR, FIRST_BAR * 2.0**tries)
+            self._barred[session.id] = at + min(LONGEST_BAR, FIRST_BAR * 2.0 ** min(tries, 10))
             if not tries:
                 self._emit(Barred(session.id, drains.bound(session), self.windows.absorbs))
         elif at >= until and session.drains and self._config.trial_drain <= self.windows.absorbs:

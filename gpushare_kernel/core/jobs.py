@@ -112,7 +112,10 @@ class Jobs:
 
     def _promote(self, name: JobId, since: float, at: float) -> None:
         job = self.jobs.get(name)
-        if job is not None and job.queued_since == since:  # it had its memory meanwhile, else
+        patient = self.turns.accounts.policy.patience is not None
+        if (
+            job is not None and job.queued_since == since and patient
+        ):  # it had its memory meanwhile, else
             self.book.queue.promote(job, at)
 
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
@@ -366,13 +369,10 @@ class Jobs:
     def _await_lane(self, lane: Lane, at: float) -> None:
         if not lane.waiters or lane.due is not None:
             return
-        if self.turns.accounts.policy.preempts:
-            if self._outranked(lane, at):
-                lane.due = at
-                self._ask_lane(lane, at)
-                return
-            if lane.occupant is not None and lane.occupant.time is not None:
-                return  # it gets only better until it ends
+        if self.turns.accounts.policy.preempts and self._outranked(lane, at):
+            lane.due = at
+            self._ask_lane(lane, at)
+            return
         lane.due = max(at, lane.since + self.config.lane_turn)
         self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
 
@@ -397,9 +397,9 @@ class Jobs:
         if job is None or not lane.waiters or not policy.rotates:
             return
         if policy.preempts and not self._outranked(lane, at):
-            if job.time is None:
-                lane.due = at + self.config.lane_turn
-                self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
+            # Without a time it ranks worse the longer it goes on, and past its time, too.
+            lane.due = at + self.config.lane_turn
+            self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
             return
         if not policy.preempts and at < lane.since + self.config.lane_turn:
             self._await_lane(lane, at)

@@ -33,6 +33,8 @@ class Lane:
     due: float | None = None
     #: Weighted seconds for which each user's jobs had it, while several were in it.
     held: dict[UserId, float] = field(default_factory=dict)
+    #: Whose jobs were in it when it was last passed on.
+    were: set[UserId] = field(default_factory=set)
 
     @property
     def waiters(self) -> list[Job]:
@@ -48,11 +50,15 @@ class Lane:
     def heir(self, owner: Callable[[Job], User]) -> Job:
         """Return the waiter who is next: of the user who had the lane least, the job that has waited longest for it.
 
-        Who is new in the lane begins with the least of the others: it is not owed the time before.
+        Who is new in the lane, or comes again, begins with the least of the others at least: it is not owed the time before. What
+        it had counts on, or short jobs one after the other would have it more often.
         """
         users = {owner(job).id for job in self.members.values()}
-        present = min((self.held[user] for user in users if user in self.held), default=0.0)
-        self.held = {user: self.held.get(user, present) for user in users}
+        stayed = [self.held[user] for user in users & self.were if user in self.held]
+        known = stayed or [self.held[user] for user in users if user in self.held]
+        present = min(known, default=0.0)
+        self.held |= {user: max(self.held.get(user, 0.0), present) for user in users}
+        self.were = users
         return min(
             self.waiters, key=lambda job: (self.held[owner(job).id], job.lane_left, job.order)
         )

@@ -3,9 +3,11 @@
 The last `KEPT` runs are kept, not a log: people change their data, so old runs stop counting, and eight are enough for a
 median and a spread.
 
-The rule of the margin: the most that was seen x (1 + spread), where the spread is (most - least) / most, at least
-`LEAST`; after a single run, which shows no spread, `SINGLE`. The margin is never under `GRAIN`: what is measured is as
-coarse as that. The time is the median: it ranks jobs, and needs no safety.
+The rule of the margin: the most that was seen x (1 + spread), where the spread is (most - least) / most of the runs without
+the largest (of two runs, of both), from `LEAST` to `MOST`; after a single run, which shows no spread, `MOST`. The largest is
+asked for already: were it in the spread, too, one run out of line would count twice, and have the next `KEPT` ask for nearly
+twice what any of them took. The margin is never under `GRAIN`: what is measured is as coarse as that. The time is the
+median: it ranks jobs, and needs no safety.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Self
 from gpushare_kernel.core.values import MiB
 
 KEPT = 8
-LEAST, SINGLE = 0.10, 0.25
+LEAST, MOST = 0.10, 0.25
+"""Parts of what was seen; beyond `MOST` too little, which is corrected at the next boundary, costs less than what others wait for."""
 GRAIN = 32 * MiB
 
 
@@ -112,9 +115,16 @@ class Learned:
 
 def with_margin(seen: Sequence[int]) -> int:
     """Return the bytes to ask for after `seen` (not empty) were measured."""
+    *usual, most = sorted(seen)
+    return most + max(GRAIN, int(_spread(usual if len(usual) > 1 else seen) * most))
+
+
+def _spread(seen: Sequence[int]) -> float:
+    """Return by which part of the largest of `seen` they differ, within bounds; of a single one nobody knows that."""
+    if len(seen) == 1:
+        return MOST
     most = max(seen)
-    spread = SINGLE if len(seen) == 1 else max(LEAST, (most - min(seen)) / max(1, most))
-    return most + max(GRAIN, int(spread * most))
+    return min(MOST, max(LEAST, (most - min(seen)) / max(1, most)))
 
 
 def _median(seen: Sequence[float]) -> float | None:

@@ -206,7 +206,10 @@ class Parking(Returning):
         if self.why_not_parked(session) or len(session.jobs) > 1 or job.realtime:
             return False
         stands = job.waits and job.trimmed
-        soon = not job.waits and job.cooperative and session.phase in {Phase.ON, Phase.LEAVING}
+        runs = session.phase in {Phase.ON, Phase.LEAVING}
+        # Where turns go round, one that was paused in the middle of its work has the next before long.
+        soon = runs or not self.turns.accounts.policy.preempts
+        soon = soon and not job.waits and job.cooperative
         by_force = not job.waits and self._may_be_forced(session)
         stays = max(self.config.residency, AMORTISED * self._cost(session))
         free = at >= max(session.exempt_until, session.spared_until)
@@ -352,7 +355,9 @@ class Parking(Returning):
         """It keeps what it held, and runs on; it is not tried again at once."""
         if event.status is MoveStatus.UNABLE:
             session.barred = event.why
-        session.spared_until = event.at + min(LONGEST_SPARED, FIRST_SPARED * 2**session.spared)
+        session.spared_until = event.at + min(
+            LONGEST_SPARED, FIRST_SPARED * 2 ** min(session.spared, 10)
+        )
         session.spared += 1
         for job in session.jobs.values():
             job.resident_since = event.at

@@ -72,14 +72,20 @@ class Policy(ABC):
         keys = [self.job_key(job, session, at) for job in session.jobs.values()]
         return min(keys, default=(0.0, session.order))
 
+    def turn_key(self, session: Session, at: float) -> Key:
+        """Rank as `session_key` does, for turns: what runs in the background comes behind all that does not, so that nobody looks for that among many."""
+        key = self.session_key(session, at)
+        return (key[0] + BEHIND, key[1]) if session.background else key
+
     def user_key(self, user: User, best: Key, ahead: float) -> Key:  # noqa: ARG002
         """Rank among users: `best` is the key of the user's next, `ahead` what the user was already given just now."""
         return best
 
     def rank(self, user: User, best: Key, ahead: float) -> Key:
-        """Rank among users as `user_key` does; who is over its budget comes behind all who are not, unless a job of its own ranks above all."""
+        """Rank among users as `user_key` does; who is over its budget, or has nothing but background work, comes behind all others, unless a job of its own ranks above all."""
         key = self.user_key(user, best, ahead)
-        return (key[0] + BEHIND, key[1]) if user.over_budget and best[0] >= 0 else key
+        behind = best[0] >= BEHIND or (user.over_budget and best[0] >= 0)
+        return (key[0] + BEHIND, key[1]) if behind else key
 
     def turn(self, session: Session, usual: float, at: float) -> float:  # noqa: ARG002
         """Return how long a turn of `session` lasts while others wait (seconds)."""

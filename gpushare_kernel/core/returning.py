@@ -167,5 +167,5 @@ class Returning(Realtime):
                     self._again(job, session, now)
             self._admit(now)
 
-        self._deadlines.add(at + min(LONGEST_AGAIN, AGAIN * 2**session.spared), again)
+        self._deadlines.add(at + min(LONGEST_AGAIN, AGAIN * 2 ** min(session.spared, 10)), again)
         session.spared += 1

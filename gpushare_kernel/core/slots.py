@@ -365,6 +365,8 @@ class Slots(Turns):
     def _first(self, rivals: list[Session]) -> list[Session]:
         ranked = self.accounts.ranked(self._cost)
         first = next((s for s in ranked if s in rivals), None)
+        if first is None:  # those who were looked at are none of them
+            first = min(self._waiting(rivals), key=lambda s: (s.user.vtime, s.rank), default=None)
         return [] if first is None else [first]
 
     def _waiting(self, rivals: list[Session]) -> list[Session]:
@@ -377,7 +379,8 @@ class Slots(Turns):
         for session in [*self.joining.values()]:
             del self.joining[session.id]
             self._use(session, at)
-        if self.accounts.users and not any(s.counted > 0 for s in self.using.values()):
+        free = self.accounts.users and not any(s.counted > 0 for s in self.using.values())
+        if free and self._waiting(self._rivals()):
             self._frame(at)  # whoever was chosen has gone meanwhile
         elif not self._begun:
             self._begin(at)

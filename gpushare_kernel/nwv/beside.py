@@ -45,7 +45,9 @@ def control_scores(tasks: Mapping[str, Task], cuts: Mapping[str, Weights], plan:
     found: dict[str, float] = {}
     for name, one in tasks.items():
         models, state = _by_itself(name, one, cuts[name], cuts[name].raw.dtype.itemsize * 8)
-        joint = Joint(models, {}, plan, seed)
+        joint = Joint(
+            models, {}, plan, {name: (1.0, 1.0)}, seed
+        )  # one task is compared with itself
         reached = joint.begin(state)
         for _ in shown(joint.rounds(reached), 0, f"{name} alone, as long"):
             pass

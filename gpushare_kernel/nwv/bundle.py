@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
 
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv import travel
@@ -27,6 +26,7 @@ from gpushare_kernel.nwv.layout import Layout, laid_out
 from gpushare_kernel.nwv.packed import BadBundle, Member, Packed, device_named
 from gpushare_kernel.nwv.region import Region
 from gpushare_kernel.nwv.resident import Resident, alone, table
+from gpushare_kernel.nwv.results import apart
 from gpushare_kernel.nwv.room import Measures, Room, measured
 from gpushare_kernel.nwv.scratch import Scratch
 from gpushare_kernel.nwv.shell import emptied, frozen, shell_of, template_of, tensors_of
@@ -181,7 +181,8 @@ class Bundle:
     def gather(self, name: str, layout: Layout) -> Gather:
         """Return what writes parameters of a model, as they are laid out."""
         member = self.members[name]
-        return gatherer(self.pages, self.tables[name], Norm(member.shift, member.scale), layout)
+        norm = Norm(member.shift or -0.0, member.scale)  # adding 0.0 would make 0.0 of -0.0
+        return gatherer(self.pages, self.tables[name], norm, layout)
 
     def _shell(self, name: str, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
         return shell_of(self.templates[name], {**self.own[name], **weights}, called=name)
@@ -322,7 +323,8 @@ class BundleModel:
         with self.bundle.scratch.held(), torch.no_grad():
             self.bundle.check_mapped()
             self.runner.ready()
-            return self._apart(self.runner.forward(given, named))
+            result = self.runner.forward(given, named)
+            return apart(result, self.bundle.scratch.memory, called=self.__name__)
 
     def load(self) -> None:
         """Gather what a call would find missing at its start: a switch, and nothing else."""
@@ -357,16 +359,6 @@ class BundleModel:
             copied = one.detach().clone()
             own[key] = torch.nn.Parameter(copied) if isinstance(one, torch.nn.Parameter) else copied
         return shell_of(bundle.templates[name], own, called=name)
-
-    def _apart(self, result: Any) -> Any:
-        """Return a result that shares no memory with the scratch: the next model would change it."""
-        mine = self.bundle.scratch.memory.untyped_storage().data_ptr()
-
-        def own(one: torch.Tensor) -> torch.Tensor:
-            return one.clone() if one.untyped_storage().data_ptr() == mine else one
-
-        # Walking even one tensor takes longer than calling a small layer.
-        return own(result) if type(result) is torch.Tensor else tree_map_only(torch.Tensor, own, result)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         with self.bundle.scratch.held():  # nobody unmaps meanwhile

@@ -45,7 +45,8 @@ def key_of(cuts: Mapping[str, Weights], *choices: Any) -> str:
     """Return what tells packings apart: the models, their weights, and what was asked for. Data are not in it: see `Joint.go_on`."""
     digest = hashlib.sha256(repr(choices).encode())
     for name, one in cuts.items():
-        digest.update(f"{name} {one.member.code} {tuple(one.raw.shape)}".encode())
+        member = one.member
+        digest.update(f"{name} {member.code} {member.shift} {member.scale} {tuple(one.raw.shape)}".encode())  # fmt: skip
         for tensor in (one.raw, *one.private.values()):
             digest.update(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:20]

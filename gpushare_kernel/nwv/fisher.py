@@ -9,13 +9,14 @@ and what 256 examples do not need, others may (docs/packing.md has what both are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from gpushare_kernel.nwv.task import Task, device_of
+from gpushare_kernel.nwv.kept import Kept
+from gpushare_kernel.nwv.task import Exhausted, Task, device_of
 
 Labels = Literal["true", "predicted"]
 EXAMPLES = 256
@@ -48,10 +49,10 @@ def fisher(task: Task, labels: Labels = "true", examples: int = EXAMPLES) -> dic
         target = out.argmax(dim=1).detach() if labels == "predicted" else y.unsqueeze(0)
         return task.loss(out.float(), target)
 
-    modes = [(one, one.training) for one in model.modules()]
+    modes, kept = [(one, one.training) for one in model.modules()], Kept(model)
     model.eval()
     try:
-        summed = _summed(loss, parameters, _few(task, chunk, examples, device_of(model)))
+        summed = _summed(loss, kept.put_back, parameters, _few(task, chunk, examples, device_of(model)))  # fmt: skip
     finally:
         for one, training in modes:
             one.training = training
@@ -76,7 +77,7 @@ def even(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-    left = examples
+    left, role = examples, "training"
     for x, y in task.train:
         if not len(x):
             continue
@@ -85,27 +86,37 @@ def _few(task: Task, chunk: int, examples: int, device: torch.device) -> Iterato
         left -= len(x)
         if left <= 0:
             return
+    if left == examples:
+        raise Exhausted(role)
 
 
 def _summed(
     loss: Callable[..., torch.Tensor],
+    put_back: Callable[[], None],
     parameters: dict[str, torch.Tensor],
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    one_gradient: Callable[..., dict[str, torch.Tensor]] = grad(loss)
-    many = vmap(one_gradient, in_dims=(None, 0, 0))
+    gradient: Callable[..., dict[str, torch.Tensor]] = grad(loss)
+
+    def apart(run: Callable[..., dict[str, torch.Tensor]], *given: Any) -> dict[str, torch.Tensor]:
+        try:
+            return run(*given)
+        finally:
+            put_back()  # what the module keeps of this call is of no use outside it
+
+    many = vmap(gradient, in_dims=(None, 0, 0))
     total = {key: torch.zeros_like(one, dtype=torch.float32) for key, one in parameters.items()}
     batched = True
     for x, y in batches:
         if batched:
             try:
-                found = many(parameters, x, y)
+                found = apart(many, parameters, x, y)
             except RuntimeError as problem:
                 if isinstance(problem, torch.OutOfMemoryError):
                     raise
                 batched = False  # something in it that vmap cannot: one after the other
         if not batched:
-            each = [one_gradient(parameters, x[n], y[n]) for n in range(len(x))]
+            each = [apart(gradient, parameters, x[n], y[n]) for n in range(len(x))]
             found = {key: torch.stack([one[key] for one in each]) for key in parameters}
         for key, one in found.items():
             total[key] += one.to(torch.float32).square().sum(dim=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -9,11 +11,16 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from gpushare_kernel.nwv.changing import set_by_calls
+from gpushare_kernel.nwv.code import held_by
+from gpushare_kernel.nwv.kept import plain_of
 from gpushare_kernel.nwv.packed import FLOATS
 from gpushare_kernel.nwv.refusal import BadModel
 
 _Label = tuple[str, str]
 """A model and the name of a tensor in it."""
+_DEEPEST = 8
+"""Levels of functions and containers that are looked at."""
 
 
 def check_models(models: Mapping[str, nn.Module]) -> None:
@@ -92,10 +99,45 @@ def _check_state(name: str, model: nn.Module) -> None:
         if key.rpartition(".")[2] == "_extra_state":
             _refuse(f"model {name} keeps extra state ({key}), and a bundle has parameters and buffers only", "Keep it in a buffer, or in a plain setting")  # fmt: skip
     for path, module in model.named_modules():
-        for key, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+        _check_functions(name, path, module)
+        results = set_by_calls(type(module))
+        for key, value in plain_of(module).items():
+            if key not in results and isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 full = f"{path}.{key}" if path else key
-                _refuse(f"model {name}: {full} is computed from other weights and kept (as the older torch.nn.utils.weight_norm and spectral_norm do), and a bundle would keep an old one", "Take torch.nn.utils.parametrizations, or remove_weight_norm")  # fmt: skip
+                _refuse(f"model {name}: {full} is computed from other weights and kept (as the older torch.nn.utils.weight_norm and spectral_norm do), and a bundle would keep an old one", "Take torch.nn.utils.parametrizations, or remove_weight_norm; where it is a result of an earlier call, delete it")  # fmt: skip
+
+
+def _check_functions(name: str, path: str, module: nn.Module) -> None:
+    """Does no function that it has hold a module or a tensor? A copy of the model would go on with that one."""
+    hooks = {
+        "a forward hook": module._forward_hooks,
+        "a forward pre-hook": module._forward_pre_hooks,
+    }
+    for key, value in {**plain_of(module), **hooks}.items():
+        held = _held(value)
+        if held:
+            full = f"{path}.{key}" if path and key not in hooks else f"{key} of {path}" if path else key  # fmt: skip
+            _refuse(f"model {name}: {full} is a function that holds {held} from where it was made, and a bundle would run with that one's weights", "Make it a method, or a module of its own")  # fmt: skip
+
+
+def _held(value: object, *, inside: bool = False, depth: int = 0) -> str:
+    """Return what a function in a setting holds that is no setting; nothing where there is none."""
+    if inside and isinstance(value, nn.Module | torch.Tensor):
+        return f"a {type(value).__name__}"
+    if depth == _DEEPEST:
+        return ""
+    parts: list[tuple[bool, object]] = []
+    if isinstance(value, types.FunctionType):
+        parts = [(True, one) for _, one in held_by(value)]
+    elif isinstance(value, types.MethodType):
+        parts = [(inside, value.__self__), (inside, value.__func__)]
+    elif isinstance(value, functools.partial):
+        parts = [(inside, one) for one in (value.func, *value.args, *value.keywords.values())]
+    elif isinstance(value, list | tuple | set | Mapping):
+        # Tensors that a hook collects are no weights.
+        parts = [(inside, one) for one in (value.values() if isinstance(value, Mapping) else value) if not isinstance(one, torch.Tensor)]  # fmt: skip
+    found = (_held(one, inside=deep, depth=depth + 1) for deep, one in parts)
+    return next(filter(None, found), "")
 
 
 def _stretch(one: torch.Tensor) -> tuple[int, int, int]:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.nwv.layers import Layered
+from gpushare_kernel.nwv.results import apart
 from gpushare_kernel.nwv.scratch import Runner
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Graphed:
             self._graph.replay()
             if isinstance(runner, Layered):
                 runner.forget()  # the replay has filled the halves, unseen
-            return tree_map_only(torch.Tensor, torch.clone, self._result)
+            return apart(self._result, None, called=self._model.__name__)
 
     def _captured(self) -> Any:
         device, runner = self._model.bundle.device, self._model.runner

@@ -2,23 +2,27 @@
 
 On CUDA there are two *halves*: while a unit runs in one, the unit that followed it last time is gathered into the other on a
 stream of its own. On a CPU a gather has nothing to hide behind, and there is one. A unit whose weights are not there has
-parameters that refuse to be reckoned with (`shell.Elsewhere`), so what is used out of turn is an error and never a wrong answer.
+parameters that refuse to be reckoned with (`shell.Elsewhere`), so what is used out of turn is an error and never a wrong answer; so
+is a unit that begins inside another one, whose weights it would overwrite.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only  # what torch.export and torch.func walk results with
 
 from gpushare_kernel.core.errors import UserError
 from gpushare_kernel.nwv.gather import Gather
 from gpushare_kernel.nwv.layout import Layout, aligned, laid_out
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.scratch import Scratch
+from gpushare_kernel.nwv.shell import NotLoaded
 from gpushare_kernel.nwv.units import Unit, groups, held
 
 Gatherer = Callable[[Layout], Gather]
@@ -115,6 +119,8 @@ class Layered:
         self.key = object()  # what it signs with: the scratch must not keep it alive
         self._next: dict[Unit, Unit] = {}
         self._last: Unit | None = None
+        #: Units that have begun and not ended, the innermost last.
+        self._running: list[Unit] = []
         found = groups(shell, member.pieces)
         keeps, start = held(list(found)), 0
         self._held: list[tuple[Unit, torch.Tensor]] = []
@@ -151,6 +157,7 @@ class Layered:
         try:
             return self._shell(*given, **named)
         finally:
+            self._running.clear()
             self._stage.settle()
 
     def forget(self) -> None:
@@ -162,8 +169,36 @@ class Layered:
         """Bytes of the lists of its units."""
         return sum(unit.gather.size for unit in self._units)
 
-    def enter(self, unit: Unit) -> None:
-        """`unit` is about to run."""
+    @contextmanager
+    def running(self, unit: Unit) -> Iterator[None]:
+        """`unit` runs.
+
+        Raises
+        ------
+        NotLoaded
+            Where another one runs that it would overwrite.
+        """
+        outer = self._running[-1] if self._running else unit
+        if outer is not unit:
+            msg = f"layer by layer, one layer's weights are there at a time, and {unit.path} runs inside {outer.path}. Open the bundle with mode='switch'."
+            raise NotLoaded(msg)
+        self._running.append(unit)
+        try:
+            self._enter(unit)
+            yield
+        finally:
+            self._running.pop()
+
+    def apart(self, result: Any) -> Any:
+        """Return what a unit returns, its own weights copied: the next one is gathered over them."""
+        memory = self._stage.scratch.memory.untyped_storage().data_ptr()
+
+        def own(one: torch.Tensor) -> torch.Tensor:
+            return one.clone() if one.untyped_storage().data_ptr() == memory else one
+
+        return own(result) if isinstance(result, torch.Tensor) else tree_map_only(torch.Tensor, own, result)  # fmt: skip
+
+    def _enter(self, unit: Unit) -> None:
         if self._last is not None and self._last is not unit:
             self._next[self._last] = unit
         self._last = unit
@@ -180,7 +215,6 @@ def _run(
     """Stand in for a unit's `forward` (`forward`: one that its module had for itself). Holds nobody: with the bundle its memory goes."""
     model, here = layered(), unit()
     assert model is not None and here is not None  # noqa: S101, PT018 - for the type checker
-    model.enter(here)
-    if forward is not None:
-        return forward(*given, **named)
-    return type(here.module).forward(here.module, *given, **named)
+    with model.running(here):
+        run = forward if forward is not None else partial(type(here.module).forward, here.module)
+        return model.apart(run(*given, **named))

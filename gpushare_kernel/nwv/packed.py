@@ -10,6 +10,7 @@ from this, and nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,11 @@ class Packed:
                 raise BadBundle(msg)
         for name in self.members:
             self._check_table(name)
+        for part, one in (("pages", self.pages), ("scales", self.scales)):
+            bad = 0 if one is None or not one.is_floating_point() else int((~one.isfinite()).sum())
+            if bad:
+                msg = f"{bad} values of this bundle's {part} are NaN or infinite, and weights are numbers. Pack the models again, as float32."
+                raise BadBundle(msg)
         return self
 
     def _check_table(self, name: str) -> None:
@@ -173,7 +179,6 @@ class Packed:
         from safetensors import SafetensorError  # noqa: PLC0415  an extra
         from safetensors.torch import save_file  # noqa: PLC0415  an extra
 
-        said = _Said(VERSION, self.page_size, self.bits, list(self.members.values()))
         place = Path(path)
         if not place.parent.is_dir():
             msg = f"a bundle is saved into a folder that is there, and {place.parent} is none. Make it first, or give another path."
@@ -181,6 +186,8 @@ class Packed:
         partial = place.with_name(f".{place.name}.{os.getpid()}")
         # Own and contiguous: safetensors writes no views.
         tensors = {key: one.detach().clone().contiguous() for key, one in self.named().items()}
+        said = _Said(VERSION, self.page_size, self.bits, list(self.members.values()))
+        said = msgspec.structs.replace(said, checksum=_checksum(said, tensors))
         try:
             save_file(tensors, partial, {_KEY: msgspec.json.encode(said).decode()})
             partial.replace(place)
@@ -226,7 +233,7 @@ class Packed:
         Raises
         ------
         BadBundle
-            Where the file is no bundle, a newer one, or contradicts itself.
+            Where the file is no bundle, a newer one, damaged, or contradicts itself.
         BadDeclaration
             Where there is no such device.
         """
@@ -234,7 +241,7 @@ class Packed:
 
         place = device_named(device)
         try:
-            with safe_open(path, framework="pt", device=str(place)) as file:
+            with safe_open(path, framework="pt") as file:
                 said = _said(path, (file.metadata() or {}).get(_KEY))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError) as problem:
@@ -242,6 +249,11 @@ class Packed:
                 f"{path} cannot be read as a bundle: {problem}. Give a file that Packed.save wrote."
             )
             raise BadBundle(msg) from None
+        if said.checksum != _checksum(said, tensors):
+            what = "is damaged: its content is not what was saved (checksum)" if said.checksum else "has no checksum: another gpushare wrote it"  # fmt: skip
+            msg = f"{path} {what}. Copy it again, or pack the models again."
+            raise BadBundle(msg)
+        tensors = {key: one.to(place) for key, one in tensors.items()}
         try:
             return cls.assembled(said.page_size, said.bits, said.members, tensors).check()
         except KeyError as missing:
@@ -283,6 +295,16 @@ class _Said(msgspec.Struct, frozen=True):
     page_size: int
     bits: int
     members: list[Member]
+    checksum: str = ""
+    """Of all the rest, and of the tensors."""
+
+
+def _checksum(said: _Said, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(msgspec.json.encode(msgspec.structs.replace(said, checksum="")), digest_size=16)  # fmt: skip
+    for name, one in sorted(tensors.items()):
+        digest.update(f"{name} {one.dtype} {tuple(one.shape)}\0".encode())
+        digest.update(one.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _said(path: Any, text: str | None) -> _Said:

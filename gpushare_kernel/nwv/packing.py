@@ -114,7 +114,7 @@ def pack(
 def _made(call: Call) -> Result:
     work = Work(call)
     packed, report = work.done()
-    return Result(packed, report, work.cuts)
+    return Result(packed, report, work.apart)
 
 
 def _too_large(call: Call, report: PackReport, max_drop: float) -> DropTooLarge:

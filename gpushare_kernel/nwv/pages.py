@@ -1,15 +1,16 @@
 """A module's weights as pages, and pages as its weights again.
 
-Weights are divided by a power of two near their root mean square, which changes no bit of a float's mantissa: what was in a page
-comes out exactly. They are shifted only where they lie far from zero.
+Where models are merged, weights are divided by a power of two near their root mean square, which changes no bit of a float's
+mantissa: what was in a page comes out exactly. They are shifted only where they lie far from zero. Where nothing is merged, pages
+have the weights themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -118,33 +119,84 @@ def page_type(cut_ones: Mapping[str, Weights]) -> torch.dtype:
 def twins(cut_ones: Mapping[str, Weights]) -> dict[str, list[int]]:
     """Return the number of each page's content by model: pages that are equal, bit by bit, in several models have the same one.
 
-    A model's own pages never share, and pages of zeros are like nobody's. Models with twins get one shift and scale, so
-    that equal weights are equal values: `cut_ones` is changed in this.
+    A model's own pages never share, and pages of zeros are like nobody's. Equal weights are equal values only under one shift and
+    scale: `alike` and `as_they_are` see to that.
     """
-    known: dict[bytes, tuple[int, str]] = {}
+    known: dict[tuple[torch.dtype, bytes], int] = {}
     numbers: dict[str, list[int]] = {}
     count = 0
     for name, one in cut_ones.items():
         row, used = [], set()
         zeros = (~one.raw.any(dim=1)).tolist()
         for digest, zero in zip(_digests(one.raw), zeros, strict=True):
-            found = known.get(digest)
-            if found is None or zero or found[0] in used:
+            found = known.get((one.raw.dtype, digest))
+            if found is None or zero or found in used:
                 number, count = count, count + 1
                 if found is None and not zero:
-                    known[digest] = (number, name)
+                    known[one.raw.dtype, digest] = number
             else:
-                number = found[0]
-                same = cut_ones[found[1]].member
-                one.member = _as(one.member, same)
+                number = found
             used.add(number)
             row.append(number)
         numbers[name] = row
     return numbers
 
 
-def _as(member: Member, other: Member) -> Member:
-    return Member(member.name, member.pieces, member.weights, other.shift, other.scale, member.code)
+def as_they_are(cut_ones: Mapping[str, Weights]) -> dict[str, Weights]:
+    """Return weights that are what is in their pages: where nothing is merged, no model needs a shift or a scale."""
+    return {name: _under(one, 0.0, 1.0) for name, one in cut_ones.items()}
+
+
+def alike(cut_ones: Mapping[str, Weights], contents: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Weights]:  # fmt: skip
+    """Return weights of which models with a page in common, or with a third model, have one shift and scale.
+
+    It is that of one of them, with which all of their weights come out of pages of `dtype` as they were; else none.
+    """
+    found = dict(cut_ones)
+    for names in _related(contents):
+        norms = {(one.member.shift, one.member.scale) for one in (cut_ones[name] for name in names)}
+        if len(norms) == 1:
+            continue
+        scales = dict.fromkeys(cut_ones[name].member.scale for name in names)
+        for scale in (*scales, 1.0):
+            same = {name: _under(cut_ones[name], 0.0, scale) for name in names}
+            if all(returns(one, one.values.to(dtype)) for one in same.values()):
+                break
+        found |= same
+    return found
+
+
+def _related(contents: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """Return the models by group: those of one group have pages in common, in pairs or by way of others."""
+    group = {name: [name] for name in contents}
+    first: dict[int, str] = {}
+    for name, row in contents.items():
+        for number in row:
+            mine, theirs = group[name], group[first.setdefault(number, name)]
+            if mine is not theirs:
+                theirs += mine
+                group |= dict.fromkeys(mine, theirs)
+    return list({id(one): one for one in group.values()}.values())
+
+
+def _under(one: Weights, shift: float, scale: float) -> Weights:
+    member = one.member
+    return replace(one, member=Member(member.name, member.pieces, member.weights, shift, scale, member.code))  # fmt: skip
+
+
+def returns(one: Weights, values: torch.Tensor) -> bool:
+    """Tell whether what is read out of a model's pages, (M, P) `values`, is its weights bit by bit."""
+    back = weights_from(one.member, values.to(torch.float32))
+    raw = one.raw.reshape(-1)
+    for piece in one.member.pieces:
+        theirs = raw[piece.first : piece.first + back[piece.name].numel()].to(FLOATS[piece.dtype])
+        if not torch.equal(_bits(back[piece.name].reshape(-1)), _bits(theirs)):
+            return False
+    return True
+
+
+def _bits(one: torch.Tensor) -> torch.Tensor:
+    return one.contiguous().view(torch.uint8)
 
 
 def _digests(raw: torch.Tensor) -> list[bytes]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.nwv.kept import results_in
 from gpushare_kernel.nwv.layout import Place
 
 _TENSOR: Any = torch.Tensor
@@ -82,7 +83,7 @@ def shell_of(
     UserError
         Where the module holds something that cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo = results_in(module)
     for name, tensor in tensors_of(module):
         memo[id(tensor)] = tensors.get(name, tensor)
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from gpushare_kernel.core.errors import BadDeclaration, UserError
+from gpushare_kernel.nwv.kept import Kept, copied
 
 Batches = Iterable[Any]
 """Anything that gives (x, y) each time it is iterated: a DataLoader, a list."""
@@ -59,11 +59,27 @@ class Task:
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
+class Exhausted(Exception):
+    """Data that gave batches once and give none any more."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(f"{role} data gave batches at first and give none any more: they can be read once only, and packing reads them many times. Give a list, or a dataset whose __iter__ begins anew.")  # fmt: skip
+
+
 @contextmanager
 def of_task(name: str) -> Iterator[None]:
-    """Have errors of a task's own code say which task it is; their type and their frames stay."""
+    """Have errors of a task's own code say which task it is; their type and their frames stay.
+
+    Raises
+    ------
+    BadDeclaration
+        Where its data are exhausted.
+    """
     try:
         yield
+    except Exhausted as problem:
+        msg = f"task {name}: its {problem}"
+        raise BadDeclaration(msg) from None
     except Exception as problem:
         if not isinstance(problem, UserError):
             problem.add_note(
@@ -76,6 +92,9 @@ def outputs_of(run: Run, batches: Batches, device: torch.device) -> tuple[torch.
     """Return all outputs and targets, one batch after the other, without gradients."""
     with torch.no_grad():
         pairs = [(run(x.to(device)), y.to(device)) for x, y in batches]
+    if not pairs:
+        role = "validation or test"
+        raise Exhausted(role)
     return torch.cat([out for out, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
@@ -87,7 +106,11 @@ def score(task: Task, run: Run, batches: Batches, device: torch.device) -> tuple
 
 def alone(task: Task, batches: Batches | None = None) -> tuple[float, float]:
     """Return metric and loss of the model as it was given, on validation data unless others are given."""
-    return score(task, evaluating(task.model), task.validate if batches is None else batches, device_of(task.model))  # fmt: skip
+    kept = Kept(task.model)
+    try:
+        return score(task, evaluating(task.model), task.validate if batches is None else batches, device_of(task.model))  # fmt: skip
+    finally:
+        kept.put_back()
 
 
 def evaluating(model: nn.Module) -> Run:
@@ -149,8 +172,10 @@ def _form(thing: Any) -> str:
     return f"a {type(thing).__name__}"
 
 
-def check_metric(name: str, task: Task, found: tuple[float, float]) -> None:
-    """Refuse a metric that is no number, or that a fresh copy of the model is as good at.
+def check_metric(name: str, task: Task, found: tuple[float, float]) -> tuple[float, float] | None:
+    """Refuse a metric that is no number, or that a fresh copy of the model is as good at; return a fresh copy's metric and loss.
+
+    None where that says nothing: no weight could be drawn anew, or its metric is no number.
 
     Parameters
     ----------
@@ -168,10 +193,12 @@ def check_metric(name: str, task: Task, found: tuple[float, float]) -> None:
         raise BadDeclaration(msg)
     fresh = [alone(Task(one, (), task.validate, task.metric, loss=task.loss)) for one in _fresh(task.model)]  # fmt: skip
     if not fresh:
-        return
+        return None
     usual, usual_loss = (sorted(values)[len(values) // 2] for values in zip(*fresh, strict=True))
     if trained > usual:
-        return
+        return usual, usual_loss
+    if usual != usual:  # noqa: PLR0124  NaN
+        return None
     if loss < usual_loss and trained < usual:
         msg = f"task {name}: its metric goes the wrong way: {trained:.3g} trained, {usual:.3g} with fresh weights, while its loss fell from {usual_loss:.3g} to {loss:.3g}. More must be better: give metric=lambda outputs, targets: -loss(outputs, targets), or an accuracy."
     else:
@@ -180,22 +207,33 @@ def check_metric(name: str, task: Task, found: tuple[float, float]) -> None:
 
 
 def _fresh(model: nn.Module) -> list[nn.Module]:
-    """Return copies with fresh weights; none where a part with weights knows no fresh ones. Leaves random numbers as they were."""
+    """Return copies with fresh weights; none where no weight can be drawn anew. Leaves random numbers as they were."""
     copies = []
     tensors = chain(model.parameters(), model.buffers())
     gpus = sorted({one.device.index for one in tensors if one.device.type == "cuda"})
     with torch.random.fork_rng(devices=gpus):
         for seed in range(_UNTRAINED):
             _seed(seed, gpus)
-            one = copy.deepcopy(model)
+            one = copied(model)
             for part in one.modules():
-                reset = getattr(part, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-                elif next(part.parameters(recurse=False), None) is not None:
-                    return []
+                _draw(part)
+            if all(torch.equal(a, b) for a, b in zip(one.parameters(), model.parameters(), strict=True)):  # fmt: skip
+                return []
             copies.append(one)
     return copies
+
+
+def _draw(part: nn.Module) -> None:
+    """Draw a module's own weights anew, as it does that itself; those that it leaves as they are, in another order."""
+    own = [(one, one.detach().clone()) for one in part.parameters(recurse=False)]
+    reset = getattr(part, "reset_parameters", None) or (own and getattr(part, "_reset_parameters", None))  # fmt: skip
+    if callable(reset):
+        reset()
+    for one, before in own:
+        if torch.equal(one, before):
+            order = torch.randperm(before.numel()).to(before.device)
+            with torch.no_grad():
+                one.copy_(before.reshape(-1)[order].view(before.shape))
 
 
 def _seed(seed: int, gpus: Iterable[int]) -> None:
@@ -210,3 +248,12 @@ def tasks_of(given: Mapping[str, Task | nn.Module]) -> dict[str, Task]:
     """Return the tasks that can be trained; empty where any is a bare module: then nobody is."""
     tasks = {name: one for name, one in given.items() if isinstance(one, Task)}
     return tasks if len(tasks) == len(given) else {}
+
+
+def apart(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Return tasks with copies of their models: a forward may keep results, and the user's modules stay as they are."""
+    found = {}
+    for name, one in tasks.items():
+        with of_task(name):
+            found[name] = replace(one, model=copied(one.model))
+    return found

@@ -6,7 +6,6 @@ that occupant left it. One long turn each forgets the others (62 points where it
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,15 +16,18 @@ from torch import nn
 from torch.func import functional_call
 
 from gpushare_kernel.core.errors import BadDeclaration
+from gpushare_kernel.nwv.kept import Kept, copied
 from gpushare_kernel.nwv.packed import Member
 from gpushare_kernel.nwv.pages import Weights, weights_from
 from gpushare_kernel.nwv.quantised import stored
-from gpushare_kernel.nwv.task import Task, device_of, of_task, score
+from gpushare_kernel.nwv.task import Exhausted, Task, device_of, of_task, score
 
 _SETTLED = 0.1
 """What is left of the learning rate in the last round: models agree in small steps."""
 
 
+Spans = Mapping[str, tuple[float, float]]
+"""By task, how much better its model is than a fresh one: in metric and in loss. What metrics of different kinds are compared by."""
 _WHOLE = {"rounds": 0, "steps": 1, "patience": 1}
 
 
@@ -118,7 +120,8 @@ class Models:
     ) -> None:
         self.tasks, self.cuts, self.bits, self.dtype = tasks, cuts, bits, dtype
         self.tables = {name: one.to(device_of(tasks[name].model)) for name, one in tables.items()}
-        self.code = {name: copy.deepcopy(task.model) for name, task in tasks.items()}
+        self.code = {name: copied(task.model) for name, task in tasks.items()}
+        self._kept = {name: Kept(one) for name, one in self.code.items()}
 
     def member(self, name: str) -> Member:
         """Return how a model's vector is laid out."""
@@ -142,6 +145,7 @@ class Models:
         """Return metric and loss by model, on validation data; on what is reported where that is asked for."""
         found = {}
         for name, task in self.tasks.items():
+            self._kept[name].put_back()  # a bundle has what the module that it is opened with keeps
             self.code[name].eval()
             run = self._runner(name, state)
             with of_task(name):
@@ -154,7 +158,7 @@ class Models:
 
 
 def start(models: Models, fishers: Mapping[str, torch.Tensor], pages: int) -> State:
-    """Return where training begins: each page the mean of its occupants, weighted by what each of their weights matters."""
+    """Return where training begins: each page the mean of its occupants, by what each of their weights matters."""
     device = next(iter(models.tables.values())).device
     size = next(iter(models.cuts.values())).raw.shape[1]
     total, weight = torch.zeros(2, pages, size, device=device).unbind()
@@ -163,9 +167,12 @@ def start(models: Models, fishers: Mapping[str, torch.Tensor], pages: int) -> St
         total.index_add_(0, table, fisher * models.cuts[name].values)
         weight.index_add_(0, table, fisher)
     mean = torch.where(weight > 0, total / weight.clamp(min=1e-12), total)
-    for name, table in models.tables.items():  # who is alone keeps its weights bit by bit
-        single = _occupants(models.tables, pages, device)[table] == 1
-        mean[table[single]] = models.cuts[name].values[single]
+    last, same = torch.zeros_like(mean), torch.ones_like(mean, dtype=torch.bool)
+    for name, table in models.tables.items():
+        last[table] = models.cuts[name].values
+    for name, table in models.tables.items():
+        same[table] &= last[table] == models.cuts[name].values
+    mean = torch.where(same, last, mean)  # what all occupants agree on stays, bit by bit
     private = {
         name: {key: one.to(torch.float32) if key in cut.trained else one.clone() for key, one in cut.private.items()}
         for name, cut in models.cuts.items()
@@ -173,18 +180,11 @@ def start(models: Models, fishers: Mapping[str, torch.Tensor], pages: int) -> St
     return State(mean, private, {name: cut.values for name, cut in models.cuts.items()})
 
 
-def _occupants(tables: Mapping[str, torch.Tensor], pages: int, device: torch.device) -> torch.Tensor:  # fmt: skip
-    counts = torch.zeros(pages, dtype=torch.int64, device=device)
-    for table in tables.values():
-        counts.index_add_(0, table, torch.ones_like(table))
-    return counts
-
-
 class Joint:
     """Training of all models on their pages."""
 
-    def __init__(self, models: Models, fishers: Mapping[str, torch.Tensor], plan: Plan, seed: int = 0) -> None:  # fmt: skip
-        self.models, self.fishers, self.plan, self.seed = models, fishers, plan, seed
+    def __init__(self, models: Models, fishers: Mapping[str, torch.Tensor], plan: Plan, spans: Spans, seed: int = 0) -> None:  # fmt: skip
+        self.models, self.fishers, self.plan, self.spans, self.seed = models, fishers, plan, spans, seed  # fmt: skip
         self._batches = {name: _endless(task) for name, task in models.tasks.items()}
 
     def rounds(self, progress: Progress) -> Iterator[Progress]:
@@ -204,7 +204,7 @@ class Joint:
             progress.round += 1
             found = self.models.scores(progress.state)
             progress.scores.append({name: metric for name, (metric, _) in found.items()})
-            rank = _rank(found)
+            rank = _rank(found, self.spans)
             if rank > progress.best_score:
                 progress.best, progress.best_score, progress.best_round = progress.state.copy(), rank, progress.round  # fmt: skip
             elif progress.round - progress.best_round >= self.plan.patience:
@@ -214,11 +214,11 @@ class Joint:
     def begin(self, state: State) -> Progress:
         """Return the start: nothing trained, and the best so far."""
         found = self.models.scores(state)
-        return Progress(state, state.copy(), _rank(found))
+        return Progress(state, state.copy(), _rank(found, self.spans))
 
     def go_on(self, kept: Progress) -> Progress:
         """Return what an earlier call reached; its best is scored anew, by the metric and the data that are given now."""
-        kept.best_score = _rank(self.models.scores(kept.best))
+        kept.best_score = _rank(self.models.scores(kept.best), self.spans)
         return kept
 
     def _round(self, state: State, number: int) -> str:
@@ -284,13 +284,22 @@ class Joint:
         return lambda values: (quad * values * values - 2 * line * values).sum() + rest
 
 
-def _rank(found: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    """Return what states are compared by: the mean metric, then the smaller mean loss."""
+def _rank(found: Mapping[str, tuple[float, float]], spans: Spans) -> tuple[float, float]:
+    """Return what states are compared by: the mean metric, then the smaller mean loss; each over its task's span."""
     count = len(found)
-    rank = sum(metric for metric, _ in found.values()) / count, -sum(loss for _, loss in found.values()) / count  # fmt: skip
+    each = [(metric / spans[name][0], loss / spans[name][1]) for name, (metric, loss) in found.items()]  # fmt: skip
+    rank = sum(metric for metric, _ in each) / count, -sum(loss for _, loss in each) / count
     return rank if all(one == one for one in rank) else (float("-inf"), float("-inf"))  # noqa: PLR0124  NaN
 
 
 def _endless(task: Task) -> Iterator[Any]:
-    while True:  # `check_loaders` saw a first batch with rows
-        yield from (batch for batch in task.train if len(batch[0]))
+    """Give its batches again and again; `check_loaders` saw a first one with rows."""
+    while True:
+        some = False
+        for batch in task.train:
+            if len(batch[0]):
+                some = True
+                yield batch
+        if not some:
+            role = "training"
+            raise Exhausted(role)

@@ -1,7 +1,7 @@
 """Which parameters of a model are used together: what is gathered at once when it runs layer by layer.
 
 A unit is a module with parameters of its own. Modules of torch that read their children's weights without calling them
-(attention) are one unit with them. A unit with others inside it (a model with a parameter beside its layers) is *held*: its
+(attention, a transformer's encoder, which chooses its way by its layers' weights) are one unit with them. A unit with others inside it (a model with a parameter beside its layers) is *held*: its
 weights are there for the whole run, as nobody knows when it uses them.
 """
 
@@ -18,6 +18,7 @@ from gpushare_kernel.nwv.shell import Elsewhere, frozen
 
 _WHOLE = (
     torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoder,
     torch.nn.TransformerEncoderLayer,
     torch.nn.TransformerDecoderLayer,
 )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -19,12 +20,12 @@ from gpushare_kernel.nwv.code import setting_of
 from gpushare_kernel.nwv.fisher import Labels, even, fisher
 from gpushare_kernel.nwv.matching import Cut, Method, Placement, place, total_cost
 from gpushare_kernel.nwv.packed import Packed, table_type
-from gpushare_kernel.nwv.pages import Weights, cut, page_type, paged, twins
+from gpushare_kernel.nwv.pages import alike, as_they_are, cut, page_type, paged, returns, twins
 from gpushare_kernel.nwv.quantised import LEVELS, encode
 from gpushare_kernel.nwv.refusal import PackingStopped
 from gpushare_kernel.nwv.report import PackReport
 from gpushare_kernel.nwv.task import Task, of_task
-from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, State, start
+from gpushare_kernel.nwv.training import Joint, Models, Plan, Progress, Spans, State, start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +98,22 @@ class Work:
         call = self.call
         largest = max(sum(one.numel() for one in module.parameters()) for module in call.modules.values())  # fmt: skip
         size = call.page_size or page_size_for(largest)
-        self.cuts: dict[str, Weights] = {name: cut(name, module, size) for name, module in call.modules.items()}  # fmt: skip
-        self.contents = twins(self.cuts)
-        self.dtype = page_type(self.cuts)
+        #: As each model would be by itself; `cuts` is how it is in the bundle.
+        self.apart = {name: cut(name, module, size) for name, module in call.modules.items()}
+        self.contents = twins(self.apart)
+        self.dtype = page_type(self.apart)
         self.bits = call.bits or self.dtype.itemsize * 8
         different = len({one for row in self.contents.values() for one in row})
-        self.bill = Bill.of(self.cuts, different, self.bits)
+        self.bill = Bill.of(self.apart, different, self.bits)
         self.count = self.bill.pages(call.budget)
-        self.tasks = tasks_room.tasks_of(call.given)
+        self.cuts = as_they_are(self.apart) if self._unmerged else alike(self.apart, self.contents, self.dtype)  # fmt: skip
+        self.tasks = tasks_room.apart(tasks_room.tasks_of(call.given))
         self.alone: dict[str, tuple[float, float]] = {}
+        self.fresh: dict[str, tuple[float, float] | None] = {}
         for name, one in self.tasks.items():
             with of_task(name):
                 self.alone[name] = tasks_room.alone(one)
-                tasks_room.check_metric(name, one, self.alone[name])
+                self.fresh[name] = tasks_room.check_metric(name, one, self.alone[name])
 
     def done(self) -> tuple[Packed, PackReport]:
         """Return the bundle, and what it costs.
@@ -143,13 +147,13 @@ class Work:
         fishers = self._fishers()
         spots = {name: Cut(one.values, fishers[name], self.contents[name]) for name, one in self.cuts.items()}  # fmt: skip
         call = self.call
-        trains = bool(self.tasks) and not self._lossless
+        trains = bool(self.tasks) and not self._unmerged
         kept = checkpoint.load(folder, key, list(self.cuts), self._device) if trains else None
         tables = kept[0] if kept else self._placed(spots, call.method).tables
         models = self._models(tables)
         stand = _Stand(fishers, spots, tables, models, start(models, fishers, self.count))
         if trains:
-            joint = Joint(models, fishers, call.plan, call.seed)
+            joint = Joint(models, fishers, call.plan, self._spans, call.seed)
             stand.reached = joint.go_on(kept[1]) if kept else joint.begin(stand.begun.copy())
             rounds = joint.rounds(stand.reached)
             for after in call.shown(rounds, stand.reached.round, call.title):
@@ -161,9 +165,13 @@ class Work:
         return next(iter(self.cuts.values())).raw.device
 
     @property
-    def _lossless(self) -> bool:
+    def _unmerged(self) -> bool:
         """Whether every page that differs has a place of its own."""
         return self.count >= self.bill.contents and self.bits not in LEVELS
+
+    @property
+    def _spans(self) -> Spans:
+        return {name: _span(found, self.fresh[name]) for name, found in self.alone.items()}
 
     def _fishers(self) -> dict[str, torch.Tensor]:
         found = {}
@@ -201,7 +209,7 @@ class Work:
 
     def _report(self, packed: Packed, stand: _Stand) -> PackReport:
         in_pages = sum(one.member.weights * one.raw.element_size() for one in self.cuts.values())
-        plains = {f"int{bits}": plain(self.cuts, bits).sizes().total for bits in LEVELS}
+        plains = {f"int{bits}": plain(self.apart, bits).sizes().total for bits in LEVELS}
         report = PackReport(
             sizes=packed.sizes(),
             page_size=self.bill.page_size,
@@ -210,7 +218,7 @@ class Work:
             tables={name: one.cpu() for name, one in packed.tables.items()},
             bytes={"alone": self.bill.alone, **plains},
             page_ratio=in_pages / packed.sizes().pages,
-            notes=self._notes(stand.reached),
+            notes=self._notes(packed, stand.reached),
         )
         if self.tasks:
             self._compare(report, stand)
@@ -229,27 +237,45 @@ class Work:
             "packed": metrics(stand.models.scores(stand.best)),
         }
         report.scores = {
-            "alone": {name: tasks_room.alone(one, one.reported)[0] for name, one in tasks.items()},
+            "alone": {name: self._as_given(name, one) for name, one in tasks.items()},
             "random": metrics(at_random.scores(merged, reported=True)),
             "merged": metrics(stand.models.scores(stand.begun, reported=True)),
             "packed": metrics(stand.models.scores(stand.best, reported=True)),
-            **{f"int{bits}": plain_scores(tasks, self.cuts, bits) for bits in LEVELS},
+            **{f"int{bits}": plain_scores(tasks, self.apart, bits) for bits in LEVELS},
         }
         if stand.reached is not None:
             report.rounds, report.best_round = stand.reached.scores, stand.reached.best_round
             refused = call.max_drop is not None and not report.holds(call.max_drop)
             if call.control and not refused:  # it takes as long as all the rest
-                report.scores["control"] = control_scores(tasks, self.cuts, call.plan, call.seed, call.shown)  # fmt: skip
+                report.scores["control"] = control_scores(tasks, self.apart, call.plan, call.seed, call.shown)  # fmt: skip
 
-    def _notes(self, reached: Progress | None) -> list[str]:
+    def _as_given(self, name: str, one: Task) -> float:
+        with of_task(name):
+            return tasks_room.alone(one, one.reported)[0]
+
+    def _returns(self, packed: Packed) -> bool:
+        """Tell whether every weight can be read out as it was given, bit by bit."""
+        return all(returns(one, packed.pages[packed.tables[name].to(torch.int64)]) for name, one in self.cuts.items())  # fmt: skip
+
+    def _notes(self, packed: Packed, reached: Progress | None) -> list[str]:
         notes = []
         if not self.tasks:
             notes.append("Merged without training, with all weights mattering alike: some came without data. How good they are is not known. Give Task(model, train, validate).")  # fmt: skip
-        if self._lossless:
+        if self._unmerged and self._returns(packed):
             notes.append("Lossless: every page that differs has a place of its own, and equal ones are stored once. Nothing was trained.")  # fmt: skip
+        unknown = [name for name, one in self.fresh.items() if one is None]
+        if unknown:
+            notes.append(f"Whether more is better by the metric of {', '.join(unknown)} was not looked at: fresh weights say nothing of it.")  # fmt: skip
         if reached is not None and reached.stopped:
             notes.append(f"Training stopped early: {reached.stopped}.")
         return notes
+
+
+def _span(trained: tuple[float, float], fresh: tuple[float, float] | None) -> tuple[float, float]:
+    """Return how much better a model is than a fresh one, in metric and loss; its own size where that is not known."""
+    better = (0.0, 0.0) if fresh is None else (trained[0] - fresh[0], fresh[1] - trained[1])
+    metric, loss = (one if 0 < one < inf else abs(own) or 1.0 for one, own in zip(better, trained, strict=True))  # fmt: skip
+    return metric, loss
 
 
 @contextmanager

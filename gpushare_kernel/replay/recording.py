@@ -14,7 +14,7 @@ import msgspec
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
 from gpushare_kernel.core.config import Config
-from gpushare_kernel.core.errors import BadFrame
+from gpushare_kernel.core.errors import BadDeclaration, BadFrame
 from gpushare_kernel.core.records import User
 from gpushare_kernel.core.scheduler import Scheduler
 from gpushare_kernel.core.values import UserId, device_called
@@ -162,10 +162,10 @@ def _steps(path: Path, names: dict[str, str] | None = None) -> Iterator[Step]:
                     names[line.session] = line.name
                 elif isinstance(line, End):
                     cores.clear()
-            except (BadFrame, msgspec.MsgspecError, KeyError) as problem:
+            except (BadFrame, BadDeclaration, msgspec.MsgspecError, KeyError) as problem:
                 if not text.endswith(b"\n"):
                     return  # the broker's last word was cut short
-                msg = f"{path}, line {number}: {problem}. Only recordings end in {path.suffix}: a trace is TRACE.csv."
+                msg = f"{path}, line {number}: {str(problem).removesuffix('.')}. Only recordings end in {path.suffix}: a trace is TRACE.csv."
                 raise BadTrace(msg) from problem
 
 

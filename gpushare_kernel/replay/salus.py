@@ -41,6 +41,8 @@ SMALLEST_P, LARGEST_P = 110.9e6, 822.2e6
 """Bytes of persistent memory of googlenet_25 and of resnet152_75 (section 2.1)."""
 _SUBMITTED, _DURATION = "est_submit_s", "est_duration_s"
 _ENDS = ("googlenet_25", "resnet152_75")
+MOST = 1e9
+"""Of MB, GB and ms in the tables: beyond that it is a typing error, and products overflow."""
 ELSEWHERE = 5.8e-3
 """Seconds of an iteration that are not the device's."""
 
@@ -129,10 +131,10 @@ def read_salus(folder: Path, seed: int) -> list[TraceJob]:
 
 
 def _job(row: Row, drawn: Workload) -> TraceJob:
-    duration = _above(row, _DURATION, 0.0)
+    duration = row.seconds(_DURATION, "above 0", lambda value: value > 0)
     return TraceJob(
         name=row.text("job_id", "Give the job an id"),
-        submitted=row.number_of(_SUBMITTED, "0 or more", lambda value: value >= 0),
+        submitted=row.seconds(_SUBMITTED, "0 or more", lambda value: value >= 0),
         duration=duration,
         persistent=drawn.persistent,
         ephemeral=drawn.peak - drawn.persistent,
@@ -144,12 +146,18 @@ def _job(row: Row, drawn: Workload) -> TraceJob:
 
 
 def _above(row: Row, name: str, least: float) -> float:
-    return row.number_of(name, f"above {least:g}", lambda value: value > least)
+    value = row.number_of(name, f"above {least:g}", lambda value: value > least)
+    if value > MOST:
+        row.refuse(name, row.cell(name), f"must be at most {MOST:g}", "Mend or remove the row")
+    return value
 
 
 def is_salus(path: Path) -> bool:
     """Whether `path` is the rebuilt trace, or the folder in which it lies."""
-    return path.name == TRACE or (path / TRACE).is_file()
+    try:
+        return path.name == TRACE or (path / TRACE).is_file()
+    except OSError:  # too long a name, a folder of somebody else's: who reads it says so
+        return False
 
 
 def _rows(path: Path, *required: str) -> Iterator[Row]:

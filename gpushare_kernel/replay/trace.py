@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,8 +12,6 @@ from gpushare_kernel.replay.rows import BadTrace, Row, read_rows
 CLASSES = ("BE", "RT")
 ITERATION = 0.1
 """Seconds between boundaries where a trace does not say: a training step of a mid-sized network."""
-LONGEST = 1e9
-"""Seconds of a job, and until it is submitted, at most: 30 years, beyond which times lose their fractions."""
 REQUIRED = ("job_id", "submit_time", "duration")
 OPTIONAL = ("user", "persistent", "ephemeral", "iteration_time", "class", "demand")
 
@@ -114,16 +112,16 @@ def check_fits(jobs: Sequence[TraceJob], capacity: int) -> None:
 
 
 def _job(row: Row) -> TraceJob:
-    duration = _seconds(row, "duration", "above 0", lambda value: value > 0)
+    duration = row.seconds("duration", "above 0", lambda value: value > 0)
     iteration = row.number_of("iteration_time", "above 0", lambda value: value > 0, ITERATION)
     sort = (row.cell("class") or CLASSES[0]).upper()
     if sort not in CLASSES:
         row.refuse("class", sort, f"must be one of {', '.join(CLASSES)}", "Write BE or RT")
     return TraceJob(
         name=row.text("job_id", "Give the job an id"),
-        submitted=_seconds(row, "submit_time", "0 or more", lambda value: value >= 0),
+        submitted=row.seconds("submit_time", "0 or more", lambda value: value >= 0),
         duration=duration,
-        user=row.cell("user"),
+        user=row.word("user"),
         persistent=row.size("persistent"),
         ephemeral=row.size("ephemeral"),
         iteration=min(iteration, duration),
@@ -131,11 +129,3 @@ def _job(row: Row) -> TraceJob:
         demand=row.number_of("demand", "above 0 and at most 1", lambda value: 0 < value <= 1, 1.0),
         declared=duration,
     )
-
-
-def _seconds(row: Row, name: str, rule: str, holds: Callable[[float], bool]) -> float:
-    value = row.number_of(name, rule, holds)
-    if value > LONGEST:
-        rule = f"must be at most {LONGEST:.0e} seconds (30 years)"
-        row.refuse(name, row.cell(name), rule, "Mend or remove the row")
-    return value

@@ -111,7 +111,9 @@ class PackCell:
             self._output.show(f"{names} still hold {format_size(kept)} of weights beside the bundle. Give it back: del {names}")  # fmt: skip
 
     def _modules(self) -> dict[str, Any]:
-        return {name: getattr(one, "model", one) for name, one in self._given.items()}
+        from gpushare_kernel import nwv  # noqa: PLC0415 - torch, hardly ever
+
+        return {name: one.model if isinstance(one, nwv.Task) else one for name, one in self._given.items()}  # fmt: skip
 
 
 def _given(packing: Packing, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,17 @@ def test_a_mistyped_policy_names_the_nearest(gpushare: Gpushare, trace: Path) ->
         (("TRACE", "--turn", "0"), "--turn 0 is no length of a turn"),
         (("TRACE", "--parking", "maybe"), "--parking 'maybe' is not known. There are: off, on."),
         (("TRACE", "--capacity", "8 GX"), "--capacity: "),
+        (("TRACE", "--capacity", "9" * 5000), "--capacity: size '9999"),
+        (
+            ("TRACE", "--capacity", str(2**50)),
+            "--capacity: size '1125899906842624B' is over 1024 TiB",
+        ),
+        (("TRACE", "--jobs", "a.svg", "--plot", "a.svg"), "--jobs and --plot both write a.svg. "),
+        (("TRACE", "--placing", "blnd"), "--placing 'blnd' is not known. Did you mean blind?"),
+        (
+            ("TRACE", "--hosts", "10001"),
+            "--hosts 10001 is no number of hosts. Give from 1 to 10000.",
+        ),
         (("TRACE", "--jobs", "TRACE"), "--jobs "),
         (("TRACE", "--capacity", "8GiB"), "TRACE, row 2: job a never fits: it needs 10.0 GiB"),
         (("TRACE", "--plot", "a.pdf"), "--plot a.pdf: a picture's name ends in .svg or .png."),

@@ -7,12 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from gpushare_kernel.broker import needs as module
+from gpushare_kernel.core import events as ev
+from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.config import Config
 from gpushare_kernel.core.learned import Place, Run
-from gpushare_kernel.core.values import GiB, JobId, MiB, Usage
+from gpushare_kernel.core.scheduler import Scheduler
+from gpushare_kernel.core.values import GiB, JobId, MiB, SessionId, Usage, UserId
 from gpushare_kernel.wire import messages as msg
+from gpushare_kernel.wire.need_texts import need_sizes
 from gpushare_kernel.wire.snapshot import NeedView
 from tests.broker.house import Caller, House
 from tests.broker.test_desk import job_of, refused, submit
@@ -159,6 +166,105 @@ def test_nobody_is_refused_for_what_was_learned(house: House) -> None:
     assert granted.learned == 1
     run(client, "c", held=GiB, peak=20 * GiB)
     assert took(run(client, "d")) == (*DEFAULT, 0)
+
+
+class _Unwritten:
+    """A ledger that keeps nothing."""
+
+    def need_saved(self, row: object) -> None: ...
+    def need_dropped(self, row: object) -> None: ...
+
+
+def a_gpu(*, cap: int | None = None, context: int = 0, kept: int = 0, parked: bool = False) -> Scheduler:  # fmt: skip
+    """80 GiB with one session, `s`, of a user who may hold `cap`; it keeps `kept` bytes, on the device or parked."""
+    config = Config(capacity=80 * GiB, compute=1.0, divisible=False, enforce=True, can_park=True, reserve=GiB // 2)  # fmt: skip
+    core, user, session, job = Scheduler(config), UserId("ann"), SessionId("s"), JobId("first")
+    core.handle(ev.UserLimits(at=0.0, user=user, weight=1.0, group="students", memory=cap, memory_ever=cap, parked=None, over_budget=False))  # fmt: skip
+    core.handle(ev.SessionOpened(at=0.0, session=session, user=user))
+    core.handle(ev.SessionReady(at=0.0, session=session, bare=False, context=context))
+    if kept:
+        core.handle(ev.JobSubmitted(at=0.0, job=job, session=session, persistent=kept, ephemeral=0))
+        core.handle(ev.JobEnded(at=1.0, job=job, persistent=kept))
+    if kept and parked:
+        out = core.handle(ev.ParkWanted(at=5.0, session=session))
+        (ticket,) = [one.ticket for one in out if isinstance(one, do.Park)]
+        freed = core.sessions[session].charged + core.sessions[session].context
+        core.handle(ev.Parked(at=6.0, session=session, ticket=ticket, freed=freed, contexts=0))
+        assert core.sessions[session].parked is not None
+    return core
+
+
+def asks(core: Scheduler, runs: list[Run]) -> tuple[msg.Submit, str]:
+    """Submit a job of `s` that declares nothing, after `runs` of its code: return what is asked for it, and why it is refused (empty: it is not)."""
+    needs, place, session = module.Needs(_Unwritten()), Place("cuda", "H100"), SessionId("s")  # type: ignore[arg-type]
+    for run in runs:
+        needs.learn(submit("a", code=CODE), UserId("ann"), place, run)
+    body = needs.ask(
+        submit("b", code=CODE), UserId("ann"), place, core.sessions[session], core.book
+    ).submit
+    out = core.handle(
+        ev.JobSubmitted(at=7.0, job=JobId("b"), session=session, persistent=body.persistent, ephemeral=body.ephemeral)
+    )  # fmt: skip
+    return body, "".join(one.message for one in out if isinstance(one, do.Refuse))
+
+
+def test_the_margin_is_cut_to_what_a_group_may_hold() -> None:
+    """A run took 7 GiB of the 8 that each of the group may hold, half of one is the context's: the margin has what is left."""
+    body, refused_for = asks(a_gpu(cap=8 * GiB), [Run(0, 7 * GiB, 10.0)])
+    assert refused_for == ""
+    assert (body.persistent or 0) + (body.ephemeral or 0) == 8 * GiB - GiB // 2
+    body, refused_for = asks(a_gpu(cap=6 * GiB), [Run(0, 7 * GiB, 10.0)])
+    assert (body.persistent, body.ephemeral, refused_for) == (None, None, "")
+
+
+def test_the_margin_is_cut_to_what_a_parked_notebook_leaves() -> None:
+    """It keeps 40 GiB and comes back with them: 35 GiB more fit, a quarter more than that does not."""
+    core = a_gpu(context=GiB // 2, kept=40 * GiB, parked=True)
+    body, refused_for = asks(core, [Run(0, 35 * GiB, 10.0)])
+    assert refused_for == ""
+    assert body.ephemeral == 80 * GiB - 40 * GiB - GiB // 2
+    core = a_gpu(context=GiB // 2, kept=40 * GiB, parked=True)
+    body, refused_for = asks(core, [Run(0, 45 * GiB, 10.0)])
+    assert (body.persistent, body.ephemeral, refused_for) == (None, None, "")
+
+
+def test_no_more_is_advised_than_each_of_a_group_may_hold(house: House) -> None:
+    """What is to be pasted is not refused."""
+    client = house.notebook()
+    run(client, "a", size=7 * GiB, peak=3 * GiB)
+    (free,) = known(client)
+    engine = house.broker.engine_of(SessionId(client.opened.session))  # type: ignore[attr-defined]
+    user = house.kernel(client.opened).user  # type: ignore[attr-defined]
+
+    def cap() -> None:
+        engine.feed(ev.UserLimits(at=engine.now, user=user, weight=1.0, group="students", memory=3 * GiB, memory_ever=3 * GiB, parked=None, over_budget=False))  # fmt: skip
+
+    house.do(cap)
+    (capped,) = known(client)
+    assert (free.most, capped.most) == (8 * GiB, 3 * GiB)
+    assert need_sizes(free) == ("4GiB",)
+    assert need_sizes(capped) == ("3072MiB",)
+
+
+_GIB = st.integers(0, 800).map(lambda tenths: tenths * GiB // 10)
+
+
+@given(
+    seen=st.lists(st.tuples(_GIB, _GIB), min_size=1, max_size=3),
+    cap=st.none() | _GIB.filter(bool),
+    context=st.sampled_from([0, MiB, GiB]),
+    kept=_GIB.filter(lambda size: size < 70 * GiB),
+    parked=st.booleans(),
+)
+def test_whatever_was_learned_is_never_refused(seen: list[tuple[int, int]], cap: int | None, context: int, kept: int, parked: bool) -> None:  # fmt: skip
+    """Where sizes are filled in they can be met, and are no less than what was seen."""
+    kept = kept if cap is None or kept + max(context, GiB // 2) <= cap else 0
+    core = a_gpu(cap=cap, context=context, kept=kept, parked=parked)
+    body, refused_for = asks(core, [Run(p, e, 1.0) for p, e in seen])
+    if body.ephemeral is not None and body.persistent is not None:
+        assert refused_for == ""
+        assert body.persistent >= max(p for p, _ in seen)
+        assert body.ephemeral >= max(e for _, e in seen)
 
 
 def test_it_outlives_the_broker(tmp_path: Path) -> None:

@@ -96,6 +96,31 @@ def test_two_nets_are_packed_in_earnest(shell: InteractiveShell, capsys: Capture
     assert "scratch" in out
 
 
+class Wrapped(torch.nn.Module):
+    """A module that calls a part of it `model`, as many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU())
+        self.head = torch.nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.model(x))
+        return found
+
+
+def test_a_module_with_a_part_called_model_is_no_task(
+    shell: InteractiveShell, capsys: Capture
+) -> None:
+    """It was packed whole, and then its part was opened in its place."""
+    assert shell.extension_manager is not None
+    shell.extension_manager.load_extension("gpushare_magics")
+    shell.user_ns.update(n1=Wrapped(), n2=Wrapped(), seen=[], x=torch.randn(3, 32))
+    done = shell.run_cell("%%gpulane --pack a=n1,b=n2 --ratio 1.2\nseen.append(bundle['a'](x))")
+    assert done.success, capsys.readouterr().out
+    assert shell.user_ns["seen"][0].shape == (3, 32)
+
+
 @pytest.fixture
 def broker_that_admits(monkeypatch: pytest.MonkeyPatch, broker: ScriptedBroker, kernel_environment: dict[str, str]) -> ScriptedBroker:  # fmt: skip
     """A session, and a broker that admits all."""

@@ -190,6 +190,92 @@ def test_a_weight_used_out_of_turn_is_an_error_and_no_wrong_answer() -> None:
         assert torch.equal(Bundle(one.packed, one.modules, device="cpu")["peeks"](x), one.plain["peeks"](x))  # fmt: skip
 
 
+class Inside(torch.nn.Module):
+    """Calls a layer that is no part of it, between its own."""
+
+    def __init__(self, other: torch.nn.Module) -> None:
+        super().__init__()
+        self.scale, self.other = torch.nn.Parameter(torch.randn(4)), [other]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.scale * self.other[0](x)
+        return answer
+
+
+class Siblings(torch.nn.Module):
+    """Two layers, one of which calls the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = torch.nn.Linear(4, 4, bias=False)
+        self.inside = Inside(self.line)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.inside(x)
+        return answer
+
+
+def test_a_layer_that_would_overwrite_another_one_is_an_error() -> None:
+    """B4: the outer one went on with the inner one's weights. Switching works; and the bundle goes on."""
+    one = made({"a": Siblings().eval(), "b": torch.nn.Linear(4, 4).eval()}, page_size=4, keep=())
+    x = torch.randn(2, 4)
+    bundle = Bundle(one.packed, one.modules, device="cpu", mode="layers")
+    with torch.no_grad():
+        for _ in range(2):
+            with pytest.raises(NotLoaded, match=r"line runs inside inside\. Open .*mode='switch'"):
+                bundle["a"](x)
+            assert torch.equal(bundle["b"](x), one.plain["b"](x))
+        assert torch.equal(Bundle(one.packed, one.modules, device="cpu")["a"](x), one.plain["a"](x))
+
+
+class Position(torch.nn.Module):
+    """Returns a part of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, n: int) -> torch.Tensor:
+        return self.table[:n]
+
+
+class Placed(torch.nn.Module):
+    """Adds positions after a layer has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position, self.line = Position(), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        where = self.position(len(x))
+        answer: torch.Tensor = self.line(x) + where
+        return answer
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_may_return_its_weights(mode: str) -> None:
+    """B1: the next layer is gathered over them."""
+    one = made({"a": Placed().eval()}, page_size=4, keep=())
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        found = Bundle(one.packed, one.modules, device="cpu", mode=mode)["a"](x)
+        assert torch.equal(found, one.plain["a"](x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_transformers_encoder_goes_the_same_way(mode: str) -> None:
+    """B1: with a mask it looks at its layers' weights, and takes another way where these are not there."""
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    one = made({"a": torch.nn.TransformerEncoder(layer, 2).eval()}, keep=())
+    x, mask = torch.randn(2, 6, 32), torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, 3:] = True
+    with torch.no_grad():
+        wanted = one.plain["a"](x, src_key_padding_mask=mask)
+    found = Bundle(one.packed, one.modules, device="cpu", mode=mode)["a"](x, src_key_padding_mask=mask)  # fmt: skip
+    assert torch.equal(found, wanted)
+
+
 def test_results_are_the_callers_own() -> None:
     """B2: a model that returns its weights returns a copy: the scratch is the next one's."""
 

@@ -347,7 +347,7 @@ def test_another_metric_or_other_data_do_not_mix_with_what_was_kept(tasks: dict[
 
     def noted(self: training.Joint, progress: training.Progress) -> Iterator[training.Progress]:
         seen.append(progress)
-        assert progress.best_score == training._rank(self.models.scores(progress.best))
+        assert progress.best_score == training._rank(self.models.scores(progress.best), self.spans)
         yield from whole(self, progress)
 
     monkeypatch.setattr(training.Joint, "rounds", noted)

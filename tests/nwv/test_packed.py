@@ -88,6 +88,23 @@ def test_files_that_are_no_bundles_are_refused(tmp_path: Path) -> None:
         Packed.load(tmp_path / "none")
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+def test_one_bit_that_fell_over_is_told(tmp_path: Path, bits: int | None) -> None:
+    """Anywhere in the tensors, or in what is said beside them: another weight was loaded in silence."""
+    place = bundle(bits).save(tmp_path / "bundle")
+    data = place.read_bytes()
+    head = 8 + int.from_bytes(data[:8], "little")
+    at = [*range(head, len(data), 997), len(data) - 1, data.index(b'scale\\":') + 8]
+    for number in at:
+        flipped = bytearray(data)
+        flipped[number] ^= 1
+        place.write_bytes(flipped)
+        with pytest.raises(BadBundle, match=r"is damaged: its content is not what was saved .checksum.*Copy it again"):  # fmt: skip
+            Packed.load(place)
+    place.write_bytes(data)
+    assert Packed.load(place).page_size == 64
+
+
 class Twice(nn.Module):
     """A module of our own."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import nn
 from gpushare_kernel import nwv
 from gpushare_kernel.core.errors import BadDeclaration, UserError
 from gpushare_kernel.nwv.code import code_of
-from gpushare_kernel.nwv.refusal import DropTooLarge
+from gpushare_kernel.nwv.refusal import BadModel, DropTooLarge
 
 Both = namedtuple("Both", "y weight")
 
@@ -77,6 +79,95 @@ def test_settings_in_containers_constants_and_properties_are_code(
     assert len({before, *found}) == 5
 
 
+class _Private(nn.Module):
+    def __init__(self, gain: Any, times: Any = lambda x: x) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 4)
+        self._gain, self.times = gain, times
+        self._owner = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.times(self.line(x)) * self._gain
+
+
+def _by(gain: float, more: float = 0.0) -> Any:
+    return lambda x, more=more: x * gain + more
+
+
+def test_private_settings_and_what_functions_hold_are_code() -> None:
+    """B7: a module of another gain was accepted, and its answers were of that gain."""
+    made = [_Private(1.0), _Private(-3.0), _Private([1.0]), _Private(1.0, _by(2.0)), _Private(1.0, _by(3.0)), _Private(1.0, _by(2.0, 1.0)), _Private(1.0, functools.partial(pow, 2)), _Private(1.0, functools.partial(pow, 3))]  # fmt: skip
+    assert len({code_of(one) for one in made}) == len(made)
+    again = _Private(1.0, _by(2.0))
+    assert code_of(again) == code_of(made[3])
+    again._owner = object()  # type: ignore[assignment]  as trainers leave it
+    assert code_of(again) == code_of(made[3])
+    packed = nwv.pack({"m": made[0]}, pages=10, page_size=4, progress=False).packed
+    with pytest.raises(nwv.BadBundle, match="packed with other code"):
+        nwv.Bundle(packed, {"m": made[1]}, device="cpu")
+
+
+def test_code_that_holds_itself_has_an_end() -> None:
+    """A function that calls itself by name is in its own closure."""
+
+    def again(n: int) -> int:
+        return n and again(n - 1)
+
+    assert code_of(_Private(1.0, again)) == code_of(_Private(1.0, again))
+
+
+class _Bound(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 4)
+        self.fn: Any = self.run
+        if how == "lambda":
+            self.fn = lambda x: self.line(x).relu()
+        elif how == "tensor":
+            weight = self.line.weight
+            self.fn = functools.partial(lambda x: x @ weight)
+        elif how == "inner":
+            deep = [self.line]
+            self.fn = {"k": lambda x: deep[0](x).relu()}
+        elif how == "hook":
+            self.line.register_forward_hook(lambda _m, _x, y: y + self.line.weight.sum())
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fn(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("lambda", "model m: fn is a function that holds a _Bound"),
+        ("tensor", "model m: fn is a function that holds a Parameter"),
+        ("inner", "model m: fn is a function that holds a Linear"),
+        ("hook", "model m: a forward hook of line is a function that holds a _Bound"),
+    ],
+)
+def test_functions_that_hold_a_module_are_refused(how: str, said: str) -> None:
+    """A bundle answered with the weights of whatever module it was opened with."""
+    with pytest.raises(BadModel, match=said):
+        nwv.pack({"m": _Bound(how)}, pages=10, page_size=4)
+
+
+def test_methods_and_hooks_that_collect_are_not_refused() -> None:
+    """A method goes with the copy; what a hook collects is no weight."""
+    seen: list[torch.Tensor] = []
+    torch.manual_seed(0)
+    one = _Bound("method")
+    one.line.register_forward_hook(lambda _m, _x, y: seen.append(y))
+    x = torch.ones(1, 4)
+    wanted = one(x)
+    packed = nwv.pack({"m": one}, pages=10, page_size=4, progress=False).packed
+    found = nwv.Bundle(packed, {"m": _Bound("method")}, device="cpu")["m"](x)
+    assert torch.equal(found, wanted)
+    assert len(seen) == 1
+
+
 def test_code_is_the_same_in_every_process() -> None:
     """B7: no address is in it."""
     ask = "from tests.nwv.test_trust import _Own, code_of; print(code_of(_Own()))"
@@ -111,6 +202,98 @@ def test_a_result_of_any_form_is_the_callers_own() -> None:
     kept = given.weight["w"][0].clone()
     bundle["b"](torch.ones(1, 4))
     assert torch.equal(given.weight["w"][0], kept)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    y: torch.Tensor
+    weights: dict[str, list[torch.Tensor]]
+
+
+@dataclass(slots=True)
+class _Outer:
+    inner: _Answer
+
+
+class _Loose:
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+
+class _Returns(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.line, self.how = nn.Linear(4, 4), how
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return getattr(self, f"_{self.how}")(x)
+
+    def _dataclass(self, x: torch.Tensor) -> Any:
+        return [_Outer(_Answer(self.line(x), {"w": [self.line.weight]}))]
+
+    def _object(self, _: torch.Tensor) -> Any:
+        return {"k": _Loose(self.line.weight)}
+
+    def _array(self, _: torch.Tensor) -> Any:
+        return self.line.weight.detach().numpy()
+
+    def _generator(self, x: torch.Tensor) -> Any:
+        return (self.line(x) for _ in range(2))
+
+    def _coroutine(self, x: torch.Tensor) -> Any:
+        return [self._later(x)]
+
+    def _function(self, x: torch.Tensor) -> Any:
+        return _Outer(_Answer(x, {"w": [self._later]}))  # type: ignore[list-item]
+
+    def _lock(self, _: torch.Tensor) -> Any:
+        return _Loose(threading.Lock())  # type: ignore[arg-type]
+
+    async def _later(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x)
+
+
+def _returning(how: str) -> nwv.Bundle:
+    torch.manual_seed(3)
+    models = {"a": _Returns(how), "b": _Returns(how)}
+    return nwv.Bundle(nwv.pack(models, ratio=1.2, page_size=4, progress=False).packed, models, device="cpu")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "weight"),
+    [
+        ("dataclass", lambda given: given[0].inner.weights["w"][0]),
+        ("object", lambda given: given["k"].weight),
+        ("array", torch.from_numpy),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_weight_in_any_object_is_the_callers_own(how: str, weight: Any) -> None:
+    """B2: it was the other model's as soon as that one ran."""
+    bundle = _returning(how)
+    given = bundle["a"](torch.ones(1, 4))
+    assert torch.equal(weight(given), bundle["a"].unpacked().line.weight)
+    bundle["b"](torch.ones(1, 4))
+    assert torch.equal(weight(given), bundle["a"].unpacked().line.weight)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("generator", "model a returns a generator, which computes when it is asked"),
+        ("coroutine", "model a returns a coroutine, which computes when it is asked"),
+        ("function", "model a returns a method, which computes when it is asked"),
+        ("lock", "model a returns a _Loose, and what is returned must be copied: it cannot be"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_results_that_compute_later_are_refused(how: str, said: str) -> None:
+    """B2: they gave the other model's outputs. The bundle goes on."""
+    bundle = _returning(how)
+    with pytest.raises(UserError, match=said):
+        bundle["a"](torch.ones(1, 4))
+    with pytest.raises(UserError, match="model b returns"):
+        bundle["b"](torch.ones(1, 4))
 
 
 def test_a_bundle_is_not_copied_and_takes_no_descriptor_with_it(tmp_path: Path) -> None:

@@ -280,6 +280,14 @@ def test_events_that_go_otherwise_now_are_counted(recording: Path) -> None:
     assert {job.name for job in found.jobs} == {"a1", "b1", "c/plain"}
 
 
+def test_a_policy_of_another_version_is_named_with_its_line(recording: Path) -> None:
+    text = recording.read_text()
+    assert text.count('"policy":"') == 1
+    recording.write_text(text.replace('"policy":"', '"policy":"new'))
+    with pytest.raises(BadTrace, match=r"day\.jsonl, line 1: policy 'new\w+' is not known\. .*[a-z]\. Only"):  # fmt: skip
+        read_recording(recording)
+
+
 def test_a_recording_without_its_beginning_is_refused(recording: Path) -> None:
     lines = recording.read_bytes().splitlines(keepends=True)
     recording.write_bytes(b"".join(lines[1:]))
