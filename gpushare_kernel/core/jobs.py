@@ -399,9 +399,7 @@ class Jobs:
         if job is None or not lane.waiters or not policy.rotates:
             return
         if policy.preempts and not self._outranked(lane, at):
-            self._ask_later(
-                lane, at + self.config.lane_turn
-            )  # ranks worse on and on without a time, or past it
+            self._ask_later(lane, at + self.config.lane_turn)  # it may rank worse by then
             return
         if not policy.preempts and at < lane.since + self.config.lane_turn:
             self._await_lane(lane, at)
