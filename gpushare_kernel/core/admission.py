@@ -76,13 +76,12 @@ class AdmissionQueue:
         self._ranking.rerank(user)
 
     def follow(self, policy: Policy, at: float) -> None:
-        """Rank everybody by another policy; whom the former one's patience put first is where this one says."""
+        """Rank everybody by another policy."""
         self._policy = policy
         waiting = [*self._jobs.values()]
         self._jobs.clear()
         self._ranking = Ranking(self._user_key)
         for job, session in waiting:
-            job.promoted = job.hurried
             self.push(job, session, at)
 
     def ahead(self, job: JobId) -> int:

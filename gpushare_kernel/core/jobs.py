@@ -112,10 +112,8 @@ class Jobs:
 
     def _promote(self, name: JobId, since: float, at: float) -> None:
         job = self.jobs.get(name)
-        patient = self.turns.accounts.policy.patience is not None
-        if (
-            job is not None and job.queued_since == since and patient
-        ):  # it had its memory meanwhile, else
+        # Another `since`: it had its memory meanwhile.
+        if job is not None and job.queued_since == since and self.turns.accounts.policy.patience:
             self.book.queue.promote(job, at)
 
     def _job_confirmed(self, event: ev.JobConfirmed) -> None:
@@ -367,14 +365,16 @@ class Jobs:
         self._await_lane(lane, at)
 
     def _await_lane(self, lane: Lane, at: float) -> None:
-        if not lane.waiters or lane.due is not None:
+        if not lane.waiters:
             return
         if self.turns.accounts.policy.preempts and self._outranked(lane, at):
-            lane.due = at
-            self._ask_lane(lane, at)
-            return
-        lane.due = max(at, lane.since + self.config.lane_turn)
-        self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
+            self._ask_lane(lane, at)  # at once, whenever it would be looked at again
+        elif lane.due is None:
+            self._ask_later(lane, max(at, lane.since + self.config.lane_turn))
+
+    def _ask_later(self, lane: Lane, due: float) -> None:
+        lane.due = due
+        self._deadlines.add(due, lambda now: self._ask_lane(lane, now, due))
 
     def _outranked(self, lane: Lane, at: float) -> bool:
         """Whether the occupant is to give `lane` up to one of those who wait for it, as the policy says."""
@@ -390,16 +390,16 @@ class Jobs:
         """Return who waits for `lane` and comes first."""
         return min(lane.waiters, key=lambda job: self._job_key(job, at))
 
-    def _ask_lane(self, lane: Lane, at: float) -> None:
+    def _ask_lane(self, lane: Lane, at: float, due: float | None = None) -> None:
         """Lane mates have waited a lane's turn: ask the occupant to give it up, trimmed, at its next boundary."""
+        if due not in {None, lane.due}:
+            return  # it was asked meanwhile
         lane.due = None
         job, policy = lane.occupant, self.turns.accounts.policy
         if job is None or not lane.waiters or not policy.rotates:
             return
         if policy.preempts and not self._outranked(lane, at):
-            # Without a time it ranks worse the longer it goes on, and past its time, too.
-            lane.due = at + self.config.lane_turn
-            self._deadlines.add(lane.due, lambda now: self._ask_lane(lane, now))
+            self._ask_later(lane, at + self.config.lane_turn)  # it may rank worse by then
             return
         if not policy.preempts and at < lane.since + self.config.lane_turn:
             self._await_lane(lane, at)

@@ -5,7 +5,8 @@ Smaller keys come first. The same key orders the memory queue and the turns; rea
 What each promises about waiting (docs/scheduling.md; property-tested): FIFO: nobody who came later goes first. SRTF: a job
 that still needs r seconds is passed only by jobs submitted within r / `AGEING` seconds after it. PACK: a job that needs
 the part f of the device is passed only by those submitted within (1 - f) x `PATIENT` seconds after it. FAIR: users are
-equal (I6), and after `PATIENT` seconds in the memory queue nobody passes who came later.
+equal (I6), and after `PATIENT` seconds in the memory queue nobody passes who came later, but the few that may pass whoever is
+first (`Policy.passes`).
 """
 
 from __future__ import annotations

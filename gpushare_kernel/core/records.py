@@ -95,7 +95,7 @@ class Job:
     realtime: bool = False
     #: What was proven of its deadline, if anything.
     promise: Promise | None = None
-    #: Nobody who came later goes before it: it has waited long for memory, or is inside another job of its session.
+    #: It comes before all who came later: it has waited long for memory, or is inside another job of its session.
     promoted: bool = False
     #: The part of the device's memory that it needs in all, contexts included.
     part: float = 0.0

@@ -297,6 +297,10 @@ class Scheduler(Room):
     def _policy_changed(self, event: ev.PolicyChanged) -> None:
         policy = policy_named(event.policy)
         self.turns.follow(policy, self.users.values(), self.sessions.values())
+        for job in self.jobs.values():
+            if job.promoted:  # by the patience of the former policy, if by nothing else
+                mates = self.sessions[job.session].jobs.values()
+                job.promoted = job.hurried or any(mate.lane is not None for mate in mates)
         self.book.queue.follow(policy, event.at)
         for job in self.book.queue:
             self._be_patient(job, event.at)

@@ -366,7 +366,9 @@ class Slots(Turns):
         ranked = self.accounts.ranked(self._cost)
         first = next((s for s in ranked if s in rivals), None)
         if first is None:  # those who were looked at are none of them
-            first = min(self._waiting(rivals), key=lambda s: (s.user.vtime, s.rank), default=None)
+            rank = self.accounts.policy.rank
+            waiting = self._waiting(rivals)
+            first = min(waiting, key=lambda s: rank(s.user, s.rank, 0.0), default=None)
         return [] if first is None else [first]
 
     def _waiting(self, rivals: list[Session]) -> list[Session]:

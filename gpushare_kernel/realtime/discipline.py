@@ -70,6 +70,6 @@ class Discipline:
         return [orders.Bar(task, on=False) for task in found]
 
     def _seconds(self, task: int) -> float:
-        seconds = min(LONGEST, FIRST * 2.0 ** self._tries[task])
+        seconds = min(LONGEST, FIRST * 2.0 ** min(self._tries[task], 10))
         self._tries[task] += 1
         return seconds

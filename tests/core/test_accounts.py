@@ -13,7 +13,7 @@ from gpushare_kernel.core import events as ev
 from gpushare_kernel.core.accounts import Accounts
 from gpushare_kernel.core.policies import policy_named
 from gpushare_kernel.core.records import Job, Session, User
-from gpushare_kernel.core.values import JobId, Need, SessionId, UserId
+from gpushare_kernel.core.values import GiB, JobId, Need, SessionId, UserId
 
 
 def fair(credit: float = 1.0) -> Accounts:
@@ -362,3 +362,49 @@ def test_nobody_waits_and_nobody_is_better() -> None:
     """An empty queue takes nothing from anybody."""
     accounts = Accounts(policy_named("srtf"), 1.0)
     assert not accounts.better_waits([session("s", User(UserId("u")), 1)])
+
+
+def late_beside(*, waiter: str, leaves: bool, names: str) -> dict[str, float]:
+    """`c` comes with two notebooks after 300 s in which somebody waited for memory."""
+    world = World(compute=1.0, policy="fair")
+    for name in names:
+        world.open(name, user=name, interval=0.05)
+        world.submit(f"{name}/1", name, 4 * GiB, 0)
+    world.open("waiter", user=waiter, interval=0.05)
+    world.submit("waiter/1", "waiter", 9 * GiB, 0)
+    world.run(300, step=0.05)
+    if leaves:
+        world.send(ev.JobCancelled(at=world.now, job=JobId("waiter/1")))
+    for name in ("c1", "c2"):
+        world.open(name, user="c", interval=0.05)
+        world.submit(f"{name}/1", name, GiB, 0)
+    had = {name: kernel.device_time for name, kernel in world.kernels.items()}
+    world.run(60, step=0.05)
+    had = {name: (kernel.device_time - had[name]) / 60 for name, kernel in world.kernels.items()}
+    return {name: had[name] for name in names} | {"c": had["c1"] + had["c2"]}
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("waiter", ["w", "c"])
+def test_nobody_is_ahead_for_what_others_used_while_somebody_waited_for_memory(
+    names: str, waiter: str, *, leaves: bool
+) -> None:
+    """I6: a newcomer has its share, not the device; nor by a decoy of its own, nor once that has given up."""
+    got = late_beside(waiter=waiter, leaves=leaves, names=names)
+    assert got == pytest.approx(dict.fromkeys(got, 1 / len(got)), abs=0.03)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_who_has_waited_for_memory_has_its_share_of_time_once_it_is_in(number: int) -> None:
+    """Its claim is not lost, and is one turn: the others were not idle for its sake."""
+    world = World(compute=1.0, policy="fair")
+    for name, user, size in [("a", "a", 4), ("b", "b", 4), *(("w1", "w", 3), ("w2", "w", 3))[:number]]:  # fmt: skip
+        world.open(name, user=user, interval=0.05)
+        world.submit(f"{name}/1", name, size * GiB, 0)
+    world.run(60, step=0.05)
+    world.close("a")
+    had = {name: kernel.device_time for name, kernel in world.kernels.items()}
+    world.run(20, step=0.05)
+    assert world.kernels["b"].device_time - had["b"] == pytest.approx(10.0, abs=0.5)
+    assert sum(kernel.device_time - had[name] for name, kernel in world.kernels.items()) > 19.8  # fmt: skip

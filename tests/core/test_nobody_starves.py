@@ -8,6 +8,7 @@ import pytest
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.parking import LONGEST_SPARED
 from gpushare_kernel.core.returning import LONGEST_AGAIN
 from gpushare_kernel.core.values import GiB, JobId, MoveStatus, SessionId, UserId
 from tests.core.test_parking import gpu
@@ -50,9 +51,9 @@ def test_a_newcomer_beside_one_that_waits_for_memory_has_its_share(names: str, d
     assert shares(world, f"{names}c", 60) == pytest.approx(dict.fromkeys(f"{names}c", part), abs=0.03)  # fmt: skip
 
 
-def background(world: World, name: str) -> None:
+def background(world: World, name: str, user: str = "u") -> None:
     """A job of one user that yields to everybody."""
-    world.send(ev.SessionOpened(at=world.now, session=SessionId(name), user=UserId("u"), background=True))  # fmt: skip
+    world.send(ev.SessionOpened(at=world.now, session=SessionId(name), user=UserId(user), background=True))  # fmt: skip
     world.send(ev.SessionReady(at=world.now, session=SessionId(name), bare=False, context=0))
     world.kernels[name] = Kernel(1.0, interval=0.05)
     world.submit(f"{name}/1", name, 0, GiB)
@@ -164,3 +165,64 @@ def test_two_who_take_turns_are_displaced_where_nobody_pauses_by_force() -> None
     world.run(200, step=0.05)
     job = next(one for one in world.core.jobs.values() if one.id == "w/1")
     assert job.admitted is not None
+
+
+def test_a_park_is_tried_again_for_weeks() -> None:
+    """As a restore is: whoever cannot be parked 1,100 times is asked the 1,101st."""
+    core, idle, waits = gpu().core, SessionId("idle"), SessionId("waits")
+    for name in (idle, waits):
+        core.handle(ev.SessionOpened(at=0.0, session=name, user=UserId(name)))
+        core.handle(ev.SessionReady(at=0.0, session=name, bare=False, context=0))
+    core.handle(ev.JobSubmitted(at=0.0, job=JobId("j"), session=idle, persistent=6 * GiB, ephemeral=GiB, cooperative=True))  # fmt: skip
+    core.handle(ev.JobEnded(at=1.0, job=JobId("j"), persistent=6 * GiB))
+    at = 5.0
+    told = core.handle(ev.JobSubmitted(at=at, job=JobId("k"), session=waits, persistent=6 * GiB, ephemeral=GiB, cooperative=True))  # fmt: skip
+    for _ in range(1100):
+        (park,) = of(do.Park, told)
+        core.handle(ev.Parked(at=at, session=idle, ticket=park.ticket, status=MoveStatus.NOT_NOW))
+        at += LONGEST_SPARED + 1.0
+        told = core.handle(ev.Sampled(at=at, used={}))
+    assert of(do.Park, told)
+
+
+def test_who_takes_too_long_to_stop_has_a_trial_again_for_weeks() -> None:
+    """I7: rarer and rarer, and not never."""
+    world = GpuWorld(policy="fair")
+    world.start("n", "heavy")
+    world.run(0.2)
+    gate, one, at = world.core.turns.gate, world.core.sessions[SessionId("n")], world.now
+    for _ in range(1100):
+        one.drains.append(1.0)
+        gate._bar(one, at)
+        at = gate._barred[one.id]
+        gate._bar(one, at)
+        assert one.id not in gate._barred
+
+
+def test_whoever_has_waited_an_hour_under_fair_is_passed_by_eight_at_most() -> None:
+    """S4, S5: by those who take what does not suffice for it, and by nobody else."""
+    world = World(compute=4.0, policy="fair")
+    works(world, "hog", 0, 4 * GiB)
+    works(world, "big", 8 * GiB)
+    world.run(3700, step=1.0)
+    assert world.core.jobs[JobId("big/1")].promoted
+    for number in range(12):
+        works(world, f"n{number}", 0, GiB // 2)
+    assert sum(f"n{n}/1" not in world.core.book.queue for n in range(12)) == 8
+    world.end("hog/1")
+    world.run(1)
+    assert world.core.jobs[JobId("big/1")].lane is not None
+
+
+def test_background_of_many_users_keeps_nobody_waiting() -> None:
+    """T8: of more users than are looked at for one decision."""
+    world = World(capacity=100 * GiB, compute=1.0, policy="fair")
+    for number in range(70):
+        name = f"b{number}"
+        background(world, name, user=name)
+    world.run(8, step=0.05)
+    world.open("note", user="note", interval=0.05)
+    world.submit("note/1", "note", 0, GiB)
+    world.core.users[UserId("note")].vtime = 1e3
+    world.run(10, step=0.05)
+    assert world.kernels["note"].device_time > 9

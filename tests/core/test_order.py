@@ -69,6 +69,9 @@ def test_a_job_beside_another_of_its_session_comes_first(policy: str) -> None:
     world.submit("a/1", "a", 0, 9 * GiB, time=1.0)
     world.submit("hog/2", "hog", 0, GiB, time=1e6)
     assert waiting(world) == ["hog/2", "a/1"]
+    for other in ("pack", "srtf", "fifo", "fair", policy):
+        world.send(ev.PolicyChanged(at=world.now, policy=other))
+        assert waiting(world) == ["hog/2", "a/1"], other
 
 
 def test_fair_lets_in_who_had_least() -> None:
@@ -247,3 +250,37 @@ def test_in_a_shared_lane_the_better_one_goes_first() -> None:
     world.run(0.1)
     assert world.running("long/1")
     assert world.core.jobs["long/1"].state is JobState.RUNNING  # type: ignore[index]
+
+
+@pytest.mark.parametrize("time", [3000.0, None])
+def test_in_a_shared_lane_a_better_one_is_not_kept_waiting_by_a_worse_one(
+    time: float | None,
+) -> None:
+    """SRTF: it asks for the lane as it comes, also where the lane is to be looked at later for another one's sake."""
+    world = World(capacity=10 * GiB, compute=1.0, policy="srtf", can_park=True, lane_turn=5.0)
+    for name, needs in (("long", time), ("worse", 4000.0)):
+        world.open(name, user=name, interval=0.01)
+        world.submit(f"{name}/1", name, 0, 9 * GiB, time=needs)
+        world.run(1)
+    world.open("short", user="short", interval=0.01)
+    world.submit("short/1", "short", 0, 8 * GiB, time=2.0)
+    assert len(world.core.book.table.lanes) == 1
+    world.run(0.1)
+    assert world.running("short/1")
+
+
+def test_patience_is_over_with_its_policy_for_who_was_held_back_meanwhile_too() -> None:
+    """It waits beside the queue when the policy changes, and comes into it where the new one puts it."""
+    world = World(capacity=10 * GiB, compute=1.0, policy="fair")
+    for name, size, time in (("hog", 10, 1e5), ("long", 9, 1e6)):
+        world.open(name, user=name, interval=0.05)
+        world.submit(f"{name}/1", name, 0 if name == "hog" else size * GiB, size * GiB if name == "hog" else 0, time=time)  # fmt: skip
+    world.run(PATIENT + 1, step=1.0)
+    assert world.core.jobs["long/1"].promoted  # type: ignore[index]
+    world.send(ev.Draining(at=world.now, on=True))
+    assert waiting(world) == []
+    world.send(ev.PolicyChanged(at=world.now, policy="srtf"))
+    world.send(ev.Draining(at=world.now, on=False))
+    world.open("short", user="s", interval=0.05)
+    world.submit("short/1", "short", 9 * GiB, 0, time=2.0)
+    assert waiting(world) == ["short/1", "long/1"]

@@ -75,6 +75,18 @@ def test_a_task_that_lost_its_deadline_waits_like_best_effort() -> None:
     one.close()
 
 
+def test_it_is_tried_again_for_weeks() -> None:
+    """The time until the next try has an end, and so has the number that it is made of."""
+    rules, one, at = Discipline(), tenant(Kind.BE), 0.0
+    for _ in range(1100):
+        assert rules.overran(one, overran(1.0), at, promised=True)[1] is not None
+        at = rules.until[one.number]
+        assert rules.over(at)
+    assert rules.overran(one, overran(1.0), at, promised=True)[1] is not None
+    assert rules.until[one.number] == at + LONGEST
+    one.close()
+
+
 def test_nobody_waits_for_one_that_waits(tmp_path: Path) -> None:
     """P14: nodes that change let it go first; closing it cancels its jobs."""
     gate, heard = Gate(tmp_path, "gate"), threading.Semaphore(0)
