@@ -18,7 +18,7 @@ from torch import nn
 from gpushare_kernel.nwv.changing import set_by_calls
 from gpushare_kernel.nwv.kept import plain_of
 
-_PLAIN = bool | int | float | complex | str | bytes | torch.dtype | None
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, type(None))
 _UNTOLD = frozenset({"_is_hf_initialized"})
 """Marks that say where weights came from."""
 _DEEPEST = 8
@@ -58,7 +58,7 @@ def _tells(value: object) -> bool:
     """Tell whether more than the class of it counts."""
     if value is None:
         return False
-    return isinstance(value, _PLAIN | types.FunctionType | functools.partial) or _inside(value, _DEEPEST) is not None  # fmt: skip
+    return isinstance(value, (*_PLAIN, types.FunctionType, functools.partial)) or _inside(value, _DEEPEST) is not None  # fmt: skip
 
 
 def _class(kind: type) -> Iterator[str]:
