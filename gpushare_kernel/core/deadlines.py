@@ -11,6 +11,11 @@ MONITOR_SHARED = 0.25
 """How often those who run freely are looked at, in seconds."""
 
 
+def backoff(first: float, longest: float, tries: int) -> float:
+    """Return the seconds until the next try after `tries` in vain: `first`, twice as many each time, `longest` at most, however often it was tried."""
+    return min(longest, first * 2.0 ** min(tries, 64))
+
+
 class Deadlines:
     """A heap of things to do, and the wake that was last asked for. Time passes only by `meet`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpushare_kernel.core.deadlines import backoff
 from gpushare_kernel.core.records import Session
 
 LONGEST_DRAIN = 60.0
@@ -28,7 +29,7 @@ def busy_again(session: Session, usual: float, at: float) -> float | None:
     if session.busy_tries >= BUSY_TRIES or at - session.busy_since > BUSY_SECONDS:
         session.busy_tries, session.pause_limit = 0, 0.0
         return None
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**session.busy_tries)
+    return backoff(_FIRST_PAUSE, _LONGEST_PAUSE, session.busy_tries)
 
 
 def note(session: Session, drain: float) -> None:

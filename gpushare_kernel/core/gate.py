@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from gpushare_kernel.core import drains
 from gpushare_kernel.core.config import Config
+from gpushare_kernel.core.deadlines import backoff
 from gpushare_kernel.core.instructions import (
     Alarm,
     Barred,
@@ -195,7 +196,7 @@ class Gate:
         until = self._barred.get(session.id)
         if until is None:
             tries = self._tries[session.id]
-            self._barred[session.id] = at + min(LONGEST_BAR, FIRST_BAR * 2.0 ** min(tries, 10))
+            self._barred[session.id] = at + backoff(FIRST_BAR, LONGEST_BAR, tries)
             if not tries:
                 self._emit(Barred(session.id, drains.bound(session), self.windows.absorbs))
         elif at >= until and session.drains and self._config.trial_drain <= self.windows.absorbs:

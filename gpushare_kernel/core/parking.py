@@ -17,6 +17,7 @@ from typing import Any
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.deadlines import backoff
 from gpushare_kernel.core.records import Job, Moving, Session, Stowed
 from gpushare_kernel.core.returning import Returning, request_of
 from gpushare_kernel.core.states import Phase
@@ -355,9 +356,7 @@ class Parking(Returning):
         """It keeps what it held, and runs on; it is not tried again at once."""
         if event.status is MoveStatus.UNABLE:
             session.barred = event.why
-        session.spared_until = event.at + min(
-            LONGEST_SPARED, FIRST_SPARED * 2 ** min(session.spared, 10)
-        )
+        session.spared_until = event.at + backoff(FIRST_SPARED, LONGEST_SPARED, session.spared)
         session.spared += 1
         for job in session.jobs.values():
             job.resident_since = event.at

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.deadlines import backoff
 from gpushare_kernel.core.realtime import Realtime
 from gpushare_kernel.core.records import Job, Moving, Session
 from gpushare_kernel.core.speeds import Speeds
@@ -167,5 +168,5 @@ class Returning(Realtime):
                     self._again(job, session, now)
             self._admit(now)
 
-        self._deadlines.add(at + min(LONGEST_AGAIN, AGAIN * 2 ** min(session.spared, 10)), again)
+        self._deadlines.add(at + backoff(AGAIN, LONGEST_AGAIN, session.spared), again)
         session.spared += 1

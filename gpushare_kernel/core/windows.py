@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import floor, inf
 
+from gpushare_kernel.core.deadlines import backoff
 from gpushare_kernel.core.values import JobId, Promise, SessionId
 
 _MOST_UNDONE, _LATEST = 64, 32
@@ -250,7 +251,7 @@ class Windows:
     @staticmethod
     def _overran(one: Standing, at: float) -> None:
         one.owes = BEHAVES
-        one.again = at + min(LONGEST_TRIAL, FIRST_TRIAL * 2.0 ** min(one.tries, 10))
+        one.again = at + backoff(FIRST_TRIAL, LONGEST_TRIAL, one.tries)
         one.tries += 1
 
     def _release(self, one: Standing, release: float, at: float) -> None:

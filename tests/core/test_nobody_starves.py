@@ -8,6 +8,7 @@ import pytest
 
 from gpushare_kernel.core import events as ev
 from gpushare_kernel.core import instructions as do
+from gpushare_kernel.core.deadlines import backoff
 from gpushare_kernel.core.parking import LONGEST_SPARED
 from gpushare_kernel.core.returning import LONGEST_AGAIN
 from gpushare_kernel.core.values import GiB, JobId, MoveStatus, SessionId, UserId
@@ -226,3 +227,9 @@ def test_background_of_many_users_keeps_nobody_waiting() -> None:
     world.core.users[UserId("note")].vtime = 1e3
     world.run(10, step=0.05)
     assert world.kernels["note"].device_time > 9
+
+
+@pytest.mark.parametrize("tries", [0, 1, 9, 10, 100, 10**9])
+def test_pauses_between_tries_double_up_to_the_longest(tries: int) -> None:
+    """The power alone would overflow after a thousand tries."""
+    assert backoff(0.25, 1e6, tries) == min(1e6, 0.25 * 2 ** min(tries, 30))
