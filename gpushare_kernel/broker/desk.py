@@ -114,11 +114,15 @@ class Desk:
 
     def notify(self, notice: msg.BrokerNotice) -> None:
         """Send a notice, where the client's version has it."""
-        if msg.since(notice) > self._version:
+        if not self.hears(notice):
             return
         if self._version == 1 and isinstance(notice, msg.Waiting):
             notice = _for_version_1(notice)
         self._connection.send(encode(msg.FromBroker(msg.Kind.NOTICE, 0, notice)))
+
+    def hears(self, notice: msg.BrokerNotice) -> bool:
+        """Whether the client's version has this notice."""
+        return msg.since(notice) <= self._version
 
     def hang_up(self) -> None:
         """End the connection; what was sent still goes out."""

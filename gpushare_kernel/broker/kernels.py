@@ -43,6 +43,9 @@ class Line(Protocol):
     def notify(self, notice: BrokerNotice) -> None:
         """Send a notice."""
 
+    def hears(self, notice: BrokerNotice) -> bool:
+        """Whether its version has this notice; else `notify` sends nothing."""
+
     def hang_up(self) -> None:
         """End the connection."""
 

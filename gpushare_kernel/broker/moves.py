@@ -224,9 +224,8 @@ class Moves:
             return replace(outcome, freed=outcome.freed + aside, took=self._engine.now - began)
         if kernel.aside:
             self._mark_away(kernel, target, away=False)
-            if await self._put_back(
-                kernel, target
-            ):  # others have its room by now: it waits for some
+            if await self._put_back(kernel, target):
+                # Others have its room by now: it is parked, and waits for some.
                 await self._engine.device.pause(target, limit=DRAIN)
                 await self._engine.device.look()
                 return MoveOutcome(MoveStatus.DONE, kernel.aside, self._engine.now - began)
@@ -304,9 +303,8 @@ class Moves:
                 still.asked(other.id)
                 self._engine.then(other, self._holding(other, still))
             elif self._engine.device.loose(other.target):
-                still.said(
-                    other.id, stands=False
-                )  # its own restore may be before a hold in its order
+                # Its own restore may be before a hold in its order: nobody waits for that.
+                still.said(other.id, stands=False)
 
     def _holding(self, kernel: Kernel, still: Standstill) -> _Action:
         """Return what holds one of the others; it runs again afterwards unless the scheduler has it stopped by then."""

@@ -37,14 +37,17 @@ class Warm:
         self._sizes: dict[SessionId, int] = {}
 
     async def set_aside(self, kernel: Kernel, size: int) -> int | None:
-        """Return how many of its `size` bytes its client has given back now; None where it may still be at it."""
+        """Return how many of its `size` bytes its client has given back now; None where it may still be at it, or cannot be asked now."""
         if not kernel.lines:
-            return 0
+            return None
+        ask = SetAside(next(self._tickets))
+        if not kernel.lines[0].hears(ask):
+            return 0  # its version knows nothing of this, and begins nothing
         before = kernel.aside
         self._sizes[kernel.id] = size
         try:
             seconds = limit(sum(self._sizes.values()))
-            answer = await self._ask(kernel, SetAside(next(self._tickets)), seconds)
+            answer = await self._ask(kernel, ask, seconds)
             if answer is None:
                 answer = await self._ask(kernel, PutBack(next(self._tickets)), seconds)
         finally:

@@ -74,10 +74,8 @@ class ParkingSession(GpuSession[Mover]):
         async with self._turn:
             began = monotonic()
             beside = [m for m in self._of([*members]) if self.runs(m.key)]
-            try:
-                await side_by_side(
-                    mover.lock(AGAIN) for mover in beside
-                )  # they could take the room
+            try:  # they could take the room
+                await side_by_side(mover.lock(AGAIN) for mover in beside)
                 move = await self._restore(room)
             except BaseException:
                 for mover in beside:

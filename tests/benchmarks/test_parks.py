@@ -184,7 +184,7 @@ class TestWarm:
 
     def test_rates_are_read_from_its_own_log(self):
         """Of whole moves of that size only; a size that nobody moved has none, and misses."""
-        kernel = SimpleNamespace(id="a", aside=0, lines=[object()])
+        kernel = SimpleNamespace(id="a", aside=0, lines=[SimpleNamespace(hears=lambda _: True)])
         tier = warm_tier.Warm()
         answers = [WentAside(1, 4 * GiB, "", 0.1), CameBack(2, "", 0.2), WentAside(3, 2 * GiB, "", 0.1), WentAside(4, 0, "busy")]  # fmt: skip
 

@@ -6,6 +6,7 @@ anybody could wait then.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -139,3 +140,19 @@ def test_versions_that_share_nothing_are_refused_with_both(house: House) -> None
         body = msgspec.msgpack.decode(payload)["body"]
     assert (body["type"], body["code"]) == ("Failure", "VersionMismatch")
     assert "2, 1" in body["message"]
+
+
+def test_it_is_not_asked_for_what_it_does_not_know(house: House) -> None:
+    """It would never answer: its memory is the driver's to move, all of it and at once. Who has no line cannot be asked now."""
+    with attached(house):
+        (kernel,) = house.broker.registry
+        warm = house.broker.engine.moves.warm
+
+        def asked() -> int | None:
+            asking = house.do(lambda: asyncio.ensure_future(warm.set_aside(kernel, GiB)))
+            house.saw(asking.done)
+            return asking.result()
+
+        assert asked() == 0
+        house.do(kernel.lines.clear)
+        assert asked() is None
