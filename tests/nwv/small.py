@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,7 @@ from gpushare_kernel.nwv.training import Plan
 
 untimed = settings(deadline=None, max_examples=25)
 """A first call loads scipy and torch's kernels: how long one takes says nothing."""
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 QUICK = Plan(rounds=4, steps=10, lr=3e-3)
 
 
@@ -51,6 +53,17 @@ def task(
         nn.functional.cross_entropy(model(a), b).backward()
         optimiser.step()
     return Task(model, train, [(x[96:128], y[96:128])], test=[(x[128:], y[128:])])
+
+
+def fit(model: nn.Module, batches: Batches, rounds: int) -> None:
+    """Train a model on all batches, so many times; no gradient is left."""
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(rounds):
+        for x, y in batches:
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+    optimiser.zero_grad()
 
 
 def unpack(packed: Packed, name: str) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from gpushare_kernel.nwv.changing import set_by_calls
 from gpushare_kernel.nwv.code import code_of
 from gpushare_kernel.nwv.fisher import fisher
 from gpushare_kernel.nwv.refusal import BadModel
-from tests.nwv.small import QUICK, task
+from tests.nwv.small import QUICK, fit, task
 
 HOW: dict[str, Any] = {"plan": QUICK, "page_size": 32, "progress": False, "control": False}
 
@@ -95,12 +95,7 @@ class Counts(Net):
 def fitted(model: nn.Module) -> Task:
     """Return a task whose model was just trained."""
     one = task(3, steps=0)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(30):
-        for x, y in one.train:
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimiser.step()
+    fit(model, one.train, 30)
     return replace(one, model=model)
 
 

@@ -13,10 +13,9 @@ from torch import nn
 from gpushare_kernel.core.errors import BadDeclaration
 from gpushare_kernel.nwv import Bundle, Task, accuracy, pack
 from gpushare_kernel.nwv.training import Models, Plan
-from tests.nwv.small import QUICK, blobs, task
+from tests.nwv.small import QUICK, Batches, blobs, fit, task
 
 HOW: dict[str, Any] = {"plan": QUICK, "page_size": 32, "progress": False, "control": False}
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def fitted(model: nn.Module, *, shift: float = 0.0) -> Task:
@@ -27,13 +26,7 @@ def fitted(model: nn.Module, *, shift: float = 0.0) -> Task:
         return [(x + shift, y) for x, y in batches]
 
     one = replace(one, model=model, train=moved(one.train), validate=moved(one.validate), test=None)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(40):
-        for x, y in one.train:
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimiser.step()
-    optimiser.zero_grad()
+    fit(model, one.train, 40)
     return one
 
 
@@ -166,13 +159,7 @@ def test_what_is_reported_is_the_bundle() -> None:
 def fitted_head(one: Task) -> Task:
     """Train it on, in evaluation mode: as it is when its mean stands still."""
     model = one.model.eval()
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(40):
-        for x, y in one.train:
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimiser.step()
-    optimiser.zero_grad()
+    fit(model, one.train, 40)
     model.train()
     return one
 
