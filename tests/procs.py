@@ -93,12 +93,14 @@ def zombie() -> Iterator[ProcessKey]:
         os.waitpid(pid, 0)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until a condition that no event tells of holds; fail where it never does."""
+def eventually(
+    condition: Callable[[], object], seconds: float = 20.0, *, seen: Callable[[], object] = str
+) -> None:
+    """Wait until a condition that no event tells of holds; fail where it never does, with what is seen then."""
     pace = threading.Event()
     for _ in range(int(seconds / 0.002)):
         if condition():
             return
         pace.wait(0.002)
-    msg = f"did not come true in {seconds} s"
+    msg = f"did not come true in {seconds} s. Seen: {seen()}"
     raise AssertionError(msg)

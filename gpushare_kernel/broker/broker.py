@@ -273,8 +273,7 @@ class Broker(Processes):
         for desk in [*self.observers, *(line for kernel in self.registry for line in kernel.lines)]:
             desk.hang_up()
         for kernel in self.registry:
-            if kernel.pidfd >= 0:
-                self._loop.remove_reader(kernel.pidfd)
+            self.unwatch(kernel)
             kernel.close()
 
     def save_accounts(self) -> None:

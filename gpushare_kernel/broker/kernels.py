@@ -8,7 +8,7 @@ import re
 import resource
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
@@ -82,8 +82,9 @@ class Kernel:
     line: frozenset[int] = frozenset()
     pidfd: int = -1
     without: set[int] = field(default_factory=set)
-    #: Whoever opened it: while that process lives, a session without a process may still get one.
+    #: Whoever opened it: while that process lives, a session without a process may still get one; until then it is watched.
     opener: ProcessKey | None = None
+    opener_pidfd: int = -1
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     #: Why it must not be parked, of what only we know; "": nothing.
     barred: str = ""
@@ -113,6 +114,11 @@ class Kernel:
     def person(self) -> Person:
         """Whose it is (I9)."""
         return Person(self.uid, self.hub)
+
+    @property
+    def watched(self) -> Sequence[int]:
+        """The descriptors that tell when a process has ended."""
+        return [pidfd for pidfd in (self.pidfd, self.opener_pidfd) if pidfd >= 0]
 
     @property
     def target(self) -> Target | None:
@@ -180,10 +186,10 @@ class Kernel:
             self.lines[0].notify(notice)
 
     def let_go(self) -> None:
-        """Close the process's descriptor; the session has no process from here on."""
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        """Close the process's descriptor, and its opener's; the session has no process from here on."""
+        for pidfd in self.watched:
+            os.close(pidfd)
+        self.pidfd = self.opener_pidfd = -1
         self.key = None
         self.bound.clear()
 

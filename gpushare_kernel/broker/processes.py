@@ -113,6 +113,7 @@ class Processes(JobAnswers):
 
     def bind(self, kernel: Kernel, pidfd: int, pid: int) -> None:
         """`kernel`'s process is known."""
+        self.unwatch(kernel)
         self.registry.bind(kernel, pidfd, pid)
         self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
         self.save(kernel)
@@ -272,10 +273,14 @@ class Processes(JobAnswers):
         if kernel.opener is None or not procfs.alive(kernel.opener):
             self.close(kernel)
 
+    def unwatch(self, kernel: Kernel) -> None:
+        """What ends from here on, nobody hears of."""
+        for pidfd in kernel.watched:
+            self._loop.remove_reader(pidfd)
+
     def _survivors(self, kernel: Kernel) -> Sequence[ProcessKey]:
         """Stop watching `kernel`'s process; return who outlived it."""
-        if kernel.pidfd >= 0:
-            self._loop.remove_reader(kernel.pidfd)
+        self.unwatch(kernel)
         if kernel.target is None:
             return ()
         return self.engine_of(kernel.id).device.survivors(kernel.target)
@@ -311,10 +316,17 @@ class Processes(JobAnswers):
         return kernel
 
     def _await_process(self, kernel: Kernel) -> None:
-        """A session without a process gets one within a while, counted from now, or is closed."""
+        """A session without a process gets one within a while, counted from now, or is closed: at once where its opener ends.
+
+        An opener that is killed lets go of what its process hangs on before it has ended itself: the process may go first.
+        """
         kernel.awaited += 1
         this = kernel.awaited
         self._later(GONE_AFTER, partial(self._still_opened, kernel.id, this))
+        pidfd = None if kernel.opener is None else pidfds.open_key(kernel.opener)
+        if pidfd is not None:
+            kernel.opener_pidfd = pidfd
+            self._loop.add_reader(pidfd, self.close, kernel)
 
     def _still_opened(self, session: SessionId, awaited: int) -> None:
         kernel = self.registry.get(session)  # by name: a timer keeps no session that is closed

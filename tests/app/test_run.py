@@ -280,7 +280,24 @@ def test_killed_while_it_waits_it_leaves_nobody(full):
         process.kill()
         process.wait(PATIENCE)
         eventually(lambda: not procfs.alive(gate))
-        eventually(lambda: len(sessions(full)) == 1 and not queue(full))
+        eventually(
+            lambda: len(sessions(full)) == 1 and not queue(full),
+            seen=lambda: (sessions(full), queue(full)),
+        )
+
+
+def test_killed_after_its_gate_it_leaves_nobody(full):
+    """A process that is killed closes its pipes before it has ended: its gate may be seen to go first."""
+    with running("500MiB", "--", "true") as process:
+        assert "Waiting for memory" in process.stderr.readline()
+        (gate,) = map(procfs.process_key, procfs.children(process.pid))
+        process.send_signal(signal.SIGSTOP)
+        procfs.send(gate, signal.SIGKILL)
+        eventually(lambda: not queue(full))
+        assert len(sessions(full)) == 2  # it may start another one
+        process.kill()
+        process.wait(PATIENCE)
+        eventually(lambda: len(sessions(full)) == 1)
 
 
 def test_killed_while_the_command_runs_the_command_goes_on(broker):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpushare_kernel.broker.kernels import Kernel
 from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, UserError, VersionMismatch
 from gpushare_kernel.core.values import GiB, JobId, Presence, SessionId
 from gpushare_kernel.transport.channel import connect
@@ -226,7 +228,9 @@ def test_a_closed_session_is_gone_for_its_client_too(house: House) -> None:
 
 
 @as_root
-def test_another_users_token_and_process_are_refused(house: House, tmp_path: Path) -> None:
+def test_another_users_token_and_process_are_refused(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """I9: a token works for its own uid only, and a session is bound to a process of its own user only."""
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
@@ -236,10 +240,17 @@ def test_another_users_token_and_process_are_refused(house: House, tmp_path: Pat
     assert attach.code == "BadToken"
     assert isinstance(closing, msg.Ok), "a goodbye that changes nothing"
     assert opened.session in house.broker.scheduler.sessions
-    (theirs,) = house.as_user(NOBODY, msg.Open("x"))
-    kernel = house.kernel(theirs)
-    assert kernel.uid == NOBODY
-    assert house.broker.scheduler.sessions[theirs.session].user.id == kernel.user
+    owners: list[tuple[int, bool]] = []  # looked at while it is there: its opener ends at once
+    usual = house.broker.opened
+
+    def opened_now(kernel: Kernel, **more: Any) -> None:
+        usual(kernel, **more)
+        session = house.broker.scheduler.sessions[kernel.id]
+        owners.append((kernel.uid, session.user.id == kernel.user))
+
+    monkeypatch.setattr(house.broker, "opened", opened_now)
+    house.as_user(NOBODY, msg.Open("x"))
+    assert owners == [(NOBODY, True)]
 
 
 @pytest.mark.parametrize("kind", [msg.Exempt, msg.Close, msg.Restart])

@@ -20,7 +20,7 @@ from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire import texts
 from tests.broker.house import LIMIT, Caller, House
 from tests.broker.test_desk import end, submit
-from tests.procs import Program, eventually
+from tests.procs import Program, eventually, key_of
 
 
 @pytest.fixture
@@ -56,6 +56,24 @@ def test_a_pause_in_flight_against_its_process_s_exit(
     left = house.do(lambda: engine.scheduler.sessions.get(session))
     assert left is None or (left.stopped is None and not left.jobs)
     house.saw(lambda: all(one.stopped is None for one in engine.scheduler.sessions.values()))
+
+
+@pytest.mark.parametrize("first", ["process", "opener"])
+def test_an_opener_s_end_against_its_process_s(
+    house: House, victim: tuple[Program, msg.Opened], first: str
+) -> None:
+    """Whichever is seen to end first, no session is left that nobody will start a process for."""
+    program, opened = victim
+    with Program("say('up'); wait()") as opener:
+        opener.said()
+        kernel = house.kernel(opened)
+        kernel.opener = key_of(opener.process.pid)
+        for one in (program, opener) if first == "process" else (opener, program):
+            one.process.kill()
+            one.process.wait()
+            if first == "process" and one is program:
+                house.saw(lambda: kernel.key is None)
+        house.saw(lambda: house.broker.registry.get(SessionId(opened.session)) is None)
 
 
 def hang_up_first(caller: Caller, give: Callable[[], None]) -> None:

@@ -315,6 +315,7 @@ def test_who_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
             house.attach(opened, again=again(opened, name="x" * 801))
         assert pidfds() == before
         house.open("other.ipynb")
+        before = pidfds()  # its opener's is one
         follow(house, kernels=1)
         with pytest.raises(UserError, match=r"may have 1 kernel open, and yours is other\.ipynb"):
             house.attach(opened, again=again(opened))

@@ -146,7 +146,10 @@ class Host:
         """Return the lines of the broker's log, of some levels."""
         if not self.places.log.exists():
             return []
-        lines = [json.loads(line) for line in self.places.log.read_text().splitlines()]
+        whole = self.places.log.read_text().splitlines(keepends=True)
+        lines = [
+            json.loads(line) for line in whole if line.endswith("\n")
+        ]  # the last may be on its way
         return [line for line in lines if line["level"] in levels or not levels]
 
     def _forgiven(self, line: dict[str, Any]) -> bool:
