@@ -228,7 +228,7 @@ class Jobs:
         A client knows its frameworks only. What it gave back in this moment is free once the driver says so.
         """
         if session.observed is None:
-            session.reported = reported
+            session.reported, session.reported_at = reported, self.at
             return reported
         self._hear(session, reported)
         return max(reported, session.observed)

@@ -46,8 +46,14 @@ class Manager:
         """Start the broker, in the same words each time."""
         self.broker = subprocess.Popen(START, env={**self.env, "NOTIFY_SOCKET": self.heard.getsockname()})  # fmt: skip
         assert self.hear() == "READY=1"
-        (self.guardian,) = [pid for pid in procfs.children(self.broker.pid) if b"broker.guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
+        eventually(
+            self._guardians
+        )  # a process has no words for a moment, while it becomes another program
+        (self.guardian,) = self._guardians()
         self.guardian_fd = os.pidfd_open(self.guardian)
+
+    def _guardians(self) -> list[int]:
+        return [pid for pid in procfs.children(self.broker.pid) if b"broker.guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
 
     def hear(self) -> str:
         return self.heard.recv(100).decode()

@@ -129,6 +129,19 @@ def test_what_the_driver_said_before_the_client_did_is_old() -> None:
     assert (session.measured, session.holds, session.unseen) == (GiB, GiB, 0)
 
 
+def test_what_the_driver_said_before_a_new_kernel_s_first_word_is_old_too() -> None:
+    """I1: its first reading may come after its first cell's end, and be from before: what that cell holds is not free."""
+    made = resident()
+    made.send(ev.CellStarted(at=1.0, session=A, usage=Usage(0.0, 0.0)))
+    assert look(made, 1.2, contexts=None)
+    made.send(ev.CellEnded(at=2.0, session=A, persistent=3 * GiB))
+    session = made.core.sessions[A]
+    look(made, 2.5, memory=0, memory_at=1.9)
+    assert session.measured == 3 * GiB
+    look(made, 3.0, memory=3 * GiB, memory_at=2.9)
+    assert (session.measured, session.holds, session.unseen) == (3 * GiB, 3 * GiB, 0)
+
+
 def test_a_job_is_judged_by_what_its_client_holds_and_not_by_an_old_reading() -> None:
     """A notebook that freed its memory a moment ago is not told that it keeps too much, nor is its cap that much."""
     made = resident()

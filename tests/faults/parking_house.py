@@ -86,7 +86,8 @@ class House:
     def park(self, notebook: Notebook) -> None:
         """Have it set aside by hand."""
         self.host.until(lambda seen: session_of(seen, notebook).p)  # a sample may be a second old
-        assert any("is set aside" in line for line in notebook.run("%gpushare park"))
+        said = notebook.run("%gpushare park")
+        assert any("is set aside" in line for line in said), (said, self.view(notebook))
         self.is_state(notebook, "parked")
         assert self.gpu.state(notebook.pid) == "checkpointed"
 

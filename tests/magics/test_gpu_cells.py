@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import pytest
+from gpushare_magics import holding
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from gpushare_kernel.client import aftermath, api
@@ -372,8 +374,11 @@ def test_memory_for_the_next_start(run: Run, gpu: ScriptedBroker, capsys: Captur
     assert "has no unit" in capsys.readouterr().out
 
 
-def test_what_holds_gpu_memory(run: Run, cupy: Any, capsys: Capture) -> None:
+def test_what_holds_gpu_memory(
+    run: Run, cupy: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By variable, with what pins it; the rest has no name, or is unused; the pool is asked, CUDA is not."""
+    monkeypatch.setattr(holding, "find", partial(holding.find, seconds=60.0))  # on a busy machine
     run("import cupy; MiB = 2**20; model = [cupy.empty(2048 * MiB)]; part = model[0].view()")
     run("lost = cupy.empty(3072 * MiB); hidden = lost._data.mem; del lost")
     run("gone = cupy.empty(512 * MiB); del gone")

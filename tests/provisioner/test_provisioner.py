@@ -379,10 +379,13 @@ def test_the_last_resort_leaves_other_sessions_alone(broker, never_starts):
             "other = subprocess.Popen(['sleep', '601'], env={**os.environ, 'GPUSHARE_SESSION': 's-other'})",
         )
         provisioner = manager.provisioner
-        plain, other = sorted(
-            procfs.children(provisioner.pid),
-            key=lambda pid: Path(f"/proc/{pid}/cmdline").read_bytes(),
-        )
+
+        def words(pid: int) -> bytes:
+            return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+        children = procfs.children(provisioner.pid)
+        eventually(lambda: all(map(words, children)))  # none for a moment, while it becomes sleep
+        plain, other = sorted(children, key=words)
         for pid in (plain, other, provisioner.pid):
             broker.pause(pid)
         assert provisioner._session.resume(provisioner.pid)
