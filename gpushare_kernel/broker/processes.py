@@ -114,7 +114,11 @@ class Processes(JobAnswers):
     def bind(self, kernel: Kernel, pidfd: int, pid: int) -> None:
         """`kernel`'s process is known."""
         self.unwatch(kernel)
-        self.registry.bind(kernel, pidfd, pid)
+        try:
+            self.registry.bind(kernel, pidfd, pid)
+        except BadToken:
+            self._watch_opener(kernel)  # it may start another one
+            raise
         self._loop.add_reader(kernel.pidfd, self._process_gone, kernel, kernel.pidfd)
         self.save(kernel)
         key = kernel.key
@@ -326,7 +330,11 @@ class Processes(JobAnswers):
         pidfd = None if kernel.opener is None else pidfds.open_key(kernel.opener)
         if pidfd is not None:
             kernel.opener_pidfd = pidfd
-            self._loop.add_reader(pidfd, self.close, kernel)
+            self._watch_opener(kernel)
+
+    def _watch_opener(self, kernel: Kernel) -> None:
+        if kernel.opener_pidfd >= 0:
+            self._loop.add_reader(kernel.opener_pidfd, self.close, kernel)
 
     def _still_opened(self, session: SessionId, awaited: int) -> None:
         kernel = self.registry.get(session)  # by name: a timer keeps no session that is closed

@@ -165,9 +165,8 @@ def test_a_budget_is_shown_and_kept_over_a_restart(
     gpushare, followed: Places, tmp_path: Path
 ) -> None:
     """Device seconds of this day count on; who has used them up yields, and is not refused."""
-    done = gpushare(
-        "run", "--", sys.executable, "-c", BURNS.format(4)
-    )  # the last second before an end is in no sample
+    # The last second before an end is in no sample.
+    done = gpushare("run", "--", sys.executable, "-c", BURNS.format(4))
     assert done.returncode == 0
     eventually(lambda: mine(followed).budgets[0].used >= 1.5, seen=lambda: mine(followed))
     used = mine(followed).budgets[0].used

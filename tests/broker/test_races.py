@@ -6,6 +6,7 @@ Others of these pairs: guardian against a worker in flight (`test_guardian.py`),
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 
 from gpushare_kernel.broker import broker as broker_module
 from gpushare_kernel.client.session import Session
+from gpushare_kernel.core.errors import BadToken
 from gpushare_kernel.core.values import GiB, JobId, JobState, PauseStatus, SessionId
 from gpushare_kernel.devices.base import PauseOutcome
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire import texts
 from tests.broker.house import LIMIT, Caller, House
 from tests.broker.test_desk import end, submit
-from tests.procs import Program, eventually, key_of
+from tests.procs import Program, eventually, key_of, zombie
 
 
 @pytest.fixture
@@ -67,13 +69,38 @@ def test_an_opener_s_end_against_its_process_s(
     with Program("say('up'); wait()") as opener:
         opener.said()
         kernel = house.kernel(opened)
-        kernel.opener = key_of(opener.process.pid)
-        for one in (program, opener) if first == "process" else (opener, program):
-            one.process.kill()
-            one.process.wait()
-            if first == "process" and one is program:
-                house.saw(lambda: kernel.key is None)
+        kernel.opener = key_of(opener.pid)
+        if first == "process":
+            ended(program)
+            house.saw(lambda: kernel.key is None)
+            ended(opener)
+        else:
+            ended(opener)
+            ended(program)
         house.saw(lambda: house.broker.registry.get(SessionId(opened.session)) is None)
+
+
+def test_an_opener_s_end_after_a_bind_that_failed(house: House) -> None:
+    """Its process had ended before it was bound; it is still waited for another one, for as long as somebody could start it."""
+    with Program("say('up'); wait()") as opener:
+        opener.said()
+        opened = house.open("never.ipynb")
+        kernel = house.kernel(opened)
+        kernel.opener = key_of(opener.pid)
+        house.do(lambda: house.broker.emptied(kernel))  # as a restart by it does
+        with zombie() as dead:
+            pidfd = os.pidfd_open(dead.pid)
+        with pytest.raises(BadToken, match="has ended already"):
+            house.do(lambda: house.broker.bind(kernel, pidfd, dead.pid))
+        assert house.kernel(opened) is kernel
+        ended(opener)
+        house.saw(lambda: house.broker.registry.get(SessionId(opened.session)) is None)
+
+
+def ended(program: Program) -> None:
+    """Kill it, and see it gone."""
+    program.process.kill()
+    program.process.wait()
 
 
 def hang_up_first(caller: Caller, give: Callable[[], None]) -> None:

@@ -46,9 +46,8 @@ class Manager:
         """Start the broker, in the same words each time."""
         self.broker = subprocess.Popen(START, env={**self.env, "NOTIFY_SOCKET": self.heard.getsockname()})  # fmt: skip
         assert self.hear() == "READY=1"
-        eventually(
-            self._guardians
-        )  # a process has no words for a moment, while it becomes another program
+        # A process has no words for a moment, while it becomes another program.
+        eventually(self._guardians)
         (self.guardian,) = self._guardians()
         self.guardian_fd = os.pidfd_open(self.guardian)
 

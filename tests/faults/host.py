@@ -147,9 +147,8 @@ class Host:
         if not self.places.log.exists():
             return []
         whole = self.places.log.read_text().splitlines(keepends=True)
-        lines = [
-            json.loads(line) for line in whole if line.endswith("\n")
-        ]  # the last may be on its way
+        # The last may be half written.
+        lines = [json.loads(line) for line in whole if line.endswith("\n")]
         return [line for line in lines if line["level"] in levels or not levels]
 
     def _forgiven(self, line: dict[str, Any]) -> bool:
