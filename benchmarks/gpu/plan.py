@@ -49,7 +49,7 @@ ROWS = (
     Row("gpu_realtime_nodes", 480, quick=240),
     Row("gpu_nwv", 60, quick=60),
     Row(PARKING_TESTS, 430),
-    Row("gpu_parking", 380, quick=120),
+    Row("gpu_parking", 400, quick=120),
     Row("gpu_arena", 130, quick=90),
     Row("gpu_warm", 200, quick=90),
     Row("gpu_parked_rounds", 230, quick=90),

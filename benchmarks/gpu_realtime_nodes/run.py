@@ -21,7 +21,7 @@ def measure(options: Options) -> Sequence[Figure]:
     if options.device != "cuda":
         msg = "these nets are of a size for a GPU. On a CPU: python benchmarks/realtime_cpu/run.py."
         raise NotMeasured(msg)
-    rounds, seconds = (1, 5.0) if options.quick else (3, 20.0)
+    rounds, seconds = (1, 5.0) if options.quick else (3, 10.0)
     return nets.measure(nets.Course("cuda", "c8,c8g1", ARMS, rounds, seconds, most=1.0))
 
 

@@ -11,6 +11,10 @@ import torch
 from torch import nn
 
 
+DRAWN = 99_991
+"""Random numbers that are drawn for a layer, at most: a prime, so that no two rows are alike."""
+
+
 @dataclass(frozen=True, slots=True)
 class Net:
     """A net: `depth` layers that are `width` wide; convolutions over `side` x `side` pixels, or matrices where `side` is 0.
@@ -43,8 +47,18 @@ class Net:
 
     def _layer(self) -> nn.Module:
         if self.side:
-            return nn.Conv2d(self.width, self.width, 3, padding=1)
-        return nn.Linear(self.width, self.width)
+            return _filled(nn.utils.skip_init(nn.Conv2d, self.width, self.width, 3, padding=1))
+        return _filled(nn.utils.skip_init(nn.Linear, self.width, self.width))
+
+
+def _filled(layer: nn.Module) -> nn.Module:
+    """Fill weights with the same random numbers again and again: a number drawn for each would take longer than a round."""
+    with torch.no_grad():
+        for weight in layer.parameters():
+            bound = (weight[0].numel() if weight.dim() > 1 else weight.numel()) ** -0.5
+            some = torch.empty(min(DRAWN, weight.numel())).uniform_(-bound, bound)
+            weight.copy_(some.repeat(-(-weight.numel() // some.numel()))[: weight.numel()].view_as(weight))  # fmt: skip
+    return layer
 
 
 class Layer(nn.Module):
@@ -103,9 +117,9 @@ CUDA_RT = (
 )
 CUDA_BE = (
     Net("scene", 20, 256, 64, frame=2160),
-    Net("speech", 20, 8192, frame=1440),
+    Net("speech", 20, 4096, frame=1440),
     Net("map", 16, 256, 64, frame=2160),
-    Net("text", 16, 8192, frame=1440),
+    Net("text", 16, 4096, frame=1440),
 )
 
 

@@ -11,7 +11,7 @@ from gpushare_kernel.client.display import Steps
 from gpushare_kernel.realtime.model import Kind, NodeType, Task
 
 _AROUND = 4.0
-"""Seconds that starting a node and its first runs take, about."""
+"""Seconds that starting a node and its first runs take at least."""
 
 
 @contextlib.contextmanager
@@ -28,10 +28,10 @@ def shown(step: Steps | None) -> Iterator[Steps]:
 
 
 def measuring_text(name: str, layers: int, types: Sequence[NodeType], seconds: float) -> str:
-    """Say what is measured, and for about how long: `seconds` on each type."""
+    """Say what is measured, and for how long at least: `seconds` on each type. A large model's first runs take longer."""
     what = f"{layers} layer{'s' if layers > 1 else ''} of {name}"
-    about = ceil(len(types) * (seconds + _AROUND))
-    return f"Measuring {what} on {_listed(types)}: about {about} s, once for this machine."
+    least = ceil(len(types) * (seconds + _AROUND))
+    return f"Measuring {what} on {_listed(types)}: {least} s or more, once for this machine."
 
 
 def proving_text(task: Task, others: int) -> str:

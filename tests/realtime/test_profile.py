@@ -202,9 +202,9 @@ def test_it_says_what_it_does_and_for_how_long(capsys: pytest.CaptureFixture[str
     said: list[str] = []
     for _ in range(2):
         measure([abs, abs], X, [ONE], repeats=10, seconds=0.1, step=said.append)
-    assert said == ["Measuring 2 layers of list on c1: about 5 s, once for this machine."]
+    assert said == ["Measuring 2 layers of list on c1: 5 s or more, once for this machine."]
     measure([abs], X, [ONE], repeats=10, seconds=0.1)
-    assert capsys.readouterr().err == "gpushare: Measuring 1 layer of list on c1: about 5 s, once for this machine.\n"  # fmt: skip
+    assert capsys.readouterr().err == "gpushare: Measuring 1 layer of list on c1: 5 s or more, once for this machine.\n"  # fmt: skip
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
