@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-
 DRAWN = 99_991
 """Random numbers that are drawn for a layer, at most: a prime, so that no two rows are alike."""
 
