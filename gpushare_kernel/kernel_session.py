@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from gpushare_kernel import __version__, procfs
 from gpushare_kernel.client.start import start_again
-from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, NoBroker
+from gpushare_kernel.core.errors import BadFrame, BadToken, BrokerUnavailable, Busy, NoBroker
 from gpushare_kernel.core.values import ProcessKey, SessionId
 from gpushare_kernel.transport.channel import connect, handshake
 from gpushare_kernel.transport.peers import check_broker, peer_of
@@ -43,6 +44,8 @@ EXCHANGE_TIMEOUT = 10.0
 """Seconds for an exchange a kernel's start waits for."""
 SIGNAL_TIMEOUT = 0.5
 """Seconds for each half (connect, answer) of an exchange that goes before a signal: no interrupt is late because of us."""
+_AGAIN = 0.1
+"""Seconds until a busy broker is asked again."""
 INTERRUPT_EXEMPTION, END_EXEMPTION = 3.0, 15.0
 """Seconds without a pause for a signal that is taken in at once, and for an end: longer than jupyter_client waits for one."""
 LOOK_EVERY = 2.0
@@ -374,6 +377,20 @@ def _exchange(
     body: OfStarter,
     timeout: float,
     fds: tuple[int, ...] = (),
+) -> tuple[Welcome, list[int], ProcessKey | None]:
+    """Ask once; again where many of the same user come in at once, as after a broker's restart, until `timeout` is over."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            return _asked(places, body, timeout, fds)
+        except Busy:
+            if time.monotonic() + _AGAIN >= until:
+                raise
+            time.sleep(_AGAIN)
+
+
+def _asked(
+    places: Places, body: OfStarter, timeout: float, fds: tuple[int, ...]
 ) -> tuple[Welcome, list[int], ProcessKey | None]:
     with connect(places.socket, timeout) as sock:
         check_broker(sock, places)

@@ -107,6 +107,9 @@ def main(arguments: Sequence[str] | None = None, *, resumed: Sequence[ProcessKey
         _logger.critical("the broker could not start: %s", error, exc_info=ours)
         _say_why(given, error)
         return 1
+    except Exception:  # its guardian starts another one; where it was started by nobody's terminal, only the log tells why
+        _logger.critical("the broker failed, and ends", exc_info=True)
+        raise
     finally:
         os.close(held)
 

@@ -7,6 +7,7 @@ GpushareError
 │   ├── BadDeclaration      options that contradict each other
 │   ├── BadSettings         an administrator's file that makes no sense
 │   ├── Refused             can never fit this device
+│   ├── Busy                too much of one user at once; it may be tried again a moment later
 │   ├── WaitEnded           --wait SECONDS is over; the cell has not run
 │   ├── NotYours            a request about somebody else's session
 │   └── NotVouched          a hub's token that its hub does not know, or that is no server's
@@ -63,6 +64,10 @@ class BadSettings(UserError):
 
 class Refused(UserError):
     """The job can never fit this device."""
+
+
+class Busy(UserError):
+    """Too much of this user comes in at once. Nothing was done: the same may be asked again a moment later."""
 
 
 class WaitEnded(UserError):

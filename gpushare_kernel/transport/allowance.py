@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from gpushare_kernel.core.errors import UserError
+from gpushare_kernel.core.errors import Busy, UserError
 from gpushare_kernel.transport.strange import Strange
 from gpushare_kernel.wire import limit_texts as texts
 
@@ -63,7 +63,7 @@ class Allowance:
         if len(self.connections) >= most:
             return UserError(texts.connections_text(most, len(self.connections)))
         if self.greeting >= HANDSHAKES:
-            return UserError(texts.handshakes_text(HANDSHAKES, self.greeting))
+            return Busy(texts.handshakes_text(HANDSHAKES, self.greeting))
         return None
 
     def spend(self, seconds: float) -> None:

@@ -165,6 +165,18 @@ def test_its_log_is_json_lines(runtime: Path) -> None:
     assert not [line for line in lines if line["level"] in ("error", "critical")]
 
 
+def test_its_own_failure_is_in_its_log(runtime: Path) -> None:
+    """Whoever started it may be gone, and its guardian starts the next one: what it died of is nowhere else."""
+    program = (
+        "from gpushare_kernel.broker import daemon; daemon.IntentTable = None; daemon.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert done.returncode == 1
+    (line,) = (line for line in log(runtime) if line["level"] == "critical")
+    assert line["message"] == "the broker failed, and ends"
+    assert str(line["traceback"]).endswith("TypeError: 'NoneType' object is not callable")
+
+
 def test_it_leaves_by_itself_when_nobody_needs_it(runtime: Path) -> None:
     """Idle exit: the process and its socket are gone, its guardian too, and a new one can start."""
     start("--idle-exit", "0.1")

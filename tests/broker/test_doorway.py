@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpushare_kernel import kernel_session
 from gpushare_kernel.broker.kernels import Kernel
-from gpushare_kernel.core.errors import BadFrame, BadToken, NotYours, UserError, VersionMismatch
+from gpushare_kernel.core.errors import (
+    BadFrame,
+    BadToken,
+    Busy,
+    NotYours,
+    UserError,
+    VersionMismatch,
+)
 from gpushare_kernel.core.values import GiB, JobId, Presence, SessionId
+from gpushare_kernel.transport.allowance import HANDSHAKES
 from gpushare_kernel.transport.channel import connect
+from gpushare_kernel.transport.places import Places
 from gpushare_kernel.wire import messages as msg
 from gpushare_kernel.wire.codec import decode_welcome
 from tests.broker.house import House, raw
@@ -52,6 +63,42 @@ def test_a_client_that_is_faster_than_its_provisioner_waits_for_the_bind(house: 
     house.bind(opened)
     thread.join(20)
     assert isinstance(bodies[0], msg.Attached)
+
+
+def test_a_notebook_that_opens_while_many_of_its_user_come_in_waits_for_a_place(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to try again in a moment, which its starter does by itself; after its time it says so."""
+    silent = [connect(house.path, 30) for _ in range(HANDSHAKES)]
+    house.saw(lambda: house.listener.handshakes == HANDSHAKES)
+    places, turned_away = Places(house.path.parent, system=False, named=True), threading.Event()
+    monkeypatch.setattr(kernel_session, "EXCHANGE_TIMEOUT", 0.3)
+    with pytest.raises(Busy, match="Try again in a moment"):
+        opened(places)
+    assert house.listener.turned_away > 1
+    asked = kernel_session._asked
+
+    def seen(*of: Any) -> Any:
+        try:
+            return asked(*of)
+        except Busy:
+            turned_away.set()
+            raise
+
+    monkeypatch.setattr(kernel_session, "_asked", seen)
+    monkeypatch.setattr(kernel_session, "EXCHANGE_TIMEOUT", 20.0)
+    with ThreadPoolExecutor(1) as pool:
+        comes = pool.submit(opened, places)
+        assert turned_away.wait(20)
+        for each in silent:
+            each.close()
+        comes.result(20).close()
+    assert not house.broker.scheduler.sessions
+
+
+def opened(places: Places) -> kernel_session.KernelSession:
+    """Open a session as a provisioner does."""
+    return kernel_session.open_session(places, "hw1.ipynb", kernel_id="", language="python", weight=1.0)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["restart", "bind", "close", "exempt", "attach"])
