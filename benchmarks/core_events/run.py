@@ -102,7 +102,7 @@ def _check_work(world: World, which: Which) -> None:
     validate(world.core)
     done = world.outcomes
     waiting = sum(1 for job in world.core.jobs.values() if job.granted is None and not job.plain)
-    first = done["submitted"] - done["Refuse"] - done["Drop"] - waiting
+    first = done["submitted"] - done["lost"] - waiting
     kind, policy, number = which
     turned = TURNED.get((kind, policy), ()) if number == LARGE or not kind else ()
     if not 0 < first <= done["Grant"] or not all(done[kind] for kind in turned):

@@ -98,6 +98,8 @@ class World:
         self._opened: deque[SessionId] = deque()
         self._idle: Bag[SessionId] = Bag()
         self._cells: Bag[SessionId] = Bag()
+        #: Jobs that we submitted; the core has others: of plain cells, of what is brought back.
+        self._submitted: set[JobId] = set()
         self._queued: Bag[JobId] = Bag()
         self._running: Bag[JobId] = Bag()
         self._asked: dict[JobId, bool] = {}
@@ -182,7 +184,8 @@ class World:
             case do.Grant(job):
                 self._asked.pop(job, None)
                 self._queued.discard(job)
-                self._running.add(job)
+                if job in self._submitted:
+                    self._running.add(job)
             case do.Ask(job, _, turn, lane):
                 if turn or lane:
                     self._asked[job] = lane
@@ -193,9 +196,13 @@ class World:
             case do.Park(session, ticket) | do.Restore(session, ticket):
                 self._moves.append((session, ticket, isinstance(instruction, do.Park)))
             case do.Drop(job) | do.Refuse(job):
+                self.outcomes["lost"] += job in self._submitted
                 self._over(job)
 
     def _over(self, job: JobId) -> None:
+        if job not in self._submitted:
+            return
+        self._submitted.remove(job)
         self._jobs -= 1
         self._queued.discard(job)
         self._running.discard(job)
@@ -250,6 +257,7 @@ class World:
         self._made += 1
         job = JobId(f"{session}/{self._made}")
         self._queued.add(job)
+        self._submitted.add(job)
         sort, size = self.random.random(), self.random.randrange(64, 2048) * MiB
         needs = {"size": size} if sort < 0.7 else {"persistent": 48 * MiB, "ephemeral": size}
         self.outcomes["submitted"] += 1
