@@ -32,6 +32,8 @@ A_KERNEL = 80 << 20
 """Bytes of the host's memory that a student's kernel takes, at least."""
 SETTLE, LOOK, LEAST_WINDOW = 2.0, 0.25, 4.0
 """Seconds after Run before shares are counted, between two looks, and in which too little is seen to say anything."""
+SETTLED = 5.0
+"""Seconds for which everybody is done or waits for memory, before it is taken to stay so."""
 HERE, TESTS = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2] / "tests"
 SIDE = (HERE, TESTS / "faults" / "kernel_side", TESTS / "client" / "frameworks")
 BURN = """
@@ -80,7 +82,7 @@ class Seen:
         """The first cell of all who pressed Run at once: who finished, and how long the last one took by what the device takes for all of them."""
         for cell in cells:
             if cell.error:
-                progress(f"{self.name}: student {cell.number}: {cell.error[-600:]}")
+                progress(f"{self.name}: student {cell.number}: {cell.error[-2500:]}")
         ideal = work * len(cells) / device
         done = [cell for cell in cells if not cell.error]
         self.add("finished", "students", [float(len(done))], at_least=float(len(cells)))
@@ -209,7 +211,7 @@ def _in_turn(school: School, plan: Plan, seen: Seen) -> None:
     kept = sum(f"VALUE {cell.number + 1}\n" in cell.said for cell in finished)
     for cell in cells:
         if cell.error:
-            progress(f"in turn, student {cell.number}: {cell.error[-600:]}")
+            progress(f"in turn, student {cell.number}: {cell.error[-2500:]}")
     seen.add("turns_finished", "students", [float(len(finished))], at_least=float(plan.students))
     seen.add("values_changed", "", [float(len(finished) - kept)], at_most=0.0)
     seen.add("turn_took", "s", [cell.took for cell in finished])
@@ -232,9 +234,7 @@ def _without_parking(plan: Plan) -> list[Figure]:
         _shown(school, plan.turn)
         others = school.students[1:]
         cells = school.all_run(FIRST_ON_GPU.format(plan.turn), others)
-        school.until(
-            lambda seen: _settled(cells, seen), "some cells neither end nor wait for memory"
-        )
+        school.until(Settled(cells), "some cells neither end nor wait for memory")
         finished = 1 + sum(cell.done() and not cell.result().error for cell in cells)
         fits = _said_by_doctor()
         waiting = [s for s, cell in zip(others, cells, strict=True) if not cell.done()]
@@ -242,16 +242,32 @@ def _without_parking(plan: Plan) -> list[Figure]:
             student.interrupt()
         ended = _ended(cells)
         told = sum("Waiting for GPU memory" in cell.said for cell in ended if cell.error)
+        for cell in ended:
+            if cell.error and "Waiting for GPU memory" not in cell.said:
+                progress(
+                    f"unparked: student {cell.number}: {cell.said[-600:]} {cell.error[-2500:]}"
+                )
         seen.add("fit_by_doctor", "students", [float(fits)])
         seen.add("finished", "students", [float(finished)], at_least=fits, at_most=fits)
         seen.add("waiting_and_told", "students", [float(told)], at_least=float(plan.students - fits))  # fmt: skip
     return seen.figures
 
 
-def _settled(cells: Sequence[Future[Cell]], seen: Snapshot) -> bool:
-    """Whether each of these cells is done or waits for memory."""
-    waiting = [one for one in seen.queue if one.reason == WaitReason.MEMORY]
-    return sum(cell.done() for cell in cells) + len(waiting) == len(cells)
+class Settled:
+    """Whether each of these cells is done or waits for memory, and has for a while: who comes with others waits until it is known what they hold."""
+
+    def __init__(self, cells: Sequence[Future[Cell]]) -> None:
+        self._cells = cells
+        self._since: float | None = None
+
+    def __call__(self, seen: Snapshot) -> bool:
+        """Look once more."""
+        waiting = [one for one in seen.queue if one.reason == WaitReason.MEMORY]
+        if sum(cell.done() for cell in self._cells) + len(waiting) < len(self._cells):
+            self._since = None
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > SETTLED
 
 
 def _said_by_doctor() -> int:

@@ -94,8 +94,9 @@ def _hold() -> None:
     """Say what NVML sees of us."""
     size = CONTEXT + sum(block.data.mem.size for block in _blocks.values())
     file = PLACE / f"held.{os.getpid()}"
-    file.with_suffix(".new").write_text(str(size))
-    file.with_suffix(".new").rename(file)
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(str(size))
+    new.rename(file)
 
 
 def clear() -> None:
