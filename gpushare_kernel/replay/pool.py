@@ -39,7 +39,8 @@ def pooled(jobs: Sequence[TraceJob], settings: Settings, number: int) -> Outcome
             there.append(runs[arriving])
             arriving += 1
         for run in there:
-            if run.left <= _DONE * run.job.duration:
+            # Late in a long trace what rounding leaves is less than the clock can tell.
+            if run.left <= _DONE * run.job.duration or now + run.left / (run.speed or 1.0) <= now:
                 run.ended = now
                 run.stretches.append((run.first_run or 0.0, now))
         there = [run for run in there if run.ended is None]
