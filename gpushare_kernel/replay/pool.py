@@ -40,7 +40,8 @@ def pooled(jobs: Sequence[TraceJob], settings: Settings, number: int) -> Outcome
             arriving += 1
         for run in there:
             # Late in a long trace what rounding leaves is less than the clock can tell.
-            if run.left <= _DONE * run.job.duration or now + run.left / (run.speed or 1.0) <= now:
+            over = run.speed and now + run.left / run.speed <= now
+            if over or run.left <= _DONE * run.job.duration:
                 run.ended = now
                 run.stretches.append((run.first_run or 0.0, now))
         there = [run for run in there if run.ended is None]

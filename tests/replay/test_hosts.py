@@ -101,6 +101,19 @@ def test_the_pool_binds_nobody():
     assert completions(replay_hosts(short, Settings(policy="srtf"), 2, POOL))["c"] == pytest.approx(2.0)  # fmt: skip
 
 
+@pytest.mark.parametrize("policy", ["fifo", "srtf", "fair", "pack"])
+@pytest.mark.parametrize(
+    ("at", "takes"),
+    [(1e5, (0.001, 0.003)), (1e9, (0.1, 0.37, 3.3)), (1e9, (1e-8, 1e-8, 1e-8)), (0.0, (1e6, 0.1))],
+)
+def test_the_pool_comes_to_its_end_late_in_a_trace(policy, at, takes):
+    """There the clock's own steps (1e-7 s after 30 years) are longer than what rounding leaves of a job: it once went on for ever."""
+    jobs = [job(f"j{n}", at, one) for n, one in enumerate(takes)]
+    took = completions(replay_hosts(jobs, Settings(policy=policy), 2, POOL))
+    assert all(took[one.name] >= one.duration - 1e-6 for one in jobs)
+    assert max(took.values()) <= sum(takes) + 1e-6
+
+
 def test_people_are_equal_in_the_pool():
     """One with three jobs has as much of two devices as one with one can use: the rest."""
     jobs = [
