@@ -82,7 +82,7 @@ class Seen:
         """The first cell of all who pressed Run at once: who finished, and how long the last one took by what the device takes for all of them."""
         for cell in cells:
             if cell.error:
-                progress(f"{self.name}: student {cell.number}: {cell.error[-2500:]}")
+                progress(f"{self.name}: student {cell.number}: {cell.error[-600:]}")
         ideal = work * len(cells) / device
         done = [cell for cell in cells if not cell.error]
         self.add("finished", "students", [float(len(done))], at_least=float(len(cells)))
@@ -211,7 +211,7 @@ def _in_turn(school: School, plan: Plan, seen: Seen) -> None:
     kept = sum(f"VALUE {cell.number + 1}\n" in cell.said for cell in finished)
     for cell in cells:
         if cell.error:
-            progress(f"in turn, student {cell.number}: {cell.error[-2500:]}")
+            progress(f"in turn, student {cell.number}: {cell.error[-600:]}")
     seen.add("turns_finished", "students", [float(len(finished))], at_least=float(plan.students))
     seen.add("values_changed", "", [float(len(finished) - kept)], at_most=0.0)
     seen.add("turn_took", "s", [cell.took for cell in finished])
@@ -234,7 +234,7 @@ def _without_parking(plan: Plan) -> list[Figure]:
         _shown(school, plan.turn)
         others = school.students[1:]
         cells = school.all_run(FIRST_ON_GPU.format(plan.turn), others)
-        school.until(Settled(cells), "some cells neither end nor wait for memory")
+        school.until(_Settled(cells), "some cells neither end nor wait for memory")
         finished = 1 + sum(cell.done() and not cell.result().error for cell in cells)
         fits = _said_by_doctor()
         waiting = [s for s, cell in zip(others, cells, strict=True) if not cell.done()]
@@ -244,17 +244,15 @@ def _without_parking(plan: Plan) -> list[Figure]:
         told = sum("Waiting for GPU memory" in cell.said for cell in ended if cell.error)
         for cell in ended:
             if cell.error and "Waiting for GPU memory" not in cell.said:
-                progress(
-                    f"unparked: student {cell.number}: {cell.said[-600:]} {cell.error[-2500:]}"
-                )
+                progress(f"unparked: student {cell.number}: {cell.error[-600:]}")
         seen.add("fit_by_doctor", "students", [float(fits)])
         seen.add("finished", "students", [float(finished)], at_least=fits, at_most=fits)
         seen.add("waiting_and_told", "students", [float(told)], at_least=float(plan.students - fits))  # fmt: skip
     return seen.figures
 
 
-class Settled:
-    """Whether each of these cells is done or waits for memory, and has for a while: who comes with others waits until it is known what they hold."""
+class _Settled:
+    """Whether each of these cells is done or waits for memory, and has for a while: one that waits may be let in a moment later."""
 
     def __init__(self, cells: Sequence[Future[Cell]]) -> None:
         self._cells = cells
@@ -263,7 +261,7 @@ class Settled:
     def __call__(self, seen: Snapshot) -> bool:
         """Look once more."""
         waiting = [one for one in seen.queue if one.reason == WaitReason.MEMORY]
-        if sum(cell.done() for cell in self._cells) + len(waiting) < len(self._cells):
+        if sum(cell.done() for cell in self._cells) + len(waiting) != len(self._cells):
             self._since = None
             return False
         self._since = self._since or time.monotonic()
