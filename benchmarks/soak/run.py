@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import Stage as Folder
 from benchmarks.common import as_json, commit, machine, print_table, progress, staged
-from benchmarks.gpu.checkout import place_startup
+from benchmarks.gpu.checkout import ROOT, place_startup
 from benchmarks.soak.faults import Adversary, Disk
 from benchmarks.soak.gpu import COMMAND, ERRORS, total_for
 from benchmarks.soak.judge import Tally, left_over, wrong
@@ -180,7 +180,8 @@ def _ends(where: Places, stage: Stage, tally: Tally, bare: int, before: Sequence
     lines = [*_lines(where.log), *_lines(stage.gpu / ERRORS)]
     broken, errors = wrong(lines)
     tally.invariants += sorted(set(broken))
-    tally.errors += sorted(set(errors))
+    # Where the checkout lies is nobody's business in a kept result.
+    tally.errors += sorted({text.replace(f"{ROOT}/", "") for text in errors})
 
 
 def _unquiet(seen: Snapshot) -> list[str]:
